@@ -1,0 +1,50 @@
+//! Where things are: the workspace's folders, and the cargo that works in them.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The repository that this program was built in.
+pub(crate) struct Workspace {
+    root: PathBuf,
+}
+
+impl Workspace {
+    /// The workspace whose `xtask/` folder this program was compiled from.
+    pub(crate) fn of_this_build() -> Self {
+        let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Self {
+            root: xtask.parent().unwrap_or(xtask).to_path_buf(),
+        }
+    }
+
+    /// A path inside the repository.
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// Tools that were installed for this repository alone.
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.path("target/tools")
+    }
+
+    /// The kernel programs' objects, which the agent's build script embeds.
+    pub(crate) fn bpf_objects(&self) -> PathBuf {
+        self.path("target/bpf")
+    }
+
+    /// A cargo command in the workspace's root, by the cargo that runs this program.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut cargo = Command::new(cargo_program());
+        cargo.current_dir(&self.root);
+        cargo
+    }
+}
+
+/// The cargo that started this program, or the one in `PATH`.
+pub(crate) fn cargo_program() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
