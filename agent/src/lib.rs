@@ -1,1 +1,13 @@
-//! x
+//! The node agent: loads the kernel programs that redirect the sockets of opted-in pods, and is the
+//! proxy that they are redirected to.
+//!
+//! A connection's life reads top to bottom through the modules: accepted in a pod's namespace
+//! ([`node`]) → classified and decided ([`discovery`], [`proxy`]) → connected, through a tunnel with
+//! the workload's own certificate ([`identity`]), in the process, or plainly → copied → accounted
+//! ([`telemetry`]). No stage reaches back.
+
+pub mod discovery;
+pub mod identity;
+pub mod node;
+pub mod proxy;
+pub mod telemetry;

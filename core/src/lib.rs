@@ -1,1 +1,23 @@
-//! x
+//! The mesh's domain: identities, workloads, services, policies, and the decisions over them.
+//!
+//! Everything here is pure: no I/O, no async, no Kubernetes, no protobuf. Whoever has raw input
+//! (a manifest, a message, a certificate) turns it into these types once, at its own edge; inside
+//! there are no half-checked strings. Decisions are functions over these types, tested by tables.
+
+mod cluster;
+mod identity;
+mod names;
+mod policy;
+mod service;
+mod workload;
+
+pub use cluster::{ClusterSettings, TrustBundle};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use names::{Name, NameError, ObjectName, TUNNEL_PORT};
+pub use policy::{
+    AccessPolicy, Authentication, Authorization, AuthorizationName, Client, DenyReason,
+    IdentityMatch, NetworkMatch, PolicyGroup, ProxyProtocol, Server, ServerBinding, ServerName,
+    UnknownAccessPolicy, Verdict, WorkloadPolicy, authorize,
+};
+pub use service::{Endpoint, EndpointName, EndpointPort, Service, ServicePort};
+pub use workload::{Mesh, NodePod, Owner, Tunnel, Workload, WorkloadId};

@@ -1,0 +1,255 @@
+//! Policies.
+
+use weft_core as core;
+
+use super::{ConvertError, Converted, all, error, object_name, parsed, port, ranges, required};
+use crate::v1;
+
+impl From<core::WorkloadPolicy> for v1::WorkloadPolicy {
+    fn from(policy: core::WorkloadPolicy) -> Self {
+        let binding = |it: core::ServerBinding| v1::ServerBinding {
+            port: it.port.into(),
+            server: Some(it.server.into()),
+        };
+        Self {
+            workload: Some(policy.workload.0.into()),
+            default: v1::AccessPolicy::from(policy.default).into(),
+            servers: policy.servers.into_iter().map(binding).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::WorkloadPolicy> for core::WorkloadPolicy {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::WorkloadPolicy) -> Converted<Self> {
+        Ok(Self {
+            default: access_policy("workload_policy.default", message.default())?,
+            workload: core::WorkloadId(object_name("workload_policy.workload", message.workload)?),
+            servers: all(message.servers)?,
+        })
+    }
+}
+
+impl TryFrom<v1::ServerBinding> for core::ServerBinding {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::ServerBinding) -> Converted<Self> {
+        Ok(Self {
+            port: port("workload_policy.servers.port", message.port)?,
+            server: required("workload_policy.servers.server", message.server)?.try_into()?,
+        })
+    }
+}
+
+impl From<core::PolicyGroup> for v1::PolicyGroup {
+    fn from(group: core::PolicyGroup) -> Self {
+        match group {
+            core::PolicyGroup::Weft => Self::Weft,
+            core::PolicyGroup::Linkerd => Self::Linkerd,
+        }
+    }
+}
+
+fn group(field: &str, message: v1::PolicyGroup) -> Converted<core::PolicyGroup> {
+    match message {
+        v1::PolicyGroup::Weft => Ok(core::PolicyGroup::Weft),
+        v1::PolicyGroup::Linkerd => Ok(core::PolicyGroup::Linkerd),
+        v1::PolicyGroup::Unspecified => Err(error(field, "unknown policy group")),
+    }
+}
+
+impl From<core::ServerName> for v1::ServerName {
+    fn from(name: core::ServerName) -> Self {
+        Self {
+            group: v1::PolicyGroup::from(name.group).into(),
+            name: Some(name.name.into()),
+        }
+    }
+}
+
+impl TryFrom<v1::ServerName> for core::ServerName {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::ServerName) -> Converted<Self> {
+        Ok(Self {
+            group: group("server.group", message.group())?,
+            name: object_name("server.name", message.name)?,
+        })
+    }
+}
+
+impl From<core::Server> for v1::Server {
+    fn from(server: core::Server) -> Self {
+        let protocol = match server.proxy_protocol {
+            core::ProxyProtocol::Unknown => v1::ProxyProtocol::Unknown,
+            core::ProxyProtocol::Opaque => v1::ProxyProtocol::Opaque,
+            core::ProxyProtocol::Tls => v1::ProxyProtocol::Tls,
+            core::ProxyProtocol::Http1 => v1::ProxyProtocol::Http1,
+            core::ProxyProtocol::Http2 => v1::ProxyProtocol::Http2,
+            core::ProxyProtocol::Grpc => v1::ProxyProtocol::Grpc,
+        };
+        Self {
+            name: Some(server.name.into()),
+            access_policy: v1::AccessPolicy::from(server.access_policy).into(),
+            proxy_protocol: protocol.into(),
+            authorizations: server.authorizations.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Server> for core::Server {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Server) -> Converted<Self> {
+        let proxy_protocol = match v1::ProxyProtocol::try_from(message.proxy_protocol) {
+            Ok(v1::ProxyProtocol::Unknown) => core::ProxyProtocol::Unknown,
+            Ok(v1::ProxyProtocol::Opaque) => core::ProxyProtocol::Opaque,
+            Ok(v1::ProxyProtocol::Tls) => core::ProxyProtocol::Tls,
+            Ok(v1::ProxyProtocol::Http1) => core::ProxyProtocol::Http1,
+            Ok(v1::ProxyProtocol::Http2) => core::ProxyProtocol::Http2,
+            Ok(v1::ProxyProtocol::Grpc) => core::ProxyProtocol::Grpc,
+            Err(reason) => return Err(error("server.proxy_protocol", reason)),
+        };
+        Ok(Self {
+            access_policy: access_policy("server.access_policy", message.access_policy())?,
+            name: required("server.name", message.name)?.try_into()?,
+            proxy_protocol,
+            authorizations: all(message.authorizations)?,
+        })
+    }
+}
+
+impl From<core::AccessPolicy> for v1::AccessPolicy {
+    fn from(policy: core::AccessPolicy) -> Self {
+        match policy {
+            core::AccessPolicy::AllUnauthenticated => Self::AllUnauthenticated,
+            core::AccessPolicy::AllAuthenticated => Self::AllAuthenticated,
+            core::AccessPolicy::ClusterUnauthenticated => Self::ClusterUnauthenticated,
+            core::AccessPolicy::ClusterAuthenticated => Self::ClusterAuthenticated,
+            core::AccessPolicy::Deny => Self::Deny,
+            core::AccessPolicy::Audit => Self::Audit,
+        }
+    }
+}
+
+fn access_policy(field: &str, message: v1::AccessPolicy) -> Converted<core::AccessPolicy> {
+    match message {
+        v1::AccessPolicy::AllUnauthenticated => Ok(core::AccessPolicy::AllUnauthenticated),
+        v1::AccessPolicy::AllAuthenticated => Ok(core::AccessPolicy::AllAuthenticated),
+        v1::AccessPolicy::ClusterUnauthenticated => Ok(core::AccessPolicy::ClusterUnauthenticated),
+        v1::AccessPolicy::ClusterAuthenticated => Ok(core::AccessPolicy::ClusterAuthenticated),
+        v1::AccessPolicy::Deny => Ok(core::AccessPolicy::Deny),
+        v1::AccessPolicy::Audit => Ok(core::AccessPolicy::Audit),
+        v1::AccessPolicy::Unspecified => Err(error(field, "unknown access policy")),
+    }
+}
+
+impl From<core::Authorization> for v1::Authorization {
+    fn from(authorization: core::Authorization) -> Self {
+        Self {
+            group: v1::PolicyGroup::from(authorization.name.group).into(),
+            name: Some(authorization.name.name.into()),
+            required: authorization.required.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Authorization> for core::Authorization {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Authorization) -> Converted<Self> {
+        Ok(Self {
+            name: core::AuthorizationName {
+                group: group("authorization.group", message.group())?,
+                name: object_name("authorization.name", message.name)?,
+            },
+            required: all(message.required)?,
+        })
+    }
+}
+
+impl From<core::Authentication> for v1::Authentication {
+    fn from(authentication: core::Authentication) -> Self {
+        use v1::authentication::Kind;
+        let kind = match authentication {
+            core::Authentication::MeshTls(matches) => Kind::MeshTls(v1::MeshTls {
+                identities: matches.into_iter().map(Into::into).collect(),
+            }),
+            core::Authentication::Networks(networks) => Kind::Networks(v1::Networks {
+                networks: networks.into_iter().map(Into::into).collect(),
+            }),
+            core::Authentication::Unknown(what) => Kind::Unknown(what),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::Authentication> for core::Authentication {
+    type Error = ConvertError;
+
+    /// A kind from the future is an error, not a pass.
+    fn try_from(message: v1::Authentication) -> Converted<Self> {
+        use v1::authentication::Kind;
+        Ok(match required("authentication.kind", message.kind)? {
+            Kind::MeshTls(tls) => Self::MeshTls(all(tls.identities)?),
+            Kind::Networks(it) => Self::Networks(all(it.networks)?),
+            Kind::Unknown(what) => Self::Unknown(what),
+        })
+    }
+}
+
+impl From<core::IdentityMatch> for v1::IdentityMatch {
+    fn from(matches: core::IdentityMatch) -> Self {
+        use v1::identity_match::Kind;
+        let kind = match matches {
+            core::IdentityMatch::Any => Kind::Any(true),
+            core::IdentityMatch::Exact(identity) => Kind::Exact(identity.to_string()),
+            core::IdentityMatch::Namespace {
+                trust_domain,
+                namespace,
+            } => Kind::Namespace(v1::NamespaceIdentities {
+                trust_domain: trust_domain.to_string(),
+                namespace: namespace.to_string(),
+            }),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::IdentityMatch> for core::IdentityMatch {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::IdentityMatch) -> Converted<Self> {
+        use v1::identity_match::Kind;
+        Ok(match required("identity_match.kind", message.kind)? {
+            Kind::Any(true) => Self::Any,
+            Kind::Any(false) => return Err(error("identity_match.any", "must be true")),
+            Kind::Exact(text) => Self::Exact(parsed("identity_match.exact", &text)?),
+            Kind::Namespace(it) => Self::Namespace {
+                trust_domain: parsed("identity_match.trust_domain", &it.trust_domain)?,
+                namespace: parsed("identity_match.namespace", &it.namespace)?,
+            },
+        })
+    }
+}
+
+impl From<core::NetworkMatch> for v1::Network {
+    fn from(network: core::NetworkMatch) -> Self {
+        Self {
+            cidr: network.cidr.to_string(),
+            except: network.except.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Network> for core::NetworkMatch {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Network) -> Converted<Self> {
+        Ok(Self {
+            cidr: parsed("network.cidr", &message.cidr)?,
+            except: ranges("network.except", &message.except)?,
+        })
+    }
+}

@@ -1,0 +1,108 @@
+//! Workloads and the pods of a node.
+
+use weft_core as core;
+
+use super::{
+    ConvertError, Converted, address_bytes, addresses, error, non_empty, object_name, parsed, port,
+};
+use crate::v1;
+
+impl From<core::Workload> for v1::Workload {
+    fn from(workload: core::Workload) -> Self {
+        let (owner_kind, owner_name) = match workload.owner {
+            Some(owner) => (owner.kind.to_string(), owner.name.to_string()),
+            None => Default::default(),
+        };
+        let meshed = match workload.mesh {
+            core::Mesh::Unmeshed => None,
+            core::Mesh::Meshed { identity, tunnel } => Some(v1::Meshed {
+                identity: identity.to_string(),
+                tunnel: match tunnel {
+                    core::Tunnel::WeftH2 => v1::Tunnel::WeftH2,
+                    core::Tunnel::Hbone => v1::Tunnel::Hbone,
+                }
+                .into(),
+            }),
+        };
+        Self {
+            name: Some(workload.id.0.into()),
+            addresses: workload.addresses.into_iter().map(address_bytes).collect(),
+            node: workload.node.to_string(),
+            owner_kind,
+            owner_name,
+            meshed,
+        }
+    }
+}
+
+impl TryFrom<v1::Workload> for core::Workload {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Workload) -> Converted<Self> {
+        let owner = match non_empty(message.owner_name) {
+            None => None,
+            Some(name) => Some(core::Owner {
+                kind: parsed("workload.owner_kind", &message.owner_kind)?,
+                name: parsed("workload.owner_name", &name)?,
+            }),
+        };
+        let mesh = match message.meshed {
+            None => core::Mesh::Unmeshed,
+            Some(meshed) => meshed.try_into()?,
+        };
+        Ok(Self {
+            id: core::WorkloadId(object_name("workload.name", message.name)?),
+            addresses: addresses("workload.addresses", &message.addresses)?,
+            node: parsed("workload.node", &message.node)?,
+            owner,
+            mesh,
+        })
+    }
+}
+
+impl TryFrom<v1::Meshed> for core::Mesh {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Meshed) -> Converted<Self> {
+        let tunnel = match message.tunnel() {
+            v1::Tunnel::WeftH2 => core::Tunnel::WeftH2,
+            v1::Tunnel::Hbone => core::Tunnel::Hbone,
+            v1::Tunnel::Unspecified => {
+                let reason = format!("unknown tunnel {}", message.tunnel);
+                return Err(error("workload.meshed.tunnel", reason));
+            }
+        };
+        Ok(Self::Meshed {
+            identity: parsed("workload.meshed.identity", &message.identity)?,
+            tunnel,
+        })
+    }
+}
+
+impl From<core::NodePod> for v1::NodePod {
+    fn from(pod: core::NodePod) -> Self {
+        let netns = pod.netns.map(|path| path.to_string_lossy().into_owned());
+        Self {
+            name: Some(pod.id.0.into()),
+            uid: pod.uid,
+            netns: netns.unwrap_or_default(),
+            probe_ports: pod.probe_ports.into_iter().map(u32::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::NodePod> for core::NodePod {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::NodePod) -> Converted<Self> {
+        let probe_ports = message.probe_ports.into_iter();
+        Ok(Self {
+            id: core::WorkloadId(object_name("node_pod.name", message.name)?),
+            uid: non_empty(message.uid).ok_or_else(|| error("node_pod.uid", "missing"))?,
+            netns: non_empty(message.netns).map(Into::into),
+            probe_ports: probe_ports
+                .map(|number| port("node_pod.probe_ports", number))
+                .collect::<Converted<_>>()?,
+        })
+    }
+}
