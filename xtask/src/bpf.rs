@@ -9,7 +9,24 @@ use crate::{process, setup::bpf_toolchain::BpfToolchain, ui, workspace::Workspac
 
 /// Builds every object; installs the toolchain first if there is none.
 pub(crate) fn build(workspace: &Workspace, debug_log: bool) -> Result<()> {
-    ui::headline("kernel programs");
+    let features: &[&str] = if debug_log {
+        &["--features", DEBUG_LOG_FEATURE]
+    } else {
+        &[]
+    };
+    build_with(workspace, features)
+}
+
+/// Builds every object, and fails on a compiler warning.
+pub(crate) fn build_for_test(workspace: &Workspace) -> Result<()> {
+    // By configuration rather than by a compiler flag, which would rebuild `core`.
+    build_with(
+        workspace,
+        &["-Z", "warnings", "--config", "build.warnings=\"deny\""],
+    )
+}
+
+fn build_with(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
     let toolchain = BpfToolchain::find_or_install(workspace)?;
     ui::note(&format!(
         "rustc {} ({}), {}",
@@ -27,10 +44,8 @@ pub(crate) fn build(workspace: &Workspace, debug_log: bool) -> Result<()> {
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             rustflags(&toolchain.linker.path).join("\x1f"),
-        );
-    if debug_log {
-        cargo.args(["--features", DEBUG_LOG_FEATURE]);
-    }
+        )
+        .args(arguments);
     process::run(&mut cargo).context("the kernel programs do not build")?;
     let built = target.join(BPF_TARGET).join("release");
     for program in OBJECTS {

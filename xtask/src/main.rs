@@ -5,8 +5,13 @@
 //! installs and why, and does not repeat it the second time.
 
 mod bpf;
+mod checks;
+mod crds;
+mod demo;
 mod process;
 mod setup;
+mod steps;
+mod test;
 mod ui;
 mod workspace;
 
@@ -29,7 +34,7 @@ fn main() -> ExitCode {
 
 /// Builds, tests and shows Weft; sets up the toolchain and the packages that this needs.
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", version, about)]
+#[command(bin_name = "cargo xtask", version)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -37,6 +42,29 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Show Weft on this machine: two virtual nodes, real programs, and the evidence
+    ///
+    /// Installs the packages it needs, builds everything, then runs the demo. Needs root and a
+    /// kernel of 5.15 or newer with cgroup v2. Exits with 0 only if all that was shown was true.
+    Demo {
+        /// Leave the nodes up at the end, and print commands to play with
+        #[arg(long)]
+        keep: bool,
+        /// Further arguments for the demo program
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Run every check and every test, as continuous integration does
+    ///
+    /// In this order, stopping at the first failure: root and kernel, programs for the tests,
+    /// format, kernel programs, clippy, docs, dependencies, unit tests, custom resource
+    /// definitions, release build, end-to-end tests. Installs what is missing. Needs root.
+    Test {
+        /// Run only the tests whose names contain this, and none of the other checks
+        filter: Option<String>,
+    },
+    /// Check format, lints and docs: the quick part of `test`
+    Check,
     /// Build the kernel programs into target/bpf
     ///
     /// Uses a rustup nightly that has rust-src, or Debian's rustc-web with rust-web-src, and a
@@ -47,11 +75,21 @@ enum Task {
         #[arg(long)]
         debug_log: bool,
     },
+    /// Write daemonset/crds from the controller's types
+    Crds {
+        /// Write nothing; fail if the files are not what would be written
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
     let workspace = Workspace::of_this_build();
     match task {
+        Task::Demo { keep, arguments } => demo::run(&workspace, keep, &arguments),
+        Task::Test { filter } => test::run(&workspace, filter.as_deref()),
+        Task::Check => checks::quick(&workspace),
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
+        Task::Crds { check } => crds::run(&workspace, check),
     }
 }

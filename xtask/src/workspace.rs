@@ -36,10 +36,21 @@ impl Workspace {
         self.path("target/bpf")
     }
 
+    /// Where cargo puts the programs of a release build.
+    pub(crate) fn release_programs(&self) -> PathBuf {
+        let target = env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| self.path("target"), |folder| self.root.join(folder));
+        target.join("release")
+    }
+
     /// A cargo command in the workspace's root, by the cargo that runs this program.
     pub(crate) fn cargo(&self) -> Command {
         let mut cargo = Command::new(cargo_program());
         cargo.current_dir(&self.root);
+        if env::var_os("CI").is_some() {
+            // A fresh clone is built once: what incremental compilation writes would never be read.
+            cargo.env("CARGO_INCREMENTAL", "0");
+        }
         cargo
     }
 }

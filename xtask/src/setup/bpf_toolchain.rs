@@ -252,34 +252,23 @@ const LINKER_VERSION: &str = "^0.13";
 const LINKER_LLVMS: [u32; 3] = [21, 22, 23];
 
 const DEBIAN_COMPILER: [Package; 2] = [
-    Package {
-        name: "rustc-web",
-        reason: "the Rust compiler for the kernel programs",
-    },
-    Package {
-        name: "rust-web-src",
-        reason: "its source of `core`, built for the kernel's instruction set",
-    },
+    Package::new("rustc-web", "the Rust compiler for the kernel programs"),
+    Package::new(
+        "rust-web-src",
+        "its source of `core`, built for the kernel's instruction set",
+    ),
 ];
 
-const LINKER_PACKAGES_21: [Package; 3] = linker_packages_of("llvm-21-dev", "libpolly-21-dev");
-const LINKER_PACKAGES_22: [Package; 3] = linker_packages_of("llvm-22-dev", "libpolly-22-dev");
-const LINKER_PACKAGES_23: [Package; 3] = linker_packages_of("llvm-23-dev", "libpolly-23-dev");
+const LINKER_PACKAGES_21: [Package; 4] = linker_packages_of("llvm-21-dev", "libpolly-21-dev");
+const LINKER_PACKAGES_22: [Package; 4] = linker_packages_of("llvm-22-dev", "libpolly-22-dev");
+const LINKER_PACKAGES_23: [Package; 4] = linker_packages_of("llvm-23-dev", "libpolly-23-dev");
 
-const fn linker_packages_of(llvm: &'static str, polly: &'static str) -> [Package; 3] {
+const fn linker_packages_of(llvm: &'static str, polly: &'static str) -> [Package; 4] {
     [
-        Package {
-            name: llvm,
-            reason: "LLVM, which bpf-linker is built on",
-        },
-        Package {
-            name: polly,
-            reason: "a part of LLVM that bpf-linker links",
-        },
-        Package {
-            name: "libzstd-dev",
-            reason: "a library that LLVM links",
-        },
+        Package::new(llvm, "LLVM, which bpf-linker is built on"),
+        Package::new(polly, "a part of LLVM that bpf-linker links"),
+        Package::new("libzstd-dev", "a library that LLVM links"),
+        Package::new("g++", "the C++ library that LLVM links"),
     ]
 }
 

@@ -20,6 +20,23 @@ use crate::{process, ui};
 pub(crate) struct Package {
     pub(crate) name: &'static str,
     pub(crate) reason: &'static str,
+    /// The service in it, which must not run at the next boot because of us.
+    service: Option<&'static str>,
+}
+
+impl Package {
+    pub(crate) const fn new(name: &'static str, reason: &'static str) -> Self {
+        Self {
+            name,
+            reason,
+            service: None,
+        }
+    }
+
+    pub(crate) const fn with_service(mut self, service: &'static str) -> Self {
+        self.service = Some(service);
+        self
+    }
 }
 
 /// Whether packages can be looked up and installed on this machine.
@@ -45,7 +62,8 @@ pub(crate) fn missing(packages: &[Package]) -> Vec<Package> {
 }
 
 /// Installs those of `packages` that are not installed, and says so. The services among them are
-/// not started. Looks for a newer package list only where the present one does not do.
+/// not started, neither now nor at boot. Looks for a newer package list only where the present one
+/// does not do.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
     let missing = missing(packages);
     if missing.is_empty() {
@@ -66,30 +84,37 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     // itself receives it at once: a child starts with an empty mask.
     let _interrupt = HeldInterrupt::hold()?;
     let _services = ServicesStayDown::begin(Path::new("/usr/sbin/policy-rc.d"))?;
-    let known = names
-        .iter()
-        .all(|name| process::succeeds(Command::new("apt-cache").args(["show", name])));
-    if known && apt_get_install(&names).is_ok() {
-        return Ok(());
+    let known = names.iter().all(|name| is_known(name));
+    if !known || apt_get_install(&names).is_err() {
+        apt_get_update()?;
+        apt_get_install(&names)?;
     }
-    ui::note("fetching the list of packages (apt-get update)");
-    process::run(Command::new("apt-get").args(["update", "-q"]))?;
-    apt_get_install(&names)
+    for service in missing.iter().filter_map(|package| package.service) {
+        ui::note(&format!("{service} stays off: only its program is wanted"));
+        // Where there is no systemd there is nothing to keep off.
+        process::succeeds(Command::new("systemctl").args(["disable", service]));
+    }
+    Ok(())
 }
 
 /// Whether the package lists offer a package, after fetching them once if they do not.
 pub(crate) fn is_available(name: &str) -> bool {
-    let known = || process::succeeds(Command::new("apt-cache").args(["show", name]));
-    known()
-        || (geteuid().is_root()
-            && process::succeeds(Command::new("apt-get").args(["update", "-q"]))
-            && known())
+    is_known(name) || geteuid().is_root() && apt_get_update().is_ok() && is_known(name)
+}
+
+fn is_known(name: &str) -> bool {
+    process::succeeds(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
+}
+
+fn apt_get_update() -> Result<()> {
+    ui::note("fetching the list of packages (apt-get update)");
+    process::run(Command::new("apt-get").args(["update", "-qq"]))
 }
 
 fn apt_get_install(names: &[&str]) -> Result<()> {
     process::run(
         Command::new("apt-get")
-            .args(["install", "-y", "-q", "--no-install-recommends"])
+            .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(names)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(std::process::Stdio::null()),
