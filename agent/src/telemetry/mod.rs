@@ -1,1 +1,229 @@
-//! Under construction.
+//! What the agent measures: one [`Telemetry`] for the process, encoded as OpenMetrics text.
+//!
+//! Names and labels follow Linkerd's, so that dashboards keep working; since one agent speaks for
+//! many pods, it emits the pod's own labels itself. A flow's series are looked up once, when it
+//! opens; while bytes flow only atomics are touched. Series of a pod that is gone disappear.
+//!
+//! What other parts hold anyway (certificates, the control stream, the kernel's maps) is not
+//! counted twice: they are [`Source`]s, asked at each scrape.
+
+mod flow;
+mod labels;
+mod process;
+mod refusal;
+mod samples;
+
+pub use flow::{FlowHandle, PeerCounters};
+pub use labels::{AuthzLabels, Direction, FlowLabels, Peer, PodLabels, TlsLabel};
+pub use refusal::Refusal;
+pub use samples::{Kind, Samples, Source};
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use weft_core::{Verdict, WorkloadId};
+
+use flow::FlowCounters;
+use process::Process;
+
+/// The process's metrics.
+#[derive(Debug)]
+pub struct Telemetry {
+    counts: Arc<Counts>,
+    registry: Mutex<Registry>,
+}
+
+/// Everything counted here, by labels.
+#[derive(Debug, Default)]
+struct Counts {
+    flows: RwLock<HashMap<FlowLabels, Arc<FlowCounters>>>,
+    authz: RwLock<HashMap<(bool, AuthzLabels), Arc<AtomicU64>>>,
+    refusals: RwLock<HashMap<(WorkloadId, Refusal), Arc<AtomicU64>>>,
+}
+
+impl Telemetry {
+    /// Makes empty metrics with those of the process itself.
+    pub fn new() -> Arc<Self> {
+        let counts = Arc::new(Counts::default());
+        let telemetry = Self {
+            counts: Arc::clone(&counts),
+            registry: Mutex::new(Registry::default()),
+        };
+        telemetry.add_source(counts);
+        telemetry.add_source(Arc::new(Process::new()));
+        Arc::new(telemetry)
+    }
+
+    /// Adds a part whose numbers are asked at each scrape.
+    pub fn add_source(&self, source: Arc<dyn Source>) {
+        let collector = Box::new(samples::SourceCollector(source));
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register_collector(collector);
+    }
+
+    /// Counts a flow as open; it closes when the handle is dropped.
+    pub fn flow(&self, labels: FlowLabels) -> FlowHandle {
+        FlowHandle::open(entry(&self.counts.flows, labels))
+    }
+
+    /// Counts a decision of inbound policy.
+    pub fn authz(&self, labels: AuthzLabels, verdict: &Verdict) {
+        let key = (verdict.is_allowed(), labels);
+        entry(&self.counts.authz, key).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a refusal.
+    pub fn refusal(&self, pod: &WorkloadId, reason: Refusal) {
+        let key = (pod.clone(), reason);
+        entry(&self.counts.refusals, key).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Forgets the series of a pod that is gone.
+    pub fn forget_pod(&self, pod: &WorkloadId) {
+        retain(&self.counts.flows, |labels| labels.pod.id != *pod);
+        retain(&self.counts.authz, |(_, labels)| labels.pod.id != *pod);
+        retain(&self.counts.refusals, |(id, _)| id != pod);
+    }
+
+    /// The metrics as OpenMetrics text (version 1.0.0).
+    pub fn encode(&self) -> String {
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut buffer, &registry);
+        buffer
+    }
+}
+
+impl Source for Counts {
+    fn collect(&self, samples: &mut Samples) {
+        let flows = self.flows.read().unwrap_or_else(PoisonError::into_inner);
+        for (labels, counters) in flows.iter() {
+            counters.collect(labels, samples);
+        }
+        let authz = self.authz.read().unwrap_or_else(PoisonError::into_inner);
+        for ((allowed, labels), count) in authz.iter() {
+            let (name, help) = if *allowed {
+                ("inbound_tcp_authz_allow", "Connections that policy allowed")
+            } else {
+                ("inbound_tcp_authz_deny", "Connections that policy denied")
+            };
+            let count = count.load(Ordering::Relaxed) as f64;
+            samples.add(Kind::Counter, name, help, labels.render(), count);
+        }
+        let refusals = self.refusals.read().unwrap_or_else(PoisonError::into_inner);
+        for ((pod, reason), count) in refusals.iter() {
+            let labels = vec![
+                ("namespace", pod.0.namespace.to_string()),
+                ("pod", pod.0.name.to_string()),
+                ("reason", reason.as_str().to_owned()),
+            ];
+            let help = "Connections that the proxy refused or ended, by reason";
+            let count = count.load(Ordering::Relaxed) as f64;
+            samples.add(Kind::Counter, "weft_refused", help, labels, count);
+        }
+    }
+}
+
+/// Finds or makes the value of a key; existing ones are found under the shared lock.
+fn entry<K, V>(map: &RwLock<HashMap<K, Arc<V>>>, key: K) -> Arc<V>
+where
+    K: Eq + std::hash::Hash,
+    V: Default,
+{
+    if let Some(found) = map.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        return Arc::clone(found);
+    }
+    let mut map = map.write().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(map.entry(key).or_default())
+}
+
+fn retain<K, V>(map: &RwLock<HashMap<K, V>>, keep: impl Fn(&K) -> bool)
+where
+    K: Eq + std::hash::Hash,
+{
+    let mut map = map.write().unwrap_or_else(PoisonError::into_inner);
+    map.retain(|key, _| keep(key));
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_core::{AccessPolicy, DenyReason};
+
+    use super::*;
+
+    fn labels(pod: &str) -> FlowLabels {
+        FlowLabels {
+            direction: Direction::Outbound,
+            pod: PodLabels {
+                id: pod.parse().expect("valid"),
+                owner: None,
+            },
+            destination: None,
+            service: Some("shop/web".parse().expect("valid")),
+            tls: TlsLabel::Mutual,
+            client: None,
+            server: None,
+            verdict: None,
+        }
+    }
+
+    #[test]
+    fn flows_are_counted_and_closed() {
+        let telemetry = Telemetry::new();
+        let handle = telemetry.flow(labels("shop/curl"));
+        handle.peer(Peer::Source).read(7);
+        let open = telemetry.encode();
+        assert!(open.contains("tcp_open_connections{direction=\"outbound\",peer=\"src\",namespace=\"shop\",pod=\"curl\",dst_namespace=\"shop\",dst_service=\"web\",tls=\"true\"} 1"), "{open}");
+        assert!(open.contains("tcp_read_bytes_total{direction=\"outbound\",peer=\"src\",namespace=\"shop\",pod=\"curl\",dst_namespace=\"shop\",dst_service=\"web\",tls=\"true\"} 7"), "{open}");
+        drop(handle);
+        let closed = telemetry.encode();
+        assert!(
+            closed.contains("tcp_close_total{direction=\"outbound\",peer=\"src\""),
+            "{closed}"
+        );
+        assert!(closed.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn series_of_a_pod_that_is_gone_disappear() {
+        let telemetry = Telemetry::new();
+        let kept = "shop/kept".parse().expect("valid");
+        let gone = "shop/gone".parse().expect("valid");
+        drop(telemetry.flow(labels("shop/gone")));
+        telemetry.refusal(&gone, Refusal::UnknownAddress);
+        telemetry.refusal(&kept, Refusal::UnknownAddress);
+        telemetry.forget_pod(&gone);
+        let text = telemetry.encode();
+        assert!(!text.contains("gone"), "{text}");
+        assert!(
+            text.contains(
+                "weft_refused_total{namespace=\"shop\",pod=\"kept\",reason=\"unknown_address\"} 1"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn denials_name_the_policy() {
+        let telemetry = Telemetry::new();
+        let verdict = Verdict::Deny {
+            server: Some(weft_core::ServerName {
+                group: weft_core::PolicyGroup::Linkerd,
+                name: "shop/web".parse().expect("valid"),
+            }),
+            reason: DenyReason::Policy(AccessPolicy::Deny),
+        };
+        let pod = PodLabels {
+            id: "shop/web-0".parse().expect("valid"),
+            owner: None,
+        };
+        let labels = AuthzLabels::new(pod, 8080, TlsLabel::None, None, &verdict);
+        telemetry.authz(labels, &verdict);
+        let text = telemetry.encode();
+        assert!(text.contains("inbound_tcp_authz_deny_total{direction=\"inbound\",namespace=\"shop\",pod=\"web-0\",target_port=\"8080\",tls=\"no_identity\",no_tls_reason=\"plaintext\",srv_group=\"policy.linkerd.io\",srv_kind=\"server\",srv_name=\"web\",authz_name=\"default:deny\"} 1"), "{text}");
+    }
+}

@@ -1,0 +1,77 @@
+//! Why a connection was refused or ended: the one list that metrics, logs and the wire share.
+
+/// A reason; each is a label value of `weft_refused_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// A connection reached the outbound listener without an original destination.
+    RedirectMiss,
+    /// A connection of the agent came back to the agent.
+    Loop,
+    /// The address is inside the cluster and nobody knows it.
+    UnknownAddress,
+    /// The service has no such port.
+    UnknownServicePort,
+    /// The service has no endpoint that is ready.
+    NoEndpoint,
+    /// Nothing listens at the destination.
+    ConnectRefused,
+    /// The destination did not answer in time.
+    ConnectTimeout,
+    /// The connection could not be made for another reason.
+    ConnectFailed,
+    /// There is no valid certificate for the workload.
+    NoCertificate,
+    /// The TLS handshake failed.
+    HandshakeFailed,
+    /// The TLS handshake took too long.
+    HandshakeTimeout,
+    /// The peer proved to be somebody else.
+    IdentityMismatch,
+    /// Inbound policy denies the client.
+    Denied,
+    /// Inbound policy changed and no longer allows the client.
+    PolicyChanged,
+    /// The tunnel's peer asked for something that is not this connection's destination, or wrongly.
+    BadRequest,
+    /// The port belongs to the mesh itself.
+    ReservedPort,
+    /// The pod has too many flows.
+    TooManyFlows,
+    /// The pod has too many unfinished handshakes.
+    TooManyHandshakes,
+    /// The agent is shutting down and the flow was still open at the deadline.
+    Drained,
+    /// The pod is gone.
+    PodGone,
+    /// The kernel's state could not be read or written.
+    Kernel,
+}
+
+impl Refusal {
+    /// As a label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RedirectMiss => "redirect_miss",
+            Self::Loop => "loop",
+            Self::UnknownAddress => "unknown_address",
+            Self::UnknownServicePort => "unknown_service_port",
+            Self::NoEndpoint => "no_endpoint",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ConnectFailed => "connect_failed",
+            Self::NoCertificate => "no_certificate",
+            Self::HandshakeFailed => "handshake_failed",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::IdentityMismatch => "identity_mismatch",
+            Self::Denied => "denied",
+            Self::PolicyChanged => "policy_changed",
+            Self::BadRequest => "bad_request",
+            Self::ReservedPort => "reserved_port",
+            Self::TooManyFlows => "too_many_flows",
+            Self::TooManyHandshakes => "too_many_handshakes",
+            Self::Drained => "drained",
+            Self::PodGone => "pod_gone",
+            Self::Kernel => "kernel",
+        }
+    }
+}
