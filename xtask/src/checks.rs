@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{bpf, process, setup::cargo_tools::CargoTool, steps::Steps, workspace::Workspace};
 
@@ -21,12 +21,14 @@ pub(crate) fn quick(workspace: &Workspace) -> Result<()> {
 
 /// The workspace and the kernel programs are formatted.
 pub(crate) fn format(workspace: &Workspace) -> Result<()> {
-    process::run(workspace.cargo().args(["fmt", "--all", "--check"]))?;
-    process::run(
-        workspace
-            .cargo()
-            .args(["fmt", "--check", "--manifest-path", "ebpf/Cargo.toml"]),
-    )
+    for graph in [
+        ["--all"].as_slice(),
+        &["--manifest-path", "ebpf/Cargo.toml"],
+    ] {
+        process::run(workspace.cargo().args(["fmt", "--check"]).args(graph))
+            .context("not formatted as `cargo fmt` would (run it, in ebpf/ too)")?;
+    }
+    Ok(())
 }
 
 /// No lint has anything to say.

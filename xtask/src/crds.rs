@@ -5,24 +5,37 @@ use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{process, ui, workspace::Workspace};
 
-/// Writes the definitions; with `check`, fails if those in the repository are not the same.
-pub(crate) fn run(workspace: &Workspace, check: bool) -> Result<()> {
-    let committed = workspace.path("daemonset/crds");
-    if !check {
-        fs::create_dir_all(&committed)
-            .with_context(|| format!("cannot create {}", committed.display()))?;
-        generate(workspace, &committed)?;
-        ui::note(&format!("written to {}", committed.display()));
-        return Ok(());
+/// Writes the definitions, or checks those in the repository, by a controller built now.
+pub(crate) fn run(workspace: &Workspace, check_only: bool) -> Result<()> {
+    process::run(
+        workspace
+            .cargo()
+            .args(["build", "--workspace", "--bin", CONTROLLER]),
+    )?;
+    let controller = workspace.debug_programs().join(CONTROLLER);
+    if check_only {
+        return check(workspace, &controller);
     }
+    let committed = workspace.path(COMMITTED);
+    fs::create_dir_all(&committed)
+        .with_context(|| format!("cannot create {}", committed.display()))?;
+    generate(&controller, &committed)?;
+    ui::note(&format!("written to {}", committed.display()));
+    Ok(())
+}
+
+/// Fails if the definitions in the repository are not what `controller` writes.
+pub(crate) fn check(workspace: &Workspace, controller: &Path) -> Result<()> {
+    let committed = workspace.path(COMMITTED);
     let fresh = Scratch::new()?;
-    generate(workspace, &fresh.0)?;
+    generate(controller, &fresh.0)?;
     let differences = differences(&manifests(&committed)?, &manifests(&fresh.0)?);
     if !differences.is_empty() {
         bail!(
@@ -35,14 +48,8 @@ pub(crate) fn run(workspace: &Workspace, check: bool) -> Result<()> {
     Ok(())
 }
 
-fn generate(workspace: &Workspace, folder: &Path) -> Result<()> {
-    process::run(
-        workspace
-            .cargo()
-            .args(["run", "--quiet", "-p", "weft-controller"])
-            .args(["--bin", "weft-controller", "--", "crds", "--dir"])
-            .arg(folder),
-    )
+fn generate(controller: &Path, folder: &Path) -> Result<()> {
+    process::run(Command::new(controller).args(["crds", "--dir"]).arg(folder))
 }
 
 /// The YAML files of a folder by name; none if there is no such folder.
@@ -83,6 +90,10 @@ fn differences(
         });
     missing.chain(stale).collect()
 }
+
+/// The controller's program.
+pub(crate) const CONTROLLER: &str = "weft-controller";
+const COMMITTED: &str = "daemonset/crds";
 
 /// A folder that is removed when it goes out of scope.
 struct Scratch(PathBuf);

@@ -5,7 +5,7 @@ use std::{os::unix::process::CommandExt as _, process::Command};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    bpf, process,
+    bpf,
     setup::{kernel, packages},
     steps::Steps,
     test,
@@ -19,16 +19,8 @@ pub(crate) fn run(workspace: &Workspace, keep: bool, arguments: &[String]) -> Re
     steps.step("root and kernel", kernel::check)?;
     steps.step("programs that the demo runs", packages::ensure)?;
     steps.step("kernel programs", || bpf::build(workspace, false))?;
-    steps.step("agent and controller", || test::release_build(workspace))?;
-    steps.step("demo program", || {
-        process::run(workspace.cargo().args([
-            "build",
-            "--release",
-            "-p",
-            "weft-tests",
-            "--bin",
-            DEMO,
-        ]))
+    steps.step("agent, controller and the demo", || {
+        test::release_build(workspace)
     })?;
     steps.finish();
     let programs = workspace.release_programs();

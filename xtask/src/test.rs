@@ -1,7 +1,10 @@
 //! `test`: everything that continuous integration runs, in the order in which it is cheapest to
 //! fail, and stopping at the first failure.
+//!
+//! Every build is one of the whole workspace: cargo unites the features of the packages that it is
+//! asked for, so that asking for some of them would compile most dependencies a second time.
 
-use std::{fs, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -28,87 +31,109 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
         steps.step_with_warning("dependencies", || checks::dependencies(workspace))?;
     }
     steps.step("unit tests", || unit(workspace, filter))?;
-    if filter.is_none() {
-        steps.step("custom resource definitions", || crds::run(workspace, true))?;
-    }
     steps.step("release build", || release_build(workspace))?;
+    if filter.is_none() {
+        steps.step("custom resource definitions", || {
+            let controller = workspace.release_programs().join(crds::CONTROLLER);
+            crds::check(workspace, &controller)
+        })?;
+    }
     steps.step("end-to-end tests", || end_to_end(workspace, filter))?;
     steps.finish();
     Ok(())
 }
 
-/// Builds the programs that Weft ships, which the demo and the end-to-end tests run.
+/// Builds the programs that Weft ships, which the demo and the end-to-end tests run, and the demo.
 pub(crate) fn release_build(workspace: &Workspace) -> Result<()> {
-    process::run(workspace.cargo().args([
-        "build",
-        "--release",
-        "-p",
-        "weft-agent",
-        "-p",
-        "weft-controller",
-    ]))
+    process::run(
+        workspace
+            .cargo()
+            .args(["build", "--release", "--bins"])
+            .args(["--workspace", "--exclude", "xtask"]),
+    )
 }
 
-/// The tests that share nothing with each other: those of the pure crates, and the ones inside the
-/// two that also have tests of the whole machine.
+/// The tests that share nothing with each other: all that are inside a crate, and those in the
+/// `tests/` of the pure ones.
 fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
-    let mut pure = test_command(workspace);
-    pure.arg("--workspace");
-    for package in WHOLE_MACHINE {
-        pure.args(["--exclude", package]);
+    let mut tests = BTreeSet::new();
+    for folder in PURE {
+        tests.extend(integration_tests(&workspace.path(folder))?);
     }
     let mut inside = test_command(workspace);
-    let mut docs = test_command(workspace);
-    for command in [&mut inside, &mut docs] {
-        for package in WHOLE_MACHINE {
-            command.args(["-p", package]);
-        }
-    }
     inside.args(["--lib", "--bins"]);
-    docs.arg("--doc");
-    for command in [&mut pure, &mut inside, &mut docs] {
-        process::run(command.args(filter))?;
+    for test in &tests {
+        inside.args(["--test", test]);
     }
-    Ok(())
+    process::run(inside.args(filter))?;
+    process::run(test_command(workspace).arg("--doc").args(filter))
 }
 
 /// The tests of the whole machine, one at a time: they share its kernel.
 fn end_to_end(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
-    for package in WHOLE_MACHINE {
-        if !has_integration_tests(workspace, package)? {
-            bail!("{package} has no end-to-end tests, which cannot be right");
+    let mut command = test_command(workspace);
+    for folder in WHOLE_MACHINE {
+        let tests = integration_tests(&workspace.path(folder))?;
+        if tests.is_empty() {
+            bail!("{folder} has no end-to-end tests, which cannot be right");
         }
-        process::run(
-            test_command(workspace)
-                .args(["-p", package, "--test", "*"])
-                .args(filter)
-                .args(["--", "--test-threads=1"])
-                .env("WEFT_BIN_DIR", workspace.release_programs()),
-        )?;
+        for test in tests {
+            command.args(["--test", &test]);
+        }
     }
-    Ok(())
+    process::run(
+        command
+            .args(filter)
+            .args(["--", "--test-threads=1"])
+            .env("WEFT_BIN_DIR", workspace.release_programs()),
+    )
 }
 
-fn has_integration_tests(workspace: &Workspace, package: &str) -> Result<bool> {
-    let folder = workspace.path(&format!("{}/tests", package.trim_start_matches("weft-")));
+/// The names of cargo's integration tests in a folder: its files, and its folders with a `main.rs`.
+fn integration_tests(folder: &Path) -> Result<Vec<String>> {
     if !folder.exists() {
-        return Ok(false);
+        return Ok(Vec::new());
     }
+    let mut names = Vec::new();
     let entries =
-        fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    Ok(entries.flatten().any(|entry| {
-        entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "rs")
-    }))
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let is_test = path.extension().is_some_and(|extension| extension == "rs")
+            || path.join("main.rs").is_file();
+        if is_test && let Some(name) = path.file_stem() {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn test_command(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
-    cargo.arg("test");
+    cargo.args(["test", "--workspace"]);
     cargo
 }
 
-/// The packages whose `tests/` need root and the machine to themselves.
-const WHOLE_MACHINE: [&str; 2] = ["weft-agent", "weft-tests"];
+/// Where the tests are that any machine can run, many at a time.
+const PURE: [&str; 3] = ["core/tests", "proto/tests", "controller/tests"];
+/// Where the tests are that need root and the machine to themselves.
+const WHOLE_MACHINE: [&str; 2] = ["agent/tests", "tests/tests"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integration_tests_are_files_and_folders() {
+        let folder = std::env::temp_dir().join(format!("weft-xtask-tests-{}", std::process::id()));
+        fs::create_dir_all(folder.join("policy")).unwrap();
+        fs::create_dir_all(folder.join("common")).unwrap();
+        for file in ["flows.rs", "policy/main.rs", "common/mod.rs", "data.yaml"] {
+            fs::write(folder.join(file), "").unwrap();
+        }
+        assert_eq!(integration_tests(&folder).unwrap(), ["flows", "policy"]);
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(integration_tests(&folder).unwrap().is_empty());
+    }
+}

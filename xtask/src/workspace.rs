@@ -38,9 +38,17 @@ impl Workspace {
 
     /// Where cargo puts the programs of a release build.
     pub(crate) fn release_programs(&self) -> PathBuf {
-        let target = env::var_os("CARGO_TARGET_DIR")
-            .map_or_else(|| self.path("target"), |folder| self.root.join(folder));
-        target.join("release")
+        self.cargo_target().join("release")
+    }
+
+    /// Where cargo puts the programs of a debug build.
+    pub(crate) fn debug_programs(&self) -> PathBuf {
+        self.cargo_target().join("debug")
+    }
+
+    fn cargo_target(&self) -> PathBuf {
+        env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| self.path("target"), |folder| self.root.join(folder))
     }
 
     /// A cargo command in the workspace's root, by the cargo that runs this program.

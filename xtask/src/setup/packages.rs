@@ -64,7 +64,10 @@ const PACKAGES: [(Package, &str); 11] = [
         package("socat", "half-closed and slow connections"),
         "socat",
     ),
-    (package("iperf3", "bulk traffic"), "iperf3"),
+    (
+        package("iperf3", "bulk traffic").with_service("iperf3"),
+        "iperf3",
+    ),
     (
         package("python3", "small servers and clients of odd behaviour"),
         "python3",
