@@ -1,0 +1,242 @@
+//! The agent of a node: the shipped binary in the node's namespace and cgroup.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::controller::{grpc_address, lock, write_private};
+use super::{Node, START_DEADLINE};
+use crate::command::{Process, Program};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::wait::{DEADLINE, wait_for};
+
+/// What a node remembers of its agent.
+#[derive(Debug, Default)]
+pub(super) struct AgentState {
+    process: Option<Process>,
+    /// Agents that were told to end while their successor runs already.
+    leaving: Vec<Process>,
+    log_files: Vec<PathBuf>,
+    args: Vec<String>,
+}
+
+impl Node {
+    pub(super) fn configure_agent(&self, trust_bundle: &Path, further_args: &[String]) {
+        let text = |path: &Path| path.display().to_string();
+        let mut args = vec!["run".to_owned()];
+        let mut option = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
+        option("--node", self.name());
+        option("--instance", self.instance());
+        option("--controller", &format!("https://{}", grpc_address()));
+        option("--controller-name", "weft-controller");
+        option("--trust-bundle", &text(trust_bundle));
+        option("--join-token-file", &text(&self.dir().join("join-token")));
+        option("--cgroup", &text(self.cgroup().path()));
+        option("--kubelet-cgroup", &text(self.kubelet_cgroup().path()));
+        option("--admin", &ADMIN.to_string());
+        option("--admin-socket", &text(&self.admin_socket()));
+        args.extend_from_slice(further_args);
+        lock(&self.agent).args = args;
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn start_agent(&self) -> Result<()> {
+        self.spawn_agent()?;
+        self.wait_ready()
+    }
+
+    /// Starts the agent.
+    pub fn spawn_agent(&self) -> Result<()> {
+        let mut state = lock(&self.agent);
+        ensure!(
+            state.process.is_none(),
+            "the agent of {} is running",
+            self.name()
+        );
+        write_private(&self.dir().join("join-token"), self.join_token())?;
+        let program = super::binary("weft-agent")?;
+        let process = Program::new(
+            program,
+            Some(self.netns()),
+            Some(self.agent_cgroup()),
+            self.dir(),
+        )?
+        .args(&state.args)
+        .env(
+            "RUST_LOG",
+            std::env::var("WEFT_TEST_LOG").unwrap_or("info".into()),
+        )
+        .spawn()?;
+        state.log_files.extend(process.logs().map(Path::to_owned));
+        state.process = Some(process);
+        Ok(())
+    }
+
+    /// Waits until `/ready` says so.
+    pub fn wait_ready(&self) -> Result<()> {
+        wait_for(
+            &format!("the agent of {} to be ready", self.name()),
+            START_DEADLINE,
+            || {
+                let running = match &mut lock(&self.agent).process {
+                    Some(process) => super::check_running(process),
+                    None => Err(anyhow::anyhow!("it was not started")),
+                };
+                if running.is_err() {
+                    return Ok(Some(running));
+                }
+                let (status, body) = self.ready()?;
+                ensure!(status == 200, "/ready says {status} {body}");
+                Ok(Some(Ok(())))
+            },
+        )?
+    }
+
+    /// What `/ready` answers.
+    pub fn ready(&self) -> Result<(u16, String)> {
+        let reply = http::get(self.netns(), ADMIN, "/ready")?;
+        Ok((reply.status, reply.body))
+    }
+
+    /// Ends the agent with SIGTERM and waits until it has drained.
+    pub fn stop_agent(&self) -> Result<()> {
+        let process = lock(&self.agent).process.take();
+        let status = process
+            .context("no agent is running")?
+            .stop(STOP_DEADLINE)?;
+        ensure!(status.success(), "the agent ended with {status}");
+        Ok(())
+    }
+
+    /// Ends the agent with SIGKILL.
+    pub fn kill_agent(&self) -> Result<()> {
+        lock(&self.agent)
+            .process
+            .take()
+            .context("no agent is running")?
+            .kill()
+    }
+
+    /// Tells the agent to end and forgets it, so that the next one can start while it drains.
+    pub fn retire_agent(&self) -> Result<()> {
+        let mut state = lock(&self.agent);
+        let process = state.process.take().context("no agent is running")?;
+        process.signal(Signal::SIGTERM)?;
+        state.leaving.push(process);
+        Ok(())
+    }
+
+    /// Waits until agents told to leave have ended.
+    pub fn wait_retired(&self) -> Result<()> {
+        let leaving = std::mem::take(&mut lock(&self.agent).leaving);
+        for mut process in leaving {
+            process.wait(STOP_DEADLINE)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is an agent.
+    pub fn agent_is_running(&self) -> bool {
+        lock(&self.agent)
+            .process
+            .as_mut()
+            .is_some_and(Process::is_running)
+    }
+
+    /// The agent's process id.
+    pub fn agent_pid(&self) -> Option<u32> {
+        lock(&self.agent).process.as_ref().map(Process::pid)
+    }
+
+    /// The memory the agent holds, in bytes.
+    pub fn agent_resident_bytes(&self) -> Result<u64> {
+        lock(&self.agent)
+            .process
+            .as_ref()
+            .context("no agent is running")?
+            .resident_bytes()
+    }
+
+    /// Scrapes the agent's metrics, as a collector on the node would.
+    pub fn metrics(&self) -> Result<Metrics> {
+        Metrics::parse(&http::get(self.netns(), ADMIN, "/metrics")?.ok()?)
+    }
+
+    /// What the agent knows: `GET /config_dump` on its Unix socket.
+    pub fn config_dump(&self) -> Result<Value> {
+        let reply = http::get_unix(&self.admin_socket(), "/config_dump")?;
+        Ok(serde_json::from_str(&reply.ok()?)?)
+    }
+
+    /// The agent's Unix socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir().join("admin.sock")
+    }
+
+    /// The address of the agent's metrics port, in the node's namespace.
+    pub fn admin_address(&self) -> SocketAddr {
+        ADMIN
+    }
+
+    /// All the agent logged, over all its starts.
+    pub fn agent_log(&self) -> String {
+        self.agent_log_files()
+            .iter()
+            .map(|file| fs::read_to_string(file).unwrap_or_default())
+            .collect()
+    }
+
+    /// Waits until the agent handles the traffic of this pod of its node.
+    pub fn wait_enrolled(&self, namespace: &str, pod: &str) -> Result<()> {
+        let what = format!("{} to enroll {namespace}/{pod}", self.name());
+        wait_for(&what, DEADLINE, || {
+            let dump = self.config_dump()?;
+            let entry = find_named(
+                dump.get("pods").context("no pods in the dump")?,
+                namespace,
+                pod,
+            );
+            let state = entry
+                .and_then(|entry| entry.get("state"))
+                .and_then(Value::as_str);
+            Ok((state == Some("enrolled")).then_some(()))
+        })
+    }
+
+    /// Waits until the agent knows this workload, anywhere in the cluster.
+    pub fn wait_known(&self, namespace: &str, pod: &str) -> Result<()> {
+        let what = format!("{} to know {namespace}/{pod}", self.name());
+        wait_for(&what, DEADLINE, || {
+            let dump = self.config_dump()?;
+            let workloads = dump.get("workloads").context("no workloads in the dump")?;
+            Ok(find_named(workloads, namespace, pod).map(drop))
+        })
+    }
+
+    pub(super) fn agent_log_files(&self) -> Vec<PathBuf> {
+        lock(&self.agent).log_files.clone()
+    }
+}
+
+/// The entry of a list (or of a map's values) with this namespace and name.
+pub(crate) fn find_named<'a>(list: &'a Value, namespace: &str, name: &str) -> Option<&'a Value> {
+    let matches = |entry: &&Value| {
+        entry.get("namespace").and_then(Value::as_str) == Some(namespace)
+            && entry.get("name").and_then(Value::as_str) == Some(name)
+    };
+    match list {
+        Value::Array(entries) => entries.iter().find(matches),
+        Value::Object(entries) => entries.values().find(matches),
+        _ => None,
+    }
+}
+
+const ADMIN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15020);
+const STOP_DEADLINE: Duration = Duration::from_secs(30);

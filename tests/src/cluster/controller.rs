@@ -1,0 +1,170 @@
+//! The controller: a namespace of its own on the underlay, and the shipped binary in it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{CONTROLLER_HOST, POD_RANGES, SERVICE_RANGES, START_DEADLINE};
+use crate::cgroup::Cgroup;
+use crate::command::{Process, Program};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::netns::Netns;
+use crate::run::Run;
+use crate::wait::wait_for;
+
+/// The controller of a cluster.
+#[derive(Debug)]
+pub struct Controller {
+    process: Mutex<Option<Process>>,
+    log_files: Mutex<Vec<PathBuf>>,
+    netns: Netns,
+    cgroup: Cgroup,
+    logs: PathBuf,
+    ca_dir: PathBuf,
+    args: Vec<String>,
+}
+
+impl Controller {
+    pub(super) fn build(
+        run: &Run,
+        lan: &Netns,
+        cgroup: Cgroup,
+        source: &Path,
+        tokens: &[(String, String)],
+        further_args: &[String],
+    ) -> Result<Controller> {
+        let netns = Netns::create(&format!("{}-ctl", run.name()))?;
+        super::join_lan(&netns, lan, CONTROLLER_HOST, "ctl")?;
+        let ca_dir = run.dir().join("ca");
+        let tokens_file = run.dir().join("join-tokens");
+        let lines: String = tokens
+            .iter()
+            .map(|(node, token)| format!("{node} {token}\n"))
+            .collect();
+        write_private(&tokens_file, &lines)?;
+        let text = |path: &Path| path.display().to_string();
+        let mut args = vec!["run".to_owned()];
+        let mut option = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
+        option("--source", &text(source));
+        option("--ca", &text(&ca_dir));
+        option("--join-tokens", &text(&tokens_file));
+        option("--listen", &grpc_address().to_string());
+        option("--admin", &ADMIN.to_string());
+        option("--trust-domain", TRUST_DOMAIN);
+        POD_RANGES
+            .iter()
+            .for_each(|range| option("--pod-range", range));
+        SERVICE_RANGES
+            .iter()
+            .for_each(|range| option("--service-range", range));
+        args.extend_from_slice(further_args);
+        let logs = run.dir().join("logs");
+        Ok(Controller {
+            process: Mutex::new(None),
+            log_files: Mutex::default(),
+            netns,
+            cgroup,
+            logs,
+            ca_dir,
+            args,
+        })
+    }
+
+    /// Starts the binary and waits until agents can connect.
+    pub fn start(&self) -> Result<()> {
+        let program = super::binary("weft-controller")?;
+        let mut process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
+            .args(&self.args)
+            .env(
+                "RUST_LOG",
+                std::env::var("WEFT_TEST_LOG").unwrap_or("info".into()),
+            )
+            .spawn()?;
+        lock(&self.log_files).extend(process.logs().map(Path::to_owned));
+        let ready = wait_for("the controller to be ready", START_DEADLINE, || {
+            if let Err(ended) = super::check_running(&mut process) {
+                return Ok(Some(Err(ended)));
+            }
+            let reply = http::get(&self.netns, ADMIN, "/ready")?;
+            anyhow::ensure!(
+                reply.status == 200,
+                "/ready says {} {}",
+                reply.status,
+                reply.body
+            );
+            Ok(self.ca_dir.join("ca.crt").exists().then_some(Ok(())))
+        });
+        *lock(&self.process) = Some(process);
+        ready?
+    }
+
+    /// Ends it with SIGTERM.
+    pub fn stop(&self) -> Result<()> {
+        let process = lock(&self.process).take();
+        process
+            .context("the controller is not running")?
+            .stop(STOP_DEADLINE)
+            .map(drop)
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(&self) -> Result<()> {
+        let process = lock(&self.process).take();
+        process.context("the controller is not running")?.kill()
+    }
+
+    /// Where the certificate authority's files are.
+    pub fn ca_dir(&self) -> &Path {
+        &self.ca_dir
+    }
+
+    /// Scrapes its metrics.
+    pub fn metrics(&self) -> Result<Metrics> {
+        Metrics::parse(&http::get(&self.netns, ADMIN, "/metrics")?.ok()?)
+    }
+
+    /// All it logged, over all its starts.
+    pub fn log(&self) -> String {
+        self.log_files()
+            .iter()
+            .map(|file| fs::read_to_string(file).unwrap_or_default())
+            .collect()
+    }
+
+    /// The namespace it runs in.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub(super) fn log_files(&self) -> Vec<PathBuf> {
+        lock(&self.log_files).clone()
+    }
+}
+
+/// What agents connect to.
+pub(super) fn grpc_address() -> SocketAddr {
+    (super::lan_v4(CONTROLLER_HOST), 15010).into()
+}
+
+/// Writes a file that only its owner can read.
+pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The trust domain of all test clusters.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+const ADMIN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15014);
+const STOP_DEADLINE: Duration = Duration::from_secs(15);

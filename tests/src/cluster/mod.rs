@@ -1,0 +1,398 @@
+//! A virtual cluster: nodes that are network namespaces, one underlay between them, and the
+//! shipped controller and agents.
+//!
+//! ```text
+//!   pod eth0 ── v<n> [node namespace: br0 ] eth0 ── n<i> [lan namespace: br0] ── eth0 controller
+//! ```
+//!
+//! Every link lives in a namespace of the run, none in the machine's own, so addresses can be the
+//! same in every run and deleting the namespaces deletes all. Pods reach each other by plain
+//! routing, IPv4 and IPv6, as with any CNI without overlays.
+
+mod agent;
+mod controller;
+mod node;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+pub use controller::{Controller, TRUST_DOMAIN};
+pub use node::Node;
+
+use crate::cgroup::{self, Cgroup};
+use crate::command::{Process, tail};
+use crate::manifests::{self, Manifests, ServiceSpec};
+use crate::netns::Netns;
+use crate::pod::{Pod, PodSpec};
+use crate::run::Run;
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// How many nodes.
+    pub nodes: u8,
+    /// Whether there is a controller and agents.
+    pub mesh: bool,
+    /// Further arguments for the controller.
+    pub controller_args: Vec<String>,
+    /// Further arguments for every agent.
+    pub agent_args: Vec<String>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        ClusterOptions {
+            nodes: 2,
+            mesh: true,
+            controller_args: vec![],
+            agent_args: vec![],
+        }
+    }
+}
+
+/// A running cluster; removed when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    // Fields are dropped in this order: processes and namespaces first, the run with what may be
+    // left last.
+    nodes: Vec<Node>,
+    controller: Option<Controller>,
+    manifests: Manifests,
+    services: AtomicU16,
+    lan: Netns,
+    run: Run,
+}
+
+impl Cluster {
+    /// Two nodes with controller and agents, ready.
+    pub fn start() -> Result<Cluster> {
+        Cluster::with(ClusterOptions::default())
+    }
+
+    /// Two nodes without a mesh.
+    pub fn without_mesh() -> Result<Cluster> {
+        Cluster::with(ClusterOptions {
+            mesh: false,
+            ..ClusterOptions::default()
+        })
+    }
+
+    /// Builds the cluster and waits until its controller and agents are ready.
+    pub fn with(options: ClusterOptions) -> Result<Cluster> {
+        let run = Run::start()?;
+        let manifests = Manifests::create(run.dir().join("manifests"))?;
+        let lan = build_lan(run.name())?;
+        let mut cluster = Cluster {
+            nodes: Vec::new(),
+            controller: None,
+            manifests,
+            services: AtomicU16::new(0),
+            lan,
+            run,
+        };
+        let root = Cgroup::create(cgroup::run_root(cluster.run.name())?)?;
+        for index in 0..options.nodes {
+            let node = Node::build(&cluster.run, &cluster.lan, &root, index, options.nodes)?;
+            cluster.manifests.apply_object(&node.manifest())?;
+            cluster.nodes.push(node);
+        }
+        cluster
+            .manifests
+            .apply_object(&manifests::namespace("default", &json!({})))?;
+        if options.mesh {
+            cluster.start_mesh(&root, &options)?;
+        }
+        Ok(cluster)
+    }
+
+    /// The name that all of it carries.
+    pub fn name(&self) -> &str {
+        self.run.name()
+    }
+
+    /// The folder with this cluster's files.
+    pub fn dir(&self) -> &std::path::Path {
+        self.run.dir()
+    }
+
+    /// A node by number, from 0.
+    pub fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The controller of a cluster with a mesh.
+    pub fn controller(&self) -> Result<&Controller> {
+        self.controller.as_ref().context("this cluster has no mesh")
+    }
+
+    /// The manifests the controller watches.
+    pub fn manifests(&self) -> &Manifests {
+        &self.manifests
+    }
+
+    /// Makes a pod and its manifest, and waits until the agent of its node has it if it is meshed.
+    pub fn add_pod(&self, spec: PodSpec) -> Result<Pod> {
+        let pod = self.build_pod(spec)?;
+        self.announce(&pod)?;
+        self.wait_enrolled(&pod)?;
+        Ok(pod)
+    }
+
+    /// Makes a pod without telling anybody; [`Cluster::announce`] follows.
+    pub fn build_pod(&self, spec: PodSpec) -> Result<Pod> {
+        let node = self.nodes.get(spec.node_index()).context("no such node")?;
+        Pod::build(spec, node, self.run.name())
+    }
+
+    /// Writes the pod's manifest, and those of its namespace and service account.
+    pub fn announce(&self, pod: &Pod) -> Result<()> {
+        let namespace = manifests::namespace(pod.namespace(), &json!({}));
+        self.manifests.ensure_object(&namespace)?;
+        self.manifests.ensure_object(&manifests::service_account(
+            pod.namespace(),
+            pod.service_account(),
+        ))?;
+        self.manifests.apply_object(&pod.manifest())
+    }
+
+    /// Waits until the agent of a meshed pod's node handles its traffic, and all other agents know
+    /// it.
+    pub fn wait_enrolled(&self, pod: &Pod) -> Result<()> {
+        if self.controller.is_none() {
+            return Ok(());
+        }
+        for node in self.nodes.iter().filter(|node| node.agent_is_running()) {
+            if pod.is_meshed() && node.index() == pod.node_index() {
+                node.wait_enrolled(pod.namespace(), pod.name())?;
+            }
+            node.wait_known(pod.namespace(), pod.name())?;
+        }
+        Ok(())
+    }
+
+    /// Takes the pod's manifest away and then the pod, as a kubelet's end of it looks.
+    pub fn remove_pod(&self, pod: Pod) -> Result<()> {
+        self.manifests.remove_object(&pod.manifest())?;
+        pod.delete()
+    }
+
+    /// Makes a Service with an IPv4 and an IPv6 address and gives both.
+    pub fn add_service(&self, spec: &ServiceSpec) -> Result<[IpAddr; 2]> {
+        let number = self.services.fetch_add(1, Ordering::Relaxed) + 10;
+        ensure!(number < 250, "too many services");
+        let addresses = [service_v4(number).into(), service_v6(number).into()];
+        let namespace = manifests::namespace(spec.namespace_name(), &json!({}));
+        self.manifests.ensure_object(&namespace)?;
+        let texts: Vec<String> = addresses
+            .iter()
+            .map(|address: &IpAddr| address.to_string())
+            .collect();
+        self.manifests.apply_object(&spec.manifest(&texts))?;
+        Ok(addresses)
+    }
+
+    /// Applies an object of any kind.
+    pub fn apply(&self, object: &Value) -> Result<()> {
+        self.manifests.apply_object(object)
+    }
+
+    /// Removes an object of any kind.
+    pub fn remove(&self, object: &Value) -> Result<()> {
+        self.manifests.remove_object(object)
+    }
+
+    /// The end of the logs of every part of the mesh.
+    pub fn logs(&self, lines: usize) -> String {
+        let controller = self.controller.iter().flat_map(Controller::log_files);
+        let files: Vec<PathBuf> = controller
+            .chain(self.nodes.iter().flat_map(Node::agent_log_files))
+            .collect();
+        let mut out = String::new();
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if !text.trim().is_empty() {
+                out += &format!("--- {}\n{}\n", file.display(), tail(&text, lines));
+            }
+        }
+        out
+    }
+
+    fn start_mesh(&mut self, root: &Cgroup, options: &ClusterOptions) -> Result<()> {
+        let tokens: Vec<(String, String)> = self
+            .nodes
+            .iter()
+            .map(|node| (node.name().to_owned(), node.join_token().to_owned()))
+            .collect();
+        let controller = Controller::build(
+            &self.run,
+            &self.lan,
+            root.child("controller")?,
+            self.manifests.dir(),
+            &tokens,
+            &options.controller_args,
+        )?;
+        let started = controller.start();
+        self.controller = Some(controller);
+        started.map_err(|error| error.context(self.logs(40)))?;
+        for node in &self.nodes {
+            let trust_bundle = self.controller()?.ca_dir().join("ca.crt");
+            node.configure_agent(&trust_bundle, &options.agent_args);
+            node.spawn_agent()?;
+        }
+        for node in &self.nodes {
+            node.wait_ready()
+                .map_err(|error| error.context(self.logs(40)))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.run.keep_files();
+            eprintln!("{}", self.logs(60));
+        }
+    }
+}
+
+/// The namespace with the switch between the nodes and the controller.
+fn build_lan(run: &str) -> Result<Netns> {
+    let lan = Netns::create(&format!("{run}-lan"))?;
+    lan.ip(&["link", "add", "br0", "type", "bridge"])?;
+    lan.ip(&["addr", "add", &format!("{}/24", lan_v4(1)), "dev", "br0"])?;
+    lan.ip(&[
+        "addr",
+        "add",
+        &format!("{}/64", lan_v6(1)),
+        "dev",
+        "br0",
+        "nodad",
+    ])?;
+    lan.ip(&["link", "set", "br0", "up"])?;
+    Ok(lan)
+}
+
+/// Connects a namespace to the underlay as `eth0` with host number `host`, and routes everything
+/// else there.
+fn join_lan(netns: &Netns, lan: &Netns, host: u8, port: &str) -> Result<()> {
+    let veth = [
+        "link",
+        "add",
+        "eth0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        port,
+        "netns",
+        lan.name(),
+    ];
+    netns.ip(&veth)?;
+    lan.ip(&["link", "set", port, "master", "br0", "up"])?;
+    netns.ip(&[
+        "addr",
+        "add",
+        &format!("{}/24", lan_v4(host)),
+        "dev",
+        "eth0",
+    ])?;
+    netns.ip(&[
+        "addr",
+        "add",
+        &format!("{}/64", lan_v6(host)),
+        "dev",
+        "eth0",
+        "nodad",
+    ])?;
+    netns.ip(&["link", "set", "eth0", "up"])?;
+    netns.ip(&["route", "add", "default", "via", &lan_v4(1).to_string()])?;
+    netns.ip(&[
+        "-6",
+        "route",
+        "add",
+        "default",
+        "via",
+        &lan_v6(1).to_string(),
+    ])?;
+    Ok(())
+}
+
+/// Waits for a process of the mesh, saying so when it ended instead.
+fn check_running(process: &mut Process) -> Result<()> {
+    ensure!(
+        process.is_running(),
+        "{} ended: {}{}",
+        process.name(),
+        tail(&process.stdout(), 20),
+        tail(&process.stderr(), 20)
+    );
+    Ok(())
+}
+
+/// The binary of this name, built before: in `WEFT_BIN_DIR`, else in the workspace's release or
+/// debug folder.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if let Some(folder) = std::env::var_os("WEFT_BIN_DIR") {
+        folders.push(folder.into());
+    }
+    let workspace = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), PathBuf::from);
+    folders.extend([target.join("release"), target.join("debug")]);
+    let found = folders
+        .iter()
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file());
+    found.with_context(|| {
+        format!("no {name} in {folders:?}: run `cargo build`, or set WEFT_BIN_DIR to its folder")
+    })
+}
+
+fn lan_v4(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 30, 0, host)
+}
+
+fn lan_v6(host: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, host.into())
+}
+
+/// An address of the pods of a node.
+pub(crate) fn pod_v4(node: usize, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, u8::try_from(node).unwrap_or(u8::MAX), host)
+}
+
+/// An address of the pods of a node.
+pub(crate) fn pod_v6(node: usize, host: u8) -> Ipv6Addr {
+    let node = u16::try_from(node).unwrap_or(u16::MAX);
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, node, 0, 0, 0, host.into())
+}
+
+fn service_v4(number: u16) -> Ipv4Addr {
+    Ipv4Addr::new(10, 96, 0, u8::try_from(number).unwrap_or(u8::MAX))
+}
+
+fn service_v6(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number)
+}
+
+/// All addresses of pods, as `--pod-range` says them.
+pub const POD_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
+/// All addresses of Services, as `--service-range` says them.
+pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+/// How long a part of the mesh may take to be ready on a busy machine.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// The controller's host number in the underlay; nodes follow from [`FIRST_NODE_HOST`].
+const CONTROLLER_HOST: u8 = 2;
+const FIRST_NODE_HOST: u8 = 10;

@@ -1,0 +1,122 @@
+//! Certificates that nobody should accept, and some that anybody should.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A certificate with its chain and key.
+#[derive(Debug)]
+pub struct Identity {
+    /// The leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Something that signs.
+#[derive(Debug)]
+pub struct Authority {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// The cluster's own, from the controller's folder.
+    pub fn of_cluster(ca_dir: &Path) -> Result<Authority> {
+        let read = |name: &str| {
+            std::fs::read_to_string(ca_dir.join(name)).with_context(|| format!("reading {name}"))
+        };
+        let pem = read("issuer.crt")?;
+        let key = KeyPair::from_pem(&read("issuer.key")?)?;
+        let (_, parsed) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
+        Ok(Authority {
+            certificate: parsed.contents.into(),
+            issuer: Issuer::from_ca_cert_pem(&pem, key)?,
+        })
+    }
+
+    /// One that nobody knows.
+    pub fn foreign() -> Result<Authority> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "somebody else");
+        let certificate = params.self_signed(&key)?.der().clone();
+        Ok(Authority {
+            certificate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// A certificate for this identity that is valid now.
+    pub fn sign(&self, spiffe_id: &str) -> Result<Identity> {
+        let now = SystemTime::now();
+        self.sign_for(&[spiffe_id], now - MINUTE, now + 60 * MINUTE)
+    }
+
+    /// A certificate that ended a minute ago.
+    pub fn sign_expired(&self, spiffe_id: &str) -> Result<Identity> {
+        let now = SystemTime::now();
+        self.sign_for(&[spiffe_id], now - 60 * MINUTE, now - MINUTE)
+    }
+
+    /// A certificate that starts in an hour.
+    pub fn sign_not_yet_valid(&self, spiffe_id: &str) -> Result<Identity> {
+        let now = SystemTime::now();
+        self.sign_for(&[spiffe_id], now + 60 * MINUTE, now + 120 * MINUTE)
+    }
+
+    /// A certificate with any number of identities and any validity.
+    pub fn sign_for(&self, ids: &[&str], from: SystemTime, until: SystemTime) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = from.into();
+        params.not_after = until.into();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        for id in ids {
+            params
+                .subject_alt_names
+                .push(SanType::URI((*id).try_into()?));
+        }
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Identity {
+            chain: vec![certificate.der().clone(), self.certificate.clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?,
+        })
+    }
+}
+
+/// The SPIFFE ID in a certificate.
+pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<String> {
+    use x509_parser::extensions::GeneralName;
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)?;
+    let names = parsed
+        .subject_alternative_name()?
+        .context("no alternative names")?;
+    let uri = names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            _ => None,
+        });
+    uri.context("no URI among the names")
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
