@@ -8,6 +8,7 @@ mod bpf;
 mod checks;
 mod crds;
 mod demo;
+mod fuzz;
 mod process;
 mod setup;
 mod steps;
@@ -81,6 +82,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Run the fuzz targets, each for a while
+    Fuzz {
+        /// Only this target
+        target: Option<String>,
+        /// How long to run each target
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+    },
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
@@ -91,5 +100,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Check => checks::quick(&workspace),
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
         Task::Crds { check } => crds::run(&workspace, check),
+        Task::Fuzz { target, seconds } => fuzz::run(&workspace, target.as_deref(), seconds),
     }
 }
