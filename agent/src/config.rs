@@ -1,0 +1,167 @@
+//! The agent's configuration: flags and environment variables, read here and nowhere else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use weft_core::Name;
+
+/// The node agent of the Weft service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "weft-agent", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the agent can be asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve this node until SIGTERM or SIGINT, then drain.
+    Run(Box<Config>),
+    /// Detach and remove the kernel programs and maps of an instance. Pods of the node are
+    /// connected directly from then on, so do this when the node leaves the mesh only.
+    Uninstall(KernelConfig),
+}
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Config {
+    /// Name of this node, as in the manifests.
+    #[arg(long, env = "WEFT_NODE")]
+    pub node: Name,
+
+    #[command(flatten)]
+    pub kernel: KernelConfig,
+
+    #[command(flatten)]
+    pub controller: ControllerConfig,
+
+    /// Address and port of `/metrics`, `/live` and `/ready`. Pods can reach it if they can reach
+    /// the address: it tells no secret and changes nothing.
+    #[arg(long, env = "WEFT_ADMIN", default_value = "127.0.0.1:9990")]
+    pub admin: SocketAddr,
+
+    /// Unix socket of dumps and the log level; only root can open it.
+    #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = "/run/weft/agent.sock")]
+    pub admin_socket: PathBuf,
+
+    /// How long flows may go on after SIGTERM, or after their pod left the mesh; then they are
+    /// reset.
+    #[arg(long, env = "WEFT_DRAIN_DEADLINE", default_value = "10s", value_parser = duration)]
+    pub drain_deadline: Duration,
+
+    /// Most flows that one pod may have open, in both directions together; more are refused.
+    #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD", default_value_t = 10_000)]
+    pub max_flows_per_pod: usize,
+
+    /// How log lines are written.
+    #[arg(long, env = "WEFT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What is logged, as a tracing filter: `info`, `weft_agent=debug,access=off`, ...
+    #[arg(long, env = "WEFT_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+/// Where the kernel programs go.
+#[derive(Debug, Args)]
+pub struct KernelConfig {
+    /// Tells apart agents on one kernel: each instance has its own pinned programs and maps.
+    #[arg(long, env = "WEFT_INSTANCE", default_value = "default")]
+    pub instance: Name,
+
+    /// The cgroup (version 2) whose processes are intercepted: that of all pods, and this agent.
+    #[arg(long, env = "WEFT_CGROUP")]
+    pub cgroup: PathBuf,
+
+    /// The kubelet's cgroup (version 2): its connections to probe ports pass. Without it, probes
+    /// are treated as anybody's connections.
+    #[arg(long, env = "WEFT_KUBELET_CGROUP")]
+    pub kubelet_cgroup: Option<PathBuf>,
+
+    /// A mounted BPF file system; found from the mount table, or mounted, if not given.
+    #[arg(long, env = "WEFT_BPFFS")]
+    pub bpffs: Option<PathBuf>,
+
+    /// Connections of the whole node that may be on their way to a listener at once.
+    #[arg(long, env = "WEFT_MAX_PENDING", default_value_t = 131_072)]
+    pub max_pending: u32,
+
+    /// The same, of one pod; more are refused.
+    #[arg(long, env = "WEFT_PENDING_QUOTA", default_value_t = 4096)]
+    pub pending_quota: u32,
+
+    /// Let the kernel programs write debugging messages to the log.
+    #[arg(long, env = "WEFT_BPF_LOG")]
+    pub bpf_log: bool,
+}
+
+/// How to reach and trust the controller.
+#[derive(Debug, Args)]
+pub struct ControllerConfig {
+    /// The controller's address: `https://HOST:PORT`.
+    #[arg(long = "controller", env = "WEFT_CONTROLLER")]
+    pub address: http::Uri,
+
+    /// The name that the controller's certificate must have.
+    #[arg(long = "controller-name", env = "WEFT_CONTROLLER_NAME", default_value = weft_proto::CONTROLLER_NAME)]
+    pub name: String,
+
+    /// PEM file of the roots that vouch for the controller; read at every connect.
+    #[arg(long, env = "WEFT_TRUST_BUNDLE")]
+    pub trust_bundle: PathBuf,
+
+    /// File with this node's join token; read at every connect.
+    #[arg(long, env = "WEFT_JOIN_TOKEN_FILE")]
+    pub join_token_file: PathBuf,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Reads `10s`, `500ms`, `2m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration: write 10s, 500ms, 2m or 1h"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
+        _ => Err(format!("{text:?} needs a unit: ms, s, m or h")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "10", "s", "-1s", "1d", "1.5s"] {
+            assert!(duration(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+}

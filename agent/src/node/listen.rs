@@ -1,0 +1,36 @@
+//! The listeners that the agent opens inside a pod's namespace.
+//!
+//! They take ephemeral ports on a loopback address and are reached through the kernel programs
+//! only: whoever connects to such a port directly has no original destination and is refused. No
+//! address or port reuse is set, so a pod can neither join them nor take them over.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::netns::Netns;
+
+/// Opens the outbound, the tunnel and the plaintext listener; non-blocking.
+pub(super) fn open(netns: &Netns) -> io::Result<[TcpListener; 3]> {
+    netns.within(|| Ok([listener()?, listener()?, listener()?]))?
+}
+
+/// One listener for both families; for IPv4 alone where the namespace has no IPv6 loopback.
+fn listener() -> io::Result<TcpListener> {
+    let dual = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+    bind(Domain::IPV6, dual).or_else(|_| bind(Domain::IPV4, (Ipv4Addr::LOCALHOST, 0).into()))
+}
+
+fn bind(domain: Domain, address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;

@@ -1,0 +1,151 @@
+//! The pods that are enrolled now, found by name or address without a lock.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weft_core::{Identity, NodePod, Workload, WorkloadId};
+
+use super::EnrollError;
+use crate::netns::Netns;
+use crate::telemetry::PodLabels;
+
+/// A meshed pod of this node while it is enrolled.
+#[derive(Debug)]
+pub struct LocalPod {
+    /// Its name.
+    pub id: WorkloadId,
+    /// Tells it from another pod that had the same name.
+    pub uid: String,
+    /// Who it is.
+    pub identity: Identity,
+    /// Its record; addresses may change while it lives.
+    pub record: ArcSwap<Workload>,
+    /// The kernel's cookie of its network namespace.
+    pub cookie: u64,
+    /// Its network namespace.
+    pub netns: Netns,
+    /// The namespace's inode number on nsfs.
+    pub netns_inode: u64,
+    /// How metrics name it.
+    pub labels: PodLabels,
+    /// Cancelled when its listeners are to be closed.
+    pub stop_accepting: CancellationToken,
+    /// Cancelled when its flows are to be reset.
+    pub end_flows: CancellationToken,
+    /// Its flows, in both directions.
+    pub flows: TaskTracker,
+}
+
+/// The enrolled pods and those that wait.
+#[derive(Debug, Default)]
+pub struct Pods(ArcSwap<Index>);
+
+#[derive(Debug, Default)]
+struct Index {
+    by_id: HashMap<WorkloadId, Arc<LocalPod>>,
+    by_address: HashMap<IpAddr, Arc<LocalPod>>,
+    waiting: Vec<Waiting>,
+}
+
+/// A pod that is described but could not be enrolled yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// Its name.
+    pub pod: WorkloadId,
+    /// Why.
+    pub reason: String,
+}
+
+impl LocalPod {
+    pub(super) fn new(
+        description: &NodePod,
+        record: &Arc<Workload>,
+        identity: Identity,
+        cookie: u64,
+        netns: Netns,
+        netns_inode: u64,
+    ) -> Self {
+        Self {
+            id: description.id.clone(),
+            uid: description.uid.clone(),
+            identity,
+            record: ArcSwap::new(Arc::clone(record)),
+            cookie,
+            netns,
+            netns_inode,
+            labels: PodLabels {
+                id: description.id.clone(),
+                owner: record.owner.clone(),
+            },
+            stop_accepting: CancellationToken::new(),
+            end_flows: CancellationToken::new(),
+            flows: TaskTracker::new(),
+        }
+    }
+
+    /// Whether the address is one of the pod's own.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.record.load().addresses.contains(&address)
+    }
+
+    /// Waits for the flows that are open, for `grace` at most, then resets what is left.
+    pub async fn finish_flows(&self, grace: Duration) {
+        self.flows.close();
+        if tokio::time::timeout(grace, self.flows.wait()).await.is_err() {
+            self.end_flows.cancel();
+            self.flows.wait().await;
+        }
+    }
+}
+
+impl Pods {
+    /// The pod that has an address.
+    pub fn at(&self, address: IpAddr) -> Option<Arc<LocalPod>> {
+        self.0.load().by_address.get(&address).cloned()
+    }
+
+    /// The pod of a name.
+    pub fn by_id(&self, id: &WorkloadId) -> Option<Arc<LocalPod>> {
+        self.0.load().by_id.get(id).cloned()
+    }
+
+    /// All enrolled pods.
+    pub fn all(&self) -> Vec<Arc<LocalPod>> {
+        self.0.load().by_id.values().cloned().collect()
+    }
+
+    /// The pods that could not be enrolled yet.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        self.0.load().waiting.clone()
+    }
+
+    pub(super) fn publish(
+        &self,
+        pods: impl Iterator<Item = Arc<LocalPod>>,
+        waiting: Vec<(WorkloadId, EnrollError)>,
+    ) {
+        let mut index = Index::default();
+        for (pod, error) in waiting {
+            let reason = error.to_string();
+            index.waiting.push(Waiting { pod, reason });
+        }
+        for waiting in &index.waiting {
+            if !self.0.load().waiting.contains(waiting) {
+                tracing::warn!(pod = %waiting.pod, reason = waiting.reason, "pod cannot be enrolled yet");
+            }
+        }
+        for pod in pods {
+            for address in &pod.record.load().addresses {
+                index.by_address.insert(*address, Arc::clone(&pod));
+            }
+            index.by_id.insert(pod.id.clone(), pod);
+        }
+        self.0.store(Arc::new(index));
+    }
+}
