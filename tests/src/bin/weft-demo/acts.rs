@@ -11,12 +11,15 @@ use weft_tests::{DEADLINE, wait_for};
 
 use crate::stage::Stage;
 
+/// Takes lines of evidence.
+pub(crate) type Tell<'a> = &'a mut dyn FnMut(&str);
+
 /// One claim.
 pub(crate) struct Act {
     /// What is claimed.
     pub(crate) claim: &'static str,
     /// Shows it, or fails with what was not true.
-    pub(crate) play: fn(&mut Stage, &mut dyn FnMut(&str)) -> Result<()>,
+    pub(crate) play: fn(&mut Stage, Tell<'_>) -> Result<()>,
 }
 
 /// All claims in their order.
@@ -51,7 +54,7 @@ pub(crate) const ACTS: &[Act] = &[
     },
 ];
 
-fn across_nodes(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn across_nodes(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let capture = stage.capture(0)?;
     let answer = curl(&stage.order, stage.payment_service, "")?;
     let captured = capture.finish()?;
@@ -93,7 +96,7 @@ fn across_nodes(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn client_address(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn client_address(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     curl(&stage.order, stage.payment_service, "who-am-i")?;
     let line = stage.nginx.wait_for_request("who-am-i")?;
     tell(&format!(
@@ -112,7 +115,7 @@ fn client_address(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn policy(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn policy(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let before = curl(&stage.intruder, stage.payment_service, "")?;
     tell(&format!("before: intruder$ curl  ->  {}", before.status));
     ensure!(
@@ -155,7 +158,7 @@ fn policy(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn same_node(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn same_node(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let (address, port) = stage.redis();
     // Both ends of the path: the client pod's interface and the node's.
     let own = Capture::start(stage.cache.netns(), "eth0", stage.cache.dir())?;
@@ -189,7 +192,7 @@ fn same_node(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn live_policy(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn live_policy(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let service = stage.payment_service;
     let mut held = stage
         .order
@@ -234,7 +237,7 @@ fn live_policy(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn killed_agent(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn killed_agent(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let capture = stage.capture(0)?;
     let node = stage.cluster.node(0);
     node.kill_agent()?;
@@ -275,7 +278,7 @@ fn killed_agent(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn metrics(stage: &mut Stage, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn metrics(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     for (index, wanted) in [
         (0, &["tcp_open_total", "tcp_read_bytes_total"][..]),
         (
