@@ -1,1 +1,28 @@
-//! Under construction.
+//! What the agent knows of the cluster, and where it learns it.
+//!
+//! The control stream's task ([`ControlStream`]) is the only writer of the [`Store`]; the data path
+//! reads the store without a lock. When the controller is away, what is known stays in force: the
+//! store never forgets by itself. Addresses that should be known and are not are asked for through
+//! [`Discovery`].
+
+mod addresses;
+mod asks;
+pub mod backoff;
+mod controller;
+mod interner;
+mod policies;
+mod services;
+mod sharded;
+mod state;
+mod store;
+mod stream;
+
+pub use asks::Discovery;
+pub use controller::{Connection, Controller, ControllerConfig, ControllerError};
+pub use services::{EndpointTarget, ServicePortEntry};
+pub use state::StreamState;
+pub use store::{Destination, Generations, Store};
+pub use stream::ControlStream;
+
+#[cfg(test)]
+pub(crate) mod testing;

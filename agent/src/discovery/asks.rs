@@ -1,0 +1,298 @@
+//! Asking the controller for addresses that should be known and are not.
+//!
+//! A connect to a pod newer than the store must wait for the pod's record, for a moment only, and
+//! must never go out in the clear. Connects that wait for the same address share one question; a
+//! "nobody has it" is remembered for a moment, so that a pod that scans a range does not make the
+//! agent ask for every packet.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::state::StreamState;
+use super::store::{Destination, Store, is_reachable};
+
+/// The data path's handle of the control stream. Cheap to clone.
+#[derive(Clone)]
+pub struct Discovery {
+    store: Arc<Store>,
+    asks: Arc<Asks>,
+    state: watch::Receiver<StreamState>,
+}
+
+/// What was asked and not forgotten yet.
+pub(super) struct Asks {
+    table: Mutex<HashMap<IpAddr, Ask>>,
+    wants: mpsc::UnboundedSender<IpAddr>,
+}
+
+enum Ask {
+    /// Waiting for the controller. Dropping the sender wakes those who wait.
+    Outstanding(watch::Sender<()>),
+    /// Nobody had the address, or nobody answered.
+    Absent { until: Instant },
+}
+
+impl Discovery {
+    pub(super) fn new(
+        store: Arc<Store>,
+        asks: Arc<Asks>,
+        state: watch::Receiver<StreamState>,
+    ) -> Self {
+        Self { store, asks, state }
+    }
+
+    /// Asks for an address and waits, at most a second. Returns whether it can be classified now.
+    pub async fn ask(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        if !is_reachable(address) {
+            return false;
+        }
+        if self.is_known(address) {
+            return true;
+        }
+        let deadline = Instant::now() + WAIT;
+        if !self.store.is_complete() {
+            let mut state = self.state.clone();
+            let complete = state.wait_for(|state| state.complete);
+            let _ = timeout_at(deadline, complete).await;
+            if self.is_known(address) {
+                return true;
+            }
+        }
+        let Some(mut answer) = self.asks.begin(address) else {
+            return false;
+        };
+        // The sender is dropped when the controller has looked.
+        let answered = timeout_at(deadline, answer.changed()).await.is_ok();
+        if !answered {
+            self.asks.give_up(address);
+        }
+        self.is_known(address)
+    }
+
+    /// How the control stream is doing.
+    pub fn state(&self) -> StreamState {
+        self.state.borrow().clone()
+    }
+
+    /// Tells of changes of [`Discovery::state`].
+    pub fn state_changes(&self) -> watch::Receiver<StreamState> {
+        self.state.clone()
+    }
+
+    fn is_known(&self, address: IpAddr) -> bool {
+        let destination = self.store.classify(SocketAddr::new(address, 0));
+        !matches!(destination, Destination::Unknown)
+    }
+}
+
+impl Asks {
+    /// The second value yields the addresses to ask the controller for.
+    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<IpAddr>) {
+        let (wants, receiver) = mpsc::unbounded_channel();
+        let table = Mutex::default();
+        (Arc::new(Self { table, wants }), receiver)
+    }
+
+    /// Addresses that wait for an answer: asked for again on a new stream.
+    pub(super) fn outstanding(&self) -> Vec<IpAddr> {
+        let table = self.table();
+        let outstanding = table
+            .iter()
+            .filter(|(_, ask)| matches!(ask, Ask::Outstanding(_)));
+        outstanding.map(|(address, _)| *address).collect()
+    }
+
+    /// The controller has looked; what it found is in the store.
+    pub(super) fn looked(&self, address: IpAddr, found: bool) {
+        let mut table = self.table();
+        if found {
+            table.remove(&address);
+        } else {
+            table.insert(address, Ask::absent());
+        }
+    }
+
+    /// Joins a question or asks it. `None`: known to be absent, or too many questions are open.
+    fn begin(&self, address: IpAddr) -> Option<watch::Receiver<()>> {
+        let now = Instant::now();
+        let mut table = self.table();
+        match table.get(&address) {
+            Some(Ask::Outstanding(done)) => return Some(done.subscribe()),
+            Some(Ask::Absent { until }) if *until > now => return None,
+            _ => {}
+        }
+        if table.len() >= MAX_ASKS {
+            table.retain(|_, ask| ask.is_fresh(now));
+            if table.len() >= MAX_ASKS {
+                return None;
+            }
+        }
+        let (done, answer) = watch::channel(());
+        table.insert(address, Ask::Outstanding(done));
+        // Fails only when the stream's task is gone: then nobody answers, and the wait ends.
+        let _ = self.wants.send(address);
+        Some(answer)
+    }
+
+    fn give_up(&self, address: IpAddr) {
+        let mut table = self.table();
+        if let Some(ask @ Ask::Outstanding(_)) = table.get_mut(&address) {
+            *ask = Ask::absent();
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<IpAddr, Ask>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ask {
+    fn absent() -> Self {
+        Self::Absent {
+            until: Instant::now() + REMEMBER_ABSENT,
+        }
+    }
+
+    fn is_fresh(&self, now: Instant) -> bool {
+        match self {
+            Self::Outstanding(_) => true,
+            Self::Absent { until } => *until > now,
+        }
+    }
+}
+
+/// How long a connect waits for the record of its destination.
+const WAIT: Duration = Duration::from_secs(1);
+/// How long "nobody has it" is believed. Short: the pod may be about to start.
+const REMEMBER_ABSENT: Duration = Duration::from_secs(1);
+/// Addresses that are asked for or remembered as absent at a time.
+const MAX_ASKS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{cluster, workload};
+    use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 9));
+
+    struct World {
+        store: Arc<Store>,
+        asks: Arc<Asks>,
+        wants: mpsc::UnboundedReceiver<IpAddr>,
+        discovery: Discovery,
+        state: watch::Sender<StreamState>,
+    }
+
+    fn world() -> World {
+        let store = Store::new();
+        store.apply(vec![cluster()], vec![]);
+        store.set_complete();
+        let (asks, wants) = Asks::new();
+        let (state, receiver) = watch::channel(StreamState::default());
+        let discovery = Discovery::new(Arc::clone(&store), Arc::clone(&asks), receiver);
+        World {
+            store,
+            asks,
+            wants,
+            discovery,
+            state,
+        }
+    }
+
+    #[tokio::test]
+    async fn connects_to_one_address_share_a_question() {
+        let mut world = world();
+        let asks: Vec<_> = (0..10)
+            .map(|_| {
+                let discovery = world.discovery.clone();
+                tokio::spawn(async move { discovery.ask(ADDRESS).await })
+            })
+            .collect();
+        assert_eq!(world.wants.recv().await, Some(ADDRESS));
+        let found = workload("shop/new", &["10.1.0.9"]);
+        world.store.apply(vec![found], vec![]);
+        world.asks.looked(ADDRESS, true);
+        for ask in asks {
+            assert!(ask.await.expect("no panic"));
+        }
+        assert!(world.wants.try_recv().is_err());
+        assert!(world.asks.outstanding().is_empty());
+    }
+
+    #[tokio::test]
+    async fn absence_is_remembered_for_a_moment() {
+        let mut world = world();
+        let discovery = world.discovery.clone();
+        let ask = tokio::spawn(async move { discovery.ask(ADDRESS).await });
+        assert_eq!(world.wants.recv().await, Some(ADDRESS));
+        world.asks.looked(ADDRESS, false);
+        assert!(!ask.await.expect("no panic"));
+        assert!(!world.discovery.ask(ADDRESS).await);
+        assert!(world.wants.try_recv().is_err());
+        tokio::time::sleep(REMEMBER_ABSENT).await;
+        assert!(!world.discovery.ask(ADDRESS).await);
+        assert_eq!(world.wants.try_recv(), Ok(ADDRESS));
+    }
+
+    #[tokio::test]
+    async fn nobody_answers() {
+        let world = world();
+        let began = Instant::now();
+        assert!(!world.discovery.ask(ADDRESS).await);
+        assert!(began.elapsed() >= WAIT && began.elapsed() < 2 * WAIT);
+        assert!(world.asks.outstanding().is_empty());
+    }
+
+    #[tokio::test]
+    async fn questions_are_bounded() {
+        let world = world();
+        let table = (0..MAX_ASKS as u32)
+            .map(|it| IpAddr::from((0x0a01_0000 + 256 + it).to_be_bytes()))
+            .map(|it| (it, world.asks.begin(it)))
+            .collect::<Vec<_>>();
+        assert!(table.iter().all(|(_, answer)| answer.is_some()));
+        assert!(world.asks.begin(ADDRESS).is_none());
+        world.asks.looked(table[0].0, false);
+        assert!(world.asks.begin(ADDRESS).is_none());
+        tokio::time::sleep(REMEMBER_ABSENT).await;
+        assert!(world.asks.begin(ADDRESS).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_fresh_agent_waits_for_everything_first() {
+        let store = Store::new();
+        let (asks, _wants) = Asks::new();
+        let mut world = world();
+        let receiver = world.state.subscribe();
+        world.discovery = Discovery::new(Arc::clone(&store), asks, receiver);
+        let discovery = world.discovery.clone();
+        let outside: IpAddr = "192.0.2.1".parse().expect("valid");
+        let ask = tokio::spawn(async move { discovery.ask(outside).await });
+        tokio::task::yield_now().await;
+        store.apply(vec![cluster()], vec![]);
+        store.set_complete();
+        world.state.send_modify(|state| state.complete = true);
+        assert!(ask.await.expect("no panic"));
+    }
+
+    #[tokio::test]
+    async fn what_is_nobodys_is_not_asked_for() {
+        let mut world = world();
+        for address in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(!world.discovery.ask(address.parse().expect("valid")).await);
+        }
+        assert!(world.wants.try_recv().is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! Services, assembled from what is pushed in parts: the service, and one endpoint per backing
+//! address.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use serde_json::{Value, json};
+use weft_core::{Endpoint, EndpointPort, ObjectName, Service};
+
+use super::addresses::{AddressIndex, Claimant, Losers};
+
+/// A port of a service and what is behind it. There is one for as long as the service has the port,
+/// so that the state of balancing can live in it.
+#[derive(Debug)]
+pub struct ServicePortEntry {
+    /// The service.
+    pub service: ObjectName,
+    /// The port that clients use.
+    pub port: u16,
+    /// What backs the port now, ordered by address; may be empty.
+    pub endpoints: ArcSwap<Vec<EndpointTarget>>,
+    /// Where round robin goes on.
+    pub next: AtomicUsize,
+}
+
+/// Where a service port goes at one endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct EndpointTarget {
+    /// The address of the backing workload.
+    pub address: IpAddr,
+    /// The port of the application there.
+    pub port: u16,
+}
+
+/// A service as it is found by its virtual address.
+#[derive(Debug)]
+pub(super) struct ServiceEntry {
+    pub(super) name: ObjectName,
+    addresses: Vec<IpAddr>,
+    ports: Vec<Arc<ServicePortEntry>>,
+}
+
+/// The writer's side of all services.
+#[derive(Default)]
+pub(super) struct Services {
+    parts: HashMap<ObjectName, Parts>,
+    losers: Losers<ServiceEntry>,
+}
+
+/// What was pushed of one service. Endpoints may come before the service itself.
+#[derive(Default)]
+struct Parts {
+    service: Option<Service>,
+    endpoints: BTreeMap<IpAddr, Box<[EndpointPort]>>,
+    entry: Option<Arc<ServiceEntry>>,
+}
+
+impl ServiceEntry {
+    pub(super) fn port(&self, number: u16) -> Option<&Arc<ServicePortEntry>> {
+        self.ports.iter().find(|entry| entry.port == number)
+    }
+}
+
+impl Claimant for ServiceEntry {
+    type Id = ObjectName;
+
+    fn id(&self) -> &ObjectName {
+        &self.name
+    }
+
+    fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+}
+
+impl Services {
+    pub(super) fn put_service(&mut self, mut service: Service) -> ObjectName {
+        for address in &mut service.addresses {
+            *address = address.to_canonical();
+        }
+        let name = service.name.clone();
+        self.parts.entry(name.clone()).or_default().service = Some(service);
+        name
+    }
+
+    pub(super) fn remove_service(&mut self, name: &ObjectName) {
+        if let Some(parts) = self.parts.get_mut(name) {
+            parts.service = None;
+        }
+    }
+
+    pub(super) fn put_endpoint(&mut self, endpoint: Endpoint) -> ObjectName {
+        let name = endpoint.name;
+        let parts = self.parts.entry(name.service.clone()).or_default();
+        let address = name.address.to_canonical();
+        parts.endpoints.insert(address, endpoint.ports.into());
+        name.service
+    }
+
+    pub(super) fn remove_endpoint(&mut self, service: &ObjectName, address: IpAddr) {
+        if let Some(parts) = self.parts.get_mut(service) {
+            parts.endpoints.remove(&address.to_canonical());
+        }
+    }
+
+    /// Publishes what these services are now.
+    pub(super) fn publish<'a>(
+        &mut self,
+        touched: impl Iterator<Item = &'a ObjectName>,
+        index: &AddressIndex<ServiceEntry>,
+    ) {
+        let mut claims = index.edit(&mut self.losers);
+        for name in touched {
+            let Some(parts) = self.parts.get_mut(name) else {
+                continue;
+            };
+            let entry = parts.assemble();
+            claims.replace(parts.entry.as_ref(), entry.as_ref());
+            parts.entry = entry;
+            if parts.service.is_none() && parts.endpoints.is_empty() {
+                self.parts.remove(name);
+            }
+        }
+        claims.publish();
+    }
+
+    /// For people.
+    pub(super) fn dump(&self) -> Value {
+        let mut all: Vec<(&ObjectName, &Parts)> = self.parts.iter().collect();
+        all.sort_by_key(|(name, _)| *name);
+        let service = |(name, parts): (&ObjectName, &Parts)| {
+            let ports = parts.entry.iter().flat_map(|entry| &entry.ports);
+            let ports: Vec<Value> = ports
+                .map(|it| json!({ "port": it.port, "endpoints": &**it.endpoints.load() }))
+                .collect();
+            json!({ "name": name, "service": parts.service, "ports": ports })
+        };
+        all.into_iter().map(service).collect()
+    }
+}
+
+impl Parts {
+    fn assemble(&self) -> Option<Arc<ServiceEntry>> {
+        let service = self.service.as_ref()?;
+        let ports = service.ports.iter().map(|port| {
+            let targets = self.targets(port.number);
+            let known = self.entry.as_ref().and_then(|it| it.port(port.number));
+            match known {
+                Some(entry) => {
+                    if **entry.endpoints.load() != targets {
+                        entry.endpoints.store(Arc::new(targets));
+                    }
+                    Arc::clone(entry)
+                }
+                None => Arc::new(ServicePortEntry {
+                    service: service.name.clone(),
+                    port: port.number,
+                    endpoints: ArcSwap::from_pointee(targets),
+                    next: AtomicUsize::new(0),
+                }),
+            }
+        });
+        Some(Arc::new(ServiceEntry {
+            name: service.name.clone(),
+            addresses: service.addresses.clone(),
+            ports: ports.collect(),
+        }))
+    }
+
+    fn targets(&self, service_port: u16) -> Vec<EndpointTarget> {
+        let at = |(address, ports): (&IpAddr, &Box<[EndpointPort]>)| {
+            let port = ports.iter().find(|it| it.service_port == service_port)?;
+            Some(EndpointTarget {
+                address: *address,
+                port: port.target_port,
+            })
+        };
+        self.endpoints.iter().filter_map(at).collect()
+    }
+}

@@ -1,0 +1,420 @@
+//! What the agent knows: written by the control stream's task, read by everybody without a lock.
+//!
+//! Each concern is published by itself: workloads and services as sharded maps, so that one changed
+//! pod copies little; policy as one snapshot, so that a decision sees all of a push or nothing. What a
+//! push takes away from a client is in force before what it makes reachable.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use weft_core::{
+    Client, ClusterSettings, EndpointName, NodePod, ObjectName, TrustBundle, TrustDomain, Verdict,
+    Workload, WorkloadId,
+};
+use weft_proto::{Key, Kind, Resource};
+
+use super::addresses::{AddressIndex, Claimant, Losers};
+use super::interner::Interner;
+use super::policies::Policies;
+use super::services::{ServiceEntry, ServicePortEntry, Services};
+use super::sharded::Sharded;
+
+/// The store. Shared by `Arc`.
+pub struct Store {
+    trust_bundle: ArcSwapOption<TrustBundle>,
+    workloads: Sharded<WorkloadId, Arc<Workload>>,
+    workload_addresses: AddressIndex<Workload>,
+    service_addresses: AddressIndex<ServiceEntry>,
+    policies: ArcSwap<Policies>,
+    node_pods: ArcSwap<BTreeMap<WorkloadId, Arc<NodePod>>>,
+    complete: AtomicBool,
+    generations: watch::Sender<Generations>,
+    writer: Mutex<Writer>,
+}
+
+/// Where a connection is going.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A port of a service.
+    Service(Arc<ServicePortEntry>),
+    /// A service's address, but no port of it: to be refused.
+    ServiceWithoutPort(ObjectName),
+    /// A workload's own address.
+    Workload(Arc<Workload>),
+    /// Outside of the cluster.
+    Outside,
+    /// It may be a workload's that is not known yet, or never will be anybody's (loopback,
+    /// unspecified, multicast): to be asked for, then refused.
+    Unknown,
+}
+
+/// Counters of changes, one per concern, so that whoever waits wakes only for theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generations {
+    /// The node's pods and their workloads.
+    pub node_pods: u64,
+    /// Policies, and the settings they depend on: live flows may no longer be allowed.
+    pub policies: u64,
+    /// The trust bundle and the cluster's settings.
+    pub trust: u64,
+}
+
+/// What only the writer needs.
+#[derive(Default)]
+struct Writer {
+    interner: Interner,
+    losers: Losers<Workload>,
+    services: Services,
+    bundles: HashMap<TrustDomain, Arc<TrustBundle>>,
+}
+
+/// A push, sorted by concern. Removals are `None`.
+#[derive(Default)]
+struct Sorted {
+    cluster: Option<Option<ClusterSettings>>,
+    bundles: Vec<(TrustDomain, Option<TrustBundle>)>,
+    workloads: Vec<(WorkloadId, Option<Workload>)>,
+    node_pods: Vec<(WorkloadId, Option<NodePod>)>,
+    policies: Vec<PolicyChange>,
+    services: BTreeSet<ObjectName>,
+}
+
+enum PolicyChange {
+    Put(Resource),
+    RemoveWorkload(WorkloadId),
+    RemoveServer(String),
+}
+
+impl Store {
+    /// An empty store: everything is unknown, so everything is refused.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            trust_bundle: ArcSwapOption::empty(),
+            workloads: Sharded::new(),
+            workload_addresses: AddressIndex::new(),
+            service_addresses: AddressIndex::new(),
+            policies: ArcSwap::default(),
+            node_pods: ArcSwap::default(),
+            complete: AtomicBool::new(false),
+            generations: watch::Sender::default(),
+            writer: Mutex::default(),
+        })
+    }
+
+    /// The cluster's settings, once known.
+    pub fn cluster(&self) -> Option<Arc<ClusterSettings>> {
+        self.policies.load().cluster.clone()
+    }
+
+    /// The roots of the cluster's trust domain, once both are known.
+    pub fn trust_bundle(&self) -> Option<Arc<TrustBundle>> {
+        self.trust_bundle.load_full()
+    }
+
+    /// The workload that has an address.
+    pub fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        self.workload_addresses.owner(address)
+    }
+
+    /// A workload by name.
+    pub fn workload(&self, id: &WorkloadId) -> Option<Arc<Workload>> {
+        self.workloads.get(id)
+    }
+
+    /// What a destination is. Its address is canonical: no IPv4-mapped IPv6.
+    pub fn classify(&self, destination: SocketAddr) -> Destination {
+        let address = destination.ip();
+        if !is_reachable(address) {
+            return Destination::Unknown;
+        }
+        if let Some(service) = self.service_addresses.owner(address) {
+            return match service.port(destination.port()) {
+                Some(port) => Destination::Service(Arc::clone(port)),
+                None => Destination::ServiceWithoutPort(service.name.clone()),
+            };
+        }
+        if let Some(workload) = self.workload_at(address) {
+            return Destination::Workload(workload);
+        }
+        // Until everything was received once, nothing can be said to be outside: meshed machines
+        // may have addresses outside of the ranges.
+        match &self.policies.load().cluster {
+            Some(cluster) if self.is_complete() && !cluster.contains(address) => {
+                Destination::Outside
+            }
+            _ => Destination::Unknown,
+        }
+    }
+
+    /// Decides whether a client may connect to a port of a workload of this node.
+    pub fn authorize(&self, workload: &WorkloadId, port: u16, client: Client<'_>) -> Verdict {
+        self.policies.load().authorize(workload, port, client)
+    }
+
+    /// The pods of this node, by name.
+    pub fn node_pods(&self) -> Vec<Arc<NodePod>> {
+        self.node_pods.load().values().cloned().collect()
+    }
+
+    /// Tells of changes.
+    pub fn changes(&self) -> watch::Receiver<Generations> {
+        self.generations.subscribe()
+    }
+
+    /// Whether everything was received once.
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// Everything was received.
+    pub fn set_complete(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// Applies a push: as one as far as policy is concerned, and policy before pods.
+    pub fn apply(&self, changed: Vec<Resource>, removed: Vec<Key>) {
+        let mut guard = self.writer();
+        let writer = &mut *guard;
+        let sorted = Sorted::new(changed, removed, &mut writer.services);
+        let mut next = *self.generations.borrow();
+        if sorted.cluster.is_some() || !sorted.policies.is_empty() {
+            next.policies += 1;
+            next.trust += u64::from(sorted.cluster.is_some());
+            self.apply_policies(sorted.cluster, sorted.policies);
+        }
+        next.trust += u64::from(self.apply_bundles(sorted.bundles, &mut writer.bundles));
+        let local = self.apply_workloads(sorted.workloads, writer);
+        let (services, touched) = (&mut writer.services, &sorted.services);
+        services.publish(touched.iter(), &self.service_addresses);
+        let pods = !sorted.node_pods.is_empty();
+        if pods {
+            self.apply_node_pods(sorted.node_pods);
+        }
+        next.node_pods += u64::from(local || pods);
+        self.generations.send_if_modified(|current| {
+            let changed = *current != next;
+            *current = next;
+            changed
+        });
+    }
+
+    /// Everything, for people: sections by name.
+    pub fn dump(&self) -> Value {
+        let mut workloads = self.workloads.values();
+        workloads.sort_by(|a, b| a.id.cmp(&b.id));
+        let workloads: Vec<&Workload> = workloads.iter().map(Arc::as_ref).collect();
+        let pods = self.node_pods.load();
+        let pods: Vec<&NodePod> = pods.values().map(Arc::as_ref).collect();
+        json!({
+            "complete": self.is_complete(),
+            "cluster": self.cluster().as_deref(),
+            "trust_roots": self.trust_bundle().map(|it| it.roots.len()),
+            "node_pods": pods,
+            "workloads": workloads,
+            "services": self.writer().services.dump(),
+            "policies": self.policies.load().dump(),
+        })
+    }
+
+    fn apply_policies(&self, cluster: Option<Option<ClusterSettings>>, changes: Vec<PolicyChange>) {
+        let mut policies = Policies::clone(&self.policies.load());
+        if let Some(cluster) = cluster {
+            policies.cluster = cluster.map(Arc::new);
+        }
+        for change in changes {
+            match change {
+                PolicyChange::Put(Resource::WorkloadPolicy(policy)) => {
+                    let id = policy.workload.clone();
+                    policies.workloads.insert(id, Arc::new(policy));
+                }
+                PolicyChange::Put(Resource::Server(server)) => {
+                    let name = server.name.clone();
+                    policies.servers.insert(name, Arc::new(server));
+                }
+                PolicyChange::Put(_) => {}
+                PolicyChange::RemoveWorkload(id) => {
+                    policies.workloads.remove(&id);
+                }
+                PolicyChange::RemoveServer(name) => {
+                    policies.servers.retain(|it, _| it.to_string() != name);
+                }
+            }
+        }
+        self.policies.store(Arc::new(policies));
+    }
+
+    /// Returns whether the bundle in force is another one now.
+    fn apply_bundles(
+        &self,
+        changes: Vec<(TrustDomain, Option<TrustBundle>)>,
+        bundles: &mut HashMap<TrustDomain, Arc<TrustBundle>>,
+    ) -> bool {
+        for (domain, bundle) in changes {
+            match bundle {
+                Some(bundle) => bundles.insert(domain, Arc::new(bundle)),
+                None => bundles.remove(&domain),
+            };
+        }
+        let cluster = self.cluster();
+        let current = cluster.and_then(|it| bundles.get(&it.trust_domain).cloned());
+        if self.trust_bundle() == current {
+            return false;
+        }
+        self.trust_bundle.store(current);
+        true
+    }
+
+    /// Returns whether a pod of this node is among the changed ones.
+    fn apply_workloads(
+        &self,
+        changes: Vec<(WorkloadId, Option<Workload>)>,
+        writer: &mut Writer,
+    ) -> bool {
+        let node_pods = self.node_pods.load();
+        let local = changes.iter().any(|(id, _)| node_pods.contains_key(id));
+        let mut by_name = self.workloads.edit();
+        let mut claims = self.workload_addresses.edit(&mut writer.losers);
+        for (id, workload) in changes {
+            let old = by_name.get(&id);
+            let new = workload.map(|mut workload| {
+                for address in &mut workload.addresses {
+                    *address = address.to_canonical();
+                }
+                writer.interner.share(&mut workload);
+                Arc::new(workload)
+            });
+            claims.replace(old.as_ref(), new.as_ref());
+            match new {
+                Some(new) => by_name.insert(new.id.clone(), new),
+                None => by_name.remove(&id),
+            }
+        }
+        by_name.publish();
+        claims.publish();
+        if writer.interner.is_untidy() {
+            let all = self.workloads.values();
+            writer.interner.tidy(all.iter().map(Arc::as_ref));
+        }
+        local
+    }
+
+    fn apply_node_pods(&self, changes: Vec<(WorkloadId, Option<NodePod>)>) {
+        let mut pods = BTreeMap::clone(&self.node_pods.load());
+        for (id, pod) in changes {
+            match pod {
+                Some(pod) => pods.insert(id, Arc::new(pod)),
+                None => pods.remove(&id),
+            };
+        }
+        self.node_pods.store(Arc::new(pods));
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        // A panic while applying leaves the parts that were published; the next push goes on.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sorted {
+    /// Services go straight into their parts, as nothing of them is visible before it is published.
+    fn new(changed: Vec<Resource>, removed: Vec<Key>, services: &mut Services) -> Self {
+        let mut sorted = Self::default();
+        for key in removed {
+            sorted.remove(key, services);
+        }
+        for resource in changed {
+            sorted.put(resource, services);
+        }
+        sorted
+    }
+
+    fn put(&mut self, resource: Resource, services: &mut Services) {
+        match resource {
+            Resource::Cluster(it) => self.cluster = Some(Some(it)),
+            Resource::TrustBundle(it) => self.bundles.push((it.trust_domain.clone(), Some(it))),
+            Resource::Workload(it) => self.workloads.push((it.id.clone(), Some(it))),
+            Resource::NodePod(it) => self.node_pods.push((it.id.clone(), Some(it))),
+            Resource::Service(it) => {
+                self.services.insert(services.put_service(it));
+            }
+            Resource::Endpoint(it) => {
+                self.services.insert(services.put_endpoint(it));
+            }
+            it @ (Resource::WorkloadPolicy(_) | Resource::Server(_)) => {
+                self.policies.push(PolicyChange::Put(it));
+            }
+        }
+    }
+
+    /// A name that cannot be one was never put, so there is nothing to remove.
+    fn remove(&mut self, key: Key, services: &mut Services) {
+        match key.kind {
+            Kind::Cluster => self.cluster = Some(None),
+            Kind::TrustBundle => {
+                let domain = key.name.parse();
+                self.bundles.extend(domain.ok().map(|it| (it, None)));
+            }
+            Kind::Workload => {
+                let id = key.name.parse();
+                self.workloads.extend(id.ok().map(|it| (it, None)));
+            }
+            Kind::NodePod => {
+                let id = key.name.parse();
+                self.node_pods.extend(id.ok().map(|it| (it, None)));
+            }
+            Kind::Service => {
+                if let Ok(name) = key.name.parse() {
+                    services.remove_service(&name);
+                    self.services.insert(name);
+                }
+            }
+            Kind::Endpoint => {
+                if let Some(name) = endpoint_name(&key.name) {
+                    services.remove_endpoint(&name.service, name.address);
+                    self.services.insert(name.service);
+                }
+            }
+            Kind::WorkloadPolicy => {
+                let id = key.name.parse().ok().map(PolicyChange::RemoveWorkload);
+                self.policies.extend(id);
+            }
+            Kind::Server => self.policies.push(PolicyChange::RemoveServer(key.name)),
+        }
+    }
+}
+
+impl Claimant for Workload {
+    type Id = WorkloadId;
+
+    fn id(&self) -> &WorkloadId {
+        &self.id
+    }
+
+    fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+}
+
+/// Reads `namespace/name@address`.
+fn endpoint_name(text: &str) -> Option<EndpointName> {
+    let (service, address) = text.rsplit_once('@')?;
+    Some(EndpointName {
+        service: service.parse().ok()?,
+        address: address.parse().ok()?,
+    })
+}
+
+/// Whether an address can be that of one other host.
+pub(super) fn is_reachable(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(it) if it.is_broadcast());
+    !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || broadcast)
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,0 +1,354 @@
+use weft_core::{
+    AccessPolicy, Authorization, AuthorizationName, DenyReason, PolicyGroup, ProxyProtocol, Server,
+    ServerBinding, ServerName, WorkloadPolicy,
+};
+
+use super::super::services::EndpointTarget;
+use super::super::testing::*;
+use super::*;
+
+fn key(kind: Kind, name: &str) -> Key {
+    Key {
+        kind,
+        name: name.to_owned(),
+    }
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().expect("valid")
+}
+
+fn id(text: &str) -> WorkloadId {
+    text.parse().expect("valid")
+}
+
+fn targets(store: &Store, destination: &str) -> Vec<(String, u16)> {
+    let Destination::Service(entry) = store.classify(at(destination)) else {
+        panic!("{destination} is no service port");
+    };
+    let endpoints = entry.endpoints.load();
+    let target = |it: &EndpointTarget| (it.address.to_string(), it.port);
+    endpoints.iter().map(target).collect()
+}
+
+fn owner(store: &Store, address: &str) -> Option<String> {
+    let address = address.parse().expect("valid");
+    store.workload_at(address).map(|it| it.id.to_string())
+}
+
+#[test]
+fn destinations_are_classified() {
+    let store = Store::new();
+    let kind = |destination: &str| match store.classify(at(destination)) {
+        Destination::Service(entry) => format!("service {} {}", entry.service, entry.port),
+        Destination::ServiceWithoutPort(name) => format!("no port of {name}"),
+        Destination::Workload(workload) => format!("workload {}", workload.id),
+        Destination::Outside => "outside".to_owned(),
+        Destination::Unknown => "unknown".to_owned(),
+    };
+    assert_eq!(kind("192.0.2.1:80"), "unknown");
+    store.apply(
+        vec![
+            cluster(),
+            workload("shop/web-0", &["10.1.0.2", "fd00:1::2"]),
+            workload("vm/legacy", &["203.0.113.7"]),
+            service("shop/web", "10.2.0.1", &[80, 443]),
+        ],
+        vec![],
+    );
+    // Not everything was received yet: it might belong to somebody.
+    assert_eq!(kind("192.0.2.1:80"), "unknown");
+    store.set_complete();
+    for (destination, expected) in [
+        ("10.2.0.1:80", "service shop/web 80"),
+        ("10.2.0.1:81", "no port of shop/web"),
+        ("10.1.0.2:8080", "workload shop/web-0"),
+        ("[fd00:1::2]:8080", "workload shop/web-0"),
+        ("203.0.113.7:22", "workload vm/legacy"),
+        ("10.1.0.3:8080", "unknown"),
+        ("10.2.0.2:80", "unknown"),
+        ("[fd00:1::3]:80", "unknown"),
+        ("192.0.2.1:80", "outside"),
+        ("[2001:db8::1]:80", "outside"),
+        ("169.254.169.254:80", "outside"),
+        ("127.0.0.1:80", "unknown"),
+        ("[::1]:80", "unknown"),
+        ("0.0.0.0:80", "unknown"),
+        ("224.0.0.1:80", "unknown"),
+        ("255.255.255.255:80", "unknown"),
+    ] {
+        assert_eq!(kind(destination), expected, "{destination}");
+    }
+    store.apply(vec![], vec![key(Kind::Cluster, "cluster")]);
+    assert_eq!(kind("192.0.2.1:80"), "unknown");
+}
+
+#[test]
+fn workloads_move_and_addresses_are_reused() {
+    let store = Store::new();
+    store.apply(vec![workload("shop/a", &["10.1.0.2"])], vec![]);
+    store.apply(vec![workload("shop/a", &["10.1.0.3"])], vec![]);
+    assert_eq!(owner(&store, "10.1.0.2"), None);
+    assert_eq!(owner(&store, "10.1.0.3").as_deref(), Some("shop/a"));
+    // b gets a's address before a is known to be gone.
+    store.apply(vec![workload("shop/b", &["10.1.0.3"])], vec![]);
+    store.apply(vec![], vec![key(Kind::Workload, "shop/a")]);
+    assert_eq!(owner(&store, "10.1.0.3").as_deref(), Some("shop/b"));
+    assert!(store.workload(&id("shop/a")).is_none());
+    // One push that says both, the removal of the old owner last in the message.
+    let removed = vec![key(Kind::Workload, "shop/b")];
+    store.apply(vec![workload("shop/c", &["10.1.0.3"])], removed);
+    assert_eq!(owner(&store, "10.1.0.3").as_deref(), Some("shop/c"));
+    store.apply(vec![], vec![key(Kind::Workload, "shop/c")]);
+    assert_eq!(owner(&store, "10.1.0.3"), None);
+    assert!(store.writer().losers.is_empty());
+}
+
+#[test]
+fn a_mapped_address_is_the_same_address() {
+    let store = Store::new();
+    store.apply(vec![workload("shop/a", &["::ffff:10.1.0.2"])], vec![]);
+    assert_eq!(owner(&store, "10.1.0.2").as_deref(), Some("shop/a"));
+}
+
+#[test]
+fn services_are_assembled_in_any_order_and_keep_their_entries() {
+    let store = Store::new();
+    store.apply(
+        vec![endpoint("shop/web", "10.1.0.3", &[(80, 8080)])],
+        vec![],
+    );
+    store.apply(
+        vec![
+            service("shop/web", "10.2.0.1", &[80, 443]),
+            endpoint("shop/web", "10.1.0.2", &[(80, 8081), (443, 8443)]),
+        ],
+        vec![],
+    );
+    let expected = [("10.1.0.2".to_owned(), 8081), ("10.1.0.3".to_owned(), 8080)];
+    assert_eq!(targets(&store, "10.2.0.1:80"), expected);
+    assert_eq!(targets(&store, "10.2.0.1:443").len(), 1);
+    let Destination::Service(before) = store.classify(at("10.2.0.1:80")) else {
+        panic!("no service");
+    };
+    // Another address, another endpoint: the entry with its balance state stays.
+    store.apply(
+        vec![service("shop/web", "10.2.0.9", &[80])],
+        vec![key(Kind::Endpoint, "shop/web@10.1.0.3")],
+    );
+    let Destination::Service(after) = store.classify(at("10.2.0.9:80")) else {
+        panic!("no service");
+    };
+    assert!(Arc::ptr_eq(&before, &after));
+    assert_eq!(before.endpoints.load().len(), 1);
+    assert!(matches!(
+        store.classify(at("10.2.0.9:443")),
+        Destination::ServiceWithoutPort(_)
+    ));
+    assert!(matches!(
+        store.classify(at("10.2.0.1:80")),
+        Destination::Unknown
+    ));
+    store.apply(vec![], vec![key(Kind::Service, "shop/web")]);
+    assert!(matches!(
+        store.classify(at("10.2.0.9:80")),
+        Destination::Unknown
+    ));
+    store.apply(vec![], vec![key(Kind::Endpoint, "shop/web@10.1.0.2")]);
+    assert_eq!(store.dump()["services"], json!([]));
+}
+
+#[test]
+fn an_ipv6_endpoint_is_removed_by_its_name() {
+    let store = Store::new();
+    store.apply(
+        vec![
+            service("shop/web", "10.2.0.1", &[80]),
+            endpoint("shop/web", "fd00:1::2", &[(80, 8080)]),
+        ],
+        vec![],
+    );
+    assert_eq!(targets(&store, "10.2.0.1:80").len(), 1);
+    store.apply(vec![], vec![key(Kind::Endpoint, "shop/web@fd00:1::2")]);
+    assert!(targets(&store, "10.2.0.1:80").is_empty());
+}
+
+fn server(access_policy: AccessPolicy, authorizations: Vec<Authorization>) -> Server {
+    Server {
+        name: ServerName {
+            group: PolicyGroup::Weft,
+            name: "shop/web".parse().expect("valid"),
+        },
+        access_policy,
+        proxy_protocol: ProxyProtocol::Unknown,
+        authorizations,
+    }
+}
+
+#[test]
+fn policy_denies_until_all_of_it_is_known() {
+    let store = Store::new();
+    let pod = id("shop/web-0");
+    let client = Client {
+        address: "10.1.0.9".parse().expect("valid"),
+        identity: None,
+    };
+    let verdict = |port| store.authorize(&pod, port, client);
+    let unknown = Verdict::Deny {
+        server: None,
+        reason: DenyReason::WorkloadPolicyUnknown,
+    };
+    let binding = ServerBinding {
+        port: 8080,
+        server: server(AccessPolicy::Deny, vec![]).name,
+    };
+    let policy = Resource::WorkloadPolicy(WorkloadPolicy {
+        workload: pod.clone(),
+        default: AccessPolicy::AllUnauthenticated,
+        servers: vec![binding],
+    });
+    assert_eq!(verdict(9090), unknown);
+    store.apply(vec![policy], vec![]);
+    // Its ranges are not known, so nothing can be said.
+    assert_eq!(verdict(9090), unknown);
+    store.apply(vec![cluster()], vec![]);
+    assert!(verdict(9090).is_allowed());
+    assert!(matches!(
+        verdict(8080),
+        Verdict::Deny {
+            reason: DenyReason::ServerUnknown,
+            ..
+        }
+    ));
+    let everybody = Authorization {
+        name: AuthorizationName {
+            group: PolicyGroup::Weft,
+            name: "shop/all".parse().expect("valid"),
+        },
+        required: vec![],
+    };
+    let named = server(AccessPolicy::Deny, vec![everybody]);
+    let name = named.name.to_string();
+    store.apply(vec![Resource::Server(named)], vec![]);
+    assert!(verdict(8080).is_allowed());
+    store.apply(vec![], vec![key(Kind::Server, &name)]);
+    assert!(!verdict(8080).is_allowed());
+    store.apply(vec![], vec![key(Kind::WorkloadPolicy, "shop/web-0")]);
+    assert_eq!(verdict(9090), unknown);
+}
+
+#[test]
+fn a_mapped_client_address_is_in_the_clusters_ranges() {
+    let store = Store::new();
+    let policy = workload_policy("shop/web-0", AccessPolicy::ClusterUnauthenticated);
+    store.apply(vec![cluster(), policy], vec![]);
+    for (address, expected) in [
+        ("10.1.0.9", true),
+        ("::ffff:10.1.0.9", true),
+        ("192.0.2.1", false),
+        ("::ffff:192.0.2.1", false),
+    ] {
+        let client = Client {
+            address: address.parse().expect("valid"),
+            identity: None,
+        };
+        let verdict = store.authorize(&id("shop/web-0"), 80, client);
+        assert_eq!(verdict.is_allowed(), expected, "{address}");
+    }
+}
+
+#[test]
+fn only_those_concerned_are_woken() {
+    let store = Store::new();
+    let mut changes = store.changes();
+    let mut moved = |resources, removed| {
+        let before = *changes.borrow_and_update();
+        store.apply(resources, removed);
+        let after = *changes.borrow_and_update();
+        [
+            after.node_pods - before.node_pods,
+            after.policies - before.policies,
+            after.trust - before.trust,
+        ]
+    };
+    let bundle = |root: u8| {
+        Resource::TrustBundle(TrustBundle {
+            trust_domain: "cluster.local".parse().expect("valid"),
+            roots: vec![vec![root]],
+        })
+    };
+    let elsewhere = || vec![workload("shop/far", &["10.1.9.9"])];
+    assert_eq!(moved(vec![bundle(1)], vec![]), [0, 0, 0]);
+    assert_eq!(moved(vec![cluster()], vec![]), [0, 1, 2]);
+    assert_eq!(moved(vec![bundle(1)], vec![]), [0, 0, 0]);
+    assert_eq!(moved(vec![bundle(2)], vec![]), [0, 0, 1]);
+    assert_eq!(moved(elsewhere(), vec![]), [0, 0, 0]);
+    assert_eq!(moved(vec![node_pod("shop/a")], vec![]), [1, 0, 0]);
+    let a = || vec![workload("shop/a", &["10.1.0.1"])];
+    assert_eq!(moved(a(), vec![]), [1, 0, 0]);
+    let policy = workload_policy("shop/a", AccessPolicy::Deny);
+    assert_eq!(moved(vec![policy], vec![]), [0, 1, 0]);
+    let gone = vec![key(Kind::NodePod, "shop/a")];
+    assert_eq!(moved(vec![], gone), [1, 0, 0]);
+    assert_eq!(moved(a(), vec![]), [0, 0, 0]);
+    let service = service("shop/web", "10.2.0.1", &[80]);
+    assert_eq!(moved(vec![service], vec![]), [0, 0, 0]);
+}
+
+#[test]
+fn equal_names_are_shared() {
+    let store = Store::new();
+    let resources = vec![
+        workload("shop/a", &["10.1.0.1"]),
+        workload("shop/b", &["10.1.0.2"]),
+    ];
+    store.apply(resources, vec![]);
+    let [a, b] = ["shop/a", "shop/b"].map(|it| store.workload(&id(it)).expect("known"));
+    let same = |a: &weft_core::Name, b: &weft_core::Name| {
+        std::ptr::eq(a.as_str().as_ptr(), b.as_str().as_ptr())
+    };
+    assert!(same(&a.node, &b.node));
+    assert!(same(&a.id.0.namespace, &b.id.0.namespace));
+    let [a, b] = [&a, &b].map(|it| it.identity().expect("meshed").clone());
+    assert!(same(&a.namespace, &b.namespace));
+    assert!(same(&a.service_account, &b.service_account));
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages = statm.split(' ').nth(1).expect("has it");
+    pages.parse::<usize>().expect("a number") * 4096
+}
+
+/// DESIGN.md, section 7: below 64 MiB. What other tests take at the same time counts against it.
+#[test]
+fn a_hundred_thousand_workloads_are_small() {
+    let store = Store::new();
+    let before = resident_bytes();
+    for batch in 0..100 {
+        let resources = (0..1000).flat_map(|it| {
+            let number = batch * 1000 + it;
+            let (name, app) = (number, number / 20);
+            let address = IpAddr::from((0x0a10_0000_u32 + number).to_be_bytes()).to_string();
+            let Resource::Workload(mut workload) = workload(
+                &format!("team-{}/app-{app}-x{name}", app % 100),
+                &[&address],
+            ) else {
+                panic!("a workload");
+            };
+            workload.node = format!("node-{}", number % 1000).parse().expect("valid");
+            workload.owner = Some(weft_core::Owner {
+                kind: "deployment".parse().expect("valid"),
+                name: format!("app-{app}").parse().expect("valid"),
+            });
+            let service = format!("team-{}/app-{app}", app % 100);
+            let endpoint = endpoint(&service, &address, &[(80, 8080)]);
+            [Resource::Workload(workload), endpoint]
+        });
+        store.apply(resources.collect(), vec![]);
+    }
+    let took = resident_bytes().saturating_sub(before);
+    println!("{} KiB", took / 1024);
+    assert!(store.workload(&id("team-0/app-0-x0")).is_some());
+    assert!(took < 64 << 20, "{} KiB", took / 1024);
+}

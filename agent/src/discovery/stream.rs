@@ -1,0 +1,433 @@
+//! The control stream's client: keeps the store current for as long as the controller is there.
+//!
+//! It says what it holds, applies each push as one, answers what it could not use, and comes back
+//! with backoff when the stream ends. It never empties the store: only the controller removes.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::{debug, info, warn};
+use weft_core::Name;
+use weft_proto::convert::{address_bytes, address_from};
+use weft_proto::{Key, Kind, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Resource, v1};
+
+use super::asks::{Asks, Discovery};
+use super::backoff;
+use super::controller::{Controller, ControllerError};
+use super::state::StreamState;
+use super::store::{Destination, Store, is_reachable};
+
+/// The client. [`ControlStream::run`] is its task.
+pub struct ControlStream {
+    controller: Arc<Controller>,
+    store: Arc<Store>,
+    node: Name,
+    asks: Arc<Asks>,
+    wants: mpsc::UnboundedReceiver<IpAddr>,
+    state: watch::Sender<StreamState>,
+    held: Held,
+}
+
+/// Versions of what is in the store.
+#[derive(Default)]
+struct Held {
+    versions: HashMap<HeldKey, u64>,
+    /// Held, but not said in the Hello of this stream as it would have been too large: gone unless
+    /// sent again before everything was.
+    unsaid: HashSet<HeldKey>,
+}
+
+/// A [`Key`] in less memory.
+type HeldKey = (Kind, Box<str>);
+
+/// A push, checked.
+#[derive(Default)]
+struct Checked {
+    changed: Vec<Resource>,
+    versions: Vec<(HeldKey, u64)>,
+    removed: Vec<Key>,
+    rejected: Vec<v1::Rejection>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Connect(#[from] ControllerError),
+    #[error("the controller refused: {} ({:?})", .0.message(), .0.code())]
+    Refused(Status),
+    #[error("the controller did not answer within {} s", SUBSCRIBE_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the controller ended the stream")]
+    Ended,
+    #[error("applying a push failed: {0}")]
+    Apply(tokio::task::JoinError),
+}
+
+impl ControlStream {
+    /// The client of a node's agent, and the handle that the data path asks with.
+    pub fn new(
+        controller: Arc<Controller>,
+        store: Arc<Store>,
+        node: Name,
+    ) -> (ControlStream, Discovery) {
+        let (asks, wants) = Asks::new();
+        let (state, receiver) = watch::channel(StreamState::default());
+        let discovery = Discovery::new(Arc::clone(&store), Arc::clone(&asks), receiver);
+        let stream = Self {
+            controller,
+            store,
+            node,
+            asks,
+            wants,
+            state,
+            held: Held::default(),
+        };
+        (stream, discovery)
+    }
+
+    /// Streams until stopped, whatever happens to the controller.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut failures = 0_u32;
+        let mut last_error = String::new();
+        loop {
+            let began = Instant::now();
+            let session = Box::pin(self.session());
+            let error = tokio::select! {
+                Err(error) = session => error,
+                () = stop.cancelled() => return,
+            };
+            let worked = self.state.borrow().current && began.elapsed() >= STEADY;
+            failures = if worked {
+                1
+            } else {
+                failures.saturating_add(1)
+            };
+            let text = error.to_string();
+            self.ended(&text);
+            let delay = backoff::delay(failures, RETRY_BASE, RETRY_MAX, rand::random());
+            if text == last_error {
+                debug!(
+                    error = text,
+                    failures,
+                    ?delay,
+                    "control stream failed again"
+                );
+            } else {
+                warn!(
+                    error = text,
+                    ?delay,
+                    "control stream failed; keeping what is known"
+                );
+                last_error = text;
+            }
+            tokio::select! {
+                () = sleep(delay) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One stream, until it fails.
+    async fn session(&mut self) -> Result<std::convert::Infallible, StreamError> {
+        let mut connection = self.controller.connect().await?;
+        let (sender, receiver) = mpsc::channel(SEND_QUEUE);
+        let hello = self.held.hello(&self.node);
+        send(&sender, v1::agent_message::Message::Hello(hello)).await?;
+        let request = connection.request(ReceiverStream::new(receiver));
+        let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
+        let response = subscribed.map_err(|_| StreamError::Silent)?;
+        let mut messages = response.map_err(StreamError::Refused)?.into_inner();
+        info!("control stream open");
+        self.state.send_modify(|state| {
+            state.connected = true;
+            state.connects += 1;
+        });
+        for address in self.asks.outstanding() {
+            send(&sender, want(address)).await?;
+        }
+        loop {
+            tokio::select! {
+                message = messages.message() => {
+                    let message = message.map_err(StreamError::Refused)?;
+                    self.receive(message.ok_or(StreamError::Ended)?, &sender).await?;
+                }
+                Some(address) = self.wants.recv() => send(&sender, want(address)).await?,
+            }
+        }
+    }
+
+    async fn receive(
+        &mut self,
+        message: v1::ControllerMessage,
+        sender: &mpsc::Sender<v1::AgentMessage>,
+    ) -> Result<(), StreamError> {
+        use v1::controller_message::Message;
+        let now = Instant::now();
+        self.state
+            .send_modify(|state| state.last_message = Some(now));
+        match message.message {
+            Some(Message::Push(push)) => self.push(push, sender).await,
+            Some(Message::Looked(looked)) => {
+                self.looked(&looked.address);
+                Ok(())
+            }
+            // A kind of message from the future.
+            None => Ok(()),
+        }
+    }
+
+    async fn push(
+        &mut self,
+        push: v1::Push,
+        sender: &mpsc::Sender<v1::AgentMessage>,
+    ) -> Result<(), StreamError> {
+        let (id, complete) = (push.id, push.complete);
+        let unsaid = self.held.still_unsaid(&push);
+        let store = Arc::clone(&self.store);
+        // Megabytes of first state would hold up a thread that serves connections.
+        let work = tokio::task::spawn_blocking(move || {
+            let mut checked = Checked::new(push);
+            checked.removed.extend(unsaid);
+            let removed = checked.removed.clone();
+            store.apply(std::mem::take(&mut checked.changed), removed);
+            if complete {
+                store.set_complete();
+            }
+            checked
+        });
+        let checked = work.await.map_err(StreamError::Apply)?;
+        for rejection in &checked.rejected {
+            let name = rejection.key.as_ref().map_or("", |key| &key.name);
+            warn!(
+                name,
+                reason = rejection.reason,
+                "rejected a resource; the last good one stays"
+            );
+        }
+        debug!(
+            id,
+            complete,
+            changed = checked.versions.len(),
+            removed = checked.removed.len(),
+            "applied a push"
+        );
+        self.pushed(&checked, complete);
+        self.held.update(&checked);
+        let answer = v1::Answer {
+            push: id,
+            rejected: checked.rejected,
+        };
+        send(sender, v1::agent_message::Message::Answer(answer)).await
+    }
+
+    fn pushed(&self, checked: &Checked, complete: bool) {
+        self.state.send_modify(|state| {
+            state.pushes += 1;
+            state.rejections += checked.rejected.len() as u64;
+            for ((kind, name), _) in &checked.versions {
+                state.rejected.remove(&shown(*kind, name));
+            }
+            for key in &checked.removed {
+                state.rejected.remove(&key.to_string());
+            }
+            for rejection in &checked.rejected {
+                if state.rejected.len() < MAX_REJECTED_SHOWN {
+                    let key = rejected_key(rejection);
+                    state.rejected.insert(key, rejection.reason.clone());
+                }
+            }
+            state.current |= complete;
+            state.complete |= complete;
+        });
+    }
+
+    fn looked(&self, address: &[u8]) {
+        let Ok(address) = address_from("looked.address", address) else {
+            return;
+        };
+        let address = address.to_canonical();
+        let destination = self.store.classify((address, 0).into());
+        let found = !matches!(destination, Destination::Unknown);
+        self.asks.looked(address, found);
+    }
+
+    fn ended(&self, error: &str) {
+        self.state.send_modify(|state| {
+            if state.current {
+                state.current_until = Some(Instant::now());
+            }
+            state.connected = false;
+            state.current = false;
+            state.failures += 1;
+            state.last_error = Some(error.to_owned());
+        });
+    }
+}
+
+impl Held {
+    /// The Hello of a new stream.
+    fn hello(&mut self, node: &Name) -> v1::Hello {
+        self.unsaid.clear();
+        let mut hello = v1::Hello {
+            node: node.to_string(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL_VERSION,
+            held: Vec::with_capacity(self.versions.len()),
+        };
+        let mut bytes = 0;
+        for ((kind, name), version) in &self.versions {
+            let key = Key {
+                kind: *kind,
+                name: name.to_string(),
+            };
+            let held = v1::Held {
+                key: Some(key.into()),
+                version: *version,
+            };
+            bytes += name.len() + HELD_OVERHEAD_BYTES;
+            if bytes > MAX_HELD_BYTES {
+                self.unsaid.insert((*kind, name.clone()));
+            } else {
+                hello.held.push(held);
+            }
+        }
+        hello
+    }
+
+    /// Takes what a push speaks of from what was left unsaid. With the push that completes the
+    /// state, the rest turns out to be gone.
+    fn still_unsaid(&mut self, push: &v1::Push) -> Vec<Key> {
+        if self.unsaid.is_empty() {
+            return Vec::new();
+        }
+        for resource in &push.changed {
+            if let Some(key) = resource.key.clone().and_then(|it| Key::try_from(it).ok()) {
+                self.unsaid.remove(&held_key(key));
+            }
+        }
+        if !push.complete {
+            return Vec::new();
+        }
+        let gone = self.unsaid.drain();
+        gone.map(|(kind, name)| Key {
+            kind,
+            name: name.into(),
+        })
+        .collect()
+    }
+
+    fn update(&mut self, checked: &Checked) {
+        for key in &checked.removed {
+            self.versions.remove(&held_key(key.clone()));
+        }
+        self.versions.extend(checked.versions.iter().cloned());
+    }
+}
+
+impl Checked {
+    fn new(push: v1::Push) -> Self {
+        let mut checked = Self::default();
+        for resource in push.changed {
+            checked.put(resource);
+        }
+        // A kind from the future cannot be held either.
+        let removed = push.removed.into_iter().map(Key::try_from);
+        checked.removed = removed.filter_map(Result::ok).collect();
+        checked
+    }
+
+    fn put(&mut self, message: v1::Resource) {
+        let (key, version) = (message.key.clone(), message.version);
+        let resource = Resource::try_from(message).map_err(|error| error.to_string());
+        match resource.and_then(usable) {
+            Ok(resource) => {
+                self.versions.push((held_key(resource.key()), version));
+                self.changed.push(resource);
+            }
+            Err(reason) => self.rejected.push(v1::Rejection {
+                key,
+                version,
+                reason,
+            }),
+        }
+    }
+}
+
+/// What is well-formed and still cannot be used.
+fn usable(resource: Resource) -> Result<Resource, String> {
+    match &resource {
+        Resource::TrustBundle(bundle) => {
+            crate::identity::check_roots(bundle).map_err(|error| error.to_string())?;
+        }
+        Resource::Workload(workload) => {
+            let mut addresses = workload.addresses.iter().map(|it| it.to_canonical());
+            if let Some(address) = addresses.find(|it| !is_reachable(*it)) {
+                return Err(format!("workload.addresses: {address} is no workload's"));
+            }
+        }
+        Resource::NodePod(pod) => {
+            if let Some(path) = pod.netns.as_ref().filter(|path| !path.is_absolute()) {
+                return Err(format!("node_pod.netns: {path:?} is not absolute"));
+            }
+        }
+        _ => {}
+    }
+    Ok(resource)
+}
+
+async fn send(
+    sender: &mpsc::Sender<v1::AgentMessage>,
+    message: v1::agent_message::Message,
+) -> Result<(), StreamError> {
+    let message = v1::AgentMessage {
+        message: Some(message),
+    };
+    sender.send(message).await.map_err(|_| StreamError::Ended)
+}
+
+fn want(address: IpAddr) -> v1::agent_message::Message {
+    v1::agent_message::Message::Want(v1::Want {
+        address: address_bytes(address),
+    })
+}
+
+fn held_key(key: Key) -> HeldKey {
+    (key.kind, key.name.into_boxed_str())
+}
+
+fn shown(kind: Kind, name: &str) -> String {
+    format!("{kind} {name}")
+}
+
+fn rejected_key(rejection: &v1::Rejection) -> String {
+    let Some(key) = &rejection.key else {
+        return "a resource without a key".to_owned();
+    };
+    match Key::try_from(key.clone()) {
+        Ok(key) => key.to_string(),
+        Err(_) => format!("a resource of unknown kind, {}", key.name),
+    }
+}
+
+const RETRY_BASE: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// A stream that lived this long was no part of a row of failures.
+const STEADY: Duration = Duration::from_secs(5);
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+const SEND_QUEUE: usize = 256;
+/// What a Hello spends on what is held, well below what a message may have.
+const MAX_HELD_BYTES: usize = MAX_MESSAGE_BYTES / 4 * 3;
+/// What an entry of the Hello takes beside the name, at most.
+const HELD_OVERHEAD_BYTES: usize = 32;
+const MAX_REJECTED_SHOWN: usize = 1000;
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,0 +1,82 @@
+//! Samples for tests.
+
+use weft_core::{
+    AccessPolicy, ClusterSettings, Endpoint, EndpointName, EndpointPort, Mesh, NodePod, Service,
+    ServicePort, Tunnel, Workload, WorkloadPolicy,
+};
+use weft_proto::Resource;
+
+pub(crate) fn cluster() -> Resource {
+    Resource::Cluster(ClusterSettings {
+        trust_domain: "cluster.local".parse().expect("valid"),
+        pod_ranges: vec!["10.1.0.0/16".parse().expect("valid"), net("fd00:1::/64")],
+        service_ranges: vec![net("10.2.0.0/16")],
+        force_tunnels: false,
+    })
+}
+
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().expect("valid")
+}
+
+pub(crate) fn workload(id: &str, addresses: &[&str]) -> Resource {
+    Resource::Workload(Workload {
+        id: id.parse().expect("valid"),
+        addresses: addresses
+            .iter()
+            .map(|it| it.parse().expect("valid"))
+            .collect(),
+        node: "node-a".parse().expect("valid"),
+        owner: None,
+        mesh: Mesh::Meshed {
+            identity: "spiffe://cluster.local/ns/shop/sa/web"
+                .parse()
+                .expect("valid"),
+            tunnel: Tunnel::WeftH2,
+        },
+    })
+}
+
+pub(crate) fn node_pod(id: &str) -> Resource {
+    Resource::NodePod(NodePod {
+        id: id.parse().expect("valid"),
+        uid: "uid-1".to_owned(),
+        netns: Some("/run/netns/x".into()),
+        probe_ports: vec![],
+    })
+}
+
+pub(crate) fn service(name: &str, address: &str, ports: &[u16]) -> Resource {
+    let port = |number: &u16| ServicePort {
+        number: *number,
+        name: None,
+        app_protocol: None,
+    };
+    Resource::Service(Service {
+        name: name.parse().expect("valid"),
+        addresses: vec![address.parse().expect("valid")],
+        ports: ports.iter().map(port).collect(),
+    })
+}
+
+pub(crate) fn endpoint(service: &str, address: &str, ports: &[(u16, u16)]) -> Resource {
+    let port = |(service_port, target_port): &(u16, u16)| EndpointPort {
+        service_port: *service_port,
+        target_port: *target_port,
+    };
+    Resource::Endpoint(Endpoint {
+        name: EndpointName {
+            service: service.parse().expect("valid"),
+            address: address.parse().expect("valid"),
+        },
+        ports: ports.iter().map(port).collect(),
+    })
+}
+
+pub(crate) fn workload_policy(id: &str, default: AccessPolicy) -> Resource {
+    Resource::WorkloadPolicy(WorkloadPolicy {
+        workload: id.parse().expect("valid"),
+        default,
+        servers: vec![],
+    })
+}
