@@ -32,7 +32,7 @@ pub(crate) fn ensure() -> Result<()> {
 }
 
 /// Each package, with a program of it that is looked for.
-const PACKAGES: [(Package, &str); 11] = [
+const PACKAGES: [(Package, &str); 12] = [
     (
         package("iproute2", "network namespaces, veth pairs, bridges"),
         "ip",
@@ -65,8 +65,12 @@ const PACKAGES: [(Package, &str); 11] = [
         "socat",
     ),
     (
-        package("iperf3", "bulk traffic").with_service("iperf3"),
-        "iperf3",
+        package("netcat-openbsd", "connections that a person types into"),
+        "nc",
+    ),
+    (
+        package("openssl", "an independent TLS implementation"),
+        "openssl",
     ),
     (
         package("python3", "small servers and clients of odd behaviour"),
