@@ -109,6 +109,8 @@ pub struct Answer {
     pub ended: bool,
     /// The protocol chosen.
     pub alpn: Option<String>,
+    /// What the server showed.
+    pub server_certificate: CertificateDer<'static>,
     /// Who the server is.
     pub server_id: String,
     /// The TLS version, such as `TLSv1_3`.
@@ -131,6 +133,14 @@ async fn attempt(attempt: Attempt) -> Result<Answer> {
         .await
         .context("the handshake")?;
     let session = tls.get_ref().1;
+    let leaf = match seen
+        .lock()
+        .map_err(|_| anyhow::anyhow!("poisoned"))?
+        .first()
+    {
+        Some(leaf) => leaf.clone(),
+        None => bail!("the server showed no certificate"),
+    };
     let mut answer = Answer {
         status: 0,
         headers: HeaderMap::new(),
@@ -139,14 +149,8 @@ async fn attempt(attempt: Attempt) -> Result<Answer> {
         alpn: session
             .alpn_protocol()
             .map(|name| String::from_utf8_lossy(name).into_owned()),
-        server_id: match seen
-            .lock()
-            .map_err(|_| anyhow::anyhow!("poisoned"))?
-            .first()
-        {
-            Some(leaf) => spiffe_id(leaf)?,
-            None => bail!("the server showed no certificate"),
-        },
+        server_id: spiffe_id(&leaf)?,
+        server_certificate: leaf,
         tls_version: format!("{:?}", session.protocol_version().context("no version")?),
         cipher_suite: format!(
             "{:?}",

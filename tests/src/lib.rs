@@ -27,6 +27,7 @@ pub mod netns;
 pub mod pki;
 pub mod pod;
 pub mod run;
+pub mod scenario;
 mod sys;
 pub mod testapp;
 pub mod wait;

@@ -1,6 +1,6 @@
 //! Certificates that nobody should accept, and some that anybody should.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -9,6 +9,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::parse_x509_certificate;
 
 /// A certificate with its chain and key.
 #[derive(Debug)]
@@ -17,12 +18,35 @@ pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's key.
     pub key: PrivateKeyDer<'static>,
+    chain_pem: String,
+    key_pem: String,
+}
+
+impl Identity {
+    /// The same once more.
+    pub fn duplicate(&self) -> Identity {
+        Identity {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            chain_pem: self.chain_pem.clone(),
+            key_pem: self.key_pem.clone(),
+        }
+    }
+
+    /// Writes the chain and the key as PEM files, for programs that want files.
+    pub fn write(&self, dir: &Path) -> Result<[PathBuf; 2]> {
+        let [chain, key] = [dir.join("chain.pem"), dir.join("key.pem")];
+        std::fs::write(&chain, &self.chain_pem)?;
+        std::fs::write(&key, &self.key_pem)?;
+        Ok([chain, key])
+    }
 }
 
 /// Something that signs.
 #[derive(Debug)]
 pub struct Authority {
     certificate: CertificateDer<'static>,
+    pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -38,6 +62,7 @@ impl Authority {
         Ok(Authority {
             certificate: parsed.contents.into(),
             issuer: Issuer::from_ca_cert_pem(&pem, key)?,
+            pem,
         })
     }
 
@@ -51,9 +76,11 @@ impl Authority {
         params
             .distinguished_name
             .push(DnType::CommonName, "somebody else");
-        let certificate = params.self_signed(&key)?.der().clone();
+        let certificate = params.self_signed(&key)?;
+        let (pem, certificate) = (certificate.pem(), certificate.der().clone());
         Ok(Authority {
             certificate,
+            pem,
             issuer: Issuer::new(params, key),
         })
     }
@@ -96,6 +123,8 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Identity {
             chain: vec![certificate.der().clone(), self.certificate.clone()],
+            chain_pem: certificate.pem() + &self.pem,
+            key_pem: key.serialize_pem(),
             key: PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?,
         })
     }
@@ -104,7 +133,7 @@ impl Authority {
 /// The SPIFFE ID in a certificate.
 pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<String> {
     use x509_parser::extensions::GeneralName;
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)?;
+    let (_, parsed) = parse_x509_certificate(certificate)?;
     let names = parsed
         .subject_alternative_name()?
         .context("no alternative names")?;
@@ -117,6 +146,13 @@ pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<String> {
             _ => None,
         });
     uri.context("no URI among the names")
+}
+
+/// The serial number of a certificate, in hexadecimal.
+pub fn serial(certificate: &CertificateDer<'_>) -> Result<String> {
+    Ok(parse_x509_certificate(certificate)?
+        .1
+        .raw_serial_as_string())
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

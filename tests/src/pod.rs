@@ -25,6 +25,7 @@ pub struct PodSpec {
     annotations: Value,
     deployment: Option<String>,
     containers: Value,
+    node_name: Option<String>,
 }
 
 impl PodSpec {
@@ -42,7 +43,14 @@ impl PodSpec {
             annotations: json!({}),
             deployment: None,
             containers: json!([{"name": "app", "image": "none"}]),
+            node_name: None,
         }
+    }
+
+    /// Has its manifest name another node than it is on: no agent will take it for its own.
+    pub fn claimed_by(mut self, node_name: &str) -> PodSpec {
+        self.node_name = Some(node_name.to_owned());
+        self
     }
 
     /// Puts it on a node.
@@ -150,10 +158,14 @@ impl Pod {
             "00000000-0000-4000-8000-{:06x}{count:06x}",
             std::process::id() & 0xff_ffff
         );
+        let node_name = spec
+            .node_name
+            .clone()
+            .unwrap_or_else(|| node.name().to_owned());
         Ok(Pod {
             spec,
             uid,
-            node_name: node.name().to_owned(),
+            node_name,
             v4,
             v6,
             cgroup,
@@ -188,6 +200,11 @@ impl Pod {
     /// The number of its node.
     pub fn node_index(&self) -> usize {
         self.spec.node
+    }
+
+    /// Whether an agent shall take it: it is opted in, and its manifest tells the truth.
+    pub fn is_enrolled(&self) -> bool {
+        self.spec.meshed && self.spec.node_name.is_none()
     }
 
     /// Whether it is opted in.

@@ -20,8 +20,6 @@ use crate::wait::{DEADLINE, wait_for};
 #[derive(Debug, Default)]
 pub(super) struct AgentState {
     process: Option<Process>,
-    /// Agents that were told to end while their successor runs already.
-    leaving: Vec<Process>,
     log_files: Vec<PathBuf>,
     args: Vec<String>,
 }
@@ -123,22 +121,22 @@ impl Node {
             .kill()
     }
 
-    /// Tells the agent to end and forgets it, so that the next one can start while it drains.
-    pub fn retire_agent(&self) -> Result<()> {
-        let mut state = lock(&self.agent);
-        let process = state.process.take().context("no agent is running")?;
-        process.signal(Signal::SIGTERM)?;
-        state.leaving.push(process);
-        Ok(())
+    /// Stops the agent's process without ending it, until [`Node::resume_agent`].
+    pub fn pause_agent(&self) -> Result<()> {
+        lock(&self.agent)
+            .process
+            .as_ref()
+            .context("no agent is running")?
+            .signal(Signal::SIGSTOP)
     }
 
-    /// Waits until agents told to leave have ended.
-    pub fn wait_retired(&self) -> Result<()> {
-        let leaving = std::mem::take(&mut lock(&self.agent).leaving);
-        for mut process in leaving {
-            process.wait(STOP_DEADLINE)?;
-        }
-        Ok(())
+    /// Lets a paused agent go on.
+    pub fn resume_agent(&self) -> Result<()> {
+        lock(&self.agent)
+            .process
+            .as_ref()
+            .context("no agent is running")?
+            .signal(Signal::SIGCONT)
     }
 
     /// Whether there is an agent.

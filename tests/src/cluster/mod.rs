@@ -172,7 +172,7 @@ impl Cluster {
             return Ok(());
         }
         for node in self.nodes.iter().filter(|node| node.agent_is_running()) {
-            if pod.is_meshed() && node.index() == pod.node_index() {
+            if pod.is_enrolled() && node.index() == pod.node_index() {
                 node.wait_enrolled(pod.namespace(), pod.name())?;
             }
             node.wait_known(pod.namespace(), pod.name())?;

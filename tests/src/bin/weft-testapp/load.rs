@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
+use nix::sys::resource::{Resource, setrlimit};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 use crate::client::{SocketOptions, open, outcome};
 use crate::emit;
@@ -74,7 +77,7 @@ pub(crate) struct Hold {
     target: SocketAddr,
     #[arg(long)]
     count: u64,
-    /// Starts all connects without waiting for any.
+    /// Starts all connects without waiting for any: these count as `started`.
     #[arg(long)]
     at_once: bool,
     #[command(flatten)]
@@ -83,29 +86,39 @@ pub(crate) struct Hold {
 
 impl Hold {
     pub(crate) fn run(self) -> Result<()> {
+        setrlimit(Resource::RLIMIT_NOFILE, self.count + 64, self.count + 64)?;
         let counts = Counts::default();
-        let kept: Mutex<Vec<TcpStream>> = Mutex::default();
-        let one = || match open(self.target, &self.options) {
-            Ok(stream) => {
-                counts.add("ok");
-                if let Ok(mut kept) = kept.lock() {
-                    kept.push(stream);
+        let mut kept = Vec::new();
+        for _ in 0..self.count {
+            let opened = if self.at_once {
+                start(self.target).map(|socket| ("started", socket.into()))
+            } else {
+                open(self.target, &self.options)
+                    .map(|stream| ("ok", stream.into()))
+                    .map_err(|failure| failure.error)
+            };
+            match opened {
+                Ok((how, socket)) => {
+                    let socket: OwnedFd = socket;
+                    counts.add(how);
+                    kept.push(socket);
                 }
+                Err(error) => counts.add(outcome(&error)),
             }
-            Err(failure) => counts.add(outcome(&failure.error)),
-        };
-        if self.at_once {
-            std::thread::scope(|scope| {
-                for _ in 0..self.count {
-                    scope.spawn(one);
-                }
-            });
-        } else {
-            (0..self.count).for_each(|_| one());
         }
         emit(&json!({"counts": counts.all()}));
         wait_for_end_of_input();
         Ok(())
+    }
+}
+
+/// A connect that is on its way.
+fn start(target: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket),
     }
 }
 
