@@ -9,14 +9,14 @@ use crate::{
     ui,
 };
 
-/// Makes sure that the programs are there: by packages on Debian, by asking for them elsewhere.
+/// Makes sure that the programs are there: by packages on Debian, by asking for them elsewhere. A
+/// program that is there already may come from wherever its owner wants.
 pub(crate) fn ensure() -> Result<()> {
     if debian::is_debian() {
-        debian::install(&PACKAGES.map(|(package, _)| package))?;
+        let packages: Vec<Package> = missing().map(|(package, _)| package).collect();
+        debian::install(&packages)?;
     }
-    let missing: Vec<String> = PACKAGES
-        .iter()
-        .filter(|(_, program)| process::in_path(program).is_none())
+    let missing: Vec<String> = missing()
         .map(|(package, program)| {
             format!(
                 "  - {program} (Debian's package {}): {}",
@@ -29,6 +29,12 @@ pub(crate) fn ensure() -> Result<()> {
     }
     ui::note("all programs that the demo and the tests run are there");
     Ok(())
+}
+
+fn missing() -> impl Iterator<Item = (Package, &'static str)> {
+    PACKAGES
+        .into_iter()
+        .filter(|(_, program)| process::in_path(program).is_none())
 }
 
 /// Each package, with a program of it that is looked for.
