@@ -1,0 +1,66 @@
+//! What arrives at a meshed pod: to the application only what was published in this very namespace, everything else to one
+//! of the agent's listeners, or nowhere.
+
+use aya_ebpf::{
+    bindings::{sk_action::SK_DROP, sk_action::SK_PASS},
+    programs::SkLookupContext,
+};
+use weft_ebpf_abi::{
+    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, TUNNEL_PORT, TupleKey, is_target,
+};
+
+use crate::{
+    context::{read, sk_lookup_ends},
+    maps::{LISTENERS, NETNS_COOKIE, PENDING, count},
+};
+
+/// The program. For TCP, `SK_DROP` makes the kernel answer with a reset: the client is refused at once.
+#[inline(always)]
+pub fn sk_lookup(context: &SkLookupContext) -> u32 {
+    let ctx = context.lookup;
+    // SAFETY: a valid context.
+    if read(unsafe { &raw const (*ctx).protocol }) != PROTOCOL_TCP {
+        return SK_PASS;
+    }
+    let cookie = NETNS_COOKIE.load();
+    let ((server, server_port), (client, client_port)) = sk_lookup_ends(ctx);
+    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    // SAFETY: read at once.
+    if let Some(found) = unsafe { PENDING.get(key) } {
+        return if found.kind == PendingKind::Redirect as u16 {
+            assign(context, cookie, ListenerRole::Outbound)
+        } else {
+            SK_PASS
+        };
+    }
+    if server.is_loopback() {
+        // Redirects that could not be published must not reach an application on all addresses.
+        if is_target(&server, server_port) {
+            count(Reason::UnpublishedTarget);
+            return SK_DROP;
+        }
+        return SK_PASS;
+    }
+    if client.is_loopback() {
+        // The agent's deliveries come from there: one that could not be published must not come back to it.
+        count(Reason::UnpublishedLoopback);
+        return SK_DROP;
+    }
+    let role =
+        if server_port == TUNNEL_PORT { ListenerRole::Tunnel } else { ListenerRole::Plaintext };
+    assign(context, cookie, role)
+}
+
+#[inline(always)]
+fn assign(context: &SkLookupContext, cookie: u64, role: ListenerRole) -> u32 {
+    let key = ListenerKey { cookie, role: role as u32, padding: 0 };
+    match LISTENERS.redirect_sk_lookup(context, key, 0) {
+        Ok(()) => SK_PASS,
+        Err(error) => {
+            count(if error == NOT_FOUND { Reason::NoListener } else { Reason::Assign });
+            SK_DROP
+        }
+    }
+}
+
+const NOT_FOUND: i32 = -2;

@@ -1,0 +1,185 @@
+//! The life of a connection that is being opened: `TCP_CONNECT_CB` comes before the SYN and has the local port;
+//! `PASSIVE_ESTABLISHED_CB` comes on the accepted socket before `accept` can return it; `STATE_CB` clears what failed.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
+    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_mptcp_sock, bpf_sock_ops_cb_flags_set},
+    programs::SockOpsContext,
+};
+use weft_ebpf_abi::{
+    Address, Flow, FlowRole, Pending, PendingKind, REFUSING_V4, REFUSING_V6, Reason, TupleKey,
+    is_target,
+};
+
+use crate::{
+    connect::is_own,
+    context::{flow, netns_cookie, read, set_flow, sock_ops_ends, sock_ops_socket},
+    maps::{HAS_MPTCP, PENDING, PODS, count},
+    pending,
+};
+
+/// The return value has no meaning for the callbacks used here.
+const DONE: u32 = 1;
+/// `TCP_CLOSE`.
+const CLOSED: u32 = 7;
+
+/// The program for pods and for the agent.
+#[inline(always)]
+pub fn sock_ops(context: &SockOpsContext) -> u32 {
+    let ctx = context.ops;
+    match operation(ctx) {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
+        BPF_SOCK_OPS_STATE_CB if is_closing(ctx) => {
+            closed(ctx, netns_cookie(ctx.cast()));
+        }
+        _ => {}
+    }
+    DONE
+}
+
+/// Which callback it is.
+#[inline(always)]
+pub fn operation(ctx: *mut bpf_sock_ops) -> u32 {
+    // SAFETY: a valid context.
+    read(unsafe { &raw const (*ctx).op })
+}
+
+/// Whether a `STATE_CB` says that the socket is closed now.
+#[inline(always)]
+pub fn is_closing(ctx: *mut bpf_sock_ops) -> bool {
+    // SAFETY: a valid context; the second argument is the new state.
+    read(unsafe { &raw const (*ctx).__bindgen_anon_1.args[1] }) == CLOSED
+}
+
+/// Publishes the tuple of a connecting socket and asks to be told when it closes.
+#[inline(always)]
+pub fn publish(ctx: *mut bpf_sock_ops, cookie: u64, kind: PendingKind, address: Address, port: u16) {
+    let ((client, client_port), (server, server_port)) = sock_ops_ends(ctx);
+    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    let value = Pending {
+        // SAFETY: a valid context.
+        owner: unsafe { bpf_get_socket_cookie(ctx.cast()) },
+        address,
+        port,
+        kind: kind as u16,
+        padding: 0,
+    };
+    pending::publish(&key, &value);
+    // SAFETY: a valid context. Others' flags stay.
+    unsafe {
+        let flags = read(&raw const (*ctx).bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        let _ = bpf_sock_ops_cb_flags_set(ctx, flags as i32);
+    }
+}
+
+/// Clears what a socket published, if it still is there and still is its own.
+#[inline(always)]
+pub fn closed(ctx: *mut bpf_sock_ops, cookie: u64) {
+    let ((client, client_port), (server, server_port)) = sock_ops_ends(ctx);
+    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    // SAFETY: read at once.
+    let Some(found) = (unsafe { PENDING.get(key) }) else {
+        return;
+    };
+    // SAFETY: a valid context.
+    if found.owner == unsafe { bpf_get_socket_cookie(ctx.cast()) } {
+        pending::remove(&key, found.kind);
+    }
+}
+
+#[inline(always)]
+fn connecting(ctx: *mut bpf_sock_ops) {
+    let socket = sock_ops_socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    let cookie = netns_cookie(ctx.cast());
+    let known = flow(socket.cast());
+    if !known.is_null() {
+        // SAFETY: checked.
+        return connecting_known(ctx, cookie, unsafe { *known });
+    }
+    if PODS.get_ptr(cookie).is_none() {
+        return;
+    }
+    if HAS_MPTCP.load() != 0 {
+        let connection = mptcp_connection(socket);
+        if !connection.is_null() {
+            let known = flow(connection);
+            if !known.is_null() {
+                // SAFETY: checked.
+                return connecting_known(ctx, cookie, unsafe { *known });
+            }
+        }
+    }
+    connecting_unknown(ctx, cookie);
+}
+
+#[inline(always)]
+fn connecting_known(ctx: *mut bpf_sock_ops, cookie: u64, flow: Flow) {
+    if flow.role == FlowRole::Redirected as u16 {
+        publish(ctx, cookie, PendingKind::Redirect, flow.address, flow.port);
+    } else if flow.role == FlowRole::AgentDeliver as u16 {
+        publish(ctx, cookie, PendingKind::Deliver, flow.address, flow.port);
+    } else if flow.role != FlowRole::AgentOutbound as u16 && PODS.get_ptr(cookie).is_some() {
+        connecting_unknown(ctx, cookie);
+    }
+}
+
+/// A connect of a meshed pod that was left alone. To the pod itself, or to an address that looks like a
+/// redirect's target, it would be stopped at the lookup unless it is published.
+#[inline(always)]
+fn connecting_unknown(ctx: *mut bpf_sock_ops, cookie: u64) {
+    let (_, (server, port)) = sock_ops_ends(ctx);
+    let refusing = (server.same(&REFUSING_V4.address) && port == REFUSING_V4.port)
+        || (server.same(&REFUSING_V6.address) && port == REFUSING_V6.port);
+    if !refusing && (is_target(&server, port) || is_own(cookie, server)) {
+        publish(ctx, cookie, PendingKind::SelfConnect, server, port);
+    }
+}
+
+#[inline(always)]
+fn mptcp_connection(subflow: *mut bpf_sock) -> *mut c_void {
+    // SAFETY: the verifier knows the socket.
+    unsafe { bpf_skc_to_mptcp_sock(subflow.cast()).cast() }
+}
+
+#[inline(always)]
+fn accepted(ctx: *mut bpf_sock_ops) {
+    let socket = sock_ops_socket(ctx);
+    if socket.is_null() {
+        return;
+    }
+    let ((server, server_port), (client, client_port)) = sock_ops_ends(ctx);
+    let cookie = netns_cookie(ctx.cast());
+    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    // SAFETY: copied at once. That the copy is this tuple's is known when it can be taken out.
+    let Some(found) = (unsafe { PENDING.get(key) }) else {
+        return;
+    };
+    let found = *found;
+    if !pending::remove(&key, found.kind) {
+        return;
+    }
+    let role = if found.kind == PendingKind::Redirect as u16 {
+        FlowRole::Accepted
+    } else if found.kind == PendingKind::Deliver as u16 {
+        FlowRole::Delivered
+    } else {
+        return;
+    };
+    let kept = set_flow(
+        socket.cast(),
+        Flow { cookie: 0, address: found.address, port: found.port, role: role as u16, padding: 0 },
+    );
+    if !kept {
+        // The agent finds an accepted socket without a destination and rejects it.
+        count(Reason::AcceptedStorage);
+    }
+}
