@@ -7,8 +7,10 @@
 //! ([`telemetry`]). No stage reaches back.
 
 pub mod admin;
+pub mod bpf;
 pub mod discovery;
 pub mod identity;
+pub mod netns;
 pub mod node;
 pub mod proxy;
 pub mod telemetry;

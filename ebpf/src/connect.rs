@@ -9,16 +9,17 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use weft_ebpf_abi::{
-    Address, Direction, Flow, FlowRole, OwnAddressKey, PROTOCOL_MPTCP, PROTOCOL_TCP, Pod, Reason,
-    RefusedKey, Target, refusing, target,
+    Address, Direction, Flow, FlowRole, OwnAddressKey, PROTOCOL_TCP, Pod, Reason, RefusedKey,
+    Target, refusing, target,
 };
 
 use crate::{
     context::{
-        AF_INET6, SOCK_STREAM, flow, netns_cookie, read, read_words, set_flow, sock_addr_socket,
-        write, write_words,
+        AF_INET6, SOCK_STREAM, flow, netns_cookie, read_address, read_field, set_flow,
+        set_user_address4, set_user_address6, set_user_port, sock_addr_socket, user_address4,
+        user_address6, user_port,
     },
-    maps::{HAS_MPTCP, OWN_ADDRESSES, PODS, POD_STATE, REFUSED, count},
+    maps::{OWN_ADDRESSES, POD_STATE, PODS, REFUSED, count},
     pending,
 };
 
@@ -31,15 +32,13 @@ const REFUSE: i32 = 0;
 #[inline(always)]
 pub fn connect4(context: &SockAddrContext) -> i32 {
     let ctx = context.sock_addr;
-    // SAFETY: a valid context.
-    let destination = Address::from_ipv4_word(read(unsafe { &raw const (*ctx).user_ip4 }));
+    let destination = user_address4(ctx);
     match decide(ctx, destination) {
         Verdict::Untouched => PROCEED,
         Verdict::Refused => REFUSE,
         Verdict::To(target) => {
-            // SAFETY: a valid context.
-            write(unsafe { &raw mut (*ctx).user_ip4 }, target.address.ipv4_word());
-            set_port(ctx, target.port);
+            set_user_address4(ctx, &target.address);
+            set_user_port(ctx, target.port);
             PROCEED
         }
     }
@@ -49,15 +48,13 @@ pub fn connect4(context: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn connect6(context: &SockAddrContext) -> i32 {
     let ctx = context.sock_addr;
-    // SAFETY: a valid context.
-    let destination = read_words(unsafe { &raw const (*ctx).user_ip6 });
+    let destination = user_address6(ctx);
     match decide(ctx, destination) {
         Verdict::Untouched => PROCEED,
         Verdict::Refused => REFUSE,
         Verdict::To(target) => {
-            // SAFETY: a valid context.
-            write_words(unsafe { &raw mut (*ctx).user_ip6 }, &target.address);
-            set_port(ctx, target.port);
+            set_user_address6(ctx, &target.address);
+            set_user_port(ctx, target.port);
             PROCEED
         }
     }
@@ -76,10 +73,10 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     let Some(pod) = (unsafe { PODS.get(cookie) }) else {
         return Verdict::Untouched;
     };
-    // SAFETY: a valid context.
-    let (kind, protocol) =
-        unsafe { (read(&raw const (*ctx).type_), read(&raw const (*ctx).protocol)) };
-    if kind != SOCK_STREAM || (protocol != PROTOCOL_TCP && protocol != PROTOCOL_MPTCP) {
+    let kind = read_field!(ctx, bpf_sock_addr, type_);
+    let protocol = read_field!(ctx, bpf_sock_addr, protocol);
+    // Multipath TCP connects by subflows, which are plain TCP here.
+    if kind != SOCK_STREAM || protocol != PROTOCOL_TCP {
         return Verdict::Untouched;
     }
     let socket = sock_addr_socket(ctx);
@@ -103,16 +100,11 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     if is_own(cookie, destination) {
         return Verdict::Untouched;
     }
-    if protocol == PROTOCOL_MPTCP && HAS_MPTCP.load() == 0 {
-        count(Reason::Mptcp);
-        return Verdict::Refused;
-    }
-    if !unbind_device(ctx, socket, protocol) {
+    if !unbind_device(ctx, socket) {
         count(Reason::BoundDevice);
         return Verdict::Refused;
     }
-    // SAFETY: a valid context.
-    let port = u16::from_be(read(unsafe { &raw const (*ctx).user_port }) as u16);
+    let port = user_port(ctx);
     if refused_recently(cookie, destination, port) {
         count(Reason::RecentlyRefused);
         return Verdict::To(refusing(&destination));
@@ -131,7 +123,7 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
         count(Reason::Storage);
         return Verdict::Refused;
     }
-    if !destination.is_ipv4() && protocol == PROTOCOL_TCP {
+    if !destination.is_ipv4() {
         bind_source(ctx, socket, pod);
     }
     count_redirected(cookie);
@@ -141,13 +133,20 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
 /// Whether an address is one of the pod's own.
 #[inline(always)]
 pub fn is_own(cookie: u64, address: Address) -> bool {
-    OWN_ADDRESSES.get_ptr(OwnAddressKey { cookie, address }).is_some()
+    OWN_ADDRESSES
+        .get_ptr(OwnAddressKey { cookie, address })
+        .is_some()
 }
 
 /// Whether the agent found the destination refusing a moment ago.
 #[inline(always)]
 fn refused_recently(cookie: u64, address: Address, port: u16) -> bool {
-    let key = RefusedKey { cookie, address, port, padding: [0; 3] };
+    let key = RefusedKey {
+        cookie,
+        address,
+        port,
+        padding: [0; 3],
+    };
     // SAFETY: read at once; a recycled value is a time too.
     match unsafe { REFUSED.get(key) } {
         // SAFETY: no arguments.
@@ -159,14 +158,9 @@ fn refused_recently(cookie: u64, address: Address, port: u16) -> bool {
 /// A socket that is bound to a device does not reach the loopback device. False if it stays bound: the SYN
 /// would then leave the pod.
 #[inline(always)]
-fn unbind_device(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock, protocol: u32) -> bool {
-    // SAFETY: the verifier knows the socket of this context.
-    if read(unsafe { &raw const (*socket).bound_dev_if }) == 0 {
+fn unbind_device(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock) -> bool {
+    if read_field!(socket, bpf_sock, bound_dev_if) == 0 {
         return true;
-    }
-    if protocol == PROTOCOL_MPTCP {
-        // The subflow, which connects, has its own binding.
-        return false;
     }
     let mut none = [0u8; 4];
     // SAFETY: the option's value is on this stack.
@@ -190,8 +184,7 @@ fn bind_source(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock, pod: &Pod) {
     if pod.primary_v6.is_unspecified() {
         return;
     }
-    // SAFETY: the verifier knows the socket of this context.
-    let source = read_words(unsafe { &raw const (*socket).src_ip6 });
+    let source = read_address!(socket, bpf_sock, src_ip6);
     if !source.is_unspecified() {
         return;
     }
@@ -218,12 +211,6 @@ fn count_redirected(cookie: u64) {
         // SAFETY: checked by the lookup.
         pending::add(unsafe { (&raw mut (*state).redirected).cast() }, 1);
     }
-}
-
-#[inline(always)]
-fn set_port(ctx: *mut bpf_sock_addr, port: u16) {
-    // SAFETY: a valid context.
-    write(unsafe { &raw mut (*ctx).user_port }, u32::from(port.to_be()));
 }
 
 /// `struct sockaddr_in6`.

@@ -2,7 +2,7 @@
 //! of the agent's listeners, or nowhere.
 
 use aya_ebpf::{
-    bindings::{sk_action::SK_DROP, sk_action::SK_PASS},
+    bindings::{bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
     programs::SkLookupContext,
 };
 use weft_ebpf_abi::{
@@ -10,7 +10,7 @@ use weft_ebpf_abi::{
 };
 
 use crate::{
-    context::{read, sk_lookup_ends},
+    context::{read_field, sk_lookup_ends},
     maps::{LISTENERS, NETNS_COOKIE, PENDING, count},
 };
 
@@ -18,13 +18,19 @@ use crate::{
 #[inline(always)]
 pub fn sk_lookup(context: &SkLookupContext) -> u32 {
     let ctx = context.lookup;
-    // SAFETY: a valid context.
-    if read(unsafe { &raw const (*ctx).protocol }) != PROTOCOL_TCP {
+    if read_field!(ctx, bpf_sk_lookup, protocol) != PROTOCOL_TCP {
         return SK_PASS;
     }
     let cookie = NETNS_COOKIE.load();
     let ((server, server_port), (client, client_port)) = sk_lookup_ends(ctx);
-    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    let key = TupleKey {
+        cookie,
+        client,
+        server,
+        client_port,
+        server_port,
+        padding: 0,
+    };
     // SAFETY: read at once.
     if let Some(found) = unsafe { PENDING.get(key) } {
         return if found.kind == PendingKind::Redirect as u16 {
@@ -46,18 +52,29 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         count(Reason::UnpublishedLoopback);
         return SK_DROP;
     }
-    let role =
-        if server_port == TUNNEL_PORT { ListenerRole::Tunnel } else { ListenerRole::Plaintext };
+    let role = if server_port == TUNNEL_PORT {
+        ListenerRole::Tunnel
+    } else {
+        ListenerRole::Plaintext
+    };
     assign(context, cookie, role)
 }
 
 #[inline(always)]
 fn assign(context: &SkLookupContext, cookie: u64, role: ListenerRole) -> u32 {
-    let key = ListenerKey { cookie, role: role as u32, padding: 0 };
+    let key = ListenerKey {
+        cookie,
+        role: role as u32,
+        padding: 0,
+    };
     match LISTENERS.redirect_sk_lookup(context, key, 0) {
         Ok(()) => SK_PASS,
         Err(error) => {
-            count(if error == NOT_FOUND { Reason::NoListener } else { Reason::Assign });
+            count(if error == NOT_FOUND {
+                Reason::NoListener
+            } else {
+                Reason::Assign
+            });
             SK_DROP
         }
     }

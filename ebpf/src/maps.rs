@@ -59,7 +59,8 @@ pub static NETNS_COOKIE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static PENDING_QUOTA: Global<i64> = Global::new(1024);
 
-/// Whether the kernel leads from an MPTCP subflow to its connection.
+/// Whether the kernel leads from an MPTCP subflow to its connection (Linux 6.0). If not, `getpeername` shows the
+/// loopback there.
 #[unsafe(no_mangle)]
 pub static HAS_MPTCP: Global<u8> = Global::new(0);
 

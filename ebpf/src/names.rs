@@ -1,14 +1,14 @@
 //! `getpeername(2)` and `getsockname(2)`, which also give `accept(2)` its address: the applications see the addresses that they
 //! would see without a mesh.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use weft_ebpf_abi::{Address, Flow, FlowRole};
 
 use crate::{
-    context::{flow, netns_cookie, read, read_words, sock_addr_socket, write, write_words},
+    context::{
+        flow, netns_cookie, set_user_address4, set_user_address6, set_user_port, sock_addr_socket,
+        user_address4, user_address6,
+    },
     maps::PODS,
 };
 
@@ -22,11 +22,8 @@ pub fn getpeername4(context: &SockAddrContext) -> i32 {
     if let Some(peer) = peer(ctx)
         && peer.address.is_ipv4()
     {
-        // SAFETY: a valid context.
-        unsafe {
-            write(&raw mut (*ctx).user_ip4, peer.address.ipv4_word());
-            write(&raw mut (*ctx).user_port, u32::from(peer.port.to_be()));
-        }
+        set_user_address4(ctx, &peer.address);
+        set_user_port(ctx, peer.port);
     }
     DONE
 }
@@ -36,11 +33,8 @@ pub fn getpeername4(context: &SockAddrContext) -> i32 {
 pub fn getpeername6(context: &SockAddrContext) -> i32 {
     let ctx = context.sock_addr;
     if let Some(peer) = peer(ctx) {
-        // SAFETY: a valid context.
-        unsafe {
-            write_words(&raw mut (*ctx).user_ip6, &peer.address);
-            write(&raw mut (*ctx).user_port, u32::from(peer.port.to_be()));
-        }
+        set_user_address6(ctx, &peer.address);
+        set_user_port(ctx, peer.port);
     }
     DONE
 }
@@ -49,11 +43,8 @@ pub fn getpeername6(context: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn getsockname4(context: &SockAddrContext) -> i32 {
     let ctx = context.sock_addr;
-    // SAFETY: a valid context.
-    let local = Address::from_ipv4_word(read(unsafe { &raw const (*ctx).user_ip4 }));
-    if let Some(address) = source(ctx, &local) {
-        // SAFETY: a valid context.
-        write(unsafe { &raw mut (*ctx).user_ip4 }, address.ipv4_word());
+    if let Some(address) = source(ctx, &user_address4(ctx)) {
+        set_user_address4(ctx, &address);
     }
     DONE
 }
@@ -62,11 +53,8 @@ pub fn getsockname4(context: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn getsockname6(context: &SockAddrContext) -> i32 {
     let ctx = context.sock_addr;
-    // SAFETY: a valid context.
-    let local = read_words(unsafe { &raw const (*ctx).user_ip6 });
-    if let Some(address) = source(ctx, &local) {
-        // SAFETY: a valid context.
-        write_words(unsafe { &raw mut (*ctx).user_ip6 }, &address);
+    if let Some(address) = source(ctx, &user_address6(ctx)) {
+        set_user_address6(ctx, &address);
     }
     DONE
 }
@@ -96,6 +84,10 @@ fn source(ctx: *mut bpf_sock_addr, local: &Address) -> Option<Address> {
     }
     // SAFETY: read at once.
     let pod = unsafe { PODS.get(netns_cookie(ctx.cast())) }?;
-    let address = if local.is_ipv4() { pod.primary_v4 } else { pod.primary_v6 };
+    let address = if local.is_ipv4() {
+        pod.primary_v4
+    } else {
+        pod.primary_v6
+    };
     (!address.is_unspecified()).then_some(address)
 }

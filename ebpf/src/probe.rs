@@ -35,7 +35,13 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     }
     let (_, (address, port)) = sock_ops_ends(ctx);
     // SAFETY: read at once.
-    let Some(cookie) = (unsafe { PROBES.get(ProbeKey { address, port, padding: 0 }) }) else {
+    let Some(cookie) = (unsafe {
+        PROBES.get(ProbeKey {
+            address,
+            port,
+            padding: 0,
+        })
+    }) else {
         return;
     };
     let cookie = *cookie;
@@ -46,7 +52,13 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     // The pod may be gone when the socket closes, so its cookie is kept here.
     let kept = set_flow(
         socket.cast(),
-        Flow { cookie, address, port, role: FlowRole::Probe as u16, padding: 0 },
+        Flow {
+            cookie,
+            address,
+            port,
+            role: FlowRole::Probe as u16,
+            padding: 0,
+        },
     );
     if !kept {
         count(Reason::Storage);

@@ -18,7 +18,7 @@ use weft_ebpf_abi::{
 
 use crate::{
     connect::is_own,
-    context::{flow, netns_cookie, read, set_flow, sock_ops_ends, sock_ops_socket},
+    context::{flow, netns_cookie, read_field, set_flow, sock_ops_ends, sock_ops_socket},
     maps::{HAS_MPTCP, PENDING, PODS, count},
     pending,
 };
@@ -46,22 +46,34 @@ pub fn sock_ops(context: &SockOpsContext) -> u32 {
 /// Which callback it is.
 #[inline(always)]
 pub fn operation(ctx: *mut bpf_sock_ops) -> u32 {
-    // SAFETY: a valid context.
-    read(unsafe { &raw const (*ctx).op })
+    read_field!(ctx, bpf_sock_ops, op)
 }
 
 /// Whether a `STATE_CB` says that the socket is closed now.
 #[inline(always)]
 pub fn is_closing(ctx: *mut bpf_sock_ops) -> bool {
-    // SAFETY: a valid context; the second argument is the new state.
-    read(unsafe { &raw const (*ctx).__bindgen_anon_1.args[1] }) == CLOSED
+    // The second argument is the new state.
+    read_field!(ctx, bpf_sock_ops, __bindgen_anon_1.args, 1) == CLOSED
 }
 
 /// Publishes the tuple of a connecting socket and asks to be told when it closes.
 #[inline(always)]
-pub fn publish(ctx: *mut bpf_sock_ops, cookie: u64, kind: PendingKind, address: Address, port: u16) {
+pub fn publish(
+    ctx: *mut bpf_sock_ops,
+    cookie: u64,
+    kind: PendingKind,
+    address: Address,
+    port: u16,
+) {
     let ((client, client_port), (server, server_port)) = sock_ops_ends(ctx);
-    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    let key = TupleKey {
+        cookie,
+        client,
+        server,
+        client_port,
+        server_port,
+        padding: 0,
+    };
     let value = Pending {
         // SAFETY: a valid context.
         owner: unsafe { bpf_get_socket_cookie(ctx.cast()) },
@@ -71,18 +83,24 @@ pub fn publish(ctx: *mut bpf_sock_ops, cookie: u64, kind: PendingKind, address: 
         padding: 0,
     };
     pending::publish(&key, &value);
-    // SAFETY: a valid context. Others' flags stay.
-    unsafe {
-        let flags = read(&raw const (*ctx).bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
-        let _ = bpf_sock_ops_cb_flags_set(ctx, flags as i32);
-    }
+    // Others' flags stay.
+    let flags = read_field!(ctx, bpf_sock_ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // SAFETY: a valid context.
+    let _ = unsafe { bpf_sock_ops_cb_flags_set(ctx, flags as i32) };
 }
 
 /// Clears what a socket published, if it still is there and still is its own.
 #[inline(always)]
 pub fn closed(ctx: *mut bpf_sock_ops, cookie: u64) {
     let ((client, client_port), (server, server_port)) = sock_ops_ends(ctx);
-    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    let key = TupleKey {
+        cookie,
+        client,
+        server,
+        client_port,
+        server_port,
+        padding: 0,
+    };
     // SAFETY: read at once.
     let Some(found) = (unsafe { PENDING.get(key) }) else {
         return;
@@ -103,32 +121,34 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     let known = flow(socket.cast());
     if !known.is_null() {
         // SAFETY: checked.
-        return connecting_known(ctx, cookie, unsafe { *known });
-    }
-    if PODS.get_ptr(cookie).is_none() {
-        return;
-    }
-    if HAS_MPTCP.load() != 0 {
-        let connection = mptcp_connection(socket);
-        if !connection.is_null() {
-            let known = flow(connection);
-            if !known.is_null() {
-                // SAFETY: checked.
-                return connecting_known(ctx, cookie, unsafe { *known });
-            }
+        let flow = unsafe { *known };
+        if flow.role == FlowRole::Redirected as u16 {
+            tell_mptcp(socket, flow);
+            return publish(ctx, cookie, PendingKind::Redirect, flow.address, flow.port);
+        }
+        if flow.role == FlowRole::AgentDeliver as u16 {
+            return publish(ctx, cookie, PendingKind::Deliver, flow.address, flow.port);
+        }
+        if flow.role == FlowRole::AgentOutbound as u16 {
+            return;
         }
     }
-    connecting_unknown(ctx, cookie);
+    if PODS.get_ptr(cookie).is_some() {
+        connecting_unknown(ctx, cookie);
+    }
 }
 
+/// What connects, and what the hooks see, is a subflow. The socket that the application asks for its peer is
+/// another one, which must know as well.
 #[inline(always)]
-fn connecting_known(ctx: *mut bpf_sock_ops, cookie: u64, flow: Flow) {
-    if flow.role == FlowRole::Redirected as u16 {
-        publish(ctx, cookie, PendingKind::Redirect, flow.address, flow.port);
-    } else if flow.role == FlowRole::AgentDeliver as u16 {
-        publish(ctx, cookie, PendingKind::Deliver, flow.address, flow.port);
-    } else if flow.role != FlowRole::AgentOutbound as u16 && PODS.get_ptr(cookie).is_some() {
-        connecting_unknown(ctx, cookie);
+fn tell_mptcp(subflow: *mut bpf_sock, flow: Flow) {
+    if HAS_MPTCP.load() == 0 {
+        return;
+    }
+    // SAFETY: the verifier knows the socket.
+    let connection: *mut c_void = unsafe { bpf_skc_to_mptcp_sock(subflow.cast()).cast() };
+    if !connection.is_null() && !set_flow(connection, flow) {
+        count(Reason::Mptcp);
     }
 }
 
@@ -145,12 +165,6 @@ fn connecting_unknown(ctx: *mut bpf_sock_ops, cookie: u64) {
 }
 
 #[inline(always)]
-fn mptcp_connection(subflow: *mut bpf_sock) -> *mut c_void {
-    // SAFETY: the verifier knows the socket.
-    unsafe { bpf_skc_to_mptcp_sock(subflow.cast()).cast() }
-}
-
-#[inline(always)]
 fn accepted(ctx: *mut bpf_sock_ops) {
     let socket = sock_ops_socket(ctx);
     if socket.is_null() {
@@ -158,7 +172,14 @@ fn accepted(ctx: *mut bpf_sock_ops) {
     }
     let ((server, server_port), (client, client_port)) = sock_ops_ends(ctx);
     let cookie = netns_cookie(ctx.cast());
-    let key = TupleKey { cookie, client, server, client_port, server_port, padding: 0 };
+    let key = TupleKey {
+        cookie,
+        client,
+        server,
+        client_port,
+        server_port,
+        padding: 0,
+    };
     // SAFETY: copied at once. That the copy is this tuple's is known when it can be taken out.
     let Some(found) = (unsafe { PENDING.get(key) }) else {
         return;
@@ -176,7 +197,13 @@ fn accepted(ctx: *mut bpf_sock_ops) {
     };
     let kept = set_flow(
         socket.cast(),
-        Flow { cookie: 0, address: found.address, port: found.port, role: role as u16, padding: 0 },
+        Flow {
+            cookie: 0,
+            address: found.address,
+            port: found.port,
+            role: role as u16,
+            padding: 0,
+        },
     );
     if !kept {
         // The agent finds an accepted socket without a destination and rejects it.

@@ -20,7 +20,9 @@ impl Address {
     /// From the word of an IPv4 context field (network byte order).
     #[inline(always)]
     pub const fn from_ipv4_word(word: u32) -> Self {
-        Self { words: [0, 0, MAPPED, word] }
+        Self {
+            words: [0, 0, MAPPED, word],
+        }
     }
 
     /// The words in memory order.
@@ -81,7 +83,9 @@ impl From<IpAddr> for Address {
         let word = |at: usize| {
             u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
         };
-        Self { words: [word(0), word(4), word(8), word(12)] }
+        Self {
+            words: [word(0), word(4), word(8), word(12)],
+        }
     }
 }
 
@@ -152,7 +156,14 @@ mod tests {
 
     #[test]
     fn converts_both_ways() {
-        for text in ["10.1.2.3", "::1", "2001:db8::42", "::", "0.0.0.0", "fe80::1234"] {
+        for text in [
+            "10.1.2.3",
+            "::1",
+            "2001:db8::42",
+            "::",
+            "0.0.0.0",
+            "fe80::1234",
+        ] {
             let parsed: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(parsed)), parsed);
         }

@@ -25,7 +25,5 @@ pub const SCHEMA: u32 = 1;
 
 /// `IPPROTO_TCP`.
 pub const PROTOCOL_TCP: u32 = 6;
-/// `IPPROTO_MPTCP`.
-pub const PROTOCOL_MPTCP: u32 = 262;
 /// Port on a meshed pod's address where other agents' tunnels arrive.
 pub const TUNNEL_PORT: u16 = 15008;

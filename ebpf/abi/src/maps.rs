@@ -219,7 +219,7 @@ pub enum Reason {
     NoPodState = 1,
     /// The socket is bound to a device and could not be unbound.
     BoundDevice = 2,
-    /// MPTCP on a kernel that does not lead from a subflow to its connection.
+    /// An MPTCP socket could not be told where its subflow was redirected from (counted, not refused).
     Mptcp = 3,
     /// The destination could not be kept with the socket.
     Storage = 4,
@@ -288,7 +288,15 @@ mod pod {
     }
 
     pods!(
-        Address, Pod, OwnAddressKey, PodState, Flow, TupleKey, Pending, ListenerKey, ProbeKey,
+        Address,
+        Pod,
+        OwnAddressKey,
+        PodState,
+        Flow,
+        TupleKey,
+        Pending,
+        ListenerKey,
+        ProbeKey,
         RefusedKey,
     );
 }

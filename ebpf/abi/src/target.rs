@@ -24,12 +24,19 @@ pub const REFUSING_V4: Target = Target {
     port: 1,
 };
 /// The IPv6 counterpart of [`REFUSING_V4`].
-pub const REFUSING_V6: Target = Target { address: LOCALHOST_V6, port: u16::MAX };
+pub const REFUSING_V6: Target = Target {
+    address: LOCALHOST_V6,
+    port: u16::MAX,
+};
 
 /// The target that refuses, in the family of the destination.
 #[inline(always)]
 pub const fn refusing(destination: &Address) -> Target {
-    if destination.is_ipv4() { REFUSING_V4 } else { REFUSING_V6 }
+    if destination.is_ipv4() {
+        REFUSING_V4
+    } else {
+        REFUSING_V6
+    }
 }
 
 /// The stand-in for a destination: `127.1.0.0` to `127.254.255.255` with ports from 1024 for IPv4;
@@ -119,7 +126,9 @@ mod tests {
                     assert_eq!(chosen.address.is_ipv4(), destination.is_ipv4());
                     assert_ne!(chosen, refusing(&destination));
                     if destination.is_ipv4() {
-                        let IpAddr::V4(address) = chosen.address.into() else { panic!() };
+                        let IpAddr::V4(address) = chosen.address.into() else {
+                            panic!()
+                        };
                         assert!((1..=254).contains(&address.octets()[1]), "{address}");
                         assert!(chosen.port >= 1024);
                     }

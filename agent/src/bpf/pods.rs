@@ -1,0 +1,235 @@
+//! Enrolling pods: which entries a pod has in which maps, and in which order they come and go. Nothing of a pod is
+//! redirected before all that handles it is there, and nothing is handled any less before redirection stopped.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::unix::fs::MetadataExt,
+};
+
+use aya_obj::generated::bpf_attach_type::BPF_SK_LOOKUP;
+use weft_ebpf_abi as abi;
+
+use super::{Bpf, BpfError, ListenerRole, MAPS, PodEntry, Tables, links, load};
+
+impl Bpf {
+    /// Meshes a pod: what arrives in its network namespace goes to the listeners, then its connects too. Repeating it with
+    /// new listeners, as a new agent does for pods it finds, replaces those. The namespace of the agent itself is refused.
+    pub fn enroll(
+        &self,
+        pod: &PodEntry,
+        netns: BorrowedFd<'_>,
+        listeners: [(ListenerRole, BorrowedFd<'_>); 3],
+    ) -> Result<(), BpfError> {
+        if pod.cookie == self.host_cookie {
+            return Err(BpfError::HostNamespace);
+        }
+        let mut pods = self.pods();
+        self.tables
+            .pod_state
+            .set_new(&pod.cookie, &abi::PodState::default())?;
+        for (role, listener) in listeners {
+            let socket = listener.as_raw_fd().unsigned_abs();
+            self.tables
+                .listeners
+                .set(&listener_key(pod.cookie, role), &socket)?;
+        }
+        self.install_lookup(pod.cookie, netns)?;
+        pods.write(&self.tables, pod)?;
+        self.tables.pods.set(&pod.cookie, &kernel_pod(pod))?;
+        drop(pods);
+        self.legacy().done_with(pod.cookie)
+    }
+
+    /// Changes the addresses or probed ports of an enrolled pod.
+    pub fn update(&self, pod: &PodEntry) -> Result<(), BpfError> {
+        let mut pods = self.pods();
+        pods.write(&self.tables, pod)?;
+        if self.tables.pods.value(&pod.cookie)?.is_some() {
+            self.tables.pods.set(&pod.cookie, &kernel_pod(pod))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a pod alone again. Connections that are open stay open.
+    pub fn unenroll(&self, cookie: u64) -> Result<(), BpfError> {
+        self.forget_pod(cookie)?;
+        self.legacy().done_with(cookie)
+    }
+
+    /// The cookies of all pods in the kernel, whoever enrolled them.
+    pub fn enrolled(&self) -> Result<Vec<u64>, BpfError> {
+        let mut cookies: BTreeSet<u64> = self.tables.pods.keys()?.into_iter().collect();
+        cookies.extend(links::lookup_cookies(&self.links())?);
+        cookies.extend(self.legacy().cookies());
+        Ok(cookies.into_iter().collect())
+    }
+
+    /// Removes what a pod has: redirection first, then the steering of what arrives, then what those used.
+    pub(super) fn forget_pod(&self, cookie: u64) -> Result<(), BpfError> {
+        let mut pods = self.pods();
+        self.tables.pods.remove(&cookie)?;
+        links::detach(&self.links().join(links::lookup_pin(cookie)))?;
+        for role in [
+            ListenerRole::Outbound,
+            ListenerRole::Tunnel,
+            ListenerRole::Plaintext,
+        ] {
+            self.tables.listeners.remove(&listener_key(cookie, role))?;
+        }
+        pods.remove(&self.tables, cookie)?;
+        for key in self.tables.pending.keys()? {
+            if key.cookie == cookie {
+                self.tables.pending.remove(&key)?;
+            }
+        }
+        for key in self.tables.refused.keys()? {
+            if key.cookie == cookie {
+                self.tables.refused.remove(&key)?;
+            }
+        }
+        self.tables.pod_state.remove(&cookie).map(drop)
+    }
+
+    fn install_lookup(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let name = links::lookup_pin(cookie);
+        let inode = netns
+            .try_clone_to_owned()
+            .map(std::fs::File::from)
+            .and_then(|file| file.metadata())
+            .map_err(|source| BpfError::System {
+                what: "reading a network namespace's inode",
+                source,
+            })?
+            .ino();
+        let loaded = load::lookup_program(&self.folder.join(MAPS), cookie)?;
+        let program = load::descriptor(&loaded, load::LOOKUP)?;
+        let attach_type = load::attach_number(BPF_SK_LOOKUP);
+        links::install(
+            &self.links().join(&name),
+            program.as_fd(),
+            netns,
+            inode,
+            attach_type,
+            &name,
+        )
+    }
+}
+
+/// What the pods have in `OWN_ADDRESSES` and `PROBES`, so that a change is a difference.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    entries: HashMap<u64, Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    addresses: HashSet<abi::Address>,
+    probes: HashSet<abi::ProbeKey>,
+}
+
+impl Pods {
+    /// What a previous agent left.
+    pub(super) fn read(tables: &Tables) -> Result<Self, BpfError> {
+        let mut pods = Self::default();
+        for key in tables.own_addresses.keys()? {
+            pods.entries
+                .entry(key.cookie)
+                .or_default()
+                .addresses
+                .insert(key.address);
+        }
+        for key in tables.probes.keys()? {
+            if let Some(cookie) = tables.probes.value(&key)? {
+                pods.entries.entry(cookie).or_default().probes.insert(key);
+            }
+        }
+        Ok(pods)
+    }
+
+    fn write(&mut self, tables: &Tables, pod: &PodEntry) -> Result<(), BpfError> {
+        let addresses: HashSet<abi::Address> =
+            pod.addresses.iter().copied().map(Into::into).collect();
+        let probes: HashSet<abi::ProbeKey> = addresses
+            .iter()
+            .flat_map(|address| {
+                pod.probe_ports.iter().map(|port| abi::ProbeKey {
+                    address: *address,
+                    port: *port,
+                    padding: 0,
+                })
+            })
+            .collect();
+        let present = self.entries.entry(pod.cookie).or_default();
+        for gone in present.probes.difference(&probes) {
+            remove_probe(tables, pod.cookie, gone)?;
+        }
+        for gone in present.addresses.difference(&addresses) {
+            tables.own_addresses.remove(&abi::OwnAddressKey {
+                cookie: pod.cookie,
+                address: *gone,
+            })?;
+        }
+        for address in &addresses {
+            tables.own_addresses.set(
+                &abi::OwnAddressKey {
+                    cookie: pod.cookie,
+                    address: *address,
+                },
+                &1,
+            )?;
+        }
+        for probe in &probes {
+            tables.probes.set(probe, &pod.cookie)?;
+        }
+        *present = Entries { addresses, probes };
+        Ok(())
+    }
+
+    fn remove(&mut self, tables: &Tables, cookie: u64) -> Result<(), BpfError> {
+        let Some(entries) = self.entries.remove(&cookie) else {
+            return Ok(());
+        };
+        for probe in &entries.probes {
+            remove_probe(tables, cookie, probe)?;
+        }
+        for address in entries.addresses {
+            tables
+                .own_addresses
+                .remove(&abi::OwnAddressKey { cookie, address })?;
+        }
+        Ok(())
+    }
+}
+
+/// Addresses get used again: the entry may be another pod's by now.
+fn remove_probe(tables: &Tables, cookie: u64, probe: &abi::ProbeKey) -> Result<(), BpfError> {
+    if tables.probes.value(probe)? == Some(cookie) {
+        tables.probes.remove(probe)?;
+    }
+    Ok(())
+}
+
+fn kernel_pod(pod: &PodEntry) -> abi::Pod {
+    let first = |wanted: fn(&&IpAddr) -> bool| {
+        pod.addresses
+            .iter()
+            .find(wanted)
+            .copied()
+            .map(abi::Address::from)
+            .unwrap_or_default()
+    };
+    abi::Pod {
+        primary_v4: first(|address| address.is_ipv4()),
+        primary_v6: first(|address| address.is_ipv6()),
+    }
+}
+
+fn listener_key(cookie: u64, role: ListenerRole) -> abi::ListenerKey {
+    abi::ListenerKey {
+        cookie,
+        role: role as u32,
+        padding: 0,
+    }
+}

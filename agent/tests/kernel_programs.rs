@@ -1,0 +1,647 @@
+//! The kernel programs on the running kernel: that it takes them, and that they do to real sockets what
+//! `docs/interception.md` says. Needs root; makes its own network namespaces.
+
+#![allow(unsafe_code)]
+
+mod kernel;
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use kernel::{
+    ELSEWHERE_V4, ELSEWHERE_V6, HOST_V4, HOST_V6, Instance, Listeners, Meshed, POD_V4, POD_V6,
+    World, accept, address, eventually, ip_address, is_idle, talk,
+};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use weft_agent::bpf::{Flow, Reason};
+
+/// What the verifier may have to look at per program: far from its limit of a million, near to what it is now.
+const MOST_INSTRUCTIONS: u32 = 10_000;
+
+#[test]
+fn the_kernel_takes_every_program() {
+    let meshed = Meshed::new();
+    let report = meshed.bpf.verify().unwrap();
+    let mut lines = String::new();
+    for hook in &report.hooks {
+        let name = hook.name.split('-').next().unwrap();
+        lines += &format!("{name} {}\n", hook.verified_instructions);
+        assert!(
+            (10..MOST_INSTRUCTIONS).contains(&hook.verified_instructions),
+            "{name}: {} instructions verified",
+            hook.verified_instructions
+        );
+    }
+    println!("instructions verified:\n{lines}");
+    std::fs::write(
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join("verified_instructions"),
+        &lines,
+    )
+    .unwrap();
+    assert_eq!(report.hooks.len(), 8, "{report:?}");
+}
+
+#[test]
+fn connects_are_redirected_and_keep_their_addresses() {
+    let meshed = Meshed::new();
+    let mapped = "[::ffff:203.0.113.9]:8080";
+    let table = [
+        (ELSEWHERE_V4, ELSEWHERE_V4, POD_V4),
+        (ELSEWHERE_V6, ELSEWHERE_V6, POD_V6),
+        (mapped, "203.0.113.9:8080", "::ffff:10.88.0.2"),
+    ];
+    for (to, original, local) in table {
+        let mut client = meshed.world.connect(address(to)).unwrap();
+        let mut accepted = meshed.accept_redirected(address(original));
+        assert_eq!(client.peer_addr().unwrap(), address(to));
+        assert_eq!(client.local_addr().unwrap().ip(), ip_address(local), "{to}");
+        let flow = meshed.bpf.flow(client.as_fd()).unwrap();
+        assert_eq!(
+            flow,
+            Some(Flow::Redirected {
+                original: address(original)
+            })
+        );
+        talk(&mut client, &mut accepted);
+    }
+    let counters = meshed
+        .bpf
+        .pod_counters(meshed.world.cookie)
+        .unwrap()
+        .unwrap();
+    assert_eq!((counters.redirected, counters.pending_outbound), (3, 0));
+    assert_refusals(&meshed, &[]);
+}
+
+#[test]
+fn whatever_the_application_did_to_its_socket() {
+    let meshed = Meshed::new();
+    let v4 = address(ELSEWHERE_V4);
+    let v6 = address(ELSEWHERE_V6);
+
+    // Bound to the pod's address, with and without a port; bound to a port only.
+    for (bind, to) in [
+        ("10.88.0.2:0", v4),
+        ("10.88.0.2:5001", v4),
+        ("0.0.0.0:5002", v4),
+        ("[fd88::2]:0", v6),
+        ("[fd88::2]:5003", v6),
+        ("[::]:5004", v6),
+    ] {
+        let socket = meshed.world.socket(Domain::for_address(to), Protocol::TCP);
+        let bind = address(bind);
+        socket.bind(&bind.into()).unwrap();
+        let client = connect(socket, to);
+        let accepted = meshed.accept_redirected(to);
+        let local = client.local_addr().unwrap();
+        assert!(bind.port() == 0 || local.port() == bind.port(), "{bind}");
+        assert!(
+            bind.ip().is_unspecified() || local.ip() == bind.ip(),
+            "{bind} {local}"
+        );
+        assert_eq!(accepted.peer_addr().unwrap().port(), local.port());
+    }
+
+    // One local port to many destinations.
+    let mut clients = Vec::new();
+    for last in 1..=32 {
+        let to = address(&format!("203.0.113.{last}:80"));
+        let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address("10.88.0.2:5005").into()).unwrap();
+        clients.push((connect(socket, to), meshed.accept_redirected(to)));
+    }
+
+    // Bound to a device, which the loopback is not behind.
+    for to in [v4, v6] {
+        let socket = meshed.world.socket(Domain::for_address(to), Protocol::TCP);
+        socket.bind_device(Some(b"eth0")).unwrap();
+        let _client = connect(socket, to);
+        meshed.accept_redirected(to);
+    }
+
+    // Not waiting.
+    let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+    socket.set_nonblocking(true).unwrap();
+    let started = socket.connect(&v4.into());
+    assert_eq!(
+        started.unwrap_err().raw_os_error(),
+        Some(nix::libc::EINPROGRESS)
+    );
+    meshed.accept_redirected(v4);
+    eventually("connected socket", || socket.peer_addr().ok());
+
+    // Fast Open: the connect is a send.
+    for to in [v4, v6] {
+        let socket = meshed.world.socket(Domain::for_address(to), Protocol::TCP);
+        let fast_open = MsgFlags::from_bits_retain(nix::libc::MSG_FASTOPEN);
+        let storage = SockaddrStorage::from(to);
+        let sent = sendto(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            b"early",
+            &storage,
+            fast_open,
+        )
+        .unwrap();
+        assert_eq!(sent, 5);
+        let mut accepted = meshed.accept_redirected(to);
+        let mut buffer = [0; 5];
+        std::io::Read::read_exact(&mut accepted, &mut buffer).unwrap();
+        assert_eq!(&buffer, b"early");
+        assert_eq!(TcpStream::from(socket).peer_addr().unwrap(), to);
+    }
+
+    // Multipath: the socket that connects is not the application's.
+    for to in [v4, v6] {
+        let socket = meshed
+            .world
+            .socket(Domain::for_address(to), Protocol::MPTCP);
+        let mut client = connect(socket, to);
+        let mut accepted = meshed.accept_redirected(to);
+        assert_eq!(client.peer_addr().unwrap(), to);
+        talk(&mut client, &mut accepted);
+    }
+    assert_refusals(&meshed, &[]);
+}
+
+#[test]
+fn what_is_not_the_meshs_business_is_left_alone() {
+    let meshed = Meshed::new();
+    let app = meshed.world.listen("[::]:8080");
+    // Itself, by any of its names. The last two look like what redirected connects are sent to.
+    for to in [
+        "127.0.0.1:8080",
+        "[::1]:8080",
+        "[::ffff:127.0.0.1]:8080",
+        "0.0.0.0:8080",
+        "10.88.0.2:8080",
+        "[fd88::2]:8080",
+        "[::ffff:10.88.0.2]:8080",
+        "127.9.9.9:8080",
+    ] {
+        let mut client = meshed
+            .world
+            .connect(address(to))
+            .unwrap_or_else(|error| panic!("{to}: {error}"));
+        let (mut accepted, peer) = accept(&app);
+        assert_eq!(meshed.bpf.flow(client.as_fd()).unwrap(), None, "{to}");
+        assert_eq!(peer.port(), client.local_addr().unwrap().port(), "{to}");
+        talk(&mut client, &mut accepted);
+    }
+    let high = meshed.world.listen("[::1]:62000");
+    let _client = meshed.world.connect(address("[::1]:62000")).unwrap();
+    accept(&high);
+
+    // UDP.
+    let host = UdpSocket::bind((HOST_V4, 0)).unwrap();
+    let pod = meshed
+        .world
+        .in_pod(|| UdpSocket::bind((POD_V4, 0)))
+        .unwrap();
+    pod.connect(host.local_addr().unwrap()).unwrap();
+    assert_eq!(pod.peer_addr().unwrap(), host.local_addr().unwrap());
+    pod.send(b"weft").unwrap();
+    assert_eq!(
+        host.recv_from(&mut [0; 8]).unwrap().1,
+        pod.local_addr().unwrap()
+    );
+
+    // Other namespaces, such as the host's.
+    let other = TcpListener::bind((HOST_V4, 0)).unwrap();
+    let client = TcpStream::connect(other.local_addr().unwrap()).unwrap();
+    accept(&other);
+    assert_eq!(client.peer_addr().unwrap(), other.local_addr().unwrap());
+
+    // The agent's own sockets in the pod.
+    let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+    meshed.bpf.mark_outbound(socket.as_fd()).unwrap();
+    assert_eq!(
+        meshed.bpf.flow(socket.as_fd()).unwrap(),
+        Some(Flow::AgentOutbound)
+    );
+    let client = connect(socket, other.local_addr().unwrap());
+    let (_, peer) = accept(&other);
+    assert_eq!(peer, client.local_addr().unwrap());
+    assert_eq!(peer.ip(), ip_address(POD_V4));
+
+    assert!(is_idle(&meshed.listeners.outbound) && is_idle(&meshed.listeners.plaintext));
+    assert_refusals(&meshed, &[]);
+    let counters = meshed
+        .bpf
+        .pod_counters(meshed.world.cookie)
+        .unwrap()
+        .unwrap();
+    assert_eq!((counters.redirected, counters.pending_outbound), (0, 0));
+}
+
+#[test]
+fn a_socket_that_is_used_again_is_judged_again() {
+    let meshed = Meshed::new();
+    let app = meshed.world.listen("127.0.0.1:8080");
+    let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+    socket.connect(&address(ELSEWHERE_V4).into()).unwrap();
+    drop(meshed.accept_redirected(address(ELSEWHERE_V4)));
+    disconnect(&socket);
+    socket.connect(&address("127.0.0.1:8080").into()).unwrap();
+    let (_, peer) = accept(&app);
+    let client = TcpStream::from(socket);
+    assert_eq!(client.peer_addr().unwrap(), address("127.0.0.1:8080"));
+    assert_eq!(client.local_addr().unwrap().port(), peer.port());
+    assert_eq!(meshed.bpf.flow(client.as_fd()).unwrap(), None);
+}
+
+#[test]
+fn the_application_sees_the_real_client() {
+    let meshed = Meshed::new();
+    let app = meshed.world.listen("[::]:8080");
+    let app_v4 = meshed.world.listen("10.88.0.2:8081");
+    let table = [
+        (
+            "127.0.0.2:0",
+            "10.88.0.2:8080",
+            "198.51.100.7:40000",
+            "[::ffff:198.51.100.7]:40000",
+            &app,
+        ),
+        (
+            "127.200.3.4:0",
+            "10.88.0.2:8081",
+            "198.51.100.7:40001",
+            "198.51.100.7:40001",
+            &app_v4,
+        ),
+        (
+            "[::1]:0",
+            "[fd88::2]:8080",
+            "[2001:db8::7]:40002",
+            "[2001:db8::7]:40002",
+            &app,
+        ),
+    ];
+    for (from, to, client, seen, app) in table {
+        let socket = meshed
+            .world
+            .socket(Domain::for_address(address(to)), Protocol::TCP);
+        socket.bind(&address(from).into()).unwrap();
+        meshed
+            .bpf
+            .mark_deliver(socket.as_fd(), address(client))
+            .unwrap();
+        let mut agent = connect(socket, address(to));
+        let (mut accepted, peer) = accept(app);
+        assert_eq!(peer, address(seen), "accept");
+        assert_eq!(accepted.peer_addr().unwrap(), address(seen), "getpeername");
+        let own = address(to);
+        let local = accepted.local_addr().unwrap();
+        assert_eq!(
+            (local.ip().to_canonical(), local.port()),
+            (own.ip(), own.port())
+        );
+        assert_eq!(
+            meshed.bpf.flow(accepted.as_fd()).unwrap(),
+            Some(Flow::Delivered {
+                client: address(client)
+            })
+        );
+        assert_eq!(
+            agent.peer_addr().unwrap(),
+            address(to),
+            "the agent sees where it is connected"
+        );
+        talk(&mut agent, &mut accepted);
+    }
+    assert_refusals(&meshed, &[]);
+}
+
+#[test]
+fn what_arrives_goes_to_the_agent() {
+    let meshed = Meshed::new();
+    let app = meshed.world.listen("[::]:8080");
+    for pod in [POD_V4, POD_V6] {
+        for (port, listener) in [
+            (8080, &meshed.listeners.plaintext),
+            (9, &meshed.listeners.plaintext),
+            (15008, &meshed.listeners.tunnel),
+        ] {
+            let to = SocketAddr::new(ip_address(pod), port);
+            let mut client = TcpStream::connect(to).unwrap();
+            let (mut accepted, peer) = accept(listener);
+            let local = accepted.local_addr().unwrap();
+            assert_eq!((local.ip().to_canonical(), local.port()), (to.ip(), port));
+            assert_eq!(peer.port(), client.local_addr().unwrap().port());
+            assert_eq!(meshed.bpf.flow(accepted.as_fd()).unwrap(), None);
+            talk(&mut client, &mut accepted);
+        }
+    }
+    assert!(is_idle(&app) && is_idle(&meshed.listeners.outbound));
+
+    // A redirected connect that nobody published, an agent's delivery that nobody published.
+    for (from, to, reason) in [
+        ("10.88.0.2:0", "127.77.0.1:8080", Reason::UnpublishedTarget),
+        ("127.0.0.9:0", "10.88.0.2:8080", Reason::UnpublishedLoopback),
+    ] {
+        let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+        socket.bind(&address(from).into()).unwrap();
+        meshed.bpf.mark_outbound(socket.as_fd()).unwrap();
+        let refused = socket.connect(&address(to).into()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{to}");
+        assert_eq!(count(&meshed, reason), 1, "{reason:?}");
+    }
+}
+
+#[test]
+fn without_an_agent_everything_is_refused() {
+    let Meshed {
+        listeners,
+        bpf,
+        world,
+        instance,
+    } = Meshed::new();
+    let app = world.listen("[::]:8080");
+    let elsewhere = TcpListener::bind("[::]:80").unwrap();
+    drop((listeners, bpf));
+    for to in [ELSEWHERE_V4, ELSEWHERE_V6, "10.88.0.1:80", "[fd88::1]:80"] {
+        assert_eq!(
+            world.connect(address(to)).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused,
+            "{to}"
+        );
+    }
+    for to in ["10.88.0.2:8080", "[fd88::2]:8080", "10.88.0.2:15008"] {
+        assert_eq!(
+            TcpStream::connect(to).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused,
+            "{to}"
+        );
+    }
+    assert!(is_idle(&app) && is_idle(&elsewhere));
+    // The pod still reaches itself.
+    let _client = world.connect(address("127.0.0.1:8080")).unwrap();
+    accept(&app);
+
+    // Another agent comes.
+    let bpf = instance.open();
+    assert_eq!(bpf.enrolled().unwrap(), [world.cookie]);
+    let listeners = Listeners::open(&world);
+    listeners.enroll(&bpf, &world, &world.entry());
+    let meshed = Meshed {
+        listeners,
+        bpf,
+        world,
+        instance,
+    };
+    let _client = meshed.world.connect(address(ELSEWHERE_V4)).unwrap();
+    meshed.accept_redirected(address(ELSEWHERE_V4));
+    assert_refusals(&meshed, &[(Reason::NoListener, 7)]);
+}
+
+#[test]
+fn agents_follow_each_other_without_a_gap() {
+    let mut meshed = Meshed::new();
+    let first = meshed.bpf.verify().unwrap();
+    let mut open = Vec::new();
+    for turn in 0..10 {
+        let to = address(&format!("203.0.113.{turn}:80"));
+        let client = meshed.world.connect(to).unwrap();
+        open.push((client, meshed.accept_redirected(to)));
+
+        // The next agent takes the hooks over while the pods' connects still reach the old one's listeners.
+        let next = meshed.instance.open();
+        let during = meshed.world.connect(to).unwrap();
+        open.push((during, meshed.accept_redirected(to)));
+        let listeners = Listeners::open(&meshed.world);
+        listeners.enroll(&next, &meshed.world, &meshed.world.entry());
+        meshed.bpf = next;
+        meshed.listeners = listeners;
+
+        let report = meshed.bpf.verify().unwrap();
+        assert_eq!(report.hooks.len(), first.hooks.len());
+        for (now, then) in report.hooks.iter().zip(&first.hooks) {
+            assert_eq!(
+                (&now.name, now.link, now.target),
+                (&then.name, then.link, then.target)
+            );
+            assert_ne!(now.program, then.program, "{} was replaced", now.name);
+        }
+    }
+    for (client, accepted) in &mut open {
+        talk(client, accepted);
+    }
+    let counters = meshed
+        .bpf
+        .pod_counters(meshed.world.cookie)
+        .unwrap()
+        .unwrap();
+    assert_eq!((counters.redirected, counters.pending_outbound), (20, 0));
+}
+
+#[test]
+fn a_pod_that_leaves_is_left_alone() {
+    let meshed = Meshed::new();
+    let app = meshed.world.listen("10.88.0.2:8080");
+    let elsewhere = TcpListener::bind((HOST_V4, 80)).unwrap();
+    meshed.bpf.unenroll(meshed.world.cookie).unwrap();
+    assert_eq!(meshed.bpf.enrolled().unwrap(), [0u64; 0]);
+    let client = meshed
+        .world
+        .connect(elsewhere.local_addr().unwrap())
+        .unwrap();
+    assert_eq!(accept(&elsewhere).1, client.local_addr().unwrap());
+    let client = TcpStream::connect("10.88.0.2:8080").unwrap();
+    assert_eq!(accept(&app).1, client.local_addr().unwrap());
+    for map in meshed.bpf.occupancy().unwrap() {
+        assert_eq!(map.entries, 0, "{}", map.map);
+    }
+    meshed.bpf.verify().unwrap();
+    meshed.bpf.unenroll(meshed.world.cookie).unwrap();
+    meshed.bpf.remove_all().unwrap();
+    assert!(!meshed.instance.config.pin_root.exists());
+}
+
+#[test]
+fn a_destination_that_refused_refuses_for_a_moment() {
+    let meshed = Meshed::new();
+    let cookie = meshed.world.cookie;
+    for (to, other) in [
+        (ELSEWHERE_V4, "203.0.113.9:81"),
+        (ELSEWHERE_V6, "[2001:db8:9::9]:444"),
+    ] {
+        let (to, other) = (address(to), address(other));
+        let keep = Duration::from_millis(300);
+        meshed.bpf.remember_refused(cookie, to, keep).unwrap();
+        let start = Instant::now();
+        assert_eq!(
+            meshed.world.connect(to).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
+        assert!(start.elapsed() < keep, "refused at once");
+        let _client = meshed.world.connect(other).unwrap();
+        meshed.accept_redirected(other);
+        let _client = eventually("end of it", || meshed.world.connect(to).ok());
+        assert!(start.elapsed() >= Duration::from_millis(250));
+        meshed.accept_redirected(to);
+
+        meshed
+            .bpf
+            .remember_refused(cookie, to, Duration::from_secs(60))
+            .unwrap();
+        assert!(meshed.world.connect(to).is_err());
+        meshed.bpf.forget_refused(cookie, to).unwrap();
+        let _client = meshed.world.connect(to).unwrap();
+        meshed.accept_redirected(to);
+    }
+}
+
+#[test]
+fn a_pod_can_use_up_its_own_share_only() {
+    let meshed = Meshed::with(|config| config.pending_quota = 4);
+    // Nobody accepts, so the queue fills up and connects stay in the middle of opening.
+    let full = meshed.world.in_pod(|| {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        socket.bind(&address("[::]:0").into()).unwrap();
+        socket.listen(0).unwrap();
+        TcpListener::from(socket)
+    });
+    let listeners = Listeners {
+        outbound: full,
+        ..Listeners::open(&meshed.world)
+    };
+    listeners.enroll(&meshed.bpf, &meshed.world, &meshed.world.entry());
+    let mut sockets = Vec::new();
+    let refused = loop {
+        let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+        socket.set_nonblocking(true).unwrap();
+        match socket.connect(&address(ELSEWHERE_V4).into()) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => {
+                sockets.push(socket)
+            }
+            result => break result,
+        }
+        assert!(sockets.len() < 20, "no limit");
+    };
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(nix::libc::EPERM));
+    let counters = meshed
+        .bpf
+        .pod_counters(meshed.world.cookie)
+        .unwrap()
+        .unwrap();
+    assert_eq!((counters.pending_outbound, counters.quota_refusals), (4, 1));
+    assert_refusals(&meshed, &[(Reason::Quota, 1)]);
+
+    // The other direction has its own share.
+    let app = meshed.world.listen("10.88.0.2:8080");
+    let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
+    meshed
+        .bpf
+        .mark_deliver(socket.as_fd(), address("198.51.100.7:4000"))
+        .unwrap();
+    let _agent = connect(socket, address("10.88.0.2:8080"));
+    accept(&app);
+
+    drop(sockets);
+    let counters = meshed
+        .bpf
+        .pod_counters(meshed.world.cookie)
+        .unwrap()
+        .unwrap();
+    assert_eq!(counters.pending_outbound, 0, "closing clears");
+}
+
+#[test]
+fn probes_of_the_kubelet_pass() {
+    let meshed = Meshed::with(|config| config.kubelet_cgroup = Some(config.cgroup.clone()));
+    let app = meshed.world.listen("[::]:8080");
+    let _unprobed = meshed.world.listen("[::]:8081");
+    let mut entry = meshed.world.entry();
+    entry.probe_ports = vec![8080, 9999];
+    meshed.bpf.update(&entry).unwrap();
+    for pod in [POD_V4, POD_V6] {
+        let pod = ip_address(pod);
+        let client = TcpStream::connect((pod, 8080)).unwrap();
+        let (_, peer) = accept(&app);
+        let own = client.local_addr().unwrap();
+        assert_eq!(
+            (peer.ip().to_canonical(), peer.port()),
+            (own.ip(), own.port())
+        );
+        // A dead application is seen to be dead.
+        let refused = TcpStream::connect((pod, 9999)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        // Another port is nobody's exemption.
+        let _client = TcpStream::connect((pod, 8081)).unwrap();
+        accept(&meshed.listeners.plaintext);
+    }
+    let counters = meshed
+        .bpf
+        .pod_counters(meshed.world.cookie)
+        .unwrap()
+        .unwrap();
+    assert_eq!(counters.pending_inbound, 0);
+    entry.probe_ports.clear();
+    meshed.bpf.update(&entry).unwrap();
+    let _client = TcpStream::connect((POD_V6, 8080)).unwrap();
+    accept(&meshed.listeners.plaintext);
+    assert!(is_idle(&app));
+    assert_eq!(
+        HOST_V6.parse::<std::net::IpAddr>().unwrap(),
+        _client.local_addr().unwrap().ip()
+    );
+}
+
+#[test]
+fn the_host_cannot_be_meshed() {
+    let world = World::new();
+    let instance = Instance::new();
+    let bpf = instance.open();
+    let host = weft_agent::netns::Netns::current().unwrap();
+    let mut entry = world.entry();
+    entry.cookie = host.cookie().unwrap();
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let listeners = [
+        weft_agent::bpf::ListenerRole::Outbound,
+        weft_agent::bpf::ListenerRole::Tunnel,
+        weft_agent::bpf::ListenerRole::Plaintext,
+    ]
+    .map(|role| (role, listener.as_fd()));
+    let error = bpf.enroll(&entry, host.as_fd(), listeners).unwrap_err();
+    assert!(error.to_string().contains("host"), "{error}");
+}
+
+fn connect(socket: Socket, to: SocketAddr) -> TcpStream {
+    socket
+        .connect(&to.into())
+        .unwrap_or_else(|error| panic!("{to}: {error}"));
+    socket.into()
+}
+
+/// A connect to the unspecified family disconnects.
+fn disconnect(socket: &Socket) {
+    // SAFETY: an all-zero address of any size is valid, and of that family.
+    let ((), nobody) = unsafe { SockAddr::try_init(|_, length| Ok(*length = 16)) }.unwrap();
+    socket.connect(&nobody).unwrap();
+}
+
+fn count(meshed: &Meshed, reason: Reason) -> u64 {
+    let counters = meshed.bpf.counters().unwrap();
+    counters
+        .into_iter()
+        .find(|(found, _)| *found == reason)
+        .unwrap()
+        .1
+}
+
+/// Exactly these were refused by the kernel.
+fn assert_refusals(meshed: &Meshed, expected: &[(Reason, u64)]) {
+    let counters = meshed.bpf.counters().unwrap();
+    let counted: Vec<_> = counters
+        .into_iter()
+        .filter(|(_, count)| *count != 0)
+        .collect();
+    assert_eq!(counted, expected);
+}
