@@ -2,6 +2,7 @@
 //! `docs/interception.md` says. Needs root; makes its own network namespaces.
 
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod kernel;
 
