@@ -172,13 +172,13 @@ impl Parts {
     }
 
     fn targets(&self, service_port: u16) -> Vec<EndpointTarget> {
-        let at = |(address, ports): (&IpAddr, &Box<[EndpointPort]>)| {
+        let targets = self.endpoints.iter().filter_map(|(address, ports)| {
             let port = ports.iter().find(|it| it.service_port == service_port)?;
             Some(EndpointTarget {
                 address: *address,
                 port: port.target_port,
             })
-        };
-        self.endpoints.iter().filter_map(at).collect()
+        });
+        targets.collect()
     }
 }

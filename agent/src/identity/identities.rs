@@ -343,12 +343,17 @@ impl Identities {
         let trust = trust.as_ref().ok_or("the trust bundle is gone")?;
         let believed = trust.verifier.believes(&key.cert);
         believed.map_err(|error| format!("peers would not believe what was signed: {error}"))?;
+        // To the second the chain's check is right; a connection needs a moment more.
+        let received = SystemTime::now();
+        if leaf.not_after <= received {
+            return Err("what was signed has expired".to_owned());
+        }
         let key = Arc::new(key);
         let configs = Configs::new(&key, &trust.verifier).map_err(|error| error.to_string())?;
         let held = Arc::new(Held {
             key,
             leaf,
-            received: SystemTime::now(),
+            received,
             configs,
         });
         entry.held.store(Some(Arc::clone(&held)));

@@ -29,10 +29,14 @@ pub(super) struct Turn {
 }
 
 /// When to renew a certificate that came at `received`: between 50 and 60 percent of what was left of
-/// its life then, by `jitter` (0 to 1). Counted from the receipt, as issuers date certificates back.
+/// its life then, by `jitter` (0 to 1). Counted from the receipt, as issuers date certificates back;
+/// never at once, so that a signer of nearly expired ones is not asked without pause.
 pub(super) fn renew_at(received: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
     let life = not_after.duration_since(received).unwrap_or_default();
-    received + life.mul_f64(0.5 + 0.1 * jitter.clamp(0.0, 1.0))
+    received
+        + life
+            .mul_f64(0.5 + 0.1 * jitter.clamp(0.0, 1.0))
+            .max(RETRY_BASE)
 }
 
 /// How long to wait after failures in a row. With time left, a quarter of it at most, so that there
@@ -94,8 +98,8 @@ mod tests {
             (at(0), at(20), 1.0, at(12)),
             (at(0), at(20), 0.5, at(11)),
             (at(4), at(24), 0.0, at(14)),
-            (at(5), at(5), 0.0, at(5)),
-            (at(6), at(5), 0.7, at(6)),
+            (at(5), at(5), 0.0, at(5) + RETRY_BASE),
+            (at(6), at(5), 0.7, at(6) + RETRY_BASE),
             (at(0), at(20), 9.0, at(12)),
         ] {
             let actual = renew_at(received, not_after, jitter);

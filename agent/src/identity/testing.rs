@@ -22,6 +22,7 @@ pub(crate) struct Authority {
 pub(crate) struct IssuedLeaf {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: KeyPair,
+    pub(crate) pem: String,
 }
 
 impl IssuedLeaf {
@@ -49,6 +50,10 @@ impl Authority {
         self.issuer.der().clone()
     }
 
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
     pub(crate) fn bundle(&self) -> TrustBundle {
         TrustBundle {
             trust_domain: "cluster.local".parse().expect("valid"),
@@ -67,7 +72,8 @@ impl Authority {
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).expect("signs");
         let chain = vec![leaf.der().clone()];
-        IssuedLeaf { chain, key }
+        let pem = leaf.pem();
+        IssuedLeaf { chain, key, pem }
     }
 
     /// Signs a request's key as the controller does.
