@@ -33,9 +33,11 @@ pub struct Config {
     #[arg(long, env = "WEFT_NODE")]
     pub node: Name,
 
+    /// Where the kernel programs go.
     #[command(flatten)]
     pub kernel: KernelConfig,
 
+    /// How to reach and trust the controller.
     #[command(flatten)]
     pub controller: ControllerConfig,
 
@@ -45,7 +47,11 @@ pub struct Config {
     pub admin: SocketAddr,
 
     /// Unix socket of dumps and the log level; only root can open it.
-    #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = "/run/weft/agent.sock")]
+    #[arg(
+        long,
+        env = "WEFT_ADMIN_SOCKET",
+        default_value = "/run/weft/agent.sock"
+    )]
     pub admin_socket: PathBuf,
 
     /// How long flows may go on after SIGTERM, or after their pod left the mesh; then they are
@@ -130,7 +136,9 @@ pub enum LogFormat {
 
 /// Reads `10s`, `500ms`, `2m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|it: char| !it.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number
         .parse()

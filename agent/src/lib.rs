@@ -6,10 +6,11 @@
 //! the workload's own certificate ([`identity`]), in the process, or plainly → copied → accounted
 //! ([`telemetry`]). No stage reaches back.
 
-pub mod admin;
 pub mod bpf;
+pub mod config;
 pub mod discovery;
 pub mod identity;
+pub mod log;
 pub mod netns;
 pub mod node;
 pub mod proxy;

@@ -23,7 +23,11 @@ fn listener() -> io::Result<TcpListener> {
 }
 
 fn bind(domain: Domain, address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        domain,
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(false)?;
     }

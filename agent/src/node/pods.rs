@@ -97,7 +97,10 @@ impl LocalPod {
     /// Waits for the flows that are open, for `grace` at most, then resets what is left.
     pub async fn finish_flows(&self, grace: Duration) {
         self.flows.close();
-        if tokio::time::timeout(grace, self.flows.wait()).await.is_err() {
+        if tokio::time::timeout(grace, self.flows.wait())
+            .await
+            .is_err()
+        {
             self.end_flows.cancel();
             self.flows.wait().await;
         }
