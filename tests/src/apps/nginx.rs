@@ -122,7 +122,7 @@ fn configuration(dir: &Path, listen: &str) -> String {
     format!(
         "daemon off;
 user root;
-worker_processes 1;
+master_process off;
 pid {dir}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{

@@ -6,6 +6,7 @@
 
 mod client;
 mod datagram;
+mod fast_open;
 mod load;
 mod pattern;
 mod server;
@@ -31,6 +32,8 @@ enum Command {
     Load(load::Load),
     /// Keeps one connection busy until it breaks or standard input ends.
     Pulse(load::Pulse),
+    /// Opens one connection by Fast Open.
+    FastOpen(fast_open::FastOpen),
     /// Answers datagrams.
     UdpEcho(datagram::UdpEcho),
     /// Sends a datagram and waits for its answer.
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         Command::Hold(hold) => hold.run(),
         Command::Load(load) => load.run(),
         Command::Pulse(pulse) => pulse.run(),
+        Command::FastOpen(connect) => connect.run(),
         Command::UdpEcho(echo) => echo.run(),
         Command::UdpPing(ping) => ping.run(),
         Command::Syn(syn) => syn.run(),
