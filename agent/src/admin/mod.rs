@@ -1,1 +1,69 @@
-//! Under construction.
+//! What an operator sees and changes: metrics and readiness on a port of the node, dumps and the log
+//! level on a Unix socket that only root can open.
+//!
+//! The port may be reachable for pods, so it tells nothing that metrics do not, and changes
+//! nothing. Both speak small, bounded HTTP/1.1: one request per connection, no bodies to speak of.
+
+mod http;
+mod readiness;
+mod routes;
+mod socket;
+mod views;
+
+pub use readiness::{Facts, Readiness, readiness};
+pub use views::Views;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use routes::Surface;
+
+/// Answers of all endpoints; each is computed when it is asked for.
+pub struct Admin {
+    /// The metrics, as OpenMetrics text.
+    pub metrics: Answer<String>,
+    /// Whether the agent is ready.
+    pub readiness: Answer<Readiness>,
+    /// What is in force, as one JSON object. Never a key.
+    pub dump: Answer<serde_json::Value>,
+    /// The log filter in force.
+    pub log_level: Answer<String>,
+    /// Puts another log filter in force; the error says what is wrong with it.
+    pub set_log_level: SetLogLevel,
+}
+
+/// Computes an answer.
+pub type Answer<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// Changes the log filter.
+pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Serves `/metrics`, `/live` and `/ready` until `stop`.
+pub async fn serve_port(admin: Arc<Admin>, listener: TcpListener, stop: CancellationToken) {
+    let accept = async || listener.accept().await.map(|(stream, _)| stream);
+    http::serve(accept, Surface::Port, admin, stop).await;
+}
+
+/// Serves `/config_dump` and `/log_level` at `path` until `stop`, then removes the socket. A socket
+/// that an earlier agent left there is replaced.
+///
+/// # Errors
+/// What is there is no socket, or the directory cannot be written.
+pub fn serve_socket(
+    admin: Arc<Admin>,
+    path: &Path,
+    stop: CancellationToken,
+) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+    let socket = socket::Socket::open(path)?;
+    Ok(async move {
+        let accept = async || socket.accept().await;
+        http::serve(accept, Surface::Socket, admin, stop).await;
+    })
+}
+
+#[cfg(test)]
+mod tests;

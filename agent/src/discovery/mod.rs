@@ -10,6 +10,7 @@ mod asks;
 pub mod backoff;
 mod controller;
 mod interner;
+mod metrics;
 mod policies;
 mod services;
 mod sharded;

@@ -12,6 +12,8 @@ use weft_core::{
     Client, ClusterSettings, DenyReason, Server, ServerName, Verdict, WorkloadId, WorkloadPolicy,
 };
 
+use super::store::named;
+
 /// Policies of the node's workloads, and what decisions over them need. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Policies {
@@ -54,6 +56,15 @@ impl Policies {
         workloads.sort_by(|a, b| a.workload.cmp(&b.workload));
         let mut servers: Vec<&Server> = self.servers.values().map(Arc::as_ref).collect();
         servers.sort_by(|a, b| a.name.cmp(&b.name));
-        json!({ "workloads": workloads, "servers": servers })
+        let workload = |it: &&WorkloadPolicy| named(&it.workload.0, "workload", it);
+        let server = |it: &&Server| {
+            let mut shown = named(&it.name.name, "name", it);
+            shown["group"] = json!(it.name.group);
+            shown
+        };
+        json!({
+            "workloads": workloads.iter().map(workload).collect::<Vec<_>>(),
+            "servers": servers.iter().map(server).collect::<Vec<_>>(),
+        })
     }
 }

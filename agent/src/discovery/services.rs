@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use weft_core::{Endpoint, EndpointPort, ObjectName, Service};
 
 use super::addresses::{AddressIndex, Claimant, Losers};
+use super::store::named;
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
 /// so that the state of balancing can live in it.
@@ -137,7 +138,9 @@ impl Services {
             let ports: Vec<Value> = ports
                 .map(|it| json!({ "port": it.port, "endpoints": &**it.endpoints.load() }))
                 .collect();
-            json!({ "name": name, "service": parts.service, "ports": ports })
+            let addresses = parts.service.as_ref().map(|it| &it.addresses);
+            let fields = json!({ "addresses": addresses, "ports": ports });
+            named(name, "", &fields)
         };
         all.into_iter().map(service).collect()
     }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use weft_core::{
     Client, ClusterSettings, EndpointName, NodePod, ObjectName, TrustBundle, TrustDomain, Verdict,
@@ -173,7 +174,10 @@ impl Store {
 
     /// Everything was received.
     pub fn set_complete(&self) {
-        self.complete.store(true, Ordering::Release);
+        if !self.complete.swap(true, Ordering::AcqRel) {
+            // What a previous agent left can be told from what is wanted only now.
+            self.generations.send_modify(|it| it.node_pods += 1);
+        }
     }
 
     /// Applies a push: as one as far as policy is concerned, and policy before pods.
@@ -204,21 +208,25 @@ impl Store {
     }
 
     /// Everything, for people: sections by name.
-    pub fn dump(&self) -> Value {
+    pub fn dump(&self) -> Map<String, Value> {
         let mut workloads = self.workloads.values();
         workloads.sort_by(|a, b| a.id.cmp(&b.id));
-        let workloads: Vec<&Workload> = workloads.iter().map(Arc::as_ref).collect();
-        let pods = self.node_pods.load();
-        let pods: Vec<&NodePod> = pods.values().map(Arc::as_ref).collect();
-        json!({
-            "complete": self.is_complete(),
-            "cluster": self.cluster().as_deref(),
-            "trust_roots": self.trust_bundle().map(|it| it.roots.len()),
-            "node_pods": pods,
-            "workloads": workloads,
-            "services": self.writer().services.dump(),
-            "policies": self.policies.load().dump(),
-        })
+        let workload = |it: &Arc<Workload>| named(&it.id.0, "id", &**it);
+        let sections = [
+            ("complete", json!(self.is_complete())),
+            ("cluster", json!(self.cluster().as_deref())),
+            (
+                "trust_roots",
+                json!(self.trust_bundle().map(|it| it.roots.len())),
+            ),
+            ("workloads", workloads.iter().map(workload).collect()),
+            ("services", self.writer().services.dump()),
+            ("policies", self.policies.load().dump()),
+        ];
+        sections
+            .map(|(name, it)| (name.to_owned(), it))
+            .into_iter()
+            .collect()
     }
 
     fn apply_policies(&self, cluster: Option<Option<ClusterSettings>>, changes: Vec<PolicyChange>) {
@@ -398,6 +406,18 @@ impl Claimant for Workload {
     fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
+}
+
+/// An object for people, with namespace and name in front instead of in a field of their own.
+pub(super) fn named(name: &ObjectName, field: &str, object: &impl Serialize) -> Value {
+    let mut shown = json!(name);
+    if let (Value::Object(shown), Ok(Value::Object(mut fields))) =
+        (&mut shown, serde_json::to_value(object))
+    {
+        fields.remove(field);
+        shown.append(&mut fields);
+    }
+    shown
 }
 
 /// Reads `namespace/name@address`.

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod identities;
+mod metrics;
 mod schedule;
 mod signer;
 mod tls;
