@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -155,6 +156,16 @@ impl Identities {
     /// Not an identity of this node, no certificate, or an expired one.
     pub fn server(&self, identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError> {
         self.configs(identity, |configs| Arc::clone(&configs.server))
+    }
+
+    /// Whether the roots in force vouch for a peer's chain that was valid at a time. For connections
+    /// that are open when the roots change; a certificate that has expired since is no reason to end
+    /// them.
+    pub fn vouches(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> bool {
+        let trust = self.trust.load();
+        trust
+            .as_ref()
+            .is_some_and(|it| it.verifier.vouches(chain, at))
     }
 
     /// How they all are, by name.

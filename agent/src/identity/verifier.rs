@@ -74,6 +74,15 @@ impl Verifier {
         Ok(Leaf::read(leaf)?.identity)
     }
 
+    /// Whether the roots vouch for a chain that was valid at a time: for connections that outlive
+    /// their certificates.
+    pub(super) fn vouches(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> bool {
+        chain.split_first().is_some_and(|(leaf, rest)| {
+            self.verify_client_cert(leaf, rest, at).is_ok()
+                || self.verify_server(leaf, rest, at).is_ok()
+        })
+    }
+
     fn verify_server(
         &self,
         leaf: &CertificateDer<'_>,
