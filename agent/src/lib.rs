@@ -6,6 +6,7 @@
 //! the workload's own certificate ([`identity`]), in the process, or plainly → copied → accounted
 //! ([`telemetry`]). No stage reaches back.
 
+pub mod balance;
 pub mod bpf;
 pub mod config;
 pub mod discovery;

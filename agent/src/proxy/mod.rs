@@ -1,1 +1,116 @@
-//! Under construction.
+//! The data plane: what happens to a connection between its client and its server.
+//!
+//! A flow's life reads top to bottom, one type per stage, and no stage reaches back:
+//!
+//! | stage | type | where |
+//! |---|---|---|
+//! | accepted | [`outbound::Accepted`], [`inbound::Arrival`] | `outbound`, `inbound` |
+//! | classified: what the destination is | [`outbound::Classified`] | `outbound` |
+//! | decided: which way to an endpoint | [`outbound::Way`] | `outbound` |
+//! | connected, policy applied | [`outbound::Connected`], [`inbound::Admitted`] | `outbound`, `inbound` |
+//! | copied | [`tcp::Moved`] | `tcp` |
+//! | accounted | [`record::Record`] | `record` |
+//!
+//! `outbound` serves clients on this node, `inbound` decides for servers on this node; between
+//! nodes `tunnel` joins them, on one node the outbound half calls the inbound half directly.
+
+pub mod error;
+pub mod inbound;
+mod live;
+pub mod outbound;
+pub mod record;
+mod socket;
+pub mod tcp;
+pub mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bpf::Bpf;
+use crate::discovery::{Discovery, Store};
+use crate::identity::Identities;
+use crate::node::Pods;
+use crate::telemetry::Telemetry;
+
+use live::LiveFlows;
+use tunnel::client::Pool;
+
+/// What flows need of the rest of the agent, and what they share.
+pub struct Context {
+    /// The kernel programs' maps.
+    pub bpf: Arc<Bpf>,
+    /// What is known of the cluster.
+    pub store: Arc<Store>,
+    /// Asks for what is not.
+    pub discovery: Discovery,
+    /// Certificates.
+    pub identities: Arc<Identities>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// The pods enrolled on this node.
+    pub pods: Arc<Pods>,
+    /// Settings.
+    pub config: ProxyConfig,
+    tunnels: Arc<Pool>,
+    live: Arc<LiveFlows>,
+}
+
+/// Settings of the data plane.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// How long flows may go on when their pod leaves the mesh or the agent stops.
+    pub drain_deadline: Duration,
+    /// Flows of one pod, in both directions together; more are refused.
+    pub max_flows_per_pod: usize,
+    /// TLS handshakes of one pod that may be unfinished; more are refused.
+    pub max_handshakes_per_pod: usize,
+    /// How the tunnels to other nodes are kept.
+    pub tunnels: tunnel::client::Limits,
+}
+
+impl Context {
+    /// Puts the parts together, and ends live flows from now on when policy changes. Needs a
+    /// runtime.
+    pub fn start(
+        bpf: Arc<Bpf>,
+        store: Arc<Store>,
+        discovery: Discovery,
+        identities: Arc<Identities>,
+        telemetry: Arc<Telemetry>,
+        pods: Arc<Pods>,
+        config: ProxyConfig,
+    ) -> Arc<Self> {
+        let live = LiveFlows::new();
+        tokio::spawn(live::end_flows_no_longer_allowed(
+            Arc::downgrade(&live),
+            Arc::clone(&store),
+        ));
+        Arc::new(Self {
+            bpf,
+            store,
+            discovery,
+            identities,
+            telemetry,
+            pods,
+            tunnels: Pool::new(config.tunnels.clone()),
+            config,
+            live,
+        })
+    }
+
+    /// How many tunnels to other nodes are kept.
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.connections()
+    }
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            drain_deadline: Duration::from_secs(10),
+            max_flows_per_pod: 10_000,
+            max_handshakes_per_pod: 256,
+            tunnels: tunnel::client::Limits::default(),
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Why a flow is refused or ended, and the one place where a reason becomes a metric label, an
+//! HTTP status of the tunnel, or a decision to try elsewhere.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::StatusCode;
+use weft_core::{Identity, ObjectName, TUNNEL_PORT, Verdict};
+
+use super::tcp::Broken;
+use super::tunnel::wire::BadRequest;
+use crate::telemetry::Refusal;
+
+/// Why a flow did not come about, or did not end by both sides closing.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowError {
+    /// A connection reached the outbound listener that the kernel programs did not send there.
+    #[error("no original destination is known for the connection")]
+    RedirectMiss,
+    /// A connection that the agent itself made, or that the pod's own connect was redirected to.
+    #[error("the connection came back to the agent that made it")]
+    Loop,
+    /// Inside the cluster, and nobody knows it.
+    #[error("{0} is inside the cluster's ranges and no workload or service is known to have it")]
+    UnknownAddress(IpAddr),
+    /// The service does not have the port.
+    #[error("the service {0} has no TCP port {1}")]
+    UnknownServicePort(ObjectName, u16),
+    /// Nothing backs the service.
+    #[error("no endpoint of {0} is ready for port {1}")]
+    NoEndpoint(ObjectName, u16),
+    /// A port of the mesh, which no application may reach.
+    #[error("port {0} belongs to the mesh and cannot be asked for")]
+    ReservedPort(u16),
+    /// Connecting failed.
+    #[error("connecting to {to} failed: {source}")]
+    Connect {
+        /// Where to.
+        to: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Connecting took too long.
+    #[error("connecting to {to} timed out{}", hint(*to))]
+    ConnectTimeout {
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// No tunnel to the destination could be made.
+    #[error("{0}")]
+    Tunnel(Arc<TunnelError>),
+    /// The other agent answered with a refusal.
+    #[error("{by}'s agent refused: {status}{}", because(.reason.as_deref()))]
+    RefusedByPeer {
+        /// The endpoint.
+        by: SocketAddr,
+        /// Its answer.
+        status: StatusCode,
+        /// The reason, if it gave one: a label of [`Refusal`].
+        reason: Option<String>,
+    },
+    /// Policy denies the client.
+    #[error("denied: {}", .0.by())]
+    Denied(Verdict),
+    /// Policy allowed the client and no longer does.
+    #[error("policy changed: {}", .0.by())]
+    PolicyChanged(Verdict),
+    /// The tunnel's peer asked wrongly.
+    #[error("{0}")]
+    BadRequest(#[from] BadRequest),
+    /// The pod has as many flows as it may.
+    #[error("the pod has too many flows")]
+    TooManyFlows,
+    /// The pod has as many unfinished handshakes as it may.
+    #[error("the pod has too many unfinished handshakes")]
+    TooManyHandshakes,
+    /// The agent is leaving.
+    #[error("the agent shut down while the flow was open")]
+    Drained,
+    /// The pod is gone.
+    #[error("the pod is gone")]
+    PodGone,
+    /// The kernel's state could not be read or written, or a socket not be made.
+    #[error("{doing}: {source}")]
+    Kernel {
+        /// What was tried.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Copying ended before both sides had closed.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+/// Why there is no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// No certificate for the source.
+    #[error("no certificate to connect with: {0}")]
+    NoCertificate(String),
+    /// The connection could not be made.
+    #[error("connecting to {to} failed: {source}{}", hint(*to))]
+    Connect {
+        /// Where to.
+        to: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection took too long to make.
+    #[error("connecting to {to} timed out{}", hint(*to))]
+    ConnectTimeout {
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// No socket to connect with.
+    #[error("{0}")]
+    Socket(String),
+    /// TLS failed.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(#[source] io::Error),
+    /// TLS, or the start of HTTP/2, took too long.
+    #[error("the handshake took too long")]
+    HandshakeTimeout,
+    /// The peer's certificate does not name a workload.
+    #[error("the peer's certificate is not acceptable: {0}")]
+    PeerCertificate(String),
+    /// The peer is somebody else.
+    #[error("the peer is {found}, not {expected}: is the address another workload's by now?")]
+    IdentityMismatch {
+        /// Who has the address according to the control plane.
+        expected: Identity,
+        /// Who answered.
+        found: Identity,
+    },
+    /// The peer does not speak what it should.
+    #[error("the peer did not agree to speak {0:?}")]
+    Protocol(&'static str),
+    /// HTTP/2 failed.
+    #[error("HTTP/2 failed: {0}")]
+    Http2(#[from] h2::Error),
+    /// The connection ended before a stream could be opened.
+    #[error("the tunnel closed while a stream was being opened")]
+    Closed,
+}
+
+impl FlowError {
+    /// The metric label; none for what applications did to each other.
+    pub fn refusal(&self) -> Option<Refusal> {
+        Some(match self {
+            Self::RedirectMiss => Refusal::RedirectMiss,
+            Self::Loop => Refusal::Loop,
+            Self::UnknownAddress(_) => Refusal::UnknownAddress,
+            Self::UnknownServicePort(..) => Refusal::UnknownServicePort,
+            Self::NoEndpoint(..) => Refusal::NoEndpoint,
+            Self::ReservedPort(_) => Refusal::ReservedPort,
+            Self::Connect { source, .. } => connect_refusal(source),
+            Self::ConnectTimeout { .. } => Refusal::ConnectTimeout,
+            Self::Tunnel(error) => error.refusal(),
+            Self::RefusedByPeer { status, .. } if *status == StatusCode::UNAUTHORIZED => {
+                Refusal::Denied
+            }
+            Self::RefusedByPeer { .. } if self.nothing_listens() => Refusal::ConnectRefused,
+            Self::RefusedByPeer { .. } => Refusal::ConnectFailed,
+            Self::Denied(_) => Refusal::Denied,
+            Self::PolicyChanged(_) => Refusal::PolicyChanged,
+            Self::BadRequest(_) => Refusal::BadRequest,
+            Self::TooManyFlows => Refusal::TooManyFlows,
+            Self::TooManyHandshakes => Refusal::TooManyHandshakes,
+            Self::Drained => Refusal::Drained,
+            Self::PodGone => Refusal::PodGone,
+            Self::Kernel { .. } => Refusal::Kernel,
+            Self::Broken(_) => return None,
+        })
+    }
+
+    /// The tunnel's answer (`docs/wire.md`).
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(error) => error.status(),
+            Self::ReservedPort(_) | Self::Loop => StatusCode::BAD_REQUEST,
+            Self::Denied(_) | Self::PolicyChanged(_) => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Whether another endpoint of the same service may do better. A denial is final: to go on
+    /// until somebody does not deny would make the weakest endpoint's policy that of all.
+    pub fn may_try_another(&self) -> bool {
+        match self {
+            Self::RefusedByPeer { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Tunnel(_)
+            | Self::UnknownAddress(_)
+            | Self::TooManyFlows
+            | Self::PodGone => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the destination itself said that nothing listens: worth remembering for a moment,
+    /// so that the next connect is refused at once.
+    pub fn nothing_listens(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => source.kind() == io::ErrorKind::ConnectionRefused,
+            Self::RefusedByPeer { reason, .. } => {
+                reason.as_deref() == Some(Refusal::ConnectRefused.as_str())
+            }
+            Self::UnknownServicePort(..) => true,
+            _ => false,
+        }
+    }
+}
+
+impl TunnelError {
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::NoCertificate(_) => Refusal::NoCertificate,
+            Self::Socket(_) => Refusal::Kernel,
+            // The tunnel's port, not the application's: never `ConnectRefused`.
+            Self::Connect { .. } | Self::Http2(_) | Self::Closed => Refusal::ConnectFailed,
+            Self::ConnectTimeout { .. } => Refusal::ConnectTimeout,
+            Self::Handshake(_) | Self::PeerCertificate(_) | Self::Protocol(_) => {
+                Refusal::HandshakeFailed
+            }
+            Self::HandshakeTimeout => Refusal::HandshakeTimeout,
+            Self::IdentityMismatch { .. } => Refusal::IdentityMismatch,
+        }
+    }
+
+    /// The label of a failed handshake of somebody who connects to us.
+    pub fn inbound_refusal(&self) -> Refusal {
+        self.refusal()
+    }
+}
+
+impl From<Arc<TunnelError>> for FlowError {
+    fn from(error: Arc<TunnelError>) -> Self {
+        Self::Tunnel(error)
+    }
+}
+
+fn connect_refusal(error: &io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Refusal::ConnectRefused,
+        io::ErrorKind::TimedOut => Refusal::ConnectTimeout,
+        _ => Refusal::ConnectFailed,
+    }
+}
+
+fn hint(to: SocketAddr) -> String {
+    if to.port() == TUNNEL_PORT {
+        format!(": is a NetworkPolicy blocking port {TUNNEL_PORT}?")
+    } else {
+        String::new()
+    }
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(", {reason}"))
+}

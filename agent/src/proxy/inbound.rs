@@ -1,0 +1,498 @@
+//! The half of a flow that belongs to its server: policy, then a connection to the application in
+//! its own namespace, which sees the real client.
+//!
+//! Flows arrive through tunnels, in plaintext, or from the outbound half on the same node; all pass
+//! [`admit`]. Nothing else in the agent connects to an application on behalf of somebody else.
+
+use std::future::{Future, poll_fn};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{Request, StatusCode};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
+
+use super::error::{FlowError, TunnelError};
+use super::live::LiveEntry;
+use super::record::{PathLabel, Record};
+use super::tcp::{
+    Broken, FlowSocket, Moved, Side, TunnelHalves, join_sockets, join_tunnel, prepare,
+};
+use super::tunnel::chunk::Chunk;
+use super::tunnel::server::Ends;
+use super::tunnel::{Watch, server, wire};
+use super::{Context, socket};
+use crate::identity::{Alpn, peer_identity};
+use crate::node::LocalPod;
+use crate::telemetry::{AuthzLabels, Direction, FlowHandle, FlowLabels, TlsLabel};
+
+/// Stage one: a flow that wants to reach an application of a pod of this node.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// The client, as the application shall see it.
+    pub client: SocketAddr,
+    /// Who that is, if proven by a certificate or, on this node, by the kernel.
+    pub identity: Option<&'a Identity>,
+    /// Where to.
+    pub to: SocketAddr,
+    /// How the client's side is secured.
+    pub tls: TlsLabel,
+}
+
+/// Last stage before copying: allowed by policy, connected to the application.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The application.
+    pub server: FlowSocket,
+    /// What policy said.
+    pub verdict: Verdict,
+    /// The flow in the pod's metrics.
+    pub meter: FlowHandle,
+    live: LiveEntry,
+    pod: Arc<LocalPod>,
+    _tracked: TaskTrackerToken,
+}
+
+/// Decides, and connects to the application if the client may.
+///
+/// # Errors
+/// Denied, or the application cannot be reached.
+pub async fn admit(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    arrival: Arrival<'_>,
+) -> Result<Admitted, FlowError> {
+    let Arrival {
+        client: from,
+        identity,
+        to,
+        tls,
+    } = arrival;
+    if !pod.has_address(to.ip()) {
+        return Err(FlowError::RedirectMiss);
+    }
+    if to.port() == TUNNEL_PORT {
+        return Err(FlowError::ReservedPort(to.port()));
+    }
+    if pod.stop_accepting.is_cancelled() {
+        return Err(FlowError::PodGone);
+    }
+    let client = Client {
+        address: from.ip(),
+        identity,
+    };
+    let most = context.config.max_flows_per_pod;
+    let live = context.live.enter(&pod.id, to.port(), client, most);
+    let live = live.ok_or(FlowError::TooManyFlows)?;
+    let verdict = context.store.authorize(&pod.id, to.port(), client);
+    let labels = AuthzLabels::new(
+        pod.labels.clone(),
+        to.port(),
+        tls,
+        identity.cloned(),
+        &verdict,
+    );
+    context.telemetry.authz(labels, &verdict);
+    if !verdict.is_allowed() {
+        return Err(FlowError::Denied(verdict));
+    }
+    if verdict.is_audited() {
+        tracing::info!(
+            target: "audit",
+            pod = %pod.id, port = to.port(), client = %from,
+            client_id = identity.map(tracing::field::display),
+            "allowed by audit: no authorization covers the client"
+        );
+    }
+    let server = socket::deliver(context, pod, to, from).await?;
+    let meter = context.telemetry.flow(FlowLabels {
+        direction: Direction::Inbound,
+        pod: pod.labels.clone(),
+        destination: None,
+        service: None,
+        tls,
+        client: identity.cloned(),
+        server: Some(pod.identity.clone()),
+        verdict: Some(verdict.clone()),
+    });
+    Ok(Admitted {
+        server,
+        verdict,
+        meter,
+        live,
+        pod: Arc::clone(pod),
+        _tracked: pod.flows.token(),
+    })
+}
+
+/// What keeps watch over an admitted flow while it is being copied.
+#[derive(Debug)]
+pub struct Admission {
+    live: LiveEntry,
+    pod: Arc<LocalPod>,
+    _tracked: TaskTrackerToken,
+}
+
+impl Admitted {
+    /// Parts the application's socket and the metrics from what watches over the flow.
+    pub fn part(self) -> (FlowSocket, FlowHandle, Verdict, Admission) {
+        let Self {
+            server,
+            verdict,
+            meter,
+            live,
+            pod,
+            _tracked,
+        } = self;
+        let admission = Admission {
+            live,
+            pod,
+            _tracked,
+        };
+        (server, meter, verdict, admission)
+    }
+}
+
+impl Admission {
+    /// Copies as long as policy allows it and the pod is there.
+    ///
+    /// # Errors
+    /// How the copying ended, or why it had to.
+    pub async fn watch(
+        &self,
+        copying: impl Future<Output = Result<(), Broken>>,
+    ) -> Result<(), FlowError> {
+        tokio::select! {
+            biased;
+            result = copying => Ok(result?),
+            verdict = self.live.revoked() => Err(FlowError::PolicyChanged(verdict)),
+            () = self.pod.end_flows.cancelled() => Err(FlowError::Drained),
+        }
+    }
+}
+
+/// Serves what arrives at the pod outside of tunnels, until the pod's listeners close.
+pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
+    accept_each(&context, &pod, &listener, |stream| {
+        let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream);
+        pod.flows.spawn(flow);
+    })
+    .await;
+}
+
+/// Serves the tunnels that arrive at the pod, until its listeners close.
+pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
+    let handshakes = Arc::new(Semaphore::new(context.config.max_handshakes_per_pod));
+    accept_each(&context, &pod, &listener, |stream| {
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            refuse(&context, &pod, stream, &FlowError::TooManyHandshakes);
+            return;
+        };
+        let tunnel = tunnel(Arc::clone(&context), Arc::clone(&pod), stream, permit);
+        pod.flows.spawn(tunnel);
+    })
+    .await;
+}
+
+/// Accepts until the pod's listeners are to be closed; then takes what is already in the queue.
+pub(super) async fn accept_each(
+    context: &Context,
+    pod: &LocalPod,
+    listener: &TcpListener,
+    mut serve: impl FnMut(TcpStream),
+) {
+    let mut admit = |accepted: std::io::Result<(TcpStream, SocketAddr)>| match accepted {
+        Ok((stream, _)) if pod.flows.len() >= context.config.max_flows_per_pod => {
+            refuse(context, pod, stream, &FlowError::TooManyFlows);
+            true
+        }
+        Ok((stream, _)) => {
+            serve(stream);
+            true
+        }
+        Err(error) => {
+            tracing::warn!(pod = %pod.id, %error, "accepting a connection");
+            false
+        }
+    };
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = pod.stop_accepting.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        if !admit(accepted) {
+            // Most likely out of descriptors: flows must end before there is room again.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+    while let Some(accepted) = listener.accept().now_or_never() {
+        if !admit(accepted) {
+            break;
+        }
+    }
+}
+
+/// Resets a connection before anything is known of it, and counts why.
+pub(super) fn refuse(context: &Context, pod: &LocalPod, stream: TcpStream, error: &FlowError) {
+    socket::refuse(stream);
+    if let Some(refusal) = error.refusal() {
+        context.telemetry.refusal(&pod.id, refusal);
+    }
+    tracing::debug!(pod = %pod.id, %error, "connection refused");
+}
+
+async fn plaintext_flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: TcpStream) {
+    let mut record = Record::new(Direction::Inbound, &pod.id);
+    record.path = PathLabel::Plaintext;
+    record.destination = Some(pod.id.clone());
+    record.destination_identity = Some(pod.identity.clone());
+    let result = Box::pin(plaintext(&context, &pod, stream, &mut record)).await;
+    record.finish(&context.telemetry, &result);
+}
+
+async fn plaintext(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    stream: TcpStream,
+    record: &mut Record,
+) -> Result<(), FlowError> {
+    let client = FlowSocket::new(stream).map_err(|source| FlowError::Kernel {
+        doing: "preparing a connection",
+        source,
+    })?;
+    let (to, from) = socket::addresses(client.socket())?;
+    record.client = Some(from);
+    record.original = Some(to);
+    record.endpoint = Some(to);
+    record.source = context.store.workload_at(from.ip()).map(|it| it.id.clone());
+    if socket::is_redirected(context, client.socket())? {
+        return Err(FlowError::Loop);
+    }
+    let arrival = Arrival {
+        client: from,
+        identity: None,
+        to,
+        tls: TlsLabel::None,
+    };
+    let admitted = tokio::select! {
+        admitted = admit(context, pod, arrival) => admitted?,
+        () = client.failed() => return Err(Broken::Reset(Side::Client).into()),
+    };
+    let (server, meter, verdict, admission) = admitted.part();
+    record.verdict = Some(verdict);
+    record.moved = Moved::metered(vec![meter]);
+    let copying = join_sockets(client, server, &record.moved);
+    admission.watch(copying).await
+}
+
+/// The other end of a tunnel.
+struct Peer {
+    /// Where it connects from: the client's address.
+    address: IpAddr,
+    /// Who it proved to be.
+    identity: Identity,
+    /// The pod's address that it connected to.
+    connected: IpAddr,
+    /// Whether it is an agent of this mesh.
+    ours: bool,
+}
+
+/// Authenticates a tunnel's peer, and serves its flows until it leaves.
+async fn tunnel(
+    context: Arc<Context>,
+    pod: Arc<LocalPod>,
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+) {
+    let accepted = tokio::select! {
+        accepted = Box::pin(accept_tunnel(&context, &pod, stream)) => accepted,
+        () = pod.end_flows.cancelled() => return,
+    };
+    drop(permit);
+    let (io, peer) = match accepted {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            if let Some(refusal) = error.refusal() {
+                context.telemetry.refusal(&pod.id, refusal);
+            }
+            tracing::info!(pod = %pod.id, %error, "a tunnel was refused");
+            return;
+        }
+    };
+    let watch = watch(&context, &pod, io.get_ref().1.peer_certificates());
+    let ends = Ends {
+        stopping: &pod.stop_accepting,
+        deadline: &pod.end_flows,
+    };
+    let served = server::serve(io, watch, ends, |request, respond| {
+        let flow = tunnel_flow(
+            Arc::clone(&context),
+            Arc::clone(&pod),
+            Arc::clone(&peer),
+            request,
+            respond,
+        );
+        pod.flows.spawn(flow);
+    });
+    if let Err(error) = Box::pin(served).await {
+        tracing::debug!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+    }
+}
+
+/// What may end a tunnel to or from the pod.
+pub(super) fn watch(
+    context: &Context,
+    pod: &LocalPod,
+    peer: Option<&[CertificateDer<'static>]>,
+) -> Watch {
+    let identities = Arc::clone(&context.identities);
+    let chain: Vec<_> = peer.unwrap_or_default().to_vec();
+    let at = UnixTime::now();
+    Watch {
+        pod_gone: pod.end_flows.clone(),
+        changed: context.identities.changed(),
+        trusted: Box::new(move || identities.vouches(&chain, at)),
+    }
+}
+
+async fn accept_tunnel(
+    context: &Context,
+    pod: &LocalPod,
+    stream: TcpStream,
+) -> Result<(TlsStream<TcpStream>, Arc<Peer>), FlowError> {
+    prepare(&stream).map_err(|source| FlowError::Kernel {
+        doing: "preparing a connection",
+        source,
+    })?;
+    let (local, from) = socket::addresses(&stream)?;
+    if local.port() != TUNNEL_PORT || !pod.has_address(local.ip()) {
+        socket::refuse(stream);
+        return Err(FlowError::RedirectMiss);
+    }
+    let failed = |error| FlowError::Tunnel(Arc::new(error));
+    let config = context
+        .identities
+        .server(&pod.identity)
+        .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| failed(TunnelError::HandshakeTimeout))?
+        .map_err(|error| failed(TunnelError::Handshake(error)))?;
+    let session = io.get_ref().1;
+    let identity = peer_identity(session.peer_certificates().unwrap_or_default())
+        .map_err(|error| failed(TunnelError::PeerCertificate(error.to_string())))?;
+    let ours = match session.alpn_protocol() {
+        Some(alpn) if alpn == Alpn::WeftH2.as_bytes() => true,
+        Some(alpn) if alpn == Alpn::Hbone.as_bytes() => false,
+        _ => return Err(failed(TunnelError::Protocol("weft-h2/1 or h2"))),
+    };
+    let peer = Arc::new(Peer {
+        address: from.ip(),
+        identity,
+        connected: local.ip(),
+        ours,
+    });
+    Ok((io, peer))
+}
+
+async fn tunnel_flow(
+    context: Arc<Context>,
+    pod: Arc<LocalPod>,
+    peer: Arc<Peer>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Chunk>,
+) {
+    let mut record = Record::new(Direction::Inbound, &pod.id);
+    record.path = PathLabel::Tunnel;
+    record.source = context
+        .store
+        .workload_at(peer.address)
+        .map(|it| it.id.clone());
+    record.source_identity = Some(peer.identity.clone());
+    record.destination = Some(pod.id.clone());
+    record.destination_identity = Some(pod.identity.clone());
+    let (head, receive) = request.into_parts();
+    let opening = open_tunnel_flow(&context, &pod, &peer, &head, &mut respond, &mut record);
+    let result = match Box::pin(opening).await {
+        Ok(admitted) => Box::pin(carry_tunnel_flow(admitted, receive, respond, &mut record)).await,
+        Err(error) => {
+            let reason = error.refusal().filter(|_| peer.ours).map(|it| it.as_str());
+            let response = wire::write_response(error.status(), reason);
+            // The peer may be gone, which is no news then.
+            let _ = respond.send_response(response, true);
+            Err(error)
+        }
+    };
+    record.finish(&context.telemetry, &result);
+}
+
+async fn open_tunnel_flow(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    peer: &Peer,
+    head: &http::request::Parts,
+    respond: &mut SendResponse<Chunk>,
+    record: &mut Record,
+) -> Result<Admitted, FlowError> {
+    let asked = wire::read_request(head, peer.connected, peer.ours)?;
+    let to = SocketAddr::new(peer.connected, asked.port.get());
+    let port = asked.source_port.map_or_else(made_up_port, |it| it.get());
+    let client = SocketAddr::new(peer.address, port);
+    record.client = Some(client);
+    record.original = Some(to);
+    record.endpoint = Some(to);
+    let arrival = Arrival {
+        client,
+        identity: Some(&peer.identity),
+        to,
+        tls: TlsLabel::Mutual,
+    };
+    tokio::select! {
+        admitted = admit(context, pod, arrival) => admitted,
+        _ = poll_fn(|context| respond.poll_reset(context)) => Err(Broken::Reset(Side::Client).into()),
+    }
+}
+
+fn carry_tunnel_flow<'a>(
+    admitted: Admitted,
+    receive: RecvStream,
+    mut respond: SendResponse<Chunk>,
+    record: &'a mut Record,
+) -> Pin<Box<dyn Future<Output = Result<(), FlowError>> + Send + 'a>> {
+    let (server, meter, verdict, admission) = admitted.part();
+    record.verdict = Some(verdict);
+    record.moved = Moved::metered(vec![meter]);
+    Box::pin(async move {
+        let send = respond
+            .send_response(wire::write_response(StatusCode::OK, None), false)
+            .map_err(Broken::Tunnel)?;
+        let halves = TunnelHalves { send, receive };
+        let copying = join_tunnel(server, Side::Server, halves, &record.moved);
+        admission.watch(copying).await
+    })
+}
+
+/// HBONE does not tell the client's port. Servers log it and some tell connections apart by it, so
+/// each flow gets another one.
+fn made_up_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    FIRST_MADE_UP_PORT + number % (u16::MAX - FIRST_MADE_UP_PORT)
+}
+
+const FIRST_MADE_UP_PORT: u16 = 32768;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

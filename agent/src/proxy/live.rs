@@ -1,0 +1,148 @@
+//! The flows to the node's pods that are open now, so that a change of policy can end those it no
+//! longer allows.
+//!
+//! A flow is entered before it is decided: a change that comes between its decision and its entry
+//! would otherwise be missed.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use tokio_util::sync::CancellationToken;
+use weft_core::{Client, Identity, Verdict, WorkloadId};
+
+use crate::discovery::Store;
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct LiveFlows {
+    pods: Mutex<HashMap<WorkloadId, HashMap<u64, Arc<LiveFlow>>>>,
+    next: AtomicU64,
+}
+
+/// What a decision depends on, and how to end the flow.
+#[derive(Debug)]
+struct LiveFlow {
+    port: u16,
+    client: IpAddr,
+    identity: Option<Identity>,
+    denied: OnceLock<Verdict>,
+    ended: CancellationToken,
+}
+
+/// A flow's entry; dropping it takes it out.
+#[derive(Debug)]
+pub(super) struct LiveEntry {
+    all: Arc<LiveFlows>,
+    pod: WorkloadId,
+    number: u64,
+    flow: Arc<LiveFlow>,
+}
+
+impl LiveFlows {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Enters a flow, unless the pod has `most` already.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        pod: &WorkloadId,
+        port: u16,
+        client: Client<'_>,
+        most: usize,
+    ) -> Option<LiveEntry> {
+        let flow = Arc::new(LiveFlow {
+            port,
+            client: client.address,
+            identity: client.identity.cloned(),
+            denied: OnceLock::new(),
+            ended: CancellationToken::new(),
+        });
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut pods = self.pods();
+        let flows = pods.entry(pod.clone()).or_default();
+        if flows.len() >= most {
+            return None;
+        }
+        flows.insert(number, Arc::clone(&flow));
+        Some(LiveEntry {
+            all: Arc::clone(self),
+            pod: pod.clone(),
+            number,
+            flow,
+        })
+    }
+
+    /// Decides anew about every flow, and ends those that are denied.
+    fn recheck(&self, store: &Store) {
+        let all: Vec<(WorkloadId, Arc<LiveFlow>)> = {
+            let pods = self.pods();
+            let each = |(pod, flows): (&WorkloadId, &HashMap<_, Arc<LiveFlow>>)| {
+                flows
+                    .values()
+                    .map(|flow| (pod.clone(), Arc::clone(flow)))
+                    .collect::<Vec<_>>()
+            };
+            pods.iter().flat_map(each).collect()
+        };
+        for (pod, flow) in all {
+            let client = Client {
+                address: flow.client,
+                identity: flow.identity.as_ref(),
+            };
+            let verdict = store.authorize(&pod, flow.port, client);
+            if !verdict.is_allowed() {
+                // It may have been denied before and be about to end.
+                let _ = flow.denied.set(verdict);
+                flow.ended.cancel();
+            }
+        }
+    }
+
+    fn pods(&self) -> MutexGuard<'_, HashMap<WorkloadId, HashMap<u64, Arc<LiveFlow>>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LiveEntry {
+    /// Ends when policy no longer allows the flow, with what it says instead.
+    pub(super) async fn revoked(&self) -> Verdict {
+        loop {
+            self.flow.ended.cancelled().await;
+            if let Some(verdict) = self.flow.denied.get() {
+                return verdict.clone();
+            }
+            // The verdict is always set first.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for LiveEntry {
+    fn drop(&mut self) {
+        let mut pods = self.all.pods();
+        if let Some(flows) = pods.get_mut(&self.pod) {
+            flows.remove(&self.number);
+            if flows.is_empty() {
+                pods.remove(&self.pod);
+            }
+        }
+    }
+}
+
+/// Watches for changes of policy until the flows' registry is gone.
+pub(super) async fn end_flows_no_longer_allowed(live: Weak<LiveFlows>, store: Arc<Store>) {
+    let mut changes = store.changes();
+    let mut seen = changes.borrow_and_update().policies;
+    while changes.changed().await.is_ok() {
+        let current = changes.borrow_and_update().policies;
+        if current == seen {
+            continue;
+        }
+        seen = current;
+        let Some(live) = live.upgrade() else { return };
+        live.recheck(&store);
+    }
+}

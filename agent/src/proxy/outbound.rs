@@ -1,0 +1,455 @@
+//! The half of a flow that belongs to its client: what did it want to reach, which way leads there,
+//! and who must answer.
+//!
+//! Nothing is read from the client before a server has accepted, so a flow can be tried at another
+//! endpoint without losing a byte. Whatever is not known is refused: plaintext leaves only for what
+//! a record says is not meshed, or for what lies outside of the cluster.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload};
+
+use super::error::{FlowError, TunnelError};
+use super::inbound::{self, Admitted, Arrival, accept_each};
+use super::record::{PathLabel, Record};
+use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel, prepare};
+use super::tunnel::client::{Dialed, Key, Opened};
+use super::tunnel::wire;
+use super::{Context, socket};
+use crate::balance;
+use crate::discovery::{Destination, ServicePortEntry};
+use crate::identity::{Alpn, peer_identity};
+use crate::node::LocalPod;
+use crate::telemetry::{Direction, FlowLabels, TlsLabel};
+
+/// Stage one: a connection of a pod's application.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The application's side.
+    pub socket: FlowSocket,
+    /// The application's address, as others see it.
+    pub client: SocketAddr,
+    /// Where it wanted to go.
+    pub original: SocketAddr,
+}
+
+/// Stage two: what the destination is.
+#[derive(Debug)]
+pub enum Classified {
+    /// A port of a service: any of its endpoints will do.
+    Service(Arc<ServicePortEntry>),
+    /// That address and port.
+    Address,
+}
+
+/// Stage three: the way to one endpoint.
+#[derive(Debug)]
+pub enum Way {
+    /// To the client's own pod, as if there were no mesh.
+    Itself,
+    /// To a meshed pod of this node.
+    SameNode(Arc<LocalPod>),
+    /// To a meshed workload elsewhere, which must prove to be who its record says.
+    Tunnel {
+        /// The record.
+        workload: Arc<Workload>,
+        /// Who must answer.
+        identity: Identity,
+        /// What is spoken there.
+        alpn: Alpn,
+    },
+    /// To what is not part of the mesh.
+    Plaintext(Option<Arc<Workload>>),
+}
+
+/// Stage four: a server has accepted.
+#[derive(Debug)]
+pub enum Connected {
+    /// On a socket.
+    Socket(FlowSocket),
+    /// On this node, with the inbound half's consent.
+    SameNode(Box<Admitted>),
+    /// Through a tunnel.
+    Tunnel(Box<Opened>),
+}
+
+/// Serves the connections of the pod's applications, until its listeners close.
+pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
+    accept_each(&context, &pod, &listener, |stream| {
+        pod.flows
+            .spawn(flow(Arc::clone(&context), Arc::clone(&pod), stream));
+    })
+    .await;
+}
+
+async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: TcpStream) {
+    let mut record = Record::new(Direction::Outbound, &pod.id);
+    record.source = Some(pod.id.clone());
+    record.source_identity = Some(pod.identity.clone());
+    let result = Box::pin(run(&context, &pod, stream, &mut record)).await;
+    record.finish(&context.telemetry, &result);
+}
+
+async fn run(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    stream: TcpStream,
+    record: &mut Record,
+) -> Result<(), FlowError> {
+    let accepted = accept(context, pod, stream)?;
+    record.client = Some(accepted.client);
+    record.original = Some(accepted.original);
+    let connected = tokio::select! {
+        connected = reach(context, pod, &accepted, record) => connected,
+        () = accepted.socket.failed() => return Err(Broken::Reset(Side::Client).into()),
+        () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
+    };
+    let connected = connected.inspect_err(|error| {
+        if error.nothing_listens() {
+            remember_refused(context, pod, accepted.original);
+        }
+    })?;
+    carry(context, pod, accepted.socket, connected, record).await
+}
+
+fn accept(context: &Context, pod: &LocalPod, stream: TcpStream) -> Result<Accepted, FlowError> {
+    let socket = FlowSocket::new(stream).map_err(|source| FlowError::Kernel {
+        doing: "preparing a connection",
+        source,
+    })?;
+    let original = socket::original_destination(context, socket.socket())?;
+    let (_, peer) = socket::addresses(socket.socket())?;
+    Ok(Accepted {
+        client: client_address(pod, peer, original.ip()),
+        original,
+        socket,
+    })
+}
+
+/// A redirected connection comes from a loopback address; others know the client by its pod's.
+fn client_address(pod: &LocalPod, peer: SocketAddr, to: IpAddr) -> SocketAddr {
+    if pod.has_address(peer.ip()) {
+        return peer;
+    }
+    let record = pod.record.load();
+    let own = record
+        .addresses
+        .iter()
+        .find(|it| it.is_ipv4() == to.is_ipv4());
+    SocketAddr::new(own.copied().unwrap_or(peer.ip()), peer.port())
+}
+
+/// Classifies, then decides and connects, at one endpoint after the other.
+async fn reach(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    accepted: &Accepted,
+    record: &mut Record,
+) -> Result<Connected, FlowError> {
+    match classify(context, accepted.original).await? {
+        Classified::Address => connect(context, pod, accepted, accepted.original, record).await,
+        Classified::Service(port) => {
+            record.service = Some(port.service.clone());
+            let endpoints = port.endpoints.load_full();
+            let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
+            for endpoint in balance::round_robin(&port.next, &endpoints) {
+                let to = SocketAddr::new(endpoint.address, endpoint.port);
+                match connect(context, pod, accepted, to, record).await {
+                    Err(error) if error.may_try_another() => last = error,
+                    other => return other,
+                }
+            }
+            Err(last)
+        }
+    }
+}
+
+async fn classify(context: &Context, original: SocketAddr) -> Result<Classified, FlowError> {
+    match known(context, original).await? {
+        Destination::Service(port) => Ok(Classified::Service(port)),
+        Destination::ServiceWithoutPort(name) => {
+            Err(FlowError::UnknownServicePort(name, original.port()))
+        }
+        Destination::Workload(_) | Destination::Outside | Destination::Unknown => {
+            Ok(Classified::Address)
+        }
+    }
+}
+
+/// What an address is, asked for if need be; never [`Destination::Unknown`].
+async fn known(context: &Context, address: SocketAddr) -> Result<Destination, FlowError> {
+    let mut destination = context.store.classify(address);
+    if matches!(destination, Destination::Unknown) && context.discovery.ask(address.ip()).await {
+        destination = context.store.classify(address);
+    }
+    match destination {
+        Destination::Unknown => Err(FlowError::UnknownAddress(address.ip())),
+        known => Ok(known),
+    }
+}
+
+async fn connect(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    accepted: &Accepted,
+    to: SocketAddr,
+    record: &mut Record,
+) -> Result<Connected, FlowError> {
+    record.endpoint = Some(to);
+    let way = decide(context, pod, to).await?;
+    note(record, pod, &way);
+    match way {
+        Way::Itself => {
+            let server = socket::deliver(context, pod, to, accepted.client).await?;
+            Ok(Connected::Socket(server))
+        }
+        Way::Plaintext(_) => {
+            let server = socket::connect(context, pod, to).await?;
+            let server = FlowSocket::new(server);
+            let server = server.map_err(|source| FlowError::Connect { to, source })?;
+            Ok(Connected::Socket(server))
+        }
+        Way::SameNode(other) => {
+            let arrival = Arrival {
+                client: accepted.client,
+                identity: Some(&pod.identity),
+                to,
+                tls: TlsLabel::SameNode,
+            };
+            let admitted = inbound::admit(context, &other, arrival).await?;
+            Ok(Connected::SameNode(Box::new(admitted)))
+        }
+        Way::Tunnel { identity, alpn, .. } => {
+            let opened = open_tunnel(context, pod, accepted, to, identity, alpn).await?;
+            Ok(Connected::Tunnel(Box::new(opened)))
+        }
+    }
+}
+
+/// Which way leads to an endpoint.
+async fn decide(context: &Context, pod: &LocalPod, to: SocketAddr) -> Result<Way, FlowError> {
+    if pod.has_address(to.ip()) {
+        return Ok(Way::Itself);
+    }
+    let workload = match known(context, to).await? {
+        Destination::Workload(workload) => workload,
+        Destination::Outside => return Ok(Way::Plaintext(None)),
+        // An endpoint that is a service's address: nothing that could be proven to be anybody.
+        Destination::Service(_) | Destination::ServiceWithoutPort(_) | Destination::Unknown => {
+            return Err(FlowError::UnknownAddress(to.ip()));
+        }
+    };
+    let (identity, tunnel) = match &workload.mesh {
+        Mesh::Unmeshed => return Ok(Way::Plaintext(Some(workload))),
+        Mesh::Meshed { identity, tunnel } => (identity.clone(), *tunnel),
+    };
+    if to.port() == TUNNEL_PORT {
+        return Err(FlowError::ReservedPort(to.port()));
+    }
+    let force_tunnels = context.store.cluster().is_none_or(|it| it.force_tunnels);
+    if !force_tunnels
+        && let Some(local) = context.pods.at(to.ip())
+        && local.id == workload.id
+        && local.identity == identity
+    {
+        return Ok(Way::SameNode(local));
+    }
+    let alpn = match tunnel {
+        Tunnel::WeftH2 => Alpn::WeftH2,
+        Tunnel::Hbone => Alpn::Hbone,
+    };
+    Ok(Way::Tunnel {
+        workload,
+        identity,
+        alpn,
+    })
+}
+
+fn note(record: &mut Record, pod: &LocalPod, way: &Way) {
+    let (path, destination, identity) = match way {
+        Way::Itself => (PathLabel::Itself, Some(&pod.id), None),
+        Way::SameNode(other) => (PathLabel::SameNode, Some(&other.id), Some(&other.identity)),
+        Way::Tunnel {
+            workload, identity, ..
+        } => (PathLabel::Tunnel, Some(&workload.id), Some(identity)),
+        Way::Plaintext(workload) => {
+            let id = workload.as_ref().map(|it| &it.id);
+            (PathLabel::Plaintext, id, None)
+        }
+    };
+    record.path = path;
+    record.destination = destination.cloned();
+    record.destination_identity = identity.cloned();
+}
+
+/// Asks the endpoint's agent for the flow, on a tunnel that is there or is made.
+async fn open_tunnel(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    accepted: &Accepted,
+    to: SocketAddr,
+    identity: Identity,
+    alpn: Alpn,
+) -> Result<Opened, FlowError> {
+    let key = Key {
+        source: pod.id.clone(),
+        source_uid: pod.uid.as_str().into(),
+        destination: to.ip(),
+        identity,
+        alpn,
+    };
+    let dial = || {
+        let (context, pod) = (Arc::clone(context), Arc::clone(pod));
+        let (address, identity) = (key.destination, key.identity.clone());
+        async move { Box::pin(dial(&context, &pod, address, &identity, alpn)).await }
+    };
+    let source_port = matches!(alpn, Alpn::WeftH2).then_some(accepted.client.port());
+    let request = wire::write_request(to, source_port);
+    let asking = context.tunnels.request(&key, dial, request);
+    let opened = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await;
+    let opened = opened.map_err(|_| FlowError::ConnectTimeout { to })??;
+    match opened.response.status() {
+        StatusCode::OK => Ok(opened),
+        status => Err(FlowError::RefusedByPeer {
+            by: to,
+            status,
+            reason: wire::read_reason(opened.response.headers()),
+        }),
+    }
+}
+
+/// Makes a tunnel: connects from the source pod's namespace, and lets nothing pass before the peer
+/// has proven to be who it must be.
+async fn dial(
+    context: &Context,
+    pod: &LocalPod,
+    address: IpAddr,
+    expected: &Identity,
+    alpn: Alpn,
+) -> Result<Dialed<TlsStream<TcpStream>>, TunnelError> {
+    let config = context
+        .identities
+        .client(&pod.identity, alpn)
+        .await
+        .map_err(|error| TunnelError::NoCertificate(error.to_string()))?;
+    let to = SocketAddr::new(address, TUNNEL_PORT);
+    let stream = socket::connect(context, pod, to)
+        .await
+        .map_err(tunnel_error)?;
+    prepare(&stream).map_err(|source| TunnelError::Connect { to, source })?;
+    let handshake =
+        TlsConnector::from(config).connect(ServerName::IpAddress(address.into()), stream);
+    let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| TunnelError::HandshakeTimeout)?
+        .map_err(TunnelError::Handshake)?;
+    let session = io.get_ref().1;
+    let chain = session.peer_certificates();
+    let found = peer_identity(chain.unwrap_or_default())
+        .map_err(|error| TunnelError::PeerCertificate(error.to_string()))?;
+    if found != *expected {
+        return Err(TunnelError::IdentityMismatch {
+            expected: expected.clone(),
+            found,
+        });
+    }
+    if session.alpn_protocol() != Some(alpn.as_bytes()) {
+        return Err(TunnelError::Protocol(alpn_name(alpn)));
+    }
+    let watch = inbound::watch(context, pod, chain);
+    Ok(Dialed { io, watch })
+}
+
+fn alpn_name(alpn: Alpn) -> &'static str {
+    match alpn {
+        Alpn::WeftH2 => "weft-h2/1",
+        Alpn::Hbone => "h2",
+    }
+}
+
+fn tunnel_error(error: FlowError) -> TunnelError {
+    match error {
+        FlowError::ConnectTimeout { to } => TunnelError::ConnectTimeout { to },
+        FlowError::Connect { to, source } => TunnelError::Connect { to, source },
+        other => TunnelError::Socket(other.to_string()),
+    }
+}
+
+/// Copies until both sides closed.
+async fn carry(
+    context: &Context,
+    pod: &LocalPod,
+    client: FlowSocket,
+    connected: Connected,
+    record: &mut Record,
+) -> Result<(), FlowError> {
+    let meter = context.telemetry.flow(FlowLabels {
+        direction: Direction::Outbound,
+        pod: pod.labels.clone(),
+        destination: record.destination.clone(),
+        service: record.service.clone(),
+        tls: match record.path {
+            PathLabel::Tunnel => TlsLabel::Mutual,
+            PathLabel::SameNode => TlsLabel::SameNode,
+            PathLabel::Itself => TlsLabel::Loopback,
+            PathLabel::Plaintext | PathLabel::Unknown => TlsLabel::None,
+        },
+        client: None,
+        server: record.destination_identity.clone(),
+        verdict: None,
+    });
+    let ended = pod.end_flows.cancelled();
+    match connected {
+        Connected::Socket(server) => {
+            record.moved = Moved::metered(vec![meter]);
+            tokio::select! {
+                biased;
+                result = join_sockets(client, server, &record.moved) => Ok(result?),
+                () = ended => Err(FlowError::Drained),
+            }
+        }
+        Connected::SameNode(admitted) => {
+            let (server, inbound_meter, verdict, admission) = admitted.part();
+            record.verdict = Some(verdict);
+            record.moved = Moved::metered(vec![meter, inbound_meter]);
+            tokio::select! {
+                biased;
+                result = admission.watch(join_sockets(client, server, &record.moved)) => result,
+                () = ended => Err(FlowError::Drained),
+            }
+        }
+        Connected::Tunnel(opened) => {
+            let Opened { halves, slot, .. } = *opened;
+            record.moved = Moved::metered(vec![meter]);
+            let result = tokio::select! {
+                biased;
+                result = join_tunnel(client, Side::Client, halves, &record.moved) => result.map_err(Into::into),
+                () = ended => Err(FlowError::Drained),
+            };
+            drop(slot);
+            result
+        }
+    }
+}
+
+fn remember_refused(context: &Context, pod: &LocalPod, original: SocketAddr) {
+    let remembered = context
+        .bpf
+        .remember_refused(pod.cookie, original, REFUSED_FOR);
+    if let Err(error) = remembered {
+        tracing::warn!(pod = %pod.id, %error, "remembering a refused destination");
+    }
+}
+
+/// How long connects to a destination where nothing listened are refused at once.
+const REFUSED_FOR: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a tunnel, if one must be made, and for the other agent's connect to the application.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);

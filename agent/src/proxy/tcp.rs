@@ -1,0 +1,582 @@
+//! Moving bytes between an application's socket and what it is joined with: another socket, or a
+//! stream of a tunnel.
+//!
+//! What the applications would see without a mesh they see here: half-close crosses as half-close,
+//! a reset as a reset, and a reader that does not read stops its writer. Both directions of a flow
+//! are one future in one task. An idle flow holds no buffer: bytes are read into a buffer of the
+//! worker thread, and only what could not be passed on at once is kept, up to
+//! [`LARGEST_READ_BYTES`] per direction.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::tunnel::chunk::{Chunk, Queue};
+use crate::telemetry::{FlowHandle, Peer};
+
+/// A socket whose other side sees a reset unless the flow ended as it should.
+///
+/// The socket is told to reset on close from the beginning, so that even the death of this process
+/// is no clean end: a truncated answer must not look complete.
+#[derive(Debug)]
+pub struct FlowSocket(TcpStream);
+
+/// Bytes moved so far, in the flow's own counters and in the metrics that it belongs to.
+#[derive(Debug, Default)]
+pub struct Moved {
+    sent: AtomicU64,
+    received: AtomicU64,
+    meters: Vec<FlowHandle>,
+}
+
+/// One direction of a flow's bytes.
+#[derive(Clone, Copy, Debug)]
+struct Way<'a> {
+    moved: &'a Moved,
+    from: Side,
+}
+
+/// One of the two sides of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The application that connected.
+    Client,
+    /// The application that was connected to, or the tunnel that leads there.
+    Server,
+}
+
+/// Why a flow ended otherwise than by both sides closing.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// A side reset the connection.
+    #[error("reset by the {0:?}")]
+    Reset(Side),
+    /// Reading or writing a socket failed.
+    #[error("the {0:?}'s connection failed: {1}")]
+    Socket(Side, #[source] io::Error),
+    /// The tunnel failed.
+    #[error("the tunnel failed: {0}")]
+    Tunnel(#[source] h2::Error),
+}
+
+/// Both halves of a tunnel's stream.
+#[derive(Debug)]
+pub struct TunnelHalves {
+    /// Towards the other agent.
+    pub send: SendStream<Chunk>,
+    /// From the other agent.
+    pub receive: RecvStream,
+}
+
+/// Copies between two sockets until both sides closed.
+///
+/// # Errors
+/// [`Broken`]; both sides have then been reset.
+pub async fn join_sockets(
+    mut client: FlowSocket,
+    mut server: FlowSocket,
+    moved: &Moved,
+) -> Result<(), Broken> {
+    let result = {
+        let (client_read, client_write) = client.0.split();
+        let (server_read, server_write) = server.0.split();
+        let sent_all = AtomicBool::new(false);
+        let received_all = AtomicBool::new(false);
+        let up = socket_to_socket(
+            (client_read, Side::Client),
+            (server_write, Side::Server),
+            moved.way(Side::Client),
+            &sent_all,
+        );
+        let down = socket_to_socket(
+            (server_read, Side::Server),
+            (client_write, Side::Client),
+            moved.way(Side::Server),
+            &received_all,
+        );
+        until_both(up, &sent_all, down, &received_all).await
+    };
+    if result.is_ok() {
+        client.close();
+        server.close();
+    }
+    result
+}
+
+/// Copies between an application's socket and a tunnel's stream until both sides closed.
+/// `socket_side` says which of the two the socket is.
+///
+/// # Errors
+/// [`Broken`]; both sides have then been reset.
+pub async fn join_tunnel(
+    mut socket: FlowSocket,
+    socket_side: Side,
+    tunnel: TunnelHalves,
+    moved: &Moved,
+) -> Result<(), Broken> {
+    let TunnelHalves { mut send, receive } = tunnel;
+    let into_tunnel = moved.way(socket_side);
+    let from_tunnel = moved.way(socket_side.other());
+    let queue = Queue::default();
+    let result = {
+        let (read, write) = socket.0.split();
+        let sent_all = AtomicBool::new(false);
+        let received_all = AtomicBool::new(false);
+        let outgoing = (&mut send, &queue);
+        let up = socket_to_tunnel(read, socket_side, outgoing, into_tunnel, &sent_all);
+        let down = tunnel_to_socket(receive, write, socket_side, from_tunnel, &received_all);
+        // From the tunnel first: what arrived before a reset is passed on before the reset is seen.
+        until_both(down, &received_all, up, &sent_all).await
+    };
+    match &result {
+        Ok(()) => socket.close(),
+        Err(_) => {
+            let sent = queue.empty();
+            let _ = tokio::time::timeout(RESET_DELAY, sent).await;
+            send.send_reset(Reason::CANCEL);
+        }
+    }
+    result
+}
+
+impl FlowSocket {
+    /// Takes a connected socket: sends small writes at once, notices a dead peer, resets unless
+    /// closed.
+    ///
+    /// # Errors
+    /// The socket does not take the options.
+    pub fn new(socket: TcpStream) -> io::Result<Self> {
+        prepare(&socket)?;
+        SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+        Ok(Self(socket))
+    }
+
+    /// Ends when the socket was reset, whatever is still to be read from it.
+    pub async fn failed(&self) {
+        failed(&self.0).await;
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &TcpStream {
+        &self.0
+    }
+
+    fn close(self) {
+        // Failing leaves the reset on close; the bytes that are still queued would be lost, which
+        // the peer then sees.
+        let _ = SockRef::from(&self.0).set_linger(None);
+    }
+}
+
+impl Moved {
+    /// Counts in these metrics as well.
+    pub fn metered(meters: Vec<FlowHandle>) -> Self {
+        Self {
+            meters,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes from the client to the server.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes from the server to the client.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    fn way(&self, from: Side) -> Way<'_> {
+        Way { moved: self, from }
+    }
+}
+
+impl Way<'_> {
+    fn add(&self, count: usize) {
+        let count = count as u64;
+        let (own, from, to) = match self.from {
+            Side::Client => (&self.moved.sent, Peer::Source, Peer::Destination),
+            Side::Server => (&self.moved.received, Peer::Destination, Peer::Source),
+        };
+        own.fetch_add(count, Ordering::Relaxed);
+        for meter in &self.moved.meters {
+            meter.peer(from).read(count);
+            meter.peer(to).write(count);
+        }
+    }
+}
+
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+impl Broken {
+    fn socket(side: Side, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset(side),
+            _ => Self::Socket(side, error),
+        }
+    }
+
+    fn tunnel(side: Side, error: h2::Error) -> Self {
+        if error.is_reset() {
+            Self::Reset(side)
+        } else {
+            Self::Tunnel(error)
+        }
+    }
+}
+
+/// Lets a socket send small writes at once and notice a dead peer.
+///
+/// # Errors
+/// The socket does not take the options.
+pub fn prepare(socket: &TcpStream) -> io::Result<()> {
+    let options = SockRef::from(socket);
+    options.set_tcp_nodelay(true)?;
+    options.set_tcp_keepalive(&KEEPALIVE)
+}
+
+/// Polls both directions in one task. A direction that is done goes on watching for resets, so it
+/// is its flag that counts, not its end.
+async fn until_both(
+    one: impl Future<Output = Result<(), Broken>>,
+    one_is_done: &AtomicBool,
+    other: impl Future<Output = Result<(), Broken>>,
+    other_is_done: &AtomicBool,
+) -> Result<(), Broken> {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    let (mut one_ended, mut other_ended) = (false, false);
+    poll_fn(|context| {
+        if !one_ended && let Poll::Ready(result) = one.as_mut().poll(context) {
+            one_ended = true;
+            result?;
+        }
+        if !other_ended && let Poll::Ready(result) = other.as_mut().poll(context) {
+            other_ended = true;
+            result?;
+        }
+        if one_is_done.load(Ordering::Relaxed) && other_is_done.load(Ordering::Relaxed) {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+async fn socket_to_socket(
+    (mut read, from): (ReadHalf<'_>, Side),
+    (mut write, to): (WriteHalf<'_>, Side),
+    way: Way<'_>,
+    done: &AtomicBool,
+) -> Result<(), Broken> {
+    let mut size = ReadSize::default();
+    loop {
+        let step = poll_fn(|context| pass_on(&mut read, &mut write, &mut size, context)).await;
+        match step {
+            Step::Passed(count) => {
+                way.add(count);
+            }
+            Step::Kept { passed, rest } => {
+                way.add(passed);
+                let writing = write_all(&mut write, &rest, way);
+                tokio::select! {
+                    biased;
+                    written = writing => written.map_err(|error| Broken::socket(to, error))?,
+                    () = failed(read.as_ref()) => return Err(Broken::Reset(from)),
+                }
+            }
+            Step::End => break,
+            Step::ReadFailed(error) => return Err(Broken::socket(from, error)),
+            Step::WriteFailed(error) => return Err(Broken::socket(to, error)),
+        }
+    }
+    end_of(write.as_ref()).map_err(|error| Broken::socket(to, error))?;
+    done.store(true, Ordering::Relaxed);
+    failed(read.as_ref()).await;
+    Err(Broken::Reset(from))
+}
+
+/// What came of one read.
+enum Step {
+    /// So many bytes were read and written.
+    Passed(usize),
+    /// Some were written; the receiver has no room for the rest.
+    Kept {
+        passed: usize,
+        rest: Vec<u8>,
+    },
+    /// The sender closed.
+    End,
+    ReadFailed(io::Error),
+    WriteFailed(io::Error),
+}
+
+fn pass_on(
+    read: &mut ReadHalf<'_>,
+    write: &mut WriteHalf<'_>,
+    size: &mut ReadSize,
+    context: &mut Context<'_>,
+) -> Poll<Step> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut buffer = ReadBuf::new(&mut scratch[..size.bytes()]);
+        if let Err(error) = ready!(Pin::new(read).poll_read(context, &mut buffer)) {
+            return Poll::Ready(Step::ReadFailed(error));
+        }
+        let filled = buffer.filled();
+        if filled.is_empty() {
+            return Poll::Ready(Step::End);
+        }
+        size.was_read(filled.len());
+        let mut passed = 0;
+        while passed < filled.len() {
+            match Pin::new(&mut *write).poll_write(context, &filled[passed..]) {
+                Poll::Ready(Ok(count)) => passed += count,
+                Poll::Ready(Err(error)) => return Poll::Ready(Step::WriteFailed(error)),
+                Poll::Pending => {
+                    let rest = filled[passed..].to_vec();
+                    return Poll::Ready(Step::Kept { passed, rest });
+                }
+            }
+        }
+        Poll::Ready(Step::Passed(passed))
+    })
+}
+
+async fn socket_to_tunnel(
+    mut read: ReadHalf<'_>,
+    side: Side,
+    (send, queue): (&mut SendStream<Chunk>, &Queue),
+    way: Way<'_>,
+    done: &AtomicBool,
+) -> Result<(), Broken> {
+    let mut size = ReadSize::default();
+    loop {
+        poll_fn(|context| {
+            if let Poll::Ready(broken) = poll_tunnel_reset(send, side.other(), context) {
+                return Poll::Ready(Err(broken));
+            }
+            read.as_ref()
+                .poll_read_ready(context)
+                .map_err(|error| Broken::socket(side, error))
+        })
+        .await?;
+        // Room is asked for only when there is something to send: a stream that holds room it does
+        // not use takes it from the others of its connection.
+        let room = tokio::select! {
+            biased;
+            room = capacity(send, size.bytes()) => room.map_err(|error| Broken::tunnel(side.other(), error))?,
+            () = failed(read.as_ref()) => return Err(Broken::Reset(side)),
+        };
+        match poll_fn(|context| Poll::Ready(read_chunk(&mut read, room, &mut size, context))).await
+        {
+            Poll::Pending => {}
+            Poll::Ready(Err(error)) => return Err(Broken::socket(side, error)),
+            Poll::Ready(Ok(chunk)) if chunk.is_empty() => break,
+            Poll::Ready(Ok(chunk)) => {
+                way.add(chunk.len());
+                send.send_data(queue.chunk(chunk), false)
+                    .map_err(|error| Broken::tunnel(side.other(), error))?;
+            }
+        }
+        send.reserve_capacity(0);
+    }
+    send.send_data(Chunk::default(), true)
+        .map_err(|error| Broken::tunnel(side.other(), error))?;
+    done.store(true, Ordering::Relaxed);
+    tokio::select! {
+        () = failed(read.as_ref()) => Err(Broken::Reset(side)),
+        broken = poll_fn(|context| poll_tunnel_reset(send, side.other(), context)) => Err(broken),
+    }
+}
+
+/// Reads what is there, at most `room` bytes: small reads by way of the thread's buffer, so that a
+/// message of a few bytes does not keep kilobytes until it is sent.
+fn read_chunk(
+    read: &mut ReadHalf<'_>,
+    room: usize,
+    size: &mut ReadSize,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<Bytes>> {
+    let most = room.min(size.bytes());
+    let chunk = if most <= SMALL_READ_BYTES {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(&mut scratch[..most]);
+            ready!(Pin::new(read).poll_read(context, &mut buffer))?;
+            Poll::Ready(io::Result::Ok(Bytes::copy_from_slice(buffer.filled())))
+        })
+    } else {
+        let mut chunk = BytesMut::zeroed(most);
+        let mut buffer = ReadBuf::new(&mut chunk);
+        ready!(Pin::new(read).poll_read(context, &mut buffer))?;
+        let filled = buffer.filled().len();
+        chunk.truncate(filled);
+        Poll::Ready(Ok(chunk.freeze()))
+    };
+    let chunk = ready!(chunk)?;
+    if most == size.bytes() {
+        size.was_read(chunk.len());
+    }
+    Poll::Ready(Ok(chunk))
+}
+
+async fn tunnel_to_socket(
+    mut receive: RecvStream,
+    mut write: WriteHalf<'_>,
+    side: Side,
+    way: Way<'_>,
+    done: &AtomicBool,
+) -> Result<(), Broken> {
+    while let Some(chunk) = receive.data().await {
+        let chunk = chunk.map_err(|error| Broken::tunnel(side.other(), error))?;
+        write_all(&mut write, &chunk, way)
+            .await
+            .map_err(|error| Broken::socket(side, error))?;
+        // Only what the application's socket took is handed back as room to the sender.
+        receive
+            .flow_control()
+            .release_capacity(chunk.len())
+            .map_err(|error| Broken::tunnel(side.other(), error))?;
+    }
+    end_of(write.as_ref()).map_err(|error| Broken::socket(side, error))?;
+    done.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Waits until the stream may send, and says how much.
+async fn capacity(send: &mut SendStream<Chunk>, wanted: usize) -> Result<usize, h2::Error> {
+    send.reserve_capacity(wanted);
+    loop {
+        let room = send.capacity();
+        if room > 0 {
+            return Ok(room);
+        }
+        match poll_fn(|context| send.poll_capacity(context)).await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error),
+            None => return Err(Reason::CANCEL.into()),
+        }
+    }
+}
+
+fn poll_tunnel_reset(
+    send: &mut SendStream<Chunk>,
+    side: Side,
+    context: &mut Context<'_>,
+) -> Poll<Broken> {
+    send.poll_reset(context).map(|result| match result {
+        Ok(_) => Broken::Reset(side),
+        Err(error) => Broken::tunnel(side, error),
+    })
+}
+
+async fn write_all(write: &mut WriteHalf<'_>, bytes: &[u8], way: Way<'_>) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let count = poll_fn(|context| Pin::new(&mut *write).poll_write(context, rest)).await?;
+        way.add(count);
+        rest = &rest[count..];
+    }
+    Ok(())
+}
+
+/// Ends when the socket has an error, which for a connection means that it was reset or timed out;
+/// unlike reading, this does not depend on room for what is read.
+async fn failed(socket: &TcpStream) {
+    loop {
+        match socket.ready(Interest::ERROR).await {
+            Ok(ready) if !ready.is_error() => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+fn end_of(socket: &TcpStream) -> io::Result<()> {
+    match SockRef::from(socket).shutdown(Shutdown::Write) {
+        // The peer has reset already; reading says so too.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+        other => other,
+    }
+}
+
+/// How much to read at once: grows while reads fill it, falls back when they do not.
+#[derive(Debug)]
+struct ReadSize {
+    bytes: usize,
+    poor_reads: u8,
+}
+
+impl Default for ReadSize {
+    fn default() -> Self {
+        Self {
+            bytes: SMALLEST_READ_BYTES,
+            poor_reads: 0,
+        }
+    }
+}
+
+impl ReadSize {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn was_read(&mut self, count: usize) {
+        if count == self.bytes {
+            self.bytes = (self.bytes * 2).min(LARGEST_READ_BYTES);
+            self.poor_reads = 0;
+        } else if count < self.bytes / 4 {
+            self.poor_reads += 1;
+            if self.poor_reads == POOR_READS_TO_SHRINK {
+                self.bytes = (self.bytes / 2).max(SMALLEST_READ_BYTES);
+                self.poor_reads = 0;
+            }
+        } else {
+            self.poor_reads = 0;
+        }
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> =
+        RefCell::new(vec![0; LARGEST_READ_BYTES].into_boxed_slice());
+}
+
+/// The most that is read at once, and so the most that a direction keeps while its receiver has no
+/// room.
+pub const LARGEST_READ_BYTES: usize = 256 * 1024;
+const SMALLEST_READ_BYTES: usize = 4 * 1024;
+const SMALL_READ_BYTES: usize = 8 * 1024;
+const POOR_READS_TO_SHRINK: u8 = 4;
+/// How long a reset may wait for the bytes that were sent before it.
+const RESET_DELAY: Duration = Duration::from_secs(1);
+
+/// A peer that vanished without a word is noticed after about two minutes.
+const KEEPALIVE: socket2::TcpKeepalive = socket2::TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
+
+#[cfg(test)]
+pub(crate) mod tests;

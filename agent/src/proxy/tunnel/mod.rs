@@ -1,0 +1,66 @@
+//! The authenticated, encrypted connections between nodes: HTTP/2 over mutual TLS, one stream per
+//! flow. `docs/wire.md` says what is on the wire.
+//!
+//! [`client`] keeps the connections that a pod's flows leave by, [`server`] serves those that
+//! arrive, [`wire`] has what both sides must agree on. TLS and sockets come from the caller, so
+//! everything here runs over any stream of bytes.
+
+pub mod chunk;
+pub mod client;
+pub mod server;
+pub mod wire;
+
+use std::time::Duration;
+
+use h2::{Ping, PingPong};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What ends a tunnel from outside of it.
+pub struct Watch {
+    /// The pod at this end is gone.
+    pub pod_gone: CancellationToken,
+    /// Trust roots or certificates changed.
+    pub changed: watch::Receiver<u64>,
+    /// Whether the peer's certificates are still vouched for.
+    pub trusted: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// Ends when roots or certificates changed; never, if nobody can change them any more.
+async fn next_change(changes: &mut watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Ends when the peer no longer answers.
+async fn keepalive(pings: Option<PingPong>) {
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(PING_INTERVAL).await;
+        let pong = tokio::time::timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await;
+        if !matches!(pong, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
+/// Room of one stream: what a sender may have on the way to an application that does not read.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Room of all streams of a connection together. Far larger than a stream's, so that one stream
+/// whose reader has stopped cannot stop the others.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// The most that HTTP/2 keeps of one stream before it is written.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
+const FRAME_BYTES: u32 = 64 * 1024;
+const HEADER_BYTES: u32 = 8 * 1024;
+
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the start of HTTP/2 may take once TLS stands.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;
