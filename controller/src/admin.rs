@@ -1,0 +1,135 @@
+//! The administrative port: liveness, readiness, metrics, problems. Plain HTTP, nothing that
+//! changes anything, nothing secret.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::agents::AgentStatus;
+use crate::problems::Problem;
+use crate::telemetry::{self, State};
+
+/// Connections at the same time; more wait.
+const MAX_CONNECTIONS: usize = 64;
+/// A request's header has to arrive within this time.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is shown.
+#[derive(Debug)]
+pub struct Admin {
+    /// The state to show.
+    pub state: State,
+    /// The metrics.
+    pub registry: Registry,
+}
+
+#[derive(Serialize)]
+struct ProblemList {
+    problems: Vec<Problem>,
+    agents: Vec<AgentStatus>,
+}
+
+impl Admin {
+    /// Serves until it is stopped.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let admin = Arc::new(self);
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            // Never closed.
+            let Ok(permit) = connections.clone().acquire_owned().await else {
+                return;
+            };
+            let stream = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept on the administrative port");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            let admin = admin.clone();
+            tokio::spawn(async move {
+                let answer = service_fn(|request| {
+                    let response = admin.answer(&request);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await;
+                if let Err(error) = served {
+                    tracing::debug!(%error, "an administrative connection failed");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        if request.method() != Method::GET {
+            let text = "only GET\n".to_owned();
+            return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+        }
+        match request.uri().path() {
+            "/live" => respond(StatusCode::OK, TEXT, "live\n".to_owned()),
+            "/ready" if self.state.views.is_complete() => {
+                respond(StatusCode::OK, TEXT, "ready\n".to_owned())
+            }
+            "/ready" => {
+                let text =
+                    "the source has not been read as a whole yet: see /problems\n".to_owned();
+                respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+            }
+            "/metrics" => match telemetry::text(&self.registry) {
+                Ok(text) => {
+                    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                    respond(StatusCode::OK, kind, text)
+                }
+                Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
+            },
+            "/problems" => {
+                let list = ProblemList {
+                    problems: self.state.problems.list(),
+                    agents: self.state.agents.list(),
+                };
+                match serde_json::to_string_pretty(&list) {
+                    Ok(text) => respond(StatusCode::OK, "application/json", text + "\n"),
+                    Err(error) => {
+                        respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string())
+                    }
+                }
+            }
+            _ => {
+                let text = "/live, /ready, /metrics, /problems\n".to_owned();
+                respond(StatusCode::NOT_FOUND, TEXT, text)
+            }
+        }
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,145 @@
+//! The authority's folder: `ca.crt` (the roots, PEM, one or several), `issuer.crt` (the issuer's
+//! certificate, followed by those between it and a root, if any) and `issuer.key`.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
+use weft_core::TrustDomain;
+
+use super::issuer::IssuerError;
+
+pub(super) const ROOTS: &str = "ca.crt";
+pub(super) const ISSUER_CERTIFICATE: &str = "issuer.crt";
+pub(super) const ISSUER_KEY: &str = "issuer.key";
+
+/// Life of a root made here.
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// When and as what each file was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamps([(u64, u64, i64, i64); 3]);
+
+impl Stamps {
+    pub(super) fn of(folder: &Path) -> Result<Self, IssuerError> {
+        let mut stamps = [(0, 0, 0, 0); 3];
+        for (stamp, name) in stamps
+            .iter_mut()
+            .zip([ROOTS, ISSUER_CERTIFICATE, ISSUER_KEY])
+        {
+            let path = folder.join(name);
+            let it = std::fs::metadata(&path).map_err(|error| failed(&path, error))?;
+            *stamp = (it.ino(), it.size(), it.mtime(), it.mtime_nsec());
+        }
+        Ok(Self(stamps))
+    }
+}
+
+/// Makes a root that acts as issuer, if the folder holds nothing yet. True: it did.
+pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, IssuerError> {
+    let present = |name: &str| folder.join(name).exists();
+    let names = [ROOTS, ISSUER_CERTIFICATE, ISSUER_KEY];
+    match names.iter().filter(|name| present(name)).count() {
+        0 => {}
+        3 => return Ok(false),
+        _ => {
+            let missing = names.into_iter().find(|name| !present(name));
+            // Never repaired by guessing: a new root would cut off everybody who has the old one.
+            return Err(IssuerError::Content {
+                file: missing.unwrap_or(ROOTS),
+                reason: "missing, while others of the folder are there".to_owned(),
+            });
+        }
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| failed(folder, error))?;
+    let (certificate, key) = root(trust_domain).map_err(|error| IssuerError::Content {
+        file: ROOTS,
+        reason: format!("cannot be made: {error}"),
+    })?;
+    // The key first and the roots last: what is incomplete is never taken for complete.
+    write(folder, ISSUER_KEY, key.as_bytes(), 0o600)?;
+    write(folder, ISSUER_CERTIFICATE, certificate.as_bytes(), 0o600)?;
+    write(folder, ROOTS, certificate.as_bytes(), 0o644)?;
+    Ok(true)
+}
+
+fn root(trust_domain: &TrustDomain) -> Result<(String, String), rcgen::Error> {
+    let key = KeyPair::generate()?;
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let name = format!("Weft root of {trust_domain}");
+    params.distinguished_name.push(DnType::CommonName, name);
+    // No certificate authority below it.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(super::serial());
+    set_validity(&mut params, now - super::BACKDATE, now + ROOT_LIFETIME);
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+/// Writes a file so that it is there as a whole or not at all, and never readable by others than
+/// `mode` says, not even for a moment.
+fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), IssuerError> {
+    let path = folder.join(name);
+    let temporary = folder.join(format!(".{name}.new"));
+    let written = || -> io::Result<()> {
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    written().map_err(|error| failed(&path, error))
+}
+
+pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<u8>, IssuerError> {
+    let path = folder.join(name);
+    let mut content = vec![];
+    File::open(&path)
+        .and_then(|it| it.take(MAX_FILE_BYTES).read_to_end(&mut content))
+        .map_err(|error| failed(&path, error))?;
+    Ok(content)
+}
+
+/// Sets from when to when a certificate is valid, in whole seconds.
+pub(super) fn set_validity(
+    params: &mut CertificateParams,
+    not_before: SystemTime,
+    not_after: SystemTime,
+) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    // Before 1970 only if the clock is absurd; then nothing would be valid anyway.
+    let since = |moment: SystemTime| {
+        let since = moment.duration_since(SystemTime::UNIX_EPOCH);
+        Duration::from_secs(since.unwrap_or_default().as_secs())
+    };
+    params.not_before = epoch + since(not_before);
+    params.not_after = epoch + since(not_after);
+}
+
+fn failed(path: &Path, error: io::Error) -> IssuerError {
+    IssuerError::File {
+        path: path.to_owned(),
+        error,
+    }
+}

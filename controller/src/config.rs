@@ -1,0 +1,186 @@
+//! The command line: the one place where flags and environment variables are read.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use weft_core::{AccessPolicy, Name, TrustDomain};
+
+/// Weft's controller: tells agents what describes the cluster, and signs their certificates.
+#[derive(Debug, Parser)]
+#[command(name = "weft-controller", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve agents.
+    Run(Box<Run>),
+    /// Write the custom resource definitions of the policy kinds.
+    Crds(Crds),
+}
+
+/// Flags of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    /// Directory of manifests that describe the cluster; read again whenever they change.
+    #[arg(long, value_name = "DIR", env = "WEFT_SOURCE")]
+    pub source: PathBuf,
+    /// Directory of the certificate authority: ca.crt, issuer.crt, issuer.key. Made on first start.
+    #[arg(long, value_name = "DIR", env = "WEFT_CA")]
+    pub ca: PathBuf,
+    /// File of join tokens: lines `node-name token`; read again whenever it changes.
+    #[arg(long, value_name = "FILE", env = "WEFT_JOIN_TOKENS")]
+    pub join_tokens: PathBuf,
+    /// Where agents connect to (gRPC over TLS 1.3).
+    #[arg(long, value_name = "ADDR:PORT", env = "WEFT_LISTEN")]
+    pub listen: SocketAddr,
+    /// Where /live, /ready, /metrics and /problems are served (HTTP).
+    #[arg(long, value_name = "ADDR:PORT", env = "WEFT_ADMIN")]
+    pub admin: SocketAddr,
+    /// The name in the certificate that agents see.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_CONTROLLER_NAME",
+        default_value = weft_proto::CONTROLLER_NAME
+    )]
+    pub controller_name: Name,
+    /// The trust domain of the identities made here.
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        env = "WEFT_TRUST_DOMAIN",
+        default_value = "cluster.local"
+    )]
+    pub trust_domain: TrustDomain,
+    /// A range that pods get addresses from (repeatable); `spec.podCIDRs` of Nodes are added.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "WEFT_POD_RANGES",
+        value_delimiter = ','
+    )]
+    pub pod_range: Vec<IpNet>,
+    /// A range that Services get virtual addresses from (repeatable).
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "WEFT_SERVICE_RANGES",
+        value_delimiter = ','
+    )]
+    pub service_range: Vec<IpNet>,
+    /// What holds for a port that no Server selects, unless the pod or its namespace says
+    /// otherwise: all-unauthenticated, all-authenticated, cluster-unauthenticated,
+    /// cluster-authenticated, deny or audit.
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "WEFT_DEFAULT_POLICY",
+        default_value = "all-unauthenticated"
+    )]
+    pub default_policy: AccessPolicy,
+    /// Life of the certificates signed here, as in 24h, 90m or 300s; at least 2m.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "WEFT_LEAF_LIFETIME",
+        default_value = "24h",
+        value_parser = lifetime
+    )]
+    pub leaf_lifetime: Duration,
+    /// Use tunnels between pods of one node too, instead of handing flows over in the process.
+    #[arg(long, env = "WEFT_FORCE_TUNNELS")]
+    pub force_tunnels: bool,
+    /// Form of the log.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "WEFT_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter like weft_controller=debug.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "WEFT_LOG_LEVEL",
+        default_value = "info"
+    )]
+    pub log_level: String,
+}
+
+/// Flags of `crds`.
+#[derive(Debug, Args)]
+pub struct Crds {
+    /// Directory to write to: one file per kind.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(120);
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let form = || format!("{text:?} is no time: a number with s, m, h or d is needed");
+    let at = text.len() - text.chars().next_back().map_or(0, char::len_utf8);
+    let (number, unit) = text.split_at(at);
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(form()),
+    };
+    let number: u32 = number.parse().map_err(|_| form())?;
+    let lifetime = Duration::from_secs(u64::from(number) * factor);
+    if lifetime < SHORTEST_LIFETIME {
+        return Err(format!("{text:?} is too short: 2m at least"));
+    }
+    Ok(lifetime)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn lifetimes_are_read() {
+        for (text, expected) in [
+            ("24h", Some(24 * 3600)),
+            ("120s", Some(120)),
+            ("2m", Some(120)),
+            ("1d", Some(24 * 3600)),
+            ("119s", None),
+            ("24", None),
+            ("h", None),
+            ("", None),
+            ("-1h", None),
+            ("1ü", None),
+        ] {
+            let read = lifetime(text).ok().map(|it| it.as_secs());
+            assert_eq!(read, expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The gRPC service that agents connect to: the stream of state, and signing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Interceptor;
+use tonic::{Request, Response, Status, Streaming};
+use weft_core::{Identity, Name, ObjectName, TrustDomain};
+use weft_proto::v1::control_server::{Control, ControlServer};
+use weft_proto::{MAX_MESSAGE_BYTES, v1};
+
+use crate::authority::{Authority, SignError};
+use crate::telemetry::{Metrics, Refused, Signing};
+use crate::views::Views;
+use agents::Agents;
+use tls::Serving;
+use tokens::Tokens;
+
+pub mod agents;
+mod stream;
+pub mod tls;
+pub mod tokens;
+
+/// What the service works with.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The state of agents.
+    pub views: Arc<Views>,
+    /// Signs certificates.
+    pub authority: Arc<Authority>,
+    /// Who may connect.
+    pub tokens: Arc<Tokens>,
+    /// Who is connected.
+    pub agents: Arc<Agents>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// The trust domain of identities made here.
+    pub trust_domain: TrustDomain,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+/// The node whose agent makes a call, and the token that proved it.
+#[derive(Clone)]
+struct Caller {
+    node: Name,
+    token: Vec<u8>,
+}
+
+/// Lets in only agents with a join token.
+#[derive(Clone)]
+struct Gate {
+    tokens: Arc<Tokens>,
+    metrics: Arc<Metrics>,
+}
+
+/// A connection on which nothing is heard for this long is pinged,
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// and closed when there is no answer for this long.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls at the same time on one connection: a stream, and some signing.
+const MAX_CALLS: u32 = 128;
+
+impl Server {
+    /// Serves agents until it is stopped.
+    ///
+    /// # Errors
+    /// The listener cannot be served at all.
+    pub async fn serve(self, listener: TcpListener, serving: Arc<Serving>) -> anyhow::Result<()> {
+        let (sender, accepted) = mpsc::channel(64);
+        let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
+        let accepting = tls::accept(listener, serving.config()?, metrics, sender, stop.clone());
+        let accepting = tokio::spawn(accepting);
+        let gate = Gate {
+            tokens: self.tokens.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let service = ControlServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let gated = tonic::service::interceptor::InterceptedService::new(service, gate);
+        let served = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(Some(MAX_CALLS))
+            .add_service(gated)
+            .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop.cancelled_owned())
+            .await;
+        accepting.abort();
+        Ok(served?)
+    }
+}
+
+impl Interceptor for Gate {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let header = request.metadata().get("authorization");
+        let token = header.and_then(|it| it.as_bytes().strip_prefix(b"Bearer "));
+        let Some(token) = token.map(<[u8]>::to_vec) else {
+            self.metrics.refused(Refused::NoToken);
+            return Err(Status::unauthenticated("a bearer token is needed"));
+        };
+        let Some(node) = self.tokens.node_of(&token) else {
+            self.metrics.refused(Refused::WrongToken);
+            tracing::warn!("an agent was refused: its join token is not known");
+            return Err(Status::unauthenticated("the token is not known"));
+        };
+        request.extensions_mut().insert(Caller { node, token });
+        Ok(request)
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Server {
+    type SubscribeStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = caller(&request)?;
+        let context = stream::Context {
+            views: self.views.clone(),
+            agents: self.agents.clone(),
+            tokens: self.tokens.clone(),
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        };
+        // One message waits while one is sent: all else is found out when the agent is ready.
+        let (sender, receiver) = mpsc::channel(1);
+        let Caller { node, token } = caller;
+        let serving = stream::serve(context, node, token, request.into_inner(), sender);
+        tokio::spawn(serving);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn sign(
+        &self,
+        request: Request<v1::SignRequest>,
+    ) -> Result<Response<v1::SignResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let signed = self.signed(&caller.node, &request);
+        let (outcome, response) = match signed {
+            Ok(chain) => (
+                Signing::Signed,
+                Ok(Response::new(v1::SignResponse { chain })),
+            ),
+            Err((outcome, status)) => {
+                tracing::warn!(
+                    node = %caller.node,
+                    namespace = %request.namespace.escape_debug(),
+                    service_account = %request.service_account.escape_debug(),
+                    "not signed: {}",
+                    status.message()
+                );
+                (outcome, Err(status))
+            }
+        };
+        self.metrics.signed(outcome);
+        response
+    }
+}
+
+impl Server {
+    fn signed(
+        &self,
+        node: &Name,
+        request: &v1::SignRequest,
+    ) -> Result<Vec<Vec<u8>>, (Signing, Status)> {
+        let account = ObjectName::parse(&request.namespace, &request.service_account);
+        let account = account.map_err(|error| {
+            let status = Status::invalid_argument(error.to_string());
+            (Signing::Invalid, status)
+        })?;
+        if !self.views.is_complete() {
+            let status = Status::unavailable("the controller does not know the workloads yet");
+            return Err((Signing::Failed, status));
+        }
+        if !self.views.runs(node, &account) {
+            let reason = format!("no meshed workload of service account {account} runs on {node}");
+            return Err((Signing::Denied, Status::permission_denied(reason)));
+        }
+        let identity = Identity {
+            trust_domain: self.trust_domain.clone(),
+            namespace: account.namespace,
+            service_account: account.name,
+        };
+        let signed = self.authority.sign(&request.csr, &identity);
+        let signed = signed.map_err(|error| match error {
+            SignError::Request(_) => {
+                let status = Status::invalid_argument(error.to_string());
+                (Signing::Invalid, status)
+            }
+            SignError::IssuerExpires | SignError::Signing(_) => {
+                let status = Status::unavailable(error.to_string());
+                (Signing::Failed, status)
+            }
+        })?;
+        Ok(signed.chain.iter().map(|it| it.to_vec()).collect())
+    }
+}
+
+/// Who calls. The gate lets nobody in without.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Status::unauthenticated("a bearer token is needed"))
+}

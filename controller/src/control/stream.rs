@@ -1,0 +1,339 @@
+//! One agent's stream: everything it lacks, then what changes.
+//!
+//! What is still to be sent is a list of references to shared resources; while an agent is slow,
+//! changes are not collected for it but found out by comparison when it is ready again.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use weft_core::Name;
+use weft_proto::v1::controller_message::Message as ToAgent;
+use weft_proto::v1::{self, agent_message::Message as FromAgent};
+use weft_proto::{Key, PROTOCOL_VERSION};
+
+use super::agents::{Agents, Connected};
+use super::tokens::Tokens;
+use crate::telemetry::Metrics;
+use crate::views::{Difference, Views};
+
+/// What a stream works with.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) views: Arc<Views>,
+    pub(super) agents: Arc<Agents>,
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) stop: CancellationToken,
+}
+
+/// An agent's messages.
+pub(super) trait Inbound: Send {
+    /// The next one; none: the agent is gone.
+    fn next(&mut self) -> impl Future<Output = Result<Option<v1::AgentMessage>, Status>> + Send;
+}
+
+/// Where messages to the agent go.
+pub(super) type Outbound = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+
+/// What is still to be sent.
+#[derive(Default)]
+struct Outbox {
+    changed: VecDeque<Arc<v1::Resource>>,
+    removed: Vec<Key>,
+    /// Whether the next push that empties the box completes the state.
+    completes: bool,
+    /// Answers to wants, each after what was pending when it was asked.
+    looked: VecDeque<v1::Looked>,
+}
+
+/// How long the agent may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long changes are collected before they are sent.
+const COLLECT: Duration = Duration::from_millis(20);
+/// A push holds about this many bytes, far below the limit of a message.
+const PUSH_BYTES: usize = 1024 * 1024;
+/// Unanswered questions of an agent.
+const MAX_WANTS: usize = 4096;
+
+/// Serves the stream until it ends, and tells the agent why.
+pub(super) async fn serve(
+    context: Context,
+    node: Name,
+    token: Vec<u8>,
+    inbound: impl Inbound,
+    outbound: Outbound,
+) {
+    let ended = match run(&context, &node, &token, inbound, &outbound).await {
+        Ok(()) => {
+            tracing::info!(%node, "the agent's stream ended");
+            return;
+        }
+        Err(status) => status,
+    };
+    tracing::info!(%node, reason = ended.message(), code = ?ended.code(), "ending the agent's stream");
+    // Nobody to tell if this fails.
+    let _ = tokio::time::timeout(HELLO_TIMEOUT, outbound.send(Err(ended))).await;
+}
+
+async fn run(
+    context: &Context,
+    node: &Name,
+    token: &[u8],
+    mut inbound: impl Inbound,
+    outbound: &Outbound,
+) -> Result<(), Status> {
+    let mut tokens = context.tokens.changes();
+    let hello = hello(node, &mut inbound).await?;
+    let connected = context.agents.connect(node, shortened(hello.agent_version));
+    let held = held(hello.held)?;
+    tracing::info!(%node, held = held.len(), "an agent is connected");
+    let mut changes = context.views.changes();
+    complete(context, &connected, &mut changes).await?;
+    let difference = context.views.beyond(node, held);
+    let mut moment = difference.upto;
+    let mut outbox = Outbox::default();
+    outbox.put(difference);
+    outbox.completes = true;
+    let mut pushes = 0;
+    let mut collected = false;
+    loop {
+        if collected && !outbox.has_push() {
+            collected = false;
+            let difference = context.views.since(node, moment);
+            let difference = difference.map_err(|it| Status::unavailable(it.to_string()))?;
+            moment = difference.upto;
+            outbox.put(difference);
+        }
+        tokio::select! {
+            biased;
+            () = connected.replaced.cancelled() => {
+                return Err(Status::aborted("the agent opened another stream"));
+            }
+            () = context.stop.cancelled() => {
+                return Err(Status::unavailable("the controller ends"));
+            }
+            _ = tokens.changed() => {
+                if context.tokens.node_of(token).as_ref() != Some(node) {
+                    return Err(Status::unauthenticated("the join token is no longer valid"));
+                }
+            }
+            permit = outbound.reserve(), if !outbox.is_empty() => {
+                // The agent is gone.
+                let Ok(permit) = permit else { return Ok(()) };
+                if let Some(message) = outbox.next(&mut pushes, &connected, &context.metrics) {
+                    permit.send(Ok(message));
+                }
+            }
+            message = inbound.next() => {
+                let Some(message) = message? else { return Ok(()) };
+                match message.message {
+                    Some(FromAgent::Answer(answer)) => {
+                        answered(context, node, &connected, answer);
+                    }
+                    Some(FromAgent::Want(want)) => {
+                        // What is known of the address is known after what is pending.
+                        outbox.want(want)?;
+                        collected = true;
+                    }
+                    Some(FromAgent::Hello(_)) => {
+                        return Err(Status::invalid_argument("a second hello"));
+                    }
+                    None => return Err(Status::invalid_argument("an empty message")),
+                }
+            }
+            changed = changed(&mut changes, moment), if !collected && outbox.is_empty() => {
+                changed?;
+                collected = true;
+            }
+        }
+    }
+}
+
+/// Waits for a change after a moment, and then for what comes with it. May be dropped and called
+/// again.
+async fn changed(changes: &mut watch::Receiver<u64>, moment: u64) -> Result<(), Status> {
+    let later = changes.wait_for(|last| *last > moment).await;
+    later.map_err(|_| Status::unavailable("the controller ends"))?;
+    tokio::time::sleep(COLLECT).await;
+    Ok(())
+}
+
+/// Waits until the source has told everything once: an agent must not take an empty state for
+/// the truth.
+async fn complete(
+    context: &Context,
+    connected: &Connected,
+    changes: &mut watch::Receiver<u64>,
+) -> Result<(), Status> {
+    while !context.views.is_complete() {
+        tokio::select! {
+            () = connected.replaced.cancelled() => {
+                return Err(Status::aborted("the agent opened another stream"));
+            }
+            () = context.stop.cancelled() => {
+                return Err(Status::unavailable("the controller ends"));
+            }
+            changed = changes.changed() => {
+                changed.map_err(|_| Status::unavailable("the controller ends"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn hello(node: &Name, inbound: &mut impl Inbound) -> Result<v1::Hello, Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.next());
+    let first = first
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello"))??;
+    let Some(FromAgent::Hello(hello)) = first.and_then(|it| it.message) else {
+        return Err(Status::invalid_argument("the first message is no hello"));
+    };
+    if hello.protocol != PROTOCOL_VERSION {
+        let reason = format!(
+            "protocol version {} is not spoken here: {PROTOCOL_VERSION}",
+            hello.protocol
+        );
+        return Err(Status::failed_precondition(reason));
+    }
+    if hello.node != node.as_str() {
+        return Err(Status::permission_denied("the token is another node's"));
+    }
+    Ok(hello)
+}
+
+fn held(list: Vec<v1::Held>) -> Result<HashMap<Key, u64>, Status> {
+    let mut held = HashMap::with_capacity(list.len());
+    for it in list {
+        let key = it
+            .key
+            .ok_or_else(|| Status::invalid_argument("held.key: missing"))?;
+        let key = key.try_into().map_err(|error: weft_proto::ConvertError| {
+            Status::invalid_argument(error.to_string())
+        })?;
+        held.insert(key, it.version);
+    }
+    Ok(held)
+}
+
+fn answered(context: &Context, node: &Name, connected: &Connected, answer: v1::Answer) {
+    let rejections = answer.rejected.into_iter().filter_map(|it| {
+        let key = Key::try_from(it.key?).ok()?;
+        Some((key, shortened(it.reason)))
+    });
+    let rejections: Vec<_> = rejections.collect();
+    if rejections.is_empty() {
+        return;
+    }
+    context.metrics.rejected(node, rejections.len());
+    connected.rejects(rejections);
+}
+
+impl Outbox {
+    fn is_empty(&self) -> bool {
+        !self.has_push() && self.looked.is_empty()
+    }
+
+    fn has_push(&self) -> bool {
+        !self.changed.is_empty() || !self.removed.is_empty() || self.completes
+    }
+
+    fn put(&mut self, difference: Difference) {
+        let mut changed = difference.changed;
+        // What others refer to comes first, wherever one push is not enough.
+        changed.sort_by_key(|it| order(it));
+        self.changed.extend(changed);
+        self.removed.extend(difference.removed);
+    }
+
+    fn want(&mut self, want: v1::Want) -> Result<(), Status> {
+        if self.looked.len() >= MAX_WANTS {
+            return Err(Status::resource_exhausted("too many unanswered wants"));
+        }
+        self.looked.push_back(v1::Looked {
+            address: want.address,
+        });
+        Ok(())
+    }
+
+    /// The next message.
+    fn next(
+        &mut self,
+        pushes: &mut u64,
+        connected: &Connected,
+        metrics: &Metrics,
+    ) -> Option<v1::ControllerMessage> {
+        let message = if self.has_push() {
+            *pushes += 1;
+            ToAgent::Push(self.push(*pushes, connected, metrics))
+        } else {
+            ToAgent::Looked(self.looked.pop_front()?)
+        };
+        Some(v1::ControllerMessage {
+            message: Some(message),
+        })
+    }
+
+    fn push(&mut self, id: u64, connected: &Connected, metrics: &Metrics) -> v1::Push {
+        let mut push = v1::Push {
+            id,
+            ..v1::Push::default()
+        };
+        let mut bytes = 0;
+        let mut keys = vec![];
+        while bytes < PUSH_BYTES
+            && let Some(resource) = self.changed.pop_front()
+        {
+            bytes += size(&resource);
+            keys.extend(resource.key.clone().and_then(|it| Key::try_from(it).ok()));
+            push.changed.push(v1::Resource::clone(&resource));
+        }
+        // Removals follow everything that may take their place.
+        while self.changed.is_empty()
+            && bytes < PUSH_BYTES
+            && let Some(key) = self.removed.pop()
+        {
+            bytes += key.name.len() + 16;
+            keys.push(key.clone());
+            push.removed.push(key.into());
+        }
+        push.complete = self.completes && self.changed.is_empty() && self.removed.is_empty();
+        self.completes &= !push.complete;
+        connected.sends(&keys);
+        metrics.pushed(push.changed.len(), push.removed.len());
+        push
+    }
+}
+
+fn size(resource: &v1::Resource) -> usize {
+    use prost::Message;
+    resource.encoded_len()
+}
+
+fn order(resource: &v1::Resource) -> u8 {
+    use v1::resource::Body;
+    match &resource.body {
+        Some(Body::Cluster(_) | Body::TrustBundle(_)) => 0,
+        Some(Body::Server(_)) => 1,
+        Some(Body::WorkloadPolicy(_)) => 2,
+        Some(Body::Workload(_)) => 3,
+        Some(Body::Service(_)) => 4,
+        Some(Body::Endpoint(_)) => 5,
+        Some(Body::NodePod(_)) | None => 6,
+    }
+}
+
+impl Inbound for Streaming<v1::AgentMessage> {
+    async fn next(&mut self) -> Result<Option<v1::AgentMessage>, Status> {
+        self.message().await
+    }
+}
+
+fn shortened(text: String) -> String {
+    text.chars().take(512).collect()
+}

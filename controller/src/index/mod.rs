@@ -1,0 +1,492 @@
+//! From objects to the state of agents, incrementally: one changed object recomputes what depends
+//! on it, and what comes out unchanged is not sent (see [`Views`]).
+//!
+//! The index knows no source. What cannot be used is reported, and what was in force stays; what
+//! was never in force stays closed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde_json::Value;
+use weft_core::{
+    AccessPolicy, AuthorizationName, ClusterSettings, EndpointName, EndpointPort, IdentityMatch,
+    Name, NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
+};
+use weft_proto::Resource;
+
+use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
+use crate::problems::{Facet, Origin, Problem, Problems, Scope};
+use crate::source::{Batch, Event};
+use crate::views::{Audience, Changes, Views};
+use claims::{Claims, Prefer};
+use pods::{NamespaceRecord, PodRecord};
+use policies::{AuthorizationRecord, ServerRecord, Setting};
+use services::{ServiceRecord, SliceRecord};
+
+mod claims;
+mod pods;
+mod policies;
+mod publish_pods;
+mod publish_policies;
+mod publish_services;
+mod selector;
+mod services;
+#[cfg(test)]
+mod tests;
+
+/// What is said about the cluster by flags.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The trust domain of identities made here.
+    pub trust_domain: TrustDomain,
+    /// Ranges that pods get addresses from; those of Node objects are added.
+    pub pod_ranges: Vec<IpNet>,
+    /// Ranges that Services get virtual addresses from.
+    pub service_ranges: Vec<IpNet>,
+    /// What holds for a port that no Server selects, unless namespace or pod say otherwise.
+    pub default_policy: AccessPolicy,
+    /// Use tunnels within a node too.
+    pub force_tunnels: bool,
+}
+
+/// The index: all objects, what was made of them, and what is to be made anew.
+#[derive(Debug)]
+pub struct Index {
+    settings: Settings,
+    views: Arc<Views>,
+    problems: Problems,
+    origins: HashMap<ObjectKey, Origin>,
+    namespaces: HashMap<Name, NamespaceRecord>,
+    nodes: HashMap<Name, Vec<IpNet>>,
+    pods: HashMap<ObjectName, PodRecord>,
+    pods_in: Members,
+    services: HashMap<ObjectName, ServiceRecord>,
+    services_in: Members,
+    slices: HashMap<ObjectName, SliceRecord>,
+    slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    policies: Policies,
+    pod_addresses: Claims,
+    service_addresses: Claims,
+    published: Published,
+    dirty: Dirty,
+    changes: Changes,
+}
+
+/// Names by namespace.
+type Members = HashMap<Name, BTreeSet<ObjectName>>;
+
+/// The policy objects.
+#[derive(Debug, Default)]
+struct Policies {
+    servers: HashMap<ServerName, ServerRecord>,
+    servers_in: HashMap<Name, BTreeSet<ServerName>>,
+    authorizations: HashMap<AuthorizationName, AuthorizationRecord>,
+    authorizations_in: HashMap<Name, BTreeSet<AuthorizationName>>,
+    mesh_tls: HashMap<(PolicyGroup, ObjectName), Vec<IdentityMatch>>,
+    networks: HashMap<(PolicyGroup, ObjectName), Vec<NetworkMatch>>,
+}
+
+/// What was made of objects, to see what is to be taken back.
+#[derive(Debug, Default)]
+struct Published {
+    pods: HashMap<ObjectName, publish_pods::PublishedPod>,
+    /// Endpoints made of pods; host-network pods of one node may share an address.
+    derived: HashMap<EndpointName, BTreeMap<ObjectName, Vec<EndpointPort>>>,
+    /// Endpoints made of slices, by service.
+    sliced: HashMap<ObjectName, BTreeSet<EndpointName>>,
+    /// Number of pods that each Server governs, by node.
+    server_nodes: HashMap<ServerName, BTreeMap<Name, usize>>,
+    /// Ports that a Server would govern if another did not, by pod.
+    overlaps: BTreeMap<ServerName, BTreeMap<(ObjectName, u16), ServerName>>,
+}
+
+/// What is to be made anew.
+#[derive(Debug, Default)]
+struct Dirty {
+    pods: BTreeSet<ObjectName>,
+    services: BTreeSet<ObjectName>,
+    servers: BTreeSet<ServerName>,
+    authorizations: BTreeSet<AuthorizationName>,
+    overlaps: BTreeSet<ServerName>,
+    cluster: bool,
+}
+
+impl Index {
+    /// An index without objects.
+    pub fn new(settings: Settings, views: Arc<Views>, problems: Problems) -> Self {
+        let dirty = Dirty {
+            cluster: true,
+            ..Dirty::default()
+        };
+        Self {
+            settings,
+            views,
+            problems,
+            origins: HashMap::new(),
+            namespaces: HashMap::new(),
+            nodes: HashMap::new(),
+            pods: HashMap::new(),
+            pods_in: Members::new(),
+            services: HashMap::new(),
+            services_in: Members::new(),
+            slices: HashMap::new(),
+            slices_of: HashMap::new(),
+            policies: Policies::default(),
+            pod_addresses: Claims::new(Prefer::Newest),
+            service_addresses: Claims::new(Prefer::Oldest),
+            published: Published::default(),
+            dirty,
+            changes: Changes::new(),
+        }
+    }
+
+    /// Takes in changed objects, and publishes what follows from them, as one.
+    pub fn apply(&mut self, batch: Batch) {
+        for event in batch.events {
+            self.take(event);
+        }
+        self.publish();
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Upsert {
+                key,
+                object,
+                origin,
+            } => {
+                let spec = specification(&object);
+                self.origins.insert(key.clone(), origin);
+                match self.upsert(&key, *object) {
+                    Ok(ignored) => {
+                        self.report(&key, Facet::Content, vec![], "");
+                        self.report(
+                            &key,
+                            Facet::Part,
+                            ignored,
+                            "ignored; what it could open stays closed",
+                        );
+                    }
+                    Err(fault) => self.refuse(&key, fault, &spec),
+                }
+            }
+            Event::Invalid {
+                key,
+                fault,
+                spec,
+                origin,
+            } => {
+                self.origins.insert(key.clone(), origin);
+                self.refuse(&key, fault, &spec);
+            }
+            Event::Delete { key } => {
+                self.delete(&key);
+                self.origins.remove(&key);
+                for facet in [
+                    Facet::Content,
+                    Facet::Part,
+                    Facet::Reference,
+                    Facet::Conflict,
+                ] {
+                    self.report(&key, facet, vec![], "");
+                }
+            }
+        }
+    }
+
+    fn upsert(&mut self, key: &ObjectKey, object: Object) -> Result<Vec<Fault>, Fault> {
+        match object {
+            Object::Namespace(namespace) => {
+                let (mesh, default, faults) = pods::choices(&namespace.metadata);
+                let before = self.namespaces.get(&key.name).map(|it| it.default);
+                let default = default.or_before(before);
+                let record = NamespaceRecord { mesh, default };
+                self.set_namespace(&key.name, Some(record));
+                Ok(faults)
+            }
+            Object::Node(node) => {
+                self.nodes.insert(key.name.clone(), node_ranges(&node)?);
+                self.dirty.cluster = true;
+                Ok(vec![])
+            }
+            Object::Pod(pod) => {
+                let name = object_name(key);
+                let (mut record, faults) = PodRecord::check(name.clone(), &pod)?;
+                let before = self.pods.get(&name).filter(|it| it.uid == record.uid);
+                record.default = record.default.or_before(before.map(|it| it.default));
+                self.set_pod(&name, Some(record));
+                Ok(faults)
+            }
+            Object::Service(service) => {
+                let name = object_name(key);
+                let record = ServiceRecord::check(name.clone(), &service)?;
+                self.set_service(&name, Some(record));
+                Ok(vec![])
+            }
+            Object::EndpointSlice(slice) => {
+                let name = object_name(key);
+                let record = SliceRecord::check(&name.namespace, &slice)?;
+                self.set_slice(&name, record);
+                Ok(vec![])
+            }
+            // Identities follow from pods; a service account by itself changes nothing.
+            Object::ServiceAccount(_) => Ok(vec![]),
+            policy => self.upsert_policy(key, policy),
+        }
+    }
+
+    fn upsert_policy(&mut self, key: &ObjectKey, object: Object) -> Result<Vec<Fault>, Fault> {
+        let name = object_name(key);
+        let trust_domain = self.settings.trust_domain.clone();
+        let setting = Setting {
+            namespace: &name.namespace,
+            trust_domain: &trust_domain,
+        };
+        match object {
+            Object::Server(group, server) => {
+                let name = ServerName { group, name };
+                let created = server.metadata.creation_timestamp;
+                let record = ServerRecord::check(name.clone(), created, &server.spec)?;
+                self.set_server(&name, Some(record));
+                Ok(vec![])
+            }
+            Object::AuthorizationPolicy(group, policy) => {
+                let id = AuthorizationName {
+                    group,
+                    name: name.clone(),
+                };
+                let record = AuthorizationRecord::check(id.clone(), &policy.spec, setting)?;
+                let faults = record.faults();
+                self.set_authorization(&id, Some(record));
+                Ok(faults)
+            }
+            Object::MeshTlsAuthentication(group, authentication) => {
+                let matches = policies::check_mesh_tls(&authentication.spec, setting)?;
+                self.policies
+                    .mesh_tls
+                    .insert((group, name.clone()), matches);
+                self.authentication_changed(&name);
+                Ok(vec![])
+            }
+            Object::NetworkAuthentication(group, authentication) => {
+                let networks = policies::check_networks(&authentication.spec)?;
+                self.policies
+                    .networks
+                    .insert((group, name.clone()), networks);
+                self.authentication_changed(&name);
+                Ok(vec![])
+            }
+            // All others are handled by the caller.
+            _ => Ok(vec![]),
+        }
+    }
+
+    fn delete(&mut self, key: &ObjectKey) {
+        match key.kind {
+            ObjectKind::Namespace => self.set_namespace(&key.name, None),
+            ObjectKind::Node => {
+                self.nodes.remove(&key.name);
+                self.dirty.cluster = true;
+            }
+            ObjectKind::Pod => self.set_pod(&object_name(key), None),
+            ObjectKind::Service => self.set_service(&object_name(key), None),
+            ObjectKind::EndpointSlice => self.set_slice(&object_name(key), None),
+            ObjectKind::ServiceAccount => {}
+            ObjectKind::Server(group) => {
+                let name = object_name(key);
+                self.set_server(&ServerName { group, name }, None);
+            }
+            ObjectKind::AuthorizationPolicy(group) => {
+                let name = object_name(key);
+                self.set_authorization(&AuthorizationName { group, name }, None);
+            }
+            ObjectKind::MeshTlsAuthentication(group) => {
+                let name = object_name(key);
+                self.policies.mesh_tls.remove(&(group, name.clone()));
+                self.authentication_changed(&name);
+            }
+            ObjectKind::NetworkAuthentication(group) => {
+                let name = object_name(key);
+                self.policies.networks.remove(&(group, name.clone()));
+                self.authentication_changed(&name);
+            }
+        }
+    }
+
+    /// An object exists and cannot be used: what was in force stays, and a Server that never was
+    /// closes what it may have meant.
+    fn refuse(&mut self, key: &ObjectKey, fault: Fault, spec: &Value) {
+        let mut effect = if self.holds(key) {
+            "what was in force before stays"
+        } else {
+            "it is ignored"
+        };
+        if let ObjectKind::Server(group) = key.kind {
+            let name = ServerName {
+                group,
+                name: object_name(key),
+            };
+            let readable = self.policies.servers.get(&name);
+            if readable.is_none_or(|it| it.closed) {
+                effect = "it lets nobody in, at all ports that it may mean";
+                let record = ServerRecord::closed(name.clone(), None, spec);
+                self.set_server(&name, Some(record));
+            }
+        }
+        self.report(key, Facet::Content, vec![fault], effect);
+    }
+
+    fn holds(&self, key: &ObjectKey) -> bool {
+        match key.kind {
+            ObjectKind::Namespace => self.namespaces.contains_key(&key.name),
+            ObjectKind::Node => self.nodes.contains_key(&key.name),
+            ObjectKind::Pod => self.pods.contains_key(&object_name(key)),
+            ObjectKind::Service => self.services.contains_key(&object_name(key)),
+            ObjectKind::EndpointSlice => self.slices.contains_key(&object_name(key)),
+            ObjectKind::ServiceAccount => false,
+            ObjectKind::Server(group) => {
+                let name = object_name(key);
+                let servers = &self.policies.servers;
+                servers.contains_key(&ServerName { group, name })
+            }
+            ObjectKind::AuthorizationPolicy(group) => {
+                let name = object_name(key);
+                let authorizations = &self.policies.authorizations;
+                authorizations.contains_key(&AuthorizationName { group, name })
+            }
+            ObjectKind::MeshTlsAuthentication(group) => {
+                let name = (group, object_name(key));
+                self.policies.mesh_tls.contains_key(&name)
+            }
+            ObjectKind::NetworkAuthentication(group) => {
+                let name = (group, object_name(key));
+                self.policies.networks.contains_key(&name)
+            }
+        }
+    }
+
+    /// Makes anew what is dirty, and publishes it as one.
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.dirty.cluster) {
+            self.publish_cluster();
+        }
+        for pod in std::mem::take(&mut self.dirty.pods) {
+            self.publish_pod(&pod);
+        }
+        for service in std::mem::take(&mut self.dirty.services) {
+            self.publish_service(&service);
+        }
+        for authorization in std::mem::take(&mut self.dirty.authorizations) {
+            self.report_references(&authorization);
+        }
+        // Last: publishing pods tells which nodes need which Servers.
+        for server in std::mem::take(&mut self.dirty.servers) {
+            self.publish_server(&server);
+        }
+        for server in std::mem::take(&mut self.dirty.overlaps) {
+            self.report_overlaps(&server);
+        }
+        self.views.apply(std::mem::take(&mut self.changes));
+    }
+
+    fn publish_cluster(&mut self) {
+        let of_nodes = self.nodes.values().flatten();
+        let ranges = self.settings.pod_ranges.iter().chain(of_nodes).copied();
+        let pod_ranges: BTreeSet<IpNet> = ranges.collect();
+        let mut missing = vec![];
+        if pod_ranges.is_empty() {
+            let fault = Fault::new("--pod-range", "no pod range is known");
+            let effect = "an address without a record counts as outside of the cluster";
+            missing.push(Problem::of_file("flags", None, fault, effect));
+        }
+        self.problems.replace(Scope::Settings, missing);
+        let settings = ClusterSettings {
+            trust_domain: self.settings.trust_domain.clone(),
+            pod_ranges: pod_ranges.into_iter().collect(),
+            service_ranges: self.settings.service_ranges.clone(),
+            force_tunnels: self.settings.force_tunnels,
+        };
+        self.put(Audience::All, Resource::Cluster(settings));
+    }
+
+    fn set_namespace(&mut self, name: &Name, record: Option<NamespaceRecord>) {
+        let before = match record.clone() {
+            Some(record) => self.namespaces.insert(name.clone(), record),
+            None => self.namespaces.remove(name),
+        };
+        if before.unwrap_or_default() != record.unwrap_or_default() {
+            let pods = self.pods_in.get(name).into_iter().flatten().cloned();
+            self.dirty.pods.extend(pods);
+        }
+    }
+
+    fn put(&mut self, audience: Audience, resource: Resource) {
+        let key = resource.key();
+        self.changes.insert((audience, key), Some(resource));
+    }
+
+    fn report(&self, key: &ObjectKey, facet: Facet, faults: Vec<Fault>, effect: &str) {
+        let origin = self.origins.get(key);
+        let problems = faults
+            .into_iter()
+            .map(|fault| Problem::of(key, origin, fault, effect))
+            .collect();
+        let scope = Scope::Object(key.clone(), facet);
+        self.problems.replace(scope, problems);
+    }
+}
+
+fn node_ranges(node: &k8s_openapi::api::core::v1::Node) -> Result<Vec<IpNet>, Fault> {
+    let spec = node.spec.as_ref();
+    let mut texts = spec.and_then(|it| it.pod_cidrs.clone()).unwrap_or_default();
+    if texts.is_empty() {
+        texts.extend(spec.and_then(|it| it.pod_cidr.clone()));
+    }
+    let parsed = texts.iter().enumerate().map(|(index, text)| {
+        text.parse::<IpNet>()
+            .map(|it| it.trunc())
+            .map_err(|reason| Fault::new(format!("spec.podCIDRs[{index}]"), reason))
+    });
+    parsed.collect()
+}
+
+/// The name of an object of a kind that has a namespace.
+fn object_name(key: &ObjectKey) -> ObjectName {
+    ObjectName {
+        // Decoding gives every namespaced kind a namespace; for others this is not called.
+        namespace: key.namespace.clone().unwrap_or_else(|| key.name.clone()),
+        name: key.name.clone(),
+    }
+}
+
+fn specification(object: &Object) -> Value {
+    match object {
+        Object::Server(_, server) => serde_json::to_value(&server.spec).unwrap_or_default(),
+        _ => Value::Null,
+    }
+}
+
+/// Reads an address that may be a workload's or a service's. Loopback and the like would redirect
+/// what is not the mesh's.
+fn address(field: &str, text: &str) -> Result<IpAddr, Fault> {
+    let refuse = |reason: &str| {
+        let shown: String = text.chars().take(64).collect();
+        Err(Fault::new(field, format!("{shown:?} {reason}")))
+    };
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return refuse("is no IP address");
+    };
+    let address = address.to_canonical();
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local {
+        return refuse(
+            "can be no pod's or service's: loopback, unspecified, multicast, link-local",
+        );
+    }
+    Ok(address)
+}

@@ -1,0 +1,376 @@
+//! What the index keeps of pods and namespaces: checked, and no more than the mesh needs.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use weft_core::{AccessPolicy, Name, ObjectName, Owner, WorkloadId};
+
+use super::selector::Labels;
+use crate::objects::Fault;
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PodRecord {
+    /// Its name.
+    pub(super) id: WorkloadId,
+    /// Tells it apart from an earlier pod of the same name.
+    pub(super) uid: String,
+    /// When it was created, where that is known.
+    pub(super) created: Option<Created>,
+    /// Its labels.
+    pub(super) labels: Labels,
+    /// Its node, once it has one.
+    pub(super) node: Option<Name>,
+    /// The name of its service account.
+    pub(super) service_account: Name,
+    /// Its addresses.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Whether it uses its node's network namespace.
+    pub(super) host_network: bool,
+    /// Whether it is succeeded or failed: it has no addresses any more.
+    pub(super) completed: bool,
+    /// Whether it is being deleted.
+    pub(super) terminating: bool,
+    /// Whether it is ready to serve.
+    pub(super) ready: bool,
+    /// What it says itself about taking part in the mesh.
+    pub(super) mesh: MeshChoice,
+    /// The default policy that it asks for.
+    pub(super) default: DefaultChoice,
+    /// What created it.
+    pub(super) owner: Option<Owner>,
+    /// Its named TCP ports.
+    pub(super) ports: Vec<(String, u16)>,
+    /// Ports that the kubelet probes.
+    pub(super) probe_ports: Vec<u16>,
+    /// The path of its network namespace on the node, where the source knows it.
+    pub(super) netns: Option<PathBuf>,
+}
+
+/// What the index keeps of a namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct NamespaceRecord {
+    /// What it says about its pods taking part in the mesh.
+    pub(super) mesh: MeshChoice,
+    /// The default policy of its pods.
+    pub(super) default: DefaultChoice,
+}
+
+/// When an object was created; comparable, nothing else.
+pub(super) type Created = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// What an object says about taking part in the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum MeshChoice {
+    /// Nothing.
+    #[default]
+    Silent,
+    /// It takes part.
+    Enabled,
+    /// It does not.
+    Disabled,
+}
+
+/// What an object says about the policy of ports that no Server selects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum DefaultChoice {
+    /// Nothing.
+    #[default]
+    Silent,
+    /// This.
+    Policy(AccessPolicy),
+    /// Something that is no policy: denied, unless it said something better before.
+    Unreadable,
+}
+
+impl DefaultChoice {
+    /// This choice; the one before it if this one cannot be read.
+    pub(super) fn or_before(self, before: Option<Self>) -> Self {
+        match self {
+            Self::Unreadable => before.unwrap_or(self),
+            _ => self,
+        }
+    }
+
+    /// The policy, if anything is said.
+    pub(super) fn policy(self) -> Option<AccessPolicy> {
+        match self {
+            Self::Silent => None,
+            Self::Policy(policy) => Some(policy),
+            Self::Unreadable => Some(AccessPolicy::Deny),
+        }
+    }
+}
+
+/// The label that opts a namespace or pod in or out.
+pub(super) const MESH_LABEL: &str = "weft.dev/mesh";
+/// Linkerd's annotation for the same.
+pub(super) const INJECT_ANNOTATION: &str = "linkerd.io/inject";
+/// Where the network namespace of a pod is, for sources other than Kubernetes.
+pub(super) const NETNS_ANNOTATION: &str = "weft.dev/netns";
+/// The default policy of a namespace or pod; the first one present counts.
+pub(super) const DEFAULT_POLICY_ANNOTATIONS: [&str; 2] = [
+    "weft.dev/default-inbound-policy",
+    "config.linkerd.io/default-inbound-policy",
+];
+
+/// What labels and annotations say, with what in them cannot be read.
+pub(super) fn choices(metadata: &ObjectMeta) -> (MeshChoice, DefaultChoice, Vec<Fault>) {
+    let mut faults = vec![];
+    let label = text(&metadata.labels, MESH_LABEL);
+    let inject = text(&metadata.annotations, INJECT_ANNOTATION);
+    let said = [
+        (label, "metadata.labels", MESH_LABEL),
+        (inject, "metadata.annotations", INJECT_ANNOTATION),
+    ];
+    let mut mesh = MeshChoice::Silent;
+    for (value, place, name) in said {
+        match value {
+            None => {}
+            Some("disabled") => mesh = MeshChoice::Disabled,
+            Some("enabled") if mesh == MeshChoice::Silent => mesh = MeshChoice::Enabled,
+            // Linkerd's mode for ingress controllers, which needs nothing special here.
+            Some("ingress") if name == INJECT_ANNOTATION && mesh == MeshChoice::Silent => {
+                mesh = MeshChoice::Enabled;
+            }
+            Some("enabled") => {}
+            Some("ingress") if name == INJECT_ANNOTATION => {}
+            Some(other) => {
+                let reason = format!("{other:?} is neither enabled nor disabled");
+                faults.push(Fault::new(format!("{place}[{name:?}]"), reason));
+            }
+        }
+    }
+    let mut default = DefaultChoice::Silent;
+    let written = DEFAULT_POLICY_ANNOTATIONS
+        .iter()
+        .find_map(|name| text(&metadata.annotations, name).map(|value| (name, value)));
+    if let Some((name, value)) = written {
+        default = match value.parse() {
+            Ok(policy) => DefaultChoice::Policy(policy),
+            Err(reason) => {
+                let field = format!("metadata.annotations[{name:?}]");
+                faults.push(Fault::new(field, reason));
+                DefaultChoice::Unreadable
+            }
+        };
+    }
+    (mesh, default, faults)
+}
+
+impl PodRecord {
+    /// Checks a pod. Also returned: faults of parts that are ignored.
+    ///
+    /// # Errors
+    /// The pod cannot be used at all.
+    pub(super) fn check(name: ObjectName, pod: &Pod) -> Result<(Self, Vec<Fault>), Fault> {
+        let metadata = &pod.metadata;
+        let (mesh, default, faults) = choices(metadata);
+        let spec = pod.spec.as_ref();
+        let status = pod.status.as_ref();
+        let node = spec.and_then(|it| it.node_name.as_deref());
+        let account = spec.and_then(|it| it.service_account_name.as_deref());
+        let account = account.filter(|it| !it.is_empty()).unwrap_or("default");
+        let phase = status.and_then(|it| it.phase.as_deref());
+        let labels = metadata.labels.clone().unwrap_or_default();
+        let containers = serving_containers(pod);
+        let record = Self {
+            uid: match metadata.uid.as_deref() {
+                Some(uid) if !uid.is_empty() => uid.to_owned(),
+                _ => format!("name:{name}"),
+            },
+            created: metadata.creation_timestamp.clone(),
+            node: match node.filter(|it| !it.is_empty()) {
+                None => None,
+                Some(node) => Some(
+                    node.parse()
+                        .map_err(|reason| Fault::new("spec.nodeName", reason))?,
+                ),
+            },
+            service_account: account
+                .parse()
+                .map_err(|reason| Fault::new("spec.serviceAccountName", reason))?,
+            addresses: addresses(pod)?,
+            host_network: spec.and_then(|it| it.host_network).unwrap_or(false),
+            completed: matches!(phase, Some("Succeeded" | "Failed")),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ready: is_ready(pod),
+            mesh,
+            default,
+            owner: owner(metadata, &labels),
+            labels,
+            ports: named_ports(&containers),
+            probe_ports: probe_ports(&containers),
+            netns: netns(metadata)?,
+            id: WorkloadId(name),
+        };
+        Ok((record, faults))
+    }
+
+    /// Whether it is a workload: something that is reached at addresses of its own.
+    pub(super) fn is_workload(&self) -> bool {
+        !self.host_network && !self.completed && !self.addresses.is_empty() && self.node.is_some()
+    }
+
+    /// Whether it takes part in the mesh, given what its namespace says.
+    pub(super) fn is_meshed(&self, namespace: &MeshChoice) -> bool {
+        match self.mesh {
+            MeshChoice::Disabled => false,
+            MeshChoice::Enabled => true,
+            MeshChoice::Silent => *namespace == MeshChoice::Enabled,
+        }
+    }
+
+    /// The numbers of its TCP ports of a name.
+    pub(super) fn ports_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = u16> + 'a {
+        let named = self.ports.iter().filter(move |(it, _)| it == name);
+        named.map(|(_, number)| *number)
+    }
+}
+
+fn text<'a>(map: &'a Option<Labels>, name: &str) -> Option<&'a str> {
+    map.as_ref()?.get(name).map(String::as_str)
+}
+
+fn netns(metadata: &ObjectMeta) -> Result<Option<PathBuf>, Fault> {
+    match text(&metadata.annotations, NETNS_ANNOTATION) {
+        None => Ok(None),
+        Some(path) if path.starts_with('/') => Ok(Some(path.into())),
+        Some(_) => Err(Fault::new(
+            format!("metadata.annotations[{NETNS_ANNOTATION:?}]"),
+            "not an absolute path",
+        )),
+    }
+}
+
+fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, Fault> {
+    let Some(status) = &pod.status else {
+        return Ok(vec![]);
+    };
+    let listed = status.pod_ips.iter().flatten().enumerate();
+    let mut texts: Vec<(String, &str)> = listed
+        .map(|(index, it)| (format!("status.podIPs[{index}].ip"), it.ip.as_str()))
+        .collect();
+    if texts.is_empty() {
+        let one = status.pod_ip.as_deref().filter(|it| !it.is_empty());
+        texts.extend(one.map(|it| ("status.podIP".to_owned(), it)));
+    }
+    let mut addresses = vec![];
+    for (field, text) in texts {
+        let address = super::address(&field, text)?;
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// A pod without any conditions was written by hand: it is ready when it runs.
+fn is_ready(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else {
+        return true;
+    };
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    match conditions.iter().find(|it| it.type_ == "Ready") {
+        Some(condition) => condition.status == "True",
+        None if conditions.is_empty() => {
+            matches!(status.phase.as_deref(), None | Some("" | "Running"))
+        }
+        None => false,
+    }
+}
+
+/// The owner as metrics name it. A ReplicaSet made by a Deployment is called after it, followed by
+/// the hash that its pods are labelled with.
+fn owner(metadata: &ObjectMeta, labels: &Labels) -> Option<Owner> {
+    let references = metadata.owner_references.as_deref().unwrap_or_default();
+    let reference = references.iter().find(|it| it.controller == Some(true))?;
+    let deployment = labels
+        .get("pod-template-hash")
+        .filter(|_| reference.kind == "ReplicaSet")
+        .and_then(|hash| {
+            reference
+                .name
+                .strip_suffix(hash.as_str())?
+                .strip_suffix('-')
+        });
+    let (kind, name) = match deployment {
+        Some(deployment) => ("deployment".to_owned(), deployment),
+        None => (reference.kind.to_lowercase(), reference.name.as_str()),
+    };
+    Some(Owner {
+        kind: kind.parse().ok()?,
+        name: name.parse().ok()?,
+    })
+}
+
+/// Containers that run as long as the pod does: the usual ones, and init containers that are
+/// always restarted (sidecars).
+fn serving_containers(pod: &Pod) -> Vec<&Container> {
+    let Some(spec) = &pod.spec else {
+        return vec![];
+    };
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    sidecars.chain(&spec.containers).collect()
+}
+
+fn named_ports(containers: &[&Container]) -> Vec<(String, u16)> {
+    let ports = containers.iter().flat_map(|it| it.ports.iter().flatten());
+    let mut named = vec![];
+    for port in ports {
+        let tcp = matches!(port.protocol.as_deref(), None | Some("" | "TCP"));
+        let number = u16::try_from(port.container_port)
+            .ok()
+            .filter(|it| *it != 0);
+        if let (true, Some(name), Some(number)) = (tcp, &port.name, number) {
+            let entry = (name.clone(), number);
+            if !named.contains(&entry) {
+                named.push(entry);
+            }
+        }
+    }
+    named
+}
+
+fn probe_ports(containers: &[&Container]) -> Vec<u16> {
+    let mut ports = vec![];
+    for container in containers {
+        let probes = [
+            &container.liveness_probe,
+            &container.readiness_probe,
+            &container.startup_probe,
+        ];
+        let named = named_ports(&[container]);
+        for probe in probes.into_iter().flatten() {
+            ports.extend(probed(probe, &named));
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// The port that a probe connects to in the pod. A probe of another host does not enter the pod.
+fn probed(probe: &Probe, named: &[(String, u16)]) -> Option<u16> {
+    let number = |port: &IntOrString| match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok(),
+        IntOrString::String(text) => match named.iter().find(|(name, _)| name == text) {
+            Some((_, number)) => Some(*number),
+            None => text.parse().ok(),
+        },
+    };
+    let own = |host: &Option<String>| host.as_deref().is_none_or(str::is_empty);
+    let port = if let Some(action) = probe.http_get.as_ref().filter(|it| own(&it.host)) {
+        number(&action.port)
+    } else if let Some(action) = probe.tcp_socket.as_ref().filter(|it| own(&it.host)) {
+        number(&action.port)
+    } else {
+        let action = probe.grpc.as_ref()?;
+        u16::try_from(action.port).ok()
+    };
+    port.filter(|it| *it != 0)
+}

@@ -1,0 +1,321 @@
+//! What a pod is in the state of agents: a workload for all, endpoints of services, and for its
+//! own node's agent the pod with the policies that govern it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use weft_core::{
+    AccessPolicy, EndpointName, EndpointPort, Identity, Mesh, Name, NodePod, ObjectName,
+    ServerBinding, ServerName, Tunnel, Workload, WorkloadId, WorkloadPolicy,
+};
+use weft_proto::{Key, Kind, Resource};
+
+use super::Index;
+use super::pods::{MeshChoice, PodRecord};
+use super::policies::PortChoice;
+use crate::objects::{Fault, ObjectKey, ObjectKind};
+use crate::problems::Facet;
+use crate::views::Audience;
+
+/// What was published of a pod.
+#[derive(Debug, Default)]
+pub(super) struct PublishedPod {
+    is_workload: bool,
+    local: Option<Local>,
+    endpoints: BTreeSet<EndpointName>,
+    overlaps: Vec<(ServerName, u16)>,
+}
+
+/// What was published to the agent of the pod's node.
+#[derive(Debug, PartialEq)]
+struct Local {
+    node: Name,
+    account: ObjectName,
+    servers: BTreeSet<ServerName>,
+}
+
+/// Which Servers govern a pod.
+struct Governed {
+    policy: WorkloadPolicy,
+    /// The Server that has to stand back, the port, and the one that governs it.
+    overlaps: Vec<(ServerName, u16, ServerName)>,
+}
+
+impl Index {
+    pub(super) fn set_pod(&mut self, name: &ObjectName, record: Option<PodRecord>) {
+        let claimed = |record: Option<&PodRecord>| match record {
+            Some(record) if record.is_workload() => record.addresses.clone(),
+            _ => vec![],
+        };
+        let before = claimed(self.pods.get(name));
+        let now = claimed(record.as_ref());
+        let created = record.as_ref().and_then(|it| it.created.as_ref());
+        let affected = self.pod_addresses.replace(name, &before, &now, created);
+        self.dirty.pods.extend(affected);
+        self.dirty.pods.insert(name.clone());
+        let members = self.pods_in.entry(name.namespace.clone()).or_default();
+        match record {
+            Some(record) => {
+                members.insert(name.clone());
+                self.pods.insert(name.clone(), record);
+            }
+            None => {
+                members.remove(name);
+                self.pods.remove(name);
+            }
+        }
+    }
+
+    pub(super) fn publish_pod(&mut self, name: &ObjectName) {
+        let before = self.published.pods.remove(name).unwrap_or_default();
+        let Some(pod) = self.pods.get(name) else {
+            self.retract(name, before, PublishedPod::default());
+            return;
+        };
+        let (addresses, faults) = self.addresses_of(name, pod);
+        let endpoints = self.endpoints_at(pod, &addresses);
+        let workload = self.workload(pod, &addresses);
+        let local = workload.as_ref().and_then(|it| self.local(pod, it));
+        let mut now = PublishedPod {
+            is_workload: workload.is_some(),
+            ..PublishedPod::default()
+        };
+        let node_pod = NodePod {
+            id: pod.id.clone(),
+            uid: pod.uid.clone(),
+            netns: pod.netns.clone(),
+            probe_ports: pod.probe_ports.clone(),
+        };
+        self.report(
+            &pod_key(name),
+            Facet::Conflict,
+            faults,
+            "the address is not this pod's",
+        );
+        if let Some(workload) = workload {
+            self.put(Audience::All, Resource::Workload(workload));
+        }
+        if let Some((local, governed)) = local {
+            let audience = Audience::Node(local.node.clone());
+            self.put(audience.clone(), Resource::NodePod(node_pod));
+            self.put(audience, Resource::WorkloadPolicy(governed.policy));
+            for (loser, port, winner) in governed.overlaps {
+                let overlaps = self.published.overlaps.entry(loser.clone()).or_default();
+                overlaps.insert((name.clone(), port), winner);
+                self.dirty.overlaps.insert(loser.clone());
+                now.overlaps.push((loser, port));
+            }
+            now.local = Some(local);
+        }
+        for (endpoint, ports) in endpoints {
+            now.endpoints.insert(endpoint.clone());
+            self.derive_endpoint(endpoint, name, Some(ports));
+        }
+        self.retract(name, before, now);
+    }
+
+    /// Takes back what was published before and is not now, and remembers the latter.
+    fn retract(&mut self, name: &ObjectName, before: PublishedPod, now: PublishedPod) {
+        let text = name.to_string();
+        let key = |kind| Key {
+            kind,
+            name: text.clone(),
+        };
+        if before.is_workload && !now.is_workload {
+            self.changes
+                .insert((Audience::All, key(Kind::Workload)), None);
+        }
+        let node_before = before.local.as_ref().map(|it| &it.node);
+        let node_now = now.local.as_ref().map(|it| &it.node);
+        if let Some(node) = node_before.filter(|_| node_before != node_now) {
+            for kind in [Kind::NodePod, Kind::WorkloadPolicy] {
+                self.changes
+                    .insert((Audience::Node(node.clone()), key(kind)), None);
+            }
+        }
+        if before.local != now.local {
+            // First the new, so that what both have does not go away in between.
+            self.count(now.local.as_ref(), 1);
+            self.count(before.local.as_ref(), -1);
+        }
+        for endpoint in before.endpoints.difference(&now.endpoints) {
+            self.derive_endpoint(endpoint.clone(), name, None);
+        }
+        for (server, port) in &before.overlaps {
+            if !now.overlaps.contains(&(server.clone(), *port))
+                && let Some(overlaps) = self.published.overlaps.get_mut(server)
+            {
+                overlaps.remove(&(name.clone(), *port));
+                self.dirty.overlaps.insert(server.clone());
+            }
+        }
+        if self.pods.contains_key(name) {
+            self.published.pods.insert(name.clone(), now);
+        }
+    }
+
+    fn count(&mut self, local: Option<&Local>, difference: isize) {
+        let Some(local) = local else {
+            return;
+        };
+        self.views
+            .count_account(&local.node, &local.account, difference);
+        for server in &local.servers {
+            self.count_server(server, &local.node, difference);
+        }
+    }
+
+    /// The addresses at which the pod is reached, and what is wrong with others.
+    fn addresses_of(&self, name: &ObjectName, pod: &PodRecord) -> (Vec<IpAddr>, Vec<Fault>) {
+        if pod.completed {
+            return (vec![], vec![]);
+        }
+        if pod.host_network {
+            return (pod.addresses.clone(), vec![]);
+        }
+        let mut faults = vec![];
+        if pod.node.is_none() && !pod.addresses.is_empty() {
+            let reason = "missing: a pod with an address runs on a node";
+            faults.push(Fault::new("spec.nodeName", reason));
+        }
+        let mut own = vec![];
+        for address in &pod.addresses {
+            match self.pod_addresses.owner(*address) {
+                Some(owner) if owner == name => own.push(*address),
+                Some(owner) => {
+                    let reason = format!("{address} belongs to the newer pod {owner}");
+                    faults.push(Fault::new("status.podIPs", reason));
+                }
+                None => {}
+            }
+        }
+        (own, faults)
+    }
+
+    fn workload(&self, pod: &PodRecord, addresses: &[IpAddr]) -> Option<Workload> {
+        let node = pod.node.clone()?;
+        if !pod.is_workload() || addresses.is_empty() {
+            return None;
+        }
+        let silent = MeshChoice::Silent;
+        let namespace = self.namespaces.get(&pod.id.0.namespace);
+        let mesh = match pod.is_meshed(namespace.map_or(&silent, |it| &it.mesh)) {
+            false => Mesh::Unmeshed,
+            true => Mesh::Meshed {
+                identity: Identity {
+                    trust_domain: self.settings.trust_domain.clone(),
+                    namespace: pod.id.0.namespace.clone(),
+                    service_account: pod.service_account.clone(),
+                },
+                tunnel: Tunnel::WeftH2,
+            },
+        };
+        Some(Workload {
+            id: pod.id.clone(),
+            addresses: addresses.to_vec(),
+            node,
+            owner: pod.owner.clone(),
+            mesh,
+        })
+    }
+
+    fn local(&self, pod: &PodRecord, workload: &Workload) -> Option<(Local, Governed)> {
+        workload.identity()?;
+        let governed = self.governed(pod);
+        let servers = governed.policy.servers.iter();
+        let local = Local {
+            node: workload.node.clone(),
+            account: ObjectName {
+                namespace: pod.id.0.namespace.clone(),
+                name: pod.service_account.clone(),
+            },
+            servers: servers.map(|it| it.server.clone()).collect(),
+        };
+        Some((local, governed))
+    }
+
+    fn governed(&self, pod: &PodRecord) -> Governed {
+        let namespace = &pod.id.0.namespace;
+        let of_namespace = self.namespaces.get(namespace);
+        let mut default = pod
+            .default
+            .policy()
+            .or_else(|| of_namespace.and_then(|it| it.default.policy()))
+            .unwrap_or(self.settings.default_policy);
+        let names = self.policies.servers_in.get(namespace);
+        let mut servers: Vec<_> = names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.policies.servers.get(name))
+            .filter(|server| server.selects(pod))
+            .collect();
+        servers.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
+        let mut bindings: Vec<ServerBinding> = vec![];
+        let mut overlaps = vec![];
+        for server in servers {
+            let ports: BTreeSet<u16> = match &server.port {
+                PortChoice::Number(port) => [*port].into(),
+                PortChoice::Named(name) => pod.ports_named(name).collect(),
+                PortChoice::Any => {
+                    default = AccessPolicy::Deny;
+                    BTreeSet::new()
+                }
+            };
+            for port in ports {
+                match bindings.iter().find(|it| it.port == port) {
+                    None => bindings.push(ServerBinding {
+                        port,
+                        server: server.name.clone(),
+                    }),
+                    Some(binding) => {
+                        overlaps.push((server.name.clone(), port, binding.server.clone()));
+                    }
+                }
+            }
+        }
+        bindings.sort_by_key(|it| it.port);
+        let policy = WorkloadPolicy {
+            workload: WorkloadId(pod.id.0.clone()),
+            default,
+            servers: bindings,
+        };
+        Governed { policy, overlaps }
+    }
+
+    fn endpoints_at(
+        &self,
+        pod: &PodRecord,
+        addresses: &[IpAddr],
+    ) -> Vec<(EndpointName, Vec<EndpointPort>)> {
+        let mut endpoints = vec![];
+        let names = self.services_in.get(&pod.id.0.namespace);
+        for name in names.into_iter().flatten() {
+            let Some(service) = self.services.get(name) else {
+                continue;
+            };
+            if self.slices_of.contains_key(name) || !service.selects(&pod.labels) {
+                continue;
+            }
+            let ports = service.ports_at(pod);
+            if ports.is_empty() {
+                continue;
+            }
+            for address in addresses.iter().filter(|it| service.has_family_of(**it)) {
+                let name = EndpointName {
+                    service: service.name.clone(),
+                    address: *address,
+                };
+                endpoints.push((name, ports.clone()));
+            }
+        }
+        endpoints
+    }
+}
+
+fn pod_key(name: &ObjectName) -> ObjectKey {
+    ObjectKey {
+        kind: ObjectKind::Pod,
+        namespace: Some(name.namespace.clone()),
+        name: name.name.clone(),
+    }
+}

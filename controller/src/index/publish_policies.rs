@@ -1,0 +1,304 @@
+//! What Servers and what opens them are in the state of agents.
+
+use std::collections::BTreeSet;
+
+use weft_core::{
+    AccessPolicy, Authentication, Authorization, AuthorizationName, ObjectName, PolicyGroup,
+    Server, ServerName,
+};
+use weft_proto::{Key, Kind, Resource};
+
+use super::Index;
+use super::policies::{AuthorizationRecord, Required, ServerRecord, Target};
+use crate::objects::{Fault, ObjectKey, ObjectKind};
+use crate::problems::Facet;
+use crate::views::Audience;
+
+impl Index {
+    pub(super) fn set_server(&mut self, name: &ServerName, record: Option<ServerRecord>) {
+        let namespace = &name.name.namespace;
+        self.dirty_pods_of(self.policies.servers.get(name).cloned().as_ref());
+        self.dirty_pods_of(record.as_ref());
+        // The same name in the other group may have been meant by policies without a group.
+        for group in [PolicyGroup::Weft, PolicyGroup::Linkerd] {
+            let name = name.name.clone();
+            self.dirty.servers.insert(ServerName { group, name });
+        }
+        let policies = self.policies.authorizations_in.get(namespace);
+        let policies = policies.into_iter().flatten().cloned();
+        self.dirty.authorizations.extend(policies);
+        let members = self.policies.servers_in.entry(namespace.clone());
+        let members = members.or_default();
+        match record {
+            Some(record) => {
+                members.insert(name.clone());
+                self.policies.servers.insert(name.clone(), record);
+            }
+            None => {
+                members.remove(name);
+                self.policies.servers.remove(name);
+            }
+        }
+    }
+
+    pub(super) fn set_authorization(
+        &mut self,
+        name: &AuthorizationName,
+        record: Option<AuthorizationRecord>,
+    ) {
+        let namespace = name.name.namespace.clone();
+        // Which Servers it opens, or opened, is cheap to find out anew for all of the namespace.
+        let servers = self.policies.servers_in.get(&namespace);
+        self.dirty
+            .servers
+            .extend(servers.into_iter().flatten().cloned());
+        self.dirty.authorizations.insert(name.clone());
+        let members = self.policies.authorizations_in.entry(namespace);
+        let members = members.or_default();
+        match record {
+            Some(record) => {
+                members.insert(name.clone());
+                self.policies.authorizations.insert(name.clone(), record);
+            }
+            None => {
+                members.remove(name);
+                self.policies.authorizations.remove(name);
+            }
+        }
+    }
+
+    /// An authentication of this name appeared, changed or went.
+    pub(super) fn authentication_changed(&mut self, name: &ObjectName) {
+        let mut namespaces = BTreeSet::new();
+        for (id, policy) in &self.policies.authorizations {
+            let named = policy.required.iter().any(|it| {
+                matches!(it, Required::MeshTls(_, named) | Required::Network(_, named)
+                    if named == name)
+            });
+            if named {
+                self.dirty.authorizations.insert(id.clone());
+                namespaces.insert(id.name.namespace.clone());
+            }
+        }
+        for namespace in namespaces {
+            let servers = self.policies.servers_in.get(&namespace);
+            let servers = servers.into_iter().flatten().cloned();
+            self.dirty.servers.extend(servers);
+        }
+    }
+
+    /// Counts a pod that a Server governs, on a node whose agent then needs the Server.
+    pub(super) fn count_server(
+        &mut self,
+        server: &ServerName,
+        node: &weft_core::Name,
+        difference: isize,
+    ) {
+        let nodes = self.published.server_nodes.entry(server.clone());
+        let nodes = nodes.or_default();
+        let count = nodes.entry(node.clone()).or_default();
+        let before = *count;
+        *count = count.saturating_add_signed(difference);
+        if *count == 0 {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.published.server_nodes.remove(server);
+            }
+            self.changes
+                .insert((Audience::Node(node.clone()), server_key(server)), None);
+        } else if before == 0 {
+            self.dirty.servers.insert(server.clone());
+        }
+    }
+
+    /// Publishes a Server to the nodes that need it.
+    pub(super) fn publish_server(&mut self, name: &ServerName) {
+        let Some(nodes) = self.published.server_nodes.get(name).cloned() else {
+            return;
+        };
+        let record = self.policies.servers.get(name);
+        let server = record.map(|it| self.server(it));
+        for node in nodes.into_keys() {
+            self.changes.insert(
+                (Audience::Node(node), server_key(name)),
+                server.clone().map(Resource::Server),
+            );
+        }
+    }
+
+    fn server(&self, record: &ServerRecord) -> Server {
+        let namespace = &record.name.name.namespace;
+        let names = self.policies.authorizations_in.get(namespace);
+        let policies = names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.policies.authorizations.get(name))
+            .filter(|policy| !record.closed && self.opens(policy, &record.name));
+        let authorizations = policies
+            .map(|policy| Authorization {
+                name: policy.name.clone(),
+                required: policy
+                    .required
+                    .iter()
+                    .map(|it| self.authentication(policy.name.group, it))
+                    .collect(),
+            })
+            .collect();
+        let access_policy = match record.closed {
+            true => AccessPolicy::Deny,
+            false => record.access_policy,
+        };
+        Server {
+            name: record.name.clone(),
+            access_policy,
+            proxy_protocol: record.proxy_protocol,
+            authorizations,
+        }
+    }
+
+    /// Whether a policy opens a Server of its namespace.
+    fn opens(&self, policy: &AuthorizationRecord, server: &ServerName) -> bool {
+        match &policy.target {
+            Target::Nothing(_) => false,
+            Target::Namespace => true,
+            Target::Server(group, name) => {
+                *name == server.name.name
+                    && *group.as_ref().unwrap_or(&self.server_group(policy, name)) == server.group
+            }
+        }
+    }
+
+    /// The group of a Server that is named without one: the policy's own, or the other one if
+    /// only that has it.
+    fn server_group(&self, policy: &AuthorizationRecord, name: &weft_core::Name) -> PolicyGroup {
+        let has = |group| {
+            self.policies.servers.contains_key(&ServerName {
+                group,
+                name: ObjectName {
+                    namespace: policy.name.name.namespace.clone(),
+                    name: name.clone(),
+                },
+            })
+        };
+        own_or_other(policy.name.group, has)
+    }
+
+    fn authentication(&self, own: PolicyGroup, required: &Required) -> Authentication {
+        let found = match required {
+            Required::Identity(identity) => Some(Authentication::MeshTls(vec![identity.clone()])),
+            Required::MeshTls(group, name) => {
+                let all = &self.policies.mesh_tls;
+                let has = |group| all.contains_key(&(group, name.clone()));
+                let group = group.unwrap_or_else(|| own_or_other(own, has));
+                let found = all.get(&(group, name.clone())).cloned();
+                found.map(Authentication::MeshTls)
+            }
+            Required::Network(group, name) => {
+                let all = &self.policies.networks;
+                let has = |group| all.contains_key(&(group, name.clone()));
+                let group = group.unwrap_or_else(|| own_or_other(own, has));
+                let found = all.get(&(group, name.clone())).cloned();
+                found.map(Authentication::Networks)
+            }
+            Required::Nothing(_) => None,
+        };
+        found.unwrap_or_else(|| Authentication::Unknown(describe(required)))
+    }
+
+    /// Reports what a policy names and is not there.
+    pub(super) fn report_references(&self, name: &AuthorizationName) {
+        let key = ObjectKey {
+            kind: ObjectKind::AuthorizationPolicy(name.group),
+            namespace: Some(name.name.namespace.clone()),
+            name: name.name.name.clone(),
+        };
+        let mut faults = vec![];
+        if let Some(policy) = self.policies.authorizations.get(name) {
+            if let Target::Server(group, server) = &policy.target {
+                let group = group.unwrap_or_else(|| self.server_group(policy, server));
+                let name = ServerName {
+                    group,
+                    name: ObjectName {
+                        namespace: name.name.namespace.clone(),
+                        name: server.clone(),
+                    },
+                };
+                if !self.policies.servers.contains_key(&name) {
+                    let reason = format!("Server {} is not known", name.name);
+                    faults.push(Fault::new("spec.targetRef", reason));
+                }
+            }
+            for (index, required) in policy.required.iter().enumerate() {
+                let authentication = self.authentication(name.group, required);
+                if let (Authentication::Unknown(what), false) =
+                    (authentication, matches!(required, Required::Nothing(_)))
+                {
+                    let field = format!("spec.requiredAuthenticationRefs[{index}]");
+                    faults.push(Fault::new(field, format!("{what} is not known")));
+                }
+            }
+        }
+        let effect = "it opens nothing until that is there";
+        self.report(&key, Facet::Reference, faults, effect);
+    }
+
+    /// Reports ports that a Server selects and another governs.
+    pub(super) fn report_overlaps(&mut self, name: &ServerName) {
+        let key = ObjectKey {
+            kind: ObjectKind::Server(name.group),
+            namespace: Some(name.name.namespace.clone()),
+            name: name.name.name.clone(),
+        };
+        let overlaps = self.published.overlaps.get(name);
+        let faults = overlaps.and_then(|overlaps| {
+            let ((pod, port), winner) = overlaps.first_key_value()?;
+            let more = match overlaps.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more ports of pods)"),
+            };
+            let reason = format!("port {port} of {pod} is governed by the older {winner}{more}");
+            Some(Fault::new("spec.port", reason))
+        });
+        if faults.is_none() {
+            self.published.overlaps.remove(name);
+        }
+        let effect = "the other Server holds there";
+        self.report(&key, Facet::Conflict, faults.into_iter().collect(), effect);
+    }
+
+    fn dirty_pods_of(&mut self, server: Option<&ServerRecord>) {
+        let Some(server) = server else {
+            return;
+        };
+        let names = self.pods_in.get(&server.name.name.namespace);
+        let selected = names.into_iter().flatten().filter(|name| {
+            let pod = self.pods.get(*name);
+            pod.is_some_and(|it| server.selects(it))
+        });
+        self.dirty.pods.extend(selected.cloned());
+    }
+}
+
+fn own_or_other(own: PolicyGroup, has: impl Fn(PolicyGroup) -> bool) -> PolicyGroup {
+    let other = match own {
+        PolicyGroup::Weft => PolicyGroup::Linkerd,
+        PolicyGroup::Linkerd => PolicyGroup::Weft,
+    };
+    if !has(own) && has(other) { other } else { own }
+}
+
+fn describe(required: &Required) -> String {
+    match required {
+        Required::Identity(_) => "an identity".to_owned(),
+        Required::MeshTls(_, name) => format!("MeshTLSAuthentication {name}"),
+        Required::Network(_, name) => format!("NetworkAuthentication {name}"),
+        Required::Nothing(fault) => fault.to_string(),
+    }
+}
+
+fn server_key(name: &ServerName) -> Key {
+    Key {
+        kind: Kind::Server,
+        name: name.to_string(),
+    }
+}

@@ -1,0 +1,35 @@
+//! The controller's program: reads the command line, and hands over to the library.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use weft_controller::config::{Cli, Command, LogFormat, Run};
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Crds(crds) => weft_controller::objects::crds::write(&crds.dir),
+        Command::Run(config) => {
+            log(&config)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(weft_controller::run::run(*config))
+        }
+    }
+}
+
+fn log(config: &Run) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log_level);
+    let filter = filter.with_context(|| format!("--log-level {:?}", config.log_level))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! From an untyped document to an [`Object`]: strict for policy kinds, in which an unknown field
+//! is a typing error that could open what somebody meant to close; lenient for Kubernetes' own
+//! kinds, which gain fields with every version.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use weft_core::{Name, PolicyGroup};
+
+use super::policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
+use super::{Fault, Object, ObjectKey, ObjectKind};
+
+/// Which object a document defines.
+///
+/// # Errors
+/// The document is not an object at all, or has no usable name. `Ok(None)`: a kind that is not
+/// ours.
+pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
+    if !document.is_object() {
+        return Err(Fault::new("", "not an object: a mapping is needed"));
+    }
+    let text = |field: &str| match document.pointer(field) {
+        Some(Value::String(text)) if !text.is_empty() => Ok(text.as_str()),
+        Some(Value::Null) | None => Err(Fault::new(dotted(field), "missing")),
+        Some(_) => Err(Fault::new(dotted(field), "not a text")),
+    };
+    let (api_version, kind) = (text("/apiVersion")?, text("/kind")?);
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    let Some(kind) = ObjectKind::find(group, kind) else {
+        return Ok(None);
+    };
+    let name = |field: &str, text: &str| -> Result<Name, Fault> {
+        text.parse()
+            .map_err(|reason| Fault::new(dotted(field), reason))
+    };
+    let namespace = match document.pointer("/metadata/namespace") {
+        _ if !kind.is_namespaced() => None,
+        Some(Value::Null) | None => Some(name("/metadata/namespace", "default")?),
+        Some(_) => Some(name("/metadata/namespace", text("/metadata/namespace")?)?),
+    };
+    Ok(Some(ObjectKey {
+        kind,
+        namespace,
+        name: name("/metadata/name", text("/metadata/name")?)?,
+    }))
+}
+
+/// Reads a document as the object that [`identify`] found in it.
+///
+/// # Errors
+/// The first field that cannot be read.
+pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
+    supported_version(key, document)?;
+    Ok(match key.kind {
+        ObjectKind::Namespace => Object::Namespace(lenient(document)?),
+        ObjectKind::Node => Object::Node(Box::new(lenient(document)?)),
+        ObjectKind::Pod => Object::Pod(Box::new(lenient(document)?)),
+        ObjectKind::Service => Object::Service(Box::new(lenient(document)?)),
+        ObjectKind::EndpointSlice => Object::EndpointSlice(lenient(document)?),
+        ObjectKind::ServiceAccount => Object::ServiceAccount(lenient(document)?),
+        ObjectKind::Server(group) => {
+            let server: Server = lenient(document)?;
+            known_fields(document, &server.spec)?;
+            Object::Server(group, server)
+        }
+        ObjectKind::AuthorizationPolicy(group) => {
+            let policy: AuthorizationPolicy = lenient(document)?;
+            known_fields(document, &policy.spec)?;
+            Object::AuthorizationPolicy(group, policy)
+        }
+        ObjectKind::MeshTlsAuthentication(group) => {
+            let authentication: MeshTlsAuthentication = lenient(document)?;
+            known_fields(document, &authentication.spec)?;
+            Object::MeshTlsAuthentication(group, authentication)
+        }
+        ObjectKind::NetworkAuthentication(group) => {
+            let authentication: NetworkAuthentication = lenient(document)?;
+            known_fields(document, &authentication.spec)?;
+            Object::NetworkAuthentication(group, authentication)
+        }
+    })
+}
+
+fn supported_version(key: &ObjectKey, document: &Value) -> Result<(), Fault> {
+    let written = document.pointer("/apiVersion").and_then(Value::as_str);
+    let version = written.and_then(|it| it.rsplit('/').next()).unwrap_or("");
+    let supported: &[&str] = match key.kind {
+        ObjectKind::Server(PolicyGroup::Linkerd) => &["v1beta1", "v1beta2", "v1beta3"],
+        kind if kind.policy_group().is_some() => &["v1alpha1"],
+        _ => &["v1"],
+    };
+    if supported.contains(&version) {
+        Ok(())
+    } else {
+        let reason = format!("version {version:?} is not one of {}", supported.join(", "));
+        Err(Fault::new("apiVersion", reason))
+    }
+}
+
+fn lenient<T: DeserializeOwned>(document: &Value) -> Result<T, Fault> {
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { String::new() } else { path };
+        Fault::new(field, error.into_inner())
+    })
+}
+
+/// Refuses fields of the spec that writing it back does not produce.
+fn known_fields(document: &Value, spec: &impl Serialize) -> Result<(), Fault> {
+    let Some(written) = document.get("spec") else {
+        return Ok(());
+    };
+    let known =
+        serde_json::to_value(spec).map_err(|reason| Fault::new("spec", reason.to_string()))?;
+    match unknown_field("spec", written, &known) {
+        None => Ok(()),
+        Some(field) => Err(Fault::new(field, "unknown field")),
+    }
+}
+
+fn unknown_field(path: &str, written: &Value, known: &Value) -> Option<String> {
+    match (written, known) {
+        (Value::Object(written), Value::Object(known)) => {
+            written.iter().find_map(|(field, value)| {
+                let path = format!("{path}.{field}");
+                match known.get(field) {
+                    Some(known) => unknown_field(&path, value, known),
+                    // An explicit null or empty value says as much as an absent one.
+                    None if is_empty(value) => None,
+                    None => Some(path),
+                }
+            })
+        }
+        (Value::Array(written), Value::Array(known)) => written
+            .iter()
+            .zip(known)
+            .enumerate()
+            .find_map(|(index, (written, known))| {
+                unknown_field(&format!("{path}[{index}]"), written, known)
+            }),
+        _ => None,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+fn dotted(pointer: &str) -> String {
+    pointer.trim_start_matches('/').replace('/', ".")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(document: Value) -> Result<Object, Fault> {
+        let key = identify(&document)?.expect("one of our kinds");
+        decode(&key, &document)
+    }
+
+    #[test]
+    fn objects_are_identified() {
+        for (document, expected) in [
+            (
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}),
+                "Pod default/a",
+            ),
+            (
+                json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one", "namespace": "x"}}),
+                "Node one",
+            ),
+            (
+                json!({"apiVersion": "policy.linkerd.io/v1beta3", "kind": "Server",
+                       "metadata": {"name": "a", "namespace": "shop"}}),
+                "Server.policy.linkerd.io shop/a",
+            ),
+        ] {
+            let key = identify(&document).expect("identified").expect("ours");
+            assert_eq!(key.to_string(), expected);
+        }
+        let foreign =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}});
+        assert_eq!(identify(&foreign), Ok(None));
+        for (document, field) in [
+            (json!([1]), ""),
+            (json!({"kind": "Pod"}), "apiVersion"),
+            (json!({"apiVersion": "v1"}), "kind"),
+            (
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}),
+                "metadata.name",
+            ),
+            (
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "A b"}}),
+                "metadata.name",
+            ),
+            (
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": 7}}),
+                "metadata.namespace",
+            ),
+        ] {
+            assert_eq!(identify(&document).expect_err("refused").field, field);
+        }
+    }
+
+    #[test]
+    fn faults_name_the_field() {
+        let server = |version: &str, spec: Value| {
+            json!({"apiVersion": format!("policy.weft.dev/{version}"), "kind": "Server",
+                   "metadata": {"name": "a"}, "spec": spec})
+        };
+        for (document, field) in [
+            (
+                server("v1alpha1", json!({"podSelector": {}, "port": [8080]})),
+                "spec.port",
+            ),
+            (server("v1alpha1", json!({"podSelector": {}})), "spec"),
+            (
+                server(
+                    "v1alpha1",
+                    json!({"podSelector": {}, "port": 1, "accessPolicy": "none"}),
+                ),
+                "spec.accessPolicy",
+            ),
+            (
+                server(
+                    "v1alpha1",
+                    json!({"podSelector": {}, "port": 1, "acessPolicy": "deny"}),
+                ),
+                "spec.acessPolicy",
+            ),
+            (
+                server(
+                    "v1alpha1",
+                    json!({"podSelector": {"matchLables": {"a": "b"}}, "port": 1}),
+                ),
+                "spec.podSelector.matchLables",
+            ),
+            (
+                server("v1beta1", json!({"podSelector": {}, "port": 1})),
+                "apiVersion",
+            ),
+            (
+                json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": "NetworkAuthentication",
+                "metadata": {"name": "a"},
+                "spec": {"networks": [{"cidr": "10.0.0.0/8", "excpet": ["10.1.0.0/16"]}]}}),
+                "spec.networks[0].excpet",
+            ),
+            (
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"},
+                "spec": {"containers": [{"name": "c", "ports": [{"containerPort": "x"}]}]}}),
+                "spec.containers[0].ports[0].containerPort",
+            ),
+        ] {
+            let fault = read(document).expect_err(field);
+            assert_eq!(fault.field, field, "{fault}");
+        }
+    }
+
+    #[test]
+    fn explicit_nothing_is_no_unknown_field() {
+        let document = json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": "Server",
+            "metadata": {"name": "a"},
+            "spec": {"podSelector": {"matchLabels": {}, "matchExpressions": []}, "port": "http",
+                     "accessPolicy": null}});
+        read(document).expect("accepted");
+    }
+}

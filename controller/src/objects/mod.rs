@@ -1,0 +1,173 @@
+//! The objects that describe a cluster, as typed Kubernetes objects, whatever source they come
+//! from.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Serialize, Serializer};
+use weft_core::{Name, PolicyGroup};
+
+use policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
+
+pub mod crds;
+pub mod decode;
+pub mod policy;
+
+/// An object of a kind that the controller understands.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Object {
+    Namespace(Namespace),
+    Node(Box<Node>),
+    Pod(Box<Pod>),
+    Service(Box<Service>),
+    EndpointSlice(EndpointSlice),
+    ServiceAccount(ServiceAccount),
+    Server(PolicyGroup, Server),
+    AuthorizationPolicy(PolicyGroup, AuthorizationPolicy),
+    MeshTlsAuthentication(PolicyGroup, MeshTlsAuthentication),
+    NetworkAuthentication(PolicyGroup, NetworkAuthentication),
+}
+
+/// The kinds of [`Object`]. Versions of one kind are the same kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum ObjectKind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    ServiceAccount,
+    Server(PolicyGroup),
+    AuthorizationPolicy(PolicyGroup),
+    MeshTlsAuthentication(PolicyGroup),
+    NetworkAuthentication(PolicyGroup),
+}
+
+/// Names an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its namespace; none if the kind has none.
+    pub namespace: Option<Name>,
+    /// Its name.
+    pub name: Name,
+}
+
+/// What is wrong with an object, and where in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct Fault {
+    /// The field as a path: `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Fault {
+    /// A fault of a field.
+    pub fn new(field: impl Into<String>, reason: impl ToString) -> Self {
+        Self {
+            field: field.into(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+impl Object {
+    /// The object's metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Namespace(it) => &it.metadata,
+            Self::Node(it) => &it.metadata,
+            Self::Pod(it) => &it.metadata,
+            Self::Service(it) => &it.metadata,
+            Self::EndpointSlice(it) => &it.metadata,
+            Self::ServiceAccount(it) => &it.metadata,
+            Self::Server(_, it) => &it.metadata,
+            Self::AuthorizationPolicy(_, it) => &it.metadata,
+            Self::MeshTlsAuthentication(_, it) => &it.metadata,
+            Self::NetworkAuthentication(_, it) => &it.metadata,
+        }
+    }
+}
+
+impl ObjectKind {
+    /// The kind of an API group and kind as written in a manifest. None: not one of ours.
+    pub fn find(group: &str, kind: &str) -> Option<Self> {
+        let policy = match group {
+            "policy.weft.dev" => Some(PolicyGroup::Weft),
+            "policy.linkerd.io" => Some(PolicyGroup::Linkerd),
+            _ => None,
+        };
+        match (group, kind, policy) {
+            ("", "Namespace", _) => Some(Self::Namespace),
+            ("", "Node", _) => Some(Self::Node),
+            ("", "Pod", _) => Some(Self::Pod),
+            ("", "Service", _) => Some(Self::Service),
+            ("", "ServiceAccount", _) => Some(Self::ServiceAccount),
+            ("discovery.k8s.io", "EndpointSlice", _) => Some(Self::EndpointSlice),
+            (_, "Server", Some(group)) => Some(Self::Server(group)),
+            (_, "AuthorizationPolicy", Some(group)) => Some(Self::AuthorizationPolicy(group)),
+            (_, "MeshTLSAuthentication", Some(group)) => Some(Self::MeshTlsAuthentication(group)),
+            (_, "NetworkAuthentication", Some(group)) => Some(Self::NetworkAuthentication(group)),
+            _ => None,
+        }
+    }
+
+    /// Whether objects of this kind belong to a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+
+    /// The kind's name as in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Server(_) => "Server",
+            Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
+            Self::MeshTlsAuthentication(_) => "MeshTLSAuthentication",
+            Self::NetworkAuthentication(_) => "NetworkAuthentication",
+        }
+    }
+
+    /// The policy group, for policy kinds.
+    pub fn policy_group(self) -> Option<PolicyGroup> {
+        match self {
+            Self::Server(group)
+            | Self::AuthorizationPolicy(group)
+            | Self::MeshTlsAuthentication(group)
+            | Self::NetworkAuthentication(group) => Some(group),
+            _ => None,
+        }
+    }
+}
+
+/// `Server.policy.weft.dev shop/web`, `Node one`.
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.kind.as_str())?;
+        if let Some(group) = self.kind.policy_group() {
+            write!(formatter, ".{}", group.as_str())?;
+        }
+        match &self.namespace {
+            Some(namespace) => write!(formatter, " {namespace}/{}", self.name),
+            None => write!(formatter, " {}", self.name),
+        }
+    }
+}
+
+impl Serialize for ObjectKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

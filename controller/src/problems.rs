@@ -1,0 +1,148 @@
+//! What is wrong with what the controller was given: objects it cannot use, files it cannot read,
+//! agents that reject what they were sent. One list, for the log, the metrics and `/problems`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use crate::objects::{Fault, ObjectKey};
+
+/// All present problems, shared by the parts that find them.
+#[derive(Clone, Debug, Default)]
+pub struct Problems(Arc<Mutex<BTreeMap<Scope, Vec<Problem>>>>);
+
+/// A problem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Where the object comes from: a file's path, or the name of another source.
+    pub file: Option<String>,
+    /// Which document of the file, counted from 1; empty documents do not count.
+    pub document: Option<usize>,
+    /// The object.
+    pub object: Option<String>,
+    /// The offending field, as a path; empty: the whole.
+    pub field: String,
+    /// What is wrong.
+    pub reason: String,
+    /// What holds meanwhile.
+    pub effect: String,
+}
+
+/// Who found problems. Whoever reports for a scope replaces what it reported for it before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// The source could not read this place.
+    Source(String),
+    /// An object, in one respect.
+    Object(ObjectKey, Facet),
+    /// The certificate authority's files.
+    Authority,
+    /// The file of join tokens.
+    Tokens,
+    /// The flags and what they lack.
+    Settings,
+    /// What an agent rejected.
+    Agent(String),
+}
+
+/// In which respect an object has a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Facet {
+    /// It cannot be used as it is written.
+    Content,
+    /// A part of it is ignored.
+    Part,
+    /// It names something that is not there.
+    Reference,
+    /// It competes with another object.
+    Conflict,
+}
+
+/// Where an object was found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// A file's path, or the name of another source.
+    pub place: Arc<str>,
+    /// Which document of a file, counted from 1.
+    pub document: Option<usize>,
+}
+
+impl Problem {
+    /// A problem of an object.
+    pub fn of(
+        key: &ObjectKey,
+        origin: Option<&Origin>,
+        fault: Fault,
+        effect: impl Into<String>,
+    ) -> Self {
+        Self {
+            file: origin.map(|it| it.place.to_string()),
+            document: origin.and_then(|it| it.document),
+            object: Some(key.to_string()),
+            field: fault.field,
+            reason: fault.reason,
+            effect: effect.into(),
+        }
+    }
+
+    /// A problem of a file.
+    pub fn of_file(
+        file: impl Into<String>,
+        document: Option<usize>,
+        fault: Fault,
+        effect: impl Into<String>,
+    ) -> Self {
+        Self {
+            file: Some(file.into()),
+            document,
+            object: None,
+            field: fault.field,
+            reason: fault.reason,
+            effect: effect.into(),
+        }
+    }
+}
+
+impl Problems {
+    /// Replaces what is known for a scope; none clears it. What is new is logged once.
+    pub fn replace(&self, scope: Scope, problems: Vec<Problem>) {
+        let mut all = self.locked();
+        let before = if problems.is_empty() {
+            all.remove(&scope)
+        } else {
+            all.insert(scope.clone(), problems.clone())
+        };
+        drop(all);
+        let before = before.unwrap_or_default();
+        for problem in problems.iter().filter(|it| !before.contains(it)) {
+            tracing::warn!(
+                file = problem.file,
+                document = problem.document,
+                object = problem.object,
+                field = problem.field,
+                effect = problem.effect,
+                "{}",
+                problem.reason
+            );
+        }
+        if problems.is_empty() && !before.is_empty() {
+            tracing::info!(?scope, "a problem is solved");
+        }
+    }
+
+    /// All present problems.
+    pub fn list(&self) -> Vec<Problem> {
+        self.locked().values().flatten().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.locked().values().map(Vec::len).sum()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<Scope, Vec<Problem>>> {
+        // Every change is one insert or remove: a panic elsewhere leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,253 @@
+//! `weft-controller run`: puts the parts together, and ends them in order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weft_proto::Resource;
+
+use crate::admin::Admin;
+use crate::authority::Authority;
+use crate::config::Run;
+use crate::control::agents::Agents;
+use crate::control::tls::Serving;
+use crate::control::tokens::Tokens;
+use crate::control::{self};
+use crate::index::{Index, Settings};
+use crate::problems::Problems;
+use crate::source::directory::Directory;
+use crate::source::{Batch, Source};
+use crate::telemetry::{Metrics, State};
+use crate::views::{Audience, Changes, Views};
+
+/// How often the authority's files and the join tokens are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long streams may take to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A controller that is ready to serve: its ports are bound, its files were read.
+#[derive(Debug)]
+pub struct Controller {
+    config: Run,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    serving: Arc<Serving>,
+    serving_until: std::time::SystemTime,
+    server: control::Server,
+    problems: Problems,
+}
+
+impl Controller {
+    /// Reads the files and binds the ports.
+    ///
+    /// # Errors
+    /// What is configured cannot be used, and why.
+    pub async fn open(config: Run, stop: CancellationToken) -> anyhow::Result<Self> {
+        let problems = Problems::default();
+        let views = Arc::new(Views::default());
+        let authority = Authority::open(
+            config.ca.clone(),
+            config.trust_domain.clone(),
+            config.leaf_lifetime,
+            problems.clone(),
+        );
+        let authority = authority.context("the certificate authority")?;
+        let tokens = Tokens::open(config.join_tokens.clone(), problems.clone());
+        let tokens = tokens.with_context(|| {
+            let file = config.join_tokens.display();
+            format!("the join tokens in {file}")
+        })?;
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
+        let admin_listener = TcpListener::bind(config.admin).await;
+        let admin_listener =
+            admin_listener.with_context(|| format!("listening on {}", config.admin))?;
+        let serving = Arc::new(Serving::default());
+        let serving_until = serving.renew(&authority, config.controller_name.as_str())?;
+        let server = control::Server {
+            views,
+            authority: Arc::new(authority),
+            tokens: Arc::new(tokens),
+            agents: Arc::new(Agents::new(problems.clone())),
+            metrics: Arc::new(Metrics::default()),
+            trust_domain: config.trust_domain.clone(),
+            stop,
+        };
+        Ok(Self {
+            config,
+            listener,
+            admin_listener,
+            serving,
+            serving_until,
+            server,
+            problems,
+        })
+    }
+
+    /// The address that agents connect to.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn address(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The address of the administrative port.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn admin_address(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.admin_listener.local_addr()
+    }
+
+    /// Serves until stopped.
+    ///
+    /// # Errors
+    /// A part failed that nothing works without.
+    pub async fn serve(self) -> anyhow::Result<()> {
+        let stop = self.server.stop.clone();
+        let tasks = TaskTracker::new();
+        let admin = self.admin();
+        tasks.spawn(admin.serve(self.admin_listener, stop.clone()));
+        let (sender, batches) = mpsc::channel(16);
+        let source = Directory::new(self.config.source.clone(), self.problems.clone());
+        let mut reading = tokio::spawn(source.run(sender, stop.clone()));
+        let settings = Settings {
+            trust_domain: self.config.trust_domain.clone(),
+            pod_ranges: self.config.pod_range.clone(),
+            service_ranges: self.config.service_range.clone(),
+            default_policy: self.config.default_policy,
+            force_tunnels: self.config.force_tunnels,
+        };
+        let views = self.server.views.clone();
+        let index = Index::new(settings, views.clone(), self.problems.clone());
+        let metrics = self.server.metrics.clone();
+        // Translation is work for a processor, not for the tasks that serve.
+        let indexing = std::thread::Builder::new()
+            .name("index".to_owned())
+            .spawn(move || translate(index, batches, &views, &metrics))?;
+        let authority = self.server.authority.clone();
+        publish_trust(&authority, &self.server.views);
+        let watching = look_after(self.server.clone(), stop.clone());
+        tasks.spawn(watching);
+        let (serving, name) = (self.serving.clone(), self.config.controller_name.clone());
+        let (until, stopped) = (self.serving_until, stop.clone());
+        tasks.spawn(async move {
+            let keep = serving.keep(&authority, name.as_str(), until);
+            tokio::select! { () = stopped.cancelled() => {}, () = keep => {} }
+        });
+        let mut served = tokio::spawn(self.server.serve(self.listener, self.serving));
+        let outcome = tokio::select! {
+            outcome = &mut served => outcome.context("serving agents")?.context("serving agents"),
+            outcome = &mut reading => match (outcome?, stop.is_cancelled()) {
+                (Ok(()), false) => Err(anyhow::anyhow!("the source ended")),
+                (outcome, _) => outcome.context("the source"),
+            },
+        };
+        stop.cancel();
+        tasks.close();
+        let drained = async {
+            tasks.wait().await;
+            if !served.is_finished() {
+                let _ = served.await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+        }
+        if !reading.is_finished() {
+            reading.abort();
+        }
+        // Its batches ended with the source.
+        drop(indexing);
+        outcome
+    }
+
+    fn admin(&self) -> Admin {
+        let state = State {
+            views: self.server.views.clone(),
+            agents: self.server.agents.clone(),
+            authority: self.server.authority.clone(),
+            problems: self.problems.clone(),
+        };
+        Admin {
+            registry: self.server.metrics.registry(state.clone()),
+            state,
+        }
+    }
+}
+
+/// Runs a controller until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start, or a part failed.
+pub async fn run(config: Run) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let controller = Controller::open(config, stop.clone()).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %controller.address()?,
+        admin = %controller.admin_address()?,
+        source = %controller.config.source.display(),
+        "the controller starts"
+    );
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("the controller ends");
+        stop.cancel();
+    });
+    controller.serve().await
+}
+
+fn translate(
+    mut index: Index,
+    mut batches: mpsc::Receiver<Batch>,
+    views: &Views,
+    metrics: &Metrics,
+) {
+    while let Some(batch) = batches.blocking_recv() {
+        let (started, events) = (Instant::now(), batch.events.len());
+        index.apply(batch);
+        views.set_complete();
+        let took = started.elapsed();
+        metrics.applied(events, took);
+        tracing::debug!(events, ?took, "took in changes");
+    }
+}
+
+/// Reads the authority's files and the join tokens again when they change.
+async fn look_after(server: control::Server, stop: CancellationToken) {
+    let mut generation = *server.authority.changes().borrow();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let (authority, tokens) = (server.authority.clone(), server.tokens.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            authority.reload();
+            tokens.reload();
+        });
+        // A panic in there is logged by the runtime; the next look may succeed.
+        let _ = looked.await;
+        let now = *server.authority.changes().borrow();
+        if now != generation {
+            generation = now;
+            publish_trust(&server.authority, &server.views);
+        }
+    }
+}
+
+fn publish_trust(authority: &Authority, views: &Views) {
+    let resource = Resource::TrustBundle(authority.trust_bundle());
+    let mut changes = Changes::new();
+    changes.insert((Audience::All, resource.key()), Some(resource));
+    views.apply(changes);
+}

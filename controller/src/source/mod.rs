@@ -1,0 +1,70 @@
+//! Where objects come from. A source turns whatever it watches into [`Batch`]es; what the
+//! objects mean is the [index](crate::index)'s concern, and the same for every source.
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::objects::{Fault, Object, ObjectKey};
+use crate::problems::Origin;
+
+pub mod directory;
+
+/// A source of objects.
+pub trait Source: Send + 'static {
+    /// Sends batches until it is cancelled or the receiver is gone. The first batch is everything
+    /// that is there.
+    ///
+    /// # Errors
+    /// The source cannot go on at all.
+    fn run(
+        self,
+        batches: mpsc::Sender<Batch>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// Changes that are to take effect as one.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The changes, at most one per object.
+    pub events: Vec<Event>,
+}
+
+/// A change of an object.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The object is new or different.
+    Upsert {
+        /// Its name.
+        key: ObjectKey,
+        /// The object.
+        object: Box<Object>,
+        /// Where it was found.
+        origin: Origin,
+    },
+    /// The object exists, and cannot be read.
+    Invalid {
+        /// Its name.
+        key: ObjectKey,
+        /// What is wrong with it.
+        fault: Fault,
+        /// Its specification as written: what can still be read of it can be closed.
+        spec: serde_json::Value,
+        /// Where it was found.
+        origin: Origin,
+    },
+    /// The object is gone.
+    Delete {
+        /// Its name.
+        key: ObjectKey,
+    },
+}
+
+impl Event {
+    /// The object concerned.
+    pub fn key(&self) -> &ObjectKey {
+        match self {
+            Self::Upsert { key, .. } | Self::Invalid { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}

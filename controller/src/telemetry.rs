@@ -1,0 +1,311 @@
+//! The controller's metrics, in Prometheus' text format.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use weft_core::Name;
+
+use crate::authority::Authority;
+use crate::control::agents::Agents;
+use crate::problems::Problems;
+use crate::views::Views;
+
+/// What is counted while it happens.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    refused: Family<RefusedLabels, Counter>,
+    signed: Family<SignedLabels, Counter>,
+    rejected: Family<NodeLabels, Counter>,
+    pushes: Counter,
+    pushed: Counter,
+    removed: Counter,
+    batches: Counter,
+    events: Counter,
+    applying: Counter<f64, AtomicU64>,
+}
+
+/// Why an agent was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refused {
+    /// The TLS handshake failed.
+    Handshake,
+    /// No token was presented.
+    NoToken,
+    /// The token is not known.
+    WrongToken,
+}
+
+/// What became of a signing request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signing {
+    /// Signed.
+    Signed,
+    /// No such workload runs on the node.
+    Denied,
+    /// It is no proper request.
+    Invalid,
+    /// The authority cannot sign now.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    reason: Refused,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SignedLabels {
+    result: Signing,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
+}
+
+impl Metrics {
+    /// An agent was refused.
+    pub fn refused(&self, reason: Refused) {
+        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+
+    /// A signing request was decided.
+    pub fn signed(&self, result: Signing) {
+        self.signed.get_or_create(&SignedLabels { result }).inc();
+    }
+
+    /// An agent rejected resources.
+    pub fn rejected(&self, node: &Name, count: usize) {
+        let node = node.to_string();
+        let counter = self.rejected.get_or_create(&NodeLabels { node });
+        counter.inc_by(count as u64);
+    }
+
+    /// A push was sent.
+    pub fn pushed(&self, changed: usize, removed: usize) {
+        self.pushes.inc();
+        self.pushed.inc_by(changed as u64);
+        self.removed.inc_by(removed as u64);
+    }
+
+    /// The source's changes were taken in.
+    pub fn applied(&self, events: usize, took: Duration) {
+        self.batches.inc();
+        self.events.inc_by(events as u64);
+        self.applying.inc_by(took.as_secs_f64());
+    }
+
+    /// Everything that can be asked for.
+    pub fn registry(&self, state: State) -> Registry {
+        let mut registry = Registry::with_prefix("weft_controller");
+        let all = &mut registry;
+        let help = "Agents refused, by reason";
+        all.register("refused", help, self.refused.clone());
+        let help = "Signing requests, by result";
+        all.register("signs", help, self.signed.clone());
+        let help = "Resources that agents rejected";
+        all.register("rejections", help, self.rejected.clone());
+        let help = "Pushes sent to agents";
+        all.register("pushes", help, self.pushes.clone());
+        let help = "Resources sent to agents";
+        all.register("pushed_resources", help, self.pushed.clone());
+        let help = "Removals of resources sent to agents";
+        all.register("pushed_removals", help, self.removed.clone());
+        let help = "Batches of changes from the source";
+        all.register("source_batches", help, self.batches.clone());
+        let help = "Changed objects from the source";
+        all.register("source_events", help, self.events.clone());
+        let help = "Time spent on turning objects into the state of agents";
+        all.register_with_unit("index", help, Unit::Seconds, self.applying.clone());
+        all.register_collector(Box::new(state));
+        registry
+    }
+}
+
+/// What is looked up when it is asked for.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct State {
+    pub views: Arc<Views>,
+    pub agents: Arc<Agents>,
+    pub authority: Arc<Authority>,
+    pub problems: Problems,
+}
+
+/// All metrics as text.
+///
+/// # Errors
+/// A collector failed.
+pub fn text(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut process = Registry::default();
+    process.register_collector(Box::new(Process));
+    let mut text = String::new();
+    encode(&mut text, registry)?;
+    // Each ends with a mark of its own.
+    let end = "# EOF\n";
+    text.truncate(text.len() - if text.ends_with(end) { end.len() } else { 0 });
+    encode(&mut text, &process)?;
+    Ok(text)
+}
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (all, nodes) = self.views.counts();
+        let expires = self.authority.issuer_not_after().map_or(0, seconds);
+        for (name, help, value) in [
+            ("agents", "Agents connected", self.agents.count() as u64),
+            (
+                "problems",
+                "Present problems, listed at /problems",
+                self.problems.count() as u64,
+            ),
+            (
+                "complete",
+                "Whether the source has told everything once",
+                self.views.is_complete().into(),
+            ),
+            ("resources", "Resources for all agents", all as u64),
+            (
+                "node_resources",
+                "Resources for single nodes' agents",
+                nodes as u64,
+            ),
+            (
+                "issuer_not_after_seconds",
+                "When the issuer's certificate ends",
+                expires,
+            ),
+        ] {
+            let gauge = ConstGauge::new(value as f64);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+/// The process, as Prometheus' own libraries describe it.
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        // Without /proc there is nothing to tell; that is no reason to fail.
+        let Some(usage) = Usage::read() else {
+            return Ok(());
+        };
+        let counter = ConstCounter::new(usage.cpu_seconds);
+        let help = "Total user and system CPU time spent";
+        let name = "process_cpu_seconds";
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        for (name, help, value) in [
+            (
+                "process_resident_memory_bytes",
+                "Resident memory size",
+                usage.resident_bytes,
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Virtual memory size",
+                usage.virtual_bytes,
+            ),
+            (
+                "process_start_time_seconds",
+                "Start of the process since 1970",
+                usage.start_seconds,
+            ),
+            (
+                "process_open_fds",
+                "Number of open file descriptors",
+                usage.open_descriptors,
+            ),
+            ("process_threads", "Number of threads", usage.threads),
+        ] {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+struct Usage {
+    cpu_seconds: f64,
+    resident_bytes: f64,
+    virtual_bytes: f64,
+    start_seconds: f64,
+    open_descriptors: f64,
+    threads: f64,
+}
+
+impl Usage {
+    /// Reads `/proc/self` (proc_pid_stat(5); fields are counted from after the command's name).
+    fn read() -> Option<Self> {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let number = |index: usize| fields.get(index)?.parse::<f64>().ok();
+        let per_second = sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
+        let page = sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?;
+        let boot = std::fs::read_to_string("/proc/stat").ok()?;
+        let boot = boot.lines().find_map(|line| line.strip_prefix("btime "))?;
+        let boot: f64 = boot.trim().parse().ok()?;
+        Some(Self {
+            cpu_seconds: (number(11)? + number(12)?) / per_second,
+            threads: number(17)?,
+            start_seconds: boot + number(19)? / per_second,
+            virtual_bytes: number(20)?,
+            resident_bytes: number(21)? * page,
+            open_descriptors: std::fs::read_dir("/proc/self/fd").ok()?.count() as f64,
+        })
+    }
+}
+
+fn sysconf(variable: nix::unistd::SysconfVar) -> Option<f64> {
+    let value = nix::unistd::sysconf(variable).ok()??;
+    Some(value as f64)
+}
+
+fn seconds(moment: SystemTime) -> u64 {
+    let since = moment.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+impl EncodeLabelValue for Refused {
+    fn encode(
+        &self,
+        encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
+    ) -> Result<(), fmt::Error> {
+        let text = match self {
+            Self::Handshake => "handshake",
+            Self::NoToken => "no_token",
+            Self::WrongToken => "wrong_token",
+        };
+        EncodeLabelValue::encode(&text, encoder)
+    }
+}
+
+impl EncodeLabelValue for Signing {
+    fn encode(
+        &self,
+        encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
+    ) -> Result<(), fmt::Error> {
+        let text = match self {
+            Self::Signed => "signed",
+            Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::Failed => "failed",
+        };
+        EncodeLabelValue::encode(&text, encoder)
+    }
+}

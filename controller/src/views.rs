@@ -1,0 +1,270 @@
+//! The state that agents are to have, and what changed since any moment.
+//!
+//! Every change gets the next number. Whoever streams to an agent remembers one number, and asks
+//! for what changed after it: however slow it is, what waits for it is never more than the state
+//! itself, and an object that changed ten times meanwhile is sent once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::watch;
+use weft_core::{Name, ObjectName};
+use weft_proto::{Key, Resource, v1};
+
+/// The state for all agents. Written by the index, read by streams.
+#[derive(Debug)]
+pub struct Views {
+    state: RwLock<State>,
+    changed: watch::Sender<u64>,
+}
+
+/// Which agents a resource is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Audience {
+    /// All of them.
+    All,
+    /// That of this node.
+    Node(Name),
+}
+
+/// Changes of the state: whose, and of what; none: it is gone.
+pub type Changes = BTreeMap<(Audience, Key), Option<Resource>>;
+
+/// What an agent lacks.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// Resources that are new or different.
+    pub changed: Vec<Arc<v1::Resource>>,
+    /// Resources that are gone.
+    pub removed: Vec<Key>,
+    /// Up to where this goes.
+    pub upto: u64,
+}
+
+/// The moment asked about is too long ago: what is gone since is not known any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too far behind: removals since are not remembered any more")]
+pub struct TooFarBehind;
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the last change.
+    last: u64,
+    /// Whether the source has told everything once.
+    complete: bool,
+    all: Layer,
+    nodes: HashMap<Name, Layer>,
+    /// Per node, the service accounts of its meshed pods, by number of pods.
+    accounts: HashMap<Name, HashMap<ObjectName, usize>>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    entries: HashMap<Key, Entry>,
+    /// Entries by the number of their last change.
+    log: BTreeMap<u64, Key>,
+    /// Numbers of the entries that stand for something gone, a part of `log`.
+    gone: BTreeMap<u64, ()>,
+    /// What was gone at this number or before is forgotten.
+    forgotten: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    resource: Option<Arc<v1::Resource>>,
+}
+
+/// How many removals per layer are remembered for streams that are behind.
+const REMEMBERED_REMOVALS: usize = 65_536;
+
+impl Default for Views {
+    fn default() -> Self {
+        Self {
+            state: RwLock::default(),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Views {
+    /// Applies changes as one. What is no change disappears here.
+    pub fn apply(&self, changes: Changes) {
+        let mut state = self.write();
+        for ((audience, key), resource) in changes {
+            let State {
+                last, all, nodes, ..
+            } = &mut *state;
+            let layer = match audience {
+                Audience::All => all,
+                Audience::Node(node) => nodes.entry(node).or_default(),
+            };
+            layer.put(last, key, resource);
+        }
+        let last = state.last;
+        drop(state);
+        self.announce(last);
+    }
+
+    /// Says that the source has told everything once: from now on agents may be served.
+    pub fn set_complete(&self) {
+        let mut state = self.write();
+        if state.complete {
+            return;
+        }
+        state.complete = true;
+        // Counts as a change, to wake those who wait for it.
+        state.last += 1;
+        let last = state.last;
+        drop(state);
+        self.announce(last);
+    }
+
+    /// Whether the state is complete.
+    pub fn is_complete(&self) -> bool {
+        self.read().complete
+    }
+
+    /// The number of the last change; changes whenever there is something to ask for.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// What changed for a node's agent after a moment.
+    ///
+    /// # Errors
+    /// The moment is too long ago; compare with what the agent holds instead.
+    pub fn since(&self, node: &Name, moment: u64) -> Result<Difference, TooFarBehind> {
+        let state = self.read();
+        let mut difference = Difference {
+            upto: state.last,
+            ..Difference::default()
+        };
+        for layer in state.layers(node) {
+            if moment < layer.forgotten {
+                return Err(TooFarBehind);
+            }
+            for key in layer.log.range(moment + 1..).map(|(_, key)| key) {
+                match layer.entries.get(key).and_then(|it| it.resource.as_ref()) {
+                    Some(resource) => difference.changed.push(resource.clone()),
+                    None => difference.removed.push(key.clone()),
+                }
+            }
+        }
+        Ok(difference)
+    }
+
+    /// What an agent lacks that holds these versions.
+    pub fn beyond(&self, node: &Name, held: HashMap<Key, u64>) -> Difference {
+        let state = self.read();
+        let mut held = held;
+        let mut changed = vec![];
+        for layer in state.layers(node) {
+            for (key, entry) in &layer.entries {
+                let Some(resource) = &entry.resource else {
+                    continue;
+                };
+                if held.remove(key) != Some(resource.version) {
+                    changed.push(resource.clone());
+                }
+            }
+        }
+        Difference {
+            changed,
+            removed: held.into_keys().collect(),
+            upto: state.last,
+        }
+    }
+
+    /// Counts pods of a service account on a node; certificates are signed while there are any.
+    pub fn count_account(&self, node: &Name, account: &ObjectName, difference: isize) {
+        let mut state = self.write();
+        let accounts = state.accounts.entry(node.clone()).or_default();
+        let count = accounts.entry(account.clone()).or_default();
+        *count = count.saturating_add_signed(difference);
+        if *count == 0 {
+            accounts.remove(account);
+        }
+        if accounts.is_empty() {
+            state.accounts.remove(node);
+        }
+    }
+
+    /// Whether a meshed pod of a service account runs on a node.
+    pub fn runs(&self, node: &Name, account: &ObjectName) -> bool {
+        let state = self.read();
+        let accounts = state.accounts.get(node);
+        accounts.is_some_and(|it| it.contains_key(account))
+    }
+
+    /// How many resources there are per kind of audience: for all, and for single nodes.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.read();
+        let nodes = state.nodes.values().map(Layer::present).sum();
+        (state.all.present(), nodes)
+    }
+
+    fn announce(&self, last: u64) {
+        self.changed.send_if_modified(|seen| {
+            let newer = *seen < last;
+            *seen = (*seen).max(last);
+            newer
+        });
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        // A panic within `apply` could leave a batch half-applied, each entry whole: still the
+        // best knowledge there is, and the next batch continues from it.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn layers(&self, node: &Name) -> impl Iterator<Item = &Layer> {
+        std::iter::once(&self.all).chain(self.nodes.get(node))
+    }
+}
+
+impl Layer {
+    fn put(&mut self, last: &mut u64, key: Key, resource: Option<Resource>) {
+        let resource = resource.map(|it| Arc::new(v1::Resource::from(it)));
+        let version = resource.as_ref().map(|it| it.version);
+        let before = self.entries.get(&key);
+        let version_before = before.and_then(|it| it.resource.as_ref().map(|it| it.version));
+        if version == version_before {
+            return;
+        }
+        if let Some(before) = before {
+            self.log.remove(&before.number);
+            self.gone.remove(&before.number);
+        }
+        *last += 1;
+        if resource.is_none() {
+            self.gone.insert(*last, ());
+        }
+        self.log.insert(*last, key.clone());
+        let number = *last;
+        self.entries.insert(key, Entry { number, resource });
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        while self.gone.len() > REMEMBERED_REMOVALS {
+            let Some((number, ())) = self.gone.pop_first() else {
+                return;
+            };
+            self.forgotten = number;
+            if let Some(key) = self.log.remove(&number) {
+                self.entries.remove(&key);
+            }
+        }
+    }
+
+    fn present(&self) -> usize {
+        self.entries.len() - self.gone.len()
+    }
+}
