@@ -4,8 +4,9 @@
 //! A connection's life reads top to bottom through the modules: accepted in a pod's namespace
 //! ([`node`]) → classified and decided ([`discovery`], [`proxy`]) → connected, through a tunnel with
 //! the workload's own certificate ([`identity`]), in the process, or plainly → copied → accounted
-//! ([`telemetry`]). No stage reaches back.
+//! ([`telemetry`]). No stage reaches back. [`run`] puts the parts together.
 
+pub mod admin;
 pub mod balance;
 pub mod bpf;
 pub mod config;
@@ -15,4 +16,6 @@ pub mod log;
 pub mod netns;
 pub mod node;
 pub mod proxy;
+pub mod run;
+pub mod sources;
 pub mod telemetry;

@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,21 +21,35 @@ use tracing::{debug, warn};
 use super::Admin;
 use super::routes::{Surface, answer};
 
-/// Serves what `accept` yields until `stop`.
-pub(super) async fn serve<S>(
-    accept: impl AsyncFn() -> io::Result<S>,
+/// Where connections come from: the port or the socket.
+pub(super) trait Accept {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        TcpListener::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
+/// Serves what `listener` accepts until `stop`.
+pub(super) async fn serve<A: Accept>(
+    listener: A,
     surface: Surface,
     admin: Arc<Admin>,
     stop: CancellationToken,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // The semaphore is never closed.
         let permit = Arc::clone(&connections).acquire_owned().await;
         let accepted = tokio::select! {
-            accepted = accept() => accepted,
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {

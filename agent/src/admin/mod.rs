@@ -44,8 +44,7 @@ pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// Serves `/metrics`, `/live` and `/ready` until `stop`.
 pub async fn serve_port(admin: Arc<Admin>, listener: TcpListener, stop: CancellationToken) {
-    let accept = async || listener.accept().await.map(|(stream, _)| stream);
-    http::serve(accept, Surface::Port, admin, stop).await;
+    http::serve(listener, Surface::Port, admin, stop).await;
 }
 
 /// Serves `/config_dump` and `/log_level` at `path` until `stop`, then removes the socket. A socket
@@ -59,10 +58,7 @@ pub fn serve_socket(
     stop: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     let socket = socket::Socket::open(path)?;
-    Ok(async move {
-        let accept = async || socket.accept().await;
-        http::serve(accept, Surface::Socket, admin, stop).await;
-    })
+    Ok(http::serve(socket, Surface::Socket, admin, stop))
 }
 
 #[cfg(test)]

@@ -54,7 +54,9 @@ pub fn readiness(facts: &Facts) -> Readiness {
     let mut reasons = Vec::new();
     let mut warnings = Vec::new();
     let because = |error: &Option<String>| {
-        error.as_ref().map_or(String::new(), |error| format!(": {error}"))
+        error
+            .as_ref()
+            .map_or(String::new(), |error| format!(": {error}"))
     };
     if !facts.complete {
         let error = because(&facts.last_error);
@@ -68,7 +70,9 @@ pub fn readiness(facts: &Facts) -> Readiness {
     }
     if facts.rejected > 0 {
         let rejected = facts.rejected;
-        warnings.push(format!("{rejected} resources were rejected; see config_dump"));
+        warnings.push(format!(
+            "{rejected} resources were rejected; see config_dump"
+        ));
     }
     for (pod, reason) in &facts.waiting {
         reasons.push(format!("pod {pod} is not enrolled{}", because(reason)));

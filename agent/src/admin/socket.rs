@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::http::Accept;
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
@@ -51,9 +52,13 @@ impl Socket {
             file,
         })
     }
+}
+
+impl Accept for Socket {
+    type Stream = UnixStream;
 
     /// The next connection of root, or of the agent's own user where that is another.
-    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+    async fn accept(&self) -> io::Result<UnixStream> {
         loop {
             let (stream, _) = self.listener.accept().await?;
             let uid = stream.peer_cred()?.uid();

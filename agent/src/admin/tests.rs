@@ -78,7 +78,9 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> 
         let _ = stream.read_to_end(&mut response).await;
         String::from_utf8(response).expect("text")
     };
-    timeout(Duration::from_secs(10), exchange).await.expect("in time")
+    timeout(Duration::from_secs(10), exchange)
+        .await
+        .expect("in time")
 }
 
 fn get(path: &str) -> String {
@@ -142,13 +144,12 @@ async fn what_is_too_large_is_refused() {
     let world = World::new();
     let address = world.port().await;
     let _serving = world.serve_socket(&world.stop);
-    let header = format!(
-        "GET /live HTTP/1.1\r\nx: {}\r\n\r\n",
-        "x".repeat(64 * 1024)
-    );
+    let header = format!("GET /live HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024));
     let stream = TcpStream::connect(address).await.expect("connects");
     assert_ne!(status(&ask(stream, &header).await), "200");
-    let body = world.ask_socket(&put("/log_level", &"x".repeat(8192))).await;
+    let body = world
+        .ask_socket(&put("/log_level", &"x".repeat(8192)))
+        .await;
     assert_ne!(status(&body), "200");
     assert_eq!((world.admin.log_level)(), "info");
 }
@@ -160,7 +161,11 @@ async fn the_socket_dumps_and_sets_the_log_level() {
     for (request, expected, content) in [
         (get("/config_dump"), "200", "\"pods\": []"),
         (get("/log_level"), "200", "info"),
-        (put("/log_level", "weft_agent=debug\n"), "200", "weft_agent=debug"),
+        (
+            put("/log_level", "weft_agent=debug\n"),
+            "200",
+            "weft_agent=debug",
+        ),
         (put("/log_level", "nonsense"), "400", "no filter"),
         (put("/log_level", ""), "400", ""),
         (get("/log_level"), "200", "weft_agent=debug"),
@@ -183,7 +188,10 @@ async fn the_socket_is_private_and_its_file_is_replaced_safely() {
     drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
     let first_stop = CancellationToken::new();
     let first = world.serve_socket(&first_stop);
-    let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+    let mode = std::fs::metadata(&path)
+        .expect("there")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(status(&world.ask_socket(&get("/config_dump")).await), "200");
     // The next agent takes its place while it drains, and stays when it goes.

@@ -9,9 +9,11 @@
 //! Removals come before additions, so that a reused address or namespace never meets its
 //! predecessor's entries.
 
+mod enroll;
 mod listen;
 mod pods;
 
+pub use enroll::run;
 pub use pods::{LocalPod, Pods, Waiting};
 
 use weft_core::WorkloadId;

@@ -1,0 +1,268 @@
+//! Makes the pods that are enrolled those that are wanted.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use weft_core::{NodePod, Workload, WorkloadId};
+
+use super::{EnrollError, LocalPod, listen};
+use crate::bpf::{ListenerRole, PodEntry};
+use crate::netns::Netns;
+use crate::proxy::{self, Context};
+
+/// Keeps the node's pods enrolled until `stop`; then closes their listeners and returns. The kernel
+/// programs stay attached: what connects while no agent is there is refused.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let mut node = Node {
+        host_cookie: Netns::current().and_then(|netns| netns.cookie()).ok(),
+        context,
+        enrolled: HashMap::new(),
+        adopted: false,
+        draining: JoinSet::new(),
+    };
+    let mut changes = node.context.store.changes();
+    let mut tick = tokio::time::interval(RECHECK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        node.reconcile();
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = tick.tick() => {}
+            changed = changes.changed() => if changed.is_err() { break },
+            Some(_) = node.draining.join_next() => {}
+        }
+    }
+    for entry in node.enrolled.values() {
+        entry.pod.stop_accepting.cancel();
+    }
+}
+
+struct Node {
+    context: Arc<Context>,
+    /// Cookie of the agent's own namespace.
+    host_cookie: Option<u64>,
+    enrolled: HashMap<WorkloadId, Entry>,
+    /// Whether what a previous agent left has been looked through.
+    adopted: bool,
+    draining: JoinSet<()>,
+}
+
+struct Entry {
+    pod: Arc<LocalPod>,
+    description: Arc<NodePod>,
+    record: Arc<Workload>,
+}
+
+impl Node {
+    /// Makes what is enrolled what is wanted, as far as possible now.
+    fn reconcile(&mut self) {
+        let wanted = self.context.store.node_pods();
+        self.remove_unwanted(&wanted);
+        let mut waiting = Vec::new();
+        for description in wanted {
+            if let Err(error) = self.ensure(&description) {
+                waiting.push((description.id.clone(), error));
+            }
+        }
+        self.adopt();
+        self.publish(waiting);
+    }
+
+    /// Lets go of pods that are no longer described, came back as somebody else, or whose
+    /// namespace is gone.
+    fn remove_unwanted(&mut self, wanted: &[Arc<NodePod>]) {
+        let wanted: HashMap<_, _> = wanted.iter().map(|it| (&it.id, it)).collect();
+        let mut gone = Vec::new();
+        for (id, entry) in &self.enrolled {
+            let described = wanted.get(id);
+            let record = self.context.store.workload(id);
+            let same = described.is_some_and(|it| it.uid == entry.pod.uid)
+                && record.is_some_and(|it| it.identity() == Some(&entry.pod.identity));
+            let exists = match described.and_then(|it| it.netns.as_deref()) {
+                Some(path) => Netns::open(path)
+                    .and_then(|netns| netns.inode())
+                    .is_ok_and(|inode| inode == entry.pod.netns_inode),
+                None => false,
+            };
+            if !same || !exists {
+                let why = if same {
+                    "namespace is gone"
+                } else {
+                    "no longer wanted"
+                };
+                gone.push((id.clone(), why, exists));
+            }
+        }
+        for (id, why, exists) in gone {
+            if let Some(entry) = self.enrolled.remove(&id) {
+                tracing::info!(pod = %id, uid = entry.pod.uid, why, "pod leaves the mesh");
+                self.release(entry, exists);
+            }
+        }
+    }
+
+    /// Takes a pod out of the kernel's maps, then lets its flows finish if it still lives.
+    fn release(&mut self, entry: Entry, alive: bool) {
+        let pod = entry.pod;
+        if let Err(error) = self.context.bpf.unenroll(pod.cookie) {
+            tracing::error!(pod = %pod.id, %error, "removing the pod from the kernel's maps");
+        }
+        pod.stop_accepting.cancel();
+        let grace = if alive {
+            self.context.config.drain_deadline
+        } else {
+            Duration::ZERO
+        };
+        let telemetry = Arc::clone(&self.context.telemetry);
+        self.draining.spawn(async move {
+            pod.finish_flows(grace).await;
+            telemetry.forget_pod(&pod.id);
+        });
+    }
+
+    /// Enrolls a pod, or brings an enrolled one up to date.
+    fn ensure(&mut self, description: &Arc<NodePod>) -> Result<(), EnrollError> {
+        let record = self.context.store.workload(&description.id);
+        let record = record.ok_or(EnrollError::NoRecord)?;
+        let Some(entry) = self.enrolled.get_mut(&description.id) else {
+            let entry = self.enroll(description, record)?;
+            self.enrolled.insert(description.id.clone(), entry);
+            return Ok(());
+        };
+        if entry.description == *description && entry.record == record {
+            return Ok(());
+        }
+        self.context.bpf.update(&PodEntry {
+            cookie: entry.pod.cookie,
+            addresses: record.addresses.clone(),
+            probe_ports: description.probe_ports.clone(),
+        })?;
+        entry.pod.record.store(Arc::clone(&record));
+        entry.record = record;
+        entry.description = Arc::clone(description);
+        Ok(())
+    }
+
+    fn enroll(
+        &self,
+        description: &Arc<NodePod>,
+        record: Arc<Workload>,
+    ) -> Result<Entry, EnrollError> {
+        let identity = record.identity().ok_or(EnrollError::NoRecord)?.clone();
+        let path = description
+            .netns
+            .as_deref()
+            .ok_or(EnrollError::NetnsUnknown)?;
+        let (netns, cookie, netns_inode) = open_netns(path)?;
+        if Some(cookie) == self.host_cookie {
+            return Err(EnrollError::HostNetns);
+        }
+        if let Some(other) = self.enrolled.values().find(|it| it.pod.cookie == cookie) {
+            return Err(EnrollError::NetnsShared(other.pod.id.clone()));
+        }
+        let [outbound, tunnel, plaintext] = listen::open(&netns).map_err(EnrollError::Listen)?;
+        let listeners = [
+            (ListenerRole::Outbound, outbound.as_fd()),
+            (ListenerRole::Tunnel, tunnel.as_fd()),
+            (ListenerRole::Plaintext, plaintext.as_fd()),
+        ];
+        let entry = PodEntry {
+            cookie,
+            addresses: record.addresses.clone(),
+            probe_ports: description.probe_ports.clone(),
+        };
+        let pod = Arc::new(LocalPod::new(
+            description,
+            &record,
+            identity,
+            cookie,
+            netns,
+            netns_inode,
+        ));
+        self.context
+            .bpf
+            .enroll(&entry, pod.netns.as_fd(), listeners)?;
+        self.serve(&pod, outbound, tunnel, plaintext)?;
+        tracing::info!(pod = %pod.id, uid = pod.uid, identity = %pod.identity, cookie, "pod joins the mesh");
+        Ok(Entry {
+            pod,
+            description: Arc::clone(description),
+            record,
+        })
+    }
+
+    /// Hands the listeners to the proxy.
+    fn serve(
+        &self,
+        pod: &Arc<LocalPod>,
+        outbound: std::net::TcpListener,
+        tunnel: std::net::TcpListener,
+        plaintext: std::net::TcpListener,
+    ) -> Result<(), EnrollError> {
+        let outbound = TcpListener::from_std(outbound).map_err(EnrollError::Listen)?;
+        let tunnel = TcpListener::from_std(tunnel).map_err(EnrollError::Listen)?;
+        let plaintext = TcpListener::from_std(plaintext).map_err(EnrollError::Listen)?;
+        let parts = || (Arc::clone(&self.context), Arc::clone(pod));
+        let (context, it) = parts();
+        tokio::spawn(proxy::outbound::serve(context, it, outbound));
+        let (context, it) = parts();
+        tokio::spawn(proxy::inbound::serve_tunnel(context, it, tunnel));
+        let (context, it) = parts();
+        tokio::spawn(proxy::inbound::serve_plaintext(context, it, plaintext));
+        Ok(())
+    }
+
+    /// Removes what a previous agent enrolled and nobody wants, once everything is known.
+    fn adopt(&mut self) {
+        if self.adopted || !self.context.store.is_complete() {
+            return;
+        }
+        let ours: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
+        match self.context.bpf.enrolled() {
+            Ok(cookies) => {
+                for cookie in cookies.into_iter().filter(|it| !ours.contains(it)) {
+                    tracing::info!(cookie, "removing a pod that a previous agent left");
+                    if let Err(error) = self.context.bpf.unenroll(cookie) {
+                        tracing::error!(cookie, %error, "removing a pod that a previous agent left");
+                    }
+                }
+                self.adopted = true;
+            }
+            Err(error) => tracing::error!(%error, "listing what a previous agent left"),
+        }
+    }
+
+    /// Makes the present state visible to the proxy, to the certificates and to readiness.
+    fn publish(&self, waiting: Vec<(WorkloadId, EnrollError)>) {
+        let identities: BTreeSet<_> = self
+            .enrolled
+            .values()
+            .map(|it| it.pod.identity.clone())
+            .collect();
+        self.context.identities.want(&identities);
+        let pods = self.enrolled.values().map(|it| Arc::clone(&it.pod));
+        self.context.pods.publish(pods, waiting);
+    }
+}
+
+fn open_netns(path: &Path) -> Result<(Netns, u64, u64), EnrollError> {
+    let open = || {
+        let netns = Netns::open(path)?;
+        let cookie = netns.cookie()?;
+        let inode = netns.inode()?;
+        Ok((netns, cookie, inode))
+    };
+    open().map_err(|error| EnrollError::Netns {
+        path: path.display().to_string(),
+        error,
+    })
+}
+
+/// How often namespaces are checked and waiting pods are tried again.
+const RECHECK: Duration = Duration::from_secs(1);

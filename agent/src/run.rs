@@ -1,0 +1,180 @@
+//! Puts the agent's parts together, and takes them apart in order.
+//!
+//! Start: the kernel programs first, so that whoever connects is refused rather than unprotected;
+//! then the control stream, certificates and pods as they become known. Stop (SIGTERM, SIGINT):
+//! listeners close, flows may finish until the deadline, what is left is reset. The programs stay
+//! pinned: until the next agent is there, connections of meshed pods are refused.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin, Views};
+use crate::bpf::{self, Bpf, BpfConfig};
+use crate::config::{Config, KernelConfig};
+use crate::discovery::{ControlStream, Controller, ControllerConfig, Store};
+use crate::identity::{ControllerSigner, Identities};
+use crate::log::{self, LogControl};
+use crate::node::{self, Pods};
+use crate::proxy::{Context, ProxyConfig};
+use crate::sources;
+use crate::telemetry::Telemetry;
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// What keeps it from starting, with what to do about it.
+pub fn run(config: Config) -> Result<()> {
+    let log = log::init(&config.log_level, config.log_format)?;
+    raise_descriptor_limit();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(Box::pin(serve(config, log)))
+}
+
+/// Removes an instance's kernel programs and maps.
+///
+/// # Errors
+/// What could not be removed.
+pub fn uninstall(config: &KernelConfig) -> Result<()> {
+    let pins = kernel(config)?.pin_root;
+    Bpf::uninstall(&pins).with_context(|| format!("removing {}", pins.display()))
+}
+
+async fn serve(config: Config, log: LogControl) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
+    let kernel = kernel(&config.kernel)?;
+    let bpf = Bpf::open(&kernel).context("installing the kernel programs")?;
+    let hooks = bpf.verify().context("checking the kernel programs")?;
+    tracing::info!(pins = %kernel.pin_root.display(), ?hooks, "kernel programs are in place");
+
+    let store = Store::new();
+    let controller = Arc::new(Controller::new(ControllerConfig {
+        url: config.controller.address.to_string(),
+        name: config.controller.name.clone(),
+        trust_bundle: config.controller.trust_bundle.clone(),
+        join_token: config.controller.join_token_file.clone(),
+    })?);
+    let node = config.node.clone();
+    let (stream, discovery) = ControlStream::new(Arc::clone(&controller), Arc::clone(&store), node);
+    let signer = Arc::new(ControllerSigner::new(controller));
+    let identities = Identities::new(signer, Arc::clone(&store));
+    let telemetry = Telemetry::new();
+    let context = Context::start(
+        Arc::new(bpf),
+        store,
+        discovery,
+        Arc::clone(&identities),
+        telemetry,
+        Arc::new(Pods::default()),
+        proxy_config(&config),
+    );
+    sources::add_all(&context.telemetry, &context);
+
+    let stop_pods = CancellationToken::new();
+    let stop = CancellationToken::new();
+    let mut parts = JoinSet::new();
+    serve_admin(&config, &context, log, &stop, &mut parts).await?;
+    parts.spawn(stream.run(stop.clone()));
+    parts.spawn(identities.run(stop.clone()));
+    let pods = tokio::spawn(node::run(Arc::clone(&context), stop_pods.clone()));
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+    }
+    stop_pods.cancel();
+    pods.await.context("stopping the node's pods")?;
+    drain(&context).await;
+    stop.cancel();
+    while let Some(ended) = parts.join_next().await {
+        ended.context("stopping a part of the agent")?;
+    }
+    tracing::info!("drained; connections of meshed pods are refused until the next agent starts");
+    Ok(())
+}
+
+/// Opens the admin port and the admin socket.
+async fn serve_admin(
+    config: &Config,
+    context: &Arc<Context>,
+    log: LogControl,
+    stop: &CancellationToken,
+    parts: &mut JoinSet<()>,
+) -> Result<()> {
+    let views = Views {
+        store: Arc::clone(&context.store),
+        discovery: context.discovery.clone(),
+        identities: Arc::clone(&context.identities),
+        pods: Arc::clone(&context.pods),
+    };
+    let telemetry = Arc::clone(&context.telemetry);
+    let (readiness, filter) = (views.clone(), log.clone());
+    let admin = Arc::new(Admin {
+        metrics: Box::new(move || telemetry.encode()),
+        readiness: Box::new(move || readiness.readiness()),
+        dump: Box::new(move || views.dump()),
+        log_level: Box::new(move || filter.filter()),
+        set_log_level: Box::new(move |filter| log.set(filter).map_err(|it| format!("{it:#}"))),
+    });
+    let listener = TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("listening on {} (--admin)", config.admin))?;
+    let socket = &config.admin_socket;
+    if let Some(parent) = socket.parent() {
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("making {} (--admin-socket)", parent.display()))?;
+    }
+    let on_socket = admin::serve_socket(Arc::clone(&admin), socket, stop.clone())
+        .with_context(|| format!("listening on {} (--admin-socket)", socket.display()))?;
+    parts.spawn(on_socket);
+    parts.spawn(admin::serve_port(admin, listener, stop.clone()));
+    Ok(())
+}
+
+/// Lets the flows of all pods finish until the deadline, and resets the rest.
+async fn drain(context: &Context) {
+    let mut pods = JoinSet::new();
+    for pod in context.pods.all() {
+        let deadline = context.config.drain_deadline;
+        pods.spawn(async move { pod.finish_flows(deadline).await });
+    }
+    while pods.join_next().await.is_some() {}
+}
+
+fn proxy_config(config: &Config) -> ProxyConfig {
+    ProxyConfig {
+        drain_deadline: config.drain_deadline,
+        max_flows_per_pod: config.max_flows_per_pod,
+        ..ProxyConfig::default()
+    }
+}
+
+fn kernel(config: &KernelConfig) -> Result<BpfConfig> {
+    let bpffs = bpf::bpffs(config.bpffs.as_deref()).context("finding the BPF file system")?;
+    Ok(BpfConfig {
+        pin_root: bpffs.join("weft").join(config.instance.as_str()),
+        cgroup: config.cgroup.clone(),
+        kubelet_cgroup: config.kubelet_cgroup.clone(),
+        max_pending: config.max_pending,
+        pending_quota: config.pending_quota,
+        log: config.bpf_log,
+    })
+}
+
+/// Every flow needs at least two descriptors: takes all that the hard limit gives.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            tracing::warn!(soft, hard, %error, "the limit of descriptors stays as it is");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What the agent's parts hold anyway, as metrics: asked at each scrape, counted nowhere twice.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::bpf::Bpf;
+use crate::discovery::Discovery;
+use crate::identity::{CertificateState, Identities};
+use crate::node::Pods;
+use crate::proxy::Context;
+use crate::telemetry::{Kind, Samples, Source, Telemetry};
+
+/// Adds all of the agent's parts to its metrics.
+pub fn add_all(telemetry: &Telemetry, context: &Arc<Context>) {
+    let pods = Arc::clone(&context.pods);
+    telemetry.add_source(Arc::new(Kernel {
+        bpf: Arc::clone(&context.bpf),
+        pods: Arc::clone(&pods),
+    }));
+    telemetry.add_source(Arc::new(Enrolled(pods)));
+    telemetry.add_source(Arc::new(Certificates(Arc::clone(&context.identities))));
+    telemetry.add_source(Arc::new(ControlStream(context.discovery.clone())));
+}
+
+#[derive(Debug)]
+struct Kernel {
+    bpf: Arc<Bpf>,
+    pods: Arc<Pods>,
+}
+
+impl Source for Kernel {
+    fn collect(&self, samples: &mut Samples) {
+        if let Ok(counters) = self.bpf.counters() {
+            for (reason, count) in counters {
+                let labels = vec![("reason", reason.label().to_owned())];
+                let help = "Connections that the kernel programs refused, by reason";
+                samples.add(
+                    Kind::Counter,
+                    "weft_kernel_refused",
+                    help,
+                    labels,
+                    count as f64,
+                );
+            }
+        }
+        if let Ok(maps) = self.bpf.occupancy() {
+            for map in maps {
+                let labels = || vec![("map", map.map.to_string())];
+                let (entries, capacity) = (map.entries as f64, map.capacity as f64);
+                let help = "Entries in a map of the kernel programs";
+                samples.add(Kind::Gauge, "weft_map_entries", help, labels(), entries);
+                let help = "Entries that a map of the kernel programs can hold";
+                samples.add(Kind::Gauge, "weft_map_capacity", help, labels(), capacity);
+            }
+        }
+        for pod in self.pods.all() {
+            let Ok(Some(counters)) = self.bpf.pod_counters(pod.cookie) else {
+                continue;
+            };
+            let labels = || {
+                vec![
+                    ("namespace", pod.id.0.namespace.to_string()),
+                    ("pod", pod.id.0.name.to_string()),
+                ]
+            };
+            let help = "Connections of a pod that the kernel programs sent to the proxy";
+            let redirected = counters.redirected as f64;
+            samples.add(
+                Kind::Counter,
+                "weft_pod_redirected",
+                help,
+                labels(),
+                redirected,
+            );
+            let help = "Connections from or to a pod that are on their way to a listener";
+            for (direction, pending) in [
+                ("outbound", counters.pending_outbound),
+                ("inbound", counters.pending_inbound),
+            ] {
+                let mut labels = labels();
+                labels.push(("direction", direction.to_owned()));
+                samples.add(
+                    Kind::Gauge,
+                    "weft_pod_pending",
+                    help,
+                    labels,
+                    pending as f64,
+                );
+            }
+            let help = "Connections of a pod refused because its quota was used up";
+            let refused = counters.quota_refusals as f64;
+            samples.add(
+                Kind::Counter,
+                "weft_pod_quota_refused",
+                help,
+                labels(),
+                refused,
+            );
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Enrolled(Arc<Pods>);
+
+impl Source for Enrolled {
+    fn collect(&self, samples: &mut Samples) {
+        let enrolled = self.0.all().len() as f64;
+        let help = "Pods of this node that take part in the mesh";
+        samples.add(Kind::Gauge, "weft_pods_enrolled", help, vec![], enrolled);
+        let waiting = self.0.waiting().len() as f64;
+        let help = "Pods of this node that should take part and cannot yet; readiness names them";
+        samples.add(Kind::Gauge, "weft_pods_waiting", help, vec![], waiting);
+    }
+}
+
+#[derive(Debug)]
+struct Certificates(Arc<Identities>);
+
+impl Source for Certificates {
+    fn collect(&self, samples: &mut Samples) {
+        for status in self.0.status() {
+            let labels = || vec![("identity", status.identity.to_string())];
+            if let Some(not_after) = status.not_after {
+                let help = "When the certificate of an identity expires (Unix time)";
+                let name = "identity_cert_expiration_timestamp_seconds";
+                samples.add(Kind::Gauge, name, help, labels(), unix_seconds(not_after));
+            }
+            let held = status.state != CertificateState::Missing
+                && status.state != CertificateState::Expired;
+            let help = "Whether there is a valid certificate for an identity of this node's pods";
+            let held = f64::from(u8::from(held));
+            samples.add(Kind::Gauge, "weft_certificate_held", help, labels(), held);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ControlStream(Discovery);
+
+impl Source for ControlStream {
+    fn collect(&self, samples: &mut Samples) {
+        let state = self.0.state();
+        let mut add = |kind, name, help, value| samples.add(kind, name, help, vec![], value);
+        let connected = f64::from(u8::from(state.connected));
+        let help = "Whether the controller is connected";
+        add(Kind::Gauge, "weft_control_connected", help, connected);
+        if let Some(age) = state.knowledge_age() {
+            let help = "Seconds since what the agent knows was last known to be current";
+            add(
+                Kind::Gauge,
+                "weft_control_knowledge_age_seconds",
+                help,
+                age.as_secs_f64(),
+            );
+        }
+        let pushes = state.pushes as f64;
+        add(
+            Kind::Counter,
+            "weft_control_pushes",
+            "Pushes received from controllers",
+            pushes,
+        );
+        let rejections = state.rejections as f64;
+        let help = "Resources that the agent could not use";
+        add(
+            Kind::Counter,
+            "weft_control_rejected_resources",
+            help,
+            rejections,
+        );
+        let connects = state.connects as f64;
+        add(
+            Kind::Counter,
+            "weft_control_connects",
+            "Connections to controllers",
+            connects,
+        );
+        let failures = state.failures as f64;
+        let help = "Connections to controllers that failed or ended";
+        add(Kind::Counter, "weft_control_failures", help, failures);
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
