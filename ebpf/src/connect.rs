@@ -19,6 +19,7 @@ use crate::{
         set_user_address4, set_user_address6, set_user_port, sock_addr_socket, user_address4,
         user_address6, user_port,
     },
+    log::decided,
     maps::{OWN_ADDRESSES, POD_STATE, PODS, REFUSED, count},
     pending,
 };
@@ -107,6 +108,7 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     let port = user_port(ctx);
     if refused_recently(cookie, destination, port) {
         count(Reason::RecentlyRefused);
+        decided!("connect refused recently", cookie, &destination, port);
         return Verdict::To(refusing(&destination));
     }
     let kept = set_flow(
@@ -127,6 +129,7 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
         bind_source(ctx, socket, pod);
     }
     count_redirected(cookie);
+    decided!("connect redirected", cookie, &destination, port);
     Verdict::To(target(&destination, port))
 }
 

@@ -13,6 +13,7 @@
 
 pub mod connect;
 pub mod context;
+mod log;
 pub mod lookup;
 pub mod maps;
 pub mod names;

@@ -11,6 +11,7 @@ use weft_ebpf_abi::{
 
 use crate::{
     context::{read_field, sk_lookup_ends},
+    log::decided,
     maps::{LISTENERS, NETNS_COOKIE, PENDING, count},
 };
 
@@ -33,6 +34,12 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
     };
     // SAFETY: read at once.
     if let Some(found) = unsafe { PENDING.get(key) } {
+        decided!(
+            "lookup of a published connection",
+            cookie,
+            &client,
+            client_port
+        );
         return if found.kind == PendingKind::Redirect as u16 {
             assign(context, cookie, ListenerRole::Outbound)
         } else {
@@ -43,6 +50,12 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         // Redirects that could not be published must not reach an application on all addresses.
         if is_target(&server, server_port) {
             count(Reason::UnpublishedTarget);
+            decided!(
+                "lookup of an unpublished target",
+                cookie,
+                &server,
+                server_port
+            );
             return SK_DROP;
         }
         return SK_PASS;
@@ -52,6 +65,12 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         count(Reason::UnpublishedLoopback);
         return SK_DROP;
     }
+    decided!(
+        "lookup of an inbound connection",
+        cookie,
+        &client,
+        client_port
+    );
     let role = if server_port == TUNNEL_PORT {
         ListenerRole::Tunnel
     } else {

@@ -19,6 +19,7 @@ use weft_ebpf_abi::{
 use crate::{
     connect::is_own,
     context::{flow, netns_cookie, read_field, set_flow, sock_ops_ends, sock_ops_socket},
+    log::decided,
     maps::{HAS_MPTCP, PENDING, PODS, count},
     pending,
 };
@@ -195,6 +196,7 @@ fn accepted(ctx: *mut bpf_sock_ops) {
     } else {
         return;
     };
+    decided!("connection accepted", cookie, &found.address, found.port);
     let kept = set_flow(
         socket.cast(),
         Flow {
