@@ -14,7 +14,7 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_SOCK_OPS,
 };
 
-use super::error::BpfError;
+use super::{error::BpfError, log};
 
 /// The names of the pinned maps.
 pub(crate) const MAPS: [&str; 9] = [
@@ -56,6 +56,7 @@ pub(crate) struct Constants {
     pub(crate) pending_quota: i64,
     pub(crate) max_pending: u32,
     pub(crate) has_mptcp: bool,
+    pub(crate) log: bool,
 }
 
 /// What the kernel offers beyond what is required.
@@ -144,6 +145,8 @@ pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf
         .override_global("PENDING_QUOTA", &constants.pending_quota, true)
         .override_global("HAS_MPTCP", &has_mptcp, true)
         .map_max_entries("PENDING", constants.max_pending);
+    let level = log::level(constants.log);
+    loader.override_global(aya_log::LEVEL, &level, false);
     let mut ebpf = load(&mut loader, maps, object, "weft-cgroup")?;
     for (name, _) in CGROUP_PROGRAMS {
         let failed = |source| BpfError::Program {
@@ -166,10 +169,12 @@ pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf
 }
 
 /// Loads the lookup program for one network namespace.
-pub(crate) fn lookup_program(maps: &Path, cookie: u64) -> Result<Ebpf, BpfError> {
+pub(crate) fn lookup_program(maps: &Path, cookie: u64, log: bool) -> Result<Ebpf, BpfError> {
     let object = object(LOOKUP_OBJECT)?;
     let mut loader = EbpfLoader::new();
     loader.override_global("NETNS_COOKIE", &cookie, true);
+    let level = log::level(log);
+    loader.override_global(aya_log::LEVEL, &level, false);
     let mut ebpf = load(&mut loader, maps, object, "weft-lookup")?;
     let failed = |source| BpfError::Program {
         program: LOOKUP,
@@ -209,7 +214,7 @@ fn load(
     object: &[u8],
     name: &'static str,
 ) -> Result<Ebpf, BpfError> {
-    for map in MAPS {
+    for map in MAPS.into_iter().chain([log::MAP]) {
         loader.map_pin_path(map, maps.join(map));
     }
     loader.load(object).map_err(|source| BpfError::Load {

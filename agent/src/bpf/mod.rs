@@ -9,6 +9,7 @@ mod error;
 mod legacy;
 mod links;
 mod load;
+mod log;
 mod mounts;
 mod pods;
 mod sys;
@@ -62,6 +63,7 @@ pub struct Bpf {
     folder: PathBuf,
     hooks: Vec<Hook>,
     host_cookie: u64,
+    log: bool,
     tables: Tables,
     pods: Mutex<Pods>,
     legacy: Mutex<Legacy>,
@@ -134,11 +136,6 @@ impl Bpf {
     /// in place. Links to network namespaces that are gone are removed.
     pub fn open(config: &BpfConfig) -> Result<Self, BpfError> {
         let features = load::probe()?;
-        if config.log {
-            tracing::warn!(
-                "the kernel programs cannot log: build them with `cargo xtask build-ebpf --debug-log`"
-            );
-        }
         let folder = config.pin_root.join(format!("v{}", abi::SCHEMA));
         make_folders(&folder)?;
         let host_cookie = Netns::current()
@@ -152,12 +149,17 @@ impl Bpf {
             pending_quota: config.pending_quota.into(),
             max_pending: config.max_pending,
             has_mptcp: features.mptcp,
+            log: config.log,
         };
         let maps = folder.join(MAPS);
-        let programs = load::cgroup_programs(&maps, &constants)?;
+        let mut programs = load::cgroup_programs(&maps, &constants)?;
+        if config.log {
+            log::start(&mut programs)?;
+        }
         let bpf = Self {
             hooks: links::hooks(&config.cgroup, config.kubelet_cgroup.as_deref())?,
             host_cookie,
+            log: config.log,
             tables: Tables::open(&maps)?,
             pods: Mutex::default(),
             legacy: Mutex::new(Legacy::find(&config.pin_root, &folder)?),
@@ -331,7 +333,7 @@ impl Bpf {
                 self.forget_pod(cookie)?;
                 continue;
             }
-            let loaded = load::lookup_program(&self.folder.join(MAPS), cookie)?;
+            let loaded = load::lookup_program(&self.folder.join(MAPS), cookie, self.log)?;
             let program = load::descriptor(&loaded, load::LOOKUP)?;
             sys::link_update(link.as_fd(), program.as_fd()).map_err(failed)?;
         }

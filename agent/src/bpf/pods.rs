@@ -103,7 +103,7 @@ impl Bpf {
                 source,
             })?
             .ino();
-        let loaded = load::lookup_program(&self.folder.join(MAPS), cookie)?;
+        let loaded = load::lookup_program(&self.folder.join(MAPS), cookie, self.log)?;
         let program = load::descriptor(&loaded, load::LOOKUP)?;
         let attach_type = load::attach_number(BPF_SK_LOOKUP);
         links::install(
