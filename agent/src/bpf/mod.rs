@@ -165,13 +165,13 @@ impl Bpf {
             legacy: Mutex::new(Legacy::find(&config.pin_root, &folder)?),
             folder,
         };
+        *bpf.pods() = Pods::read(&bpf.tables)?;
         bpf.refresh_lookups()?;
         for hook in &bpf.hooks {
             let program = load::descriptor(&programs, hook.program)?;
             hook.install(&bpf.links(), program.as_fd())?;
         }
         bpf.remove_hooks_no_longer_wanted()?;
-        *bpf.pods() = Pods::read(&bpf.tables)?;
         bpf.legacy().finish_if_empty()?;
         Ok(bpf)
     }

@@ -1,6 +1,8 @@
 //! A pod and an agent small enough for these tests: network namespaces without names, which go away by themselves, and
 //! an instance of the kernel programs of its own, which is removed in the end.
 
+#![allow(dead_code, reason = "not every test file uses all of it")]
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -14,9 +16,9 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, unshare};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use weft_agent::{
-    bpf::{Bpf, BpfConfig, Flow, ListenerRole, PodEntry, bpffs, cgroup2_root},
+    bpf::{Bpf, BpfConfig, Flow, ListenerRole, PodEntry, Reason, bpffs, cgroup2_root},
     netns::Netns,
 };
 
@@ -34,6 +36,8 @@ pub(crate) const ELSEWHERE_V6: &str = "[2001:db8:9::9]:443";
 pub(crate) struct World {
     pub(crate) pod: Netns,
     pub(crate) cookie: u64,
+    /// Kept, so that the cable stays when the thread moves on.
+    host: Netns,
 }
 
 impl World {
@@ -66,7 +70,8 @@ impl World {
         })
         .unwrap();
         let cookie = pod.cookie().unwrap();
-        Self { pod, cookie }
+        let host = Netns::current().unwrap();
+        Self { pod, cookie, host }
     }
 
     /// Runs in the pod.
@@ -246,6 +251,39 @@ pub(crate) fn address(text: &str) -> SocketAddr {
 
 pub(crate) fn ip_address(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+pub(crate) fn connect(socket: Socket, to: SocketAddr) -> TcpStream {
+    socket
+        .connect(&to.into())
+        .unwrap_or_else(|error| panic!("{to}: {error}"));
+    socket.into()
+}
+
+/// A connect to the unspecified family disconnects.
+pub(crate) fn disconnect(socket: &Socket) {
+    // SAFETY: an all-zero address of any size is valid, and of that family.
+    let ((), nobody) = unsafe { SockAddr::try_init(|_, length| Ok(*length = 16)) }.unwrap();
+    socket.connect(&nobody).unwrap();
+}
+
+pub(crate) fn count(bpf: &Bpf, reason: Reason) -> u64 {
+    let counters = bpf.counters().unwrap();
+    counters
+        .into_iter()
+        .find(|(found, _)| *found == reason)
+        .unwrap()
+        .1
+}
+
+/// Exactly these were refused by the kernel.
+pub(crate) fn assert_refusals(meshed: &Meshed, expected: &[(Reason, u64)]) {
+    let counters = meshed.bpf.counters().unwrap();
+    let counted: Vec<_> = counters
+        .into_iter()
+        .filter(|(_, count)| *count != 0)
+        .collect();
+    assert_eq!(counted, expected);
 }
 
 fn new_netns() -> Netns {
