@@ -1,8 +1,9 @@
 //! The listeners that the agent opens inside a pod's namespace.
 //!
-//! They take ephemeral ports on a loopback address and are reached through the kernel programs
-//! only: whoever connects to such a port directly has no original destination and is refused. No
-//! address or port reuse is set, so a pod can neither join them nor take them over.
+//! They take ephemeral ports and are reached through the kernel programs. A process of the pod can
+//! connect to such a port directly, over the loopback only; what it gets there has no original
+//! destination and a loopback address as its own, and is refused. No address or port reuse is set, so
+//! a pod can neither join them nor take them over.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -16,10 +17,11 @@ pub(super) fn open(netns: &Netns) -> io::Result<[TcpListener; 3]> {
     netns.within(|| Ok([listener()?, listener()?, listener()?]))?
 }
 
-/// One listener for both families; for IPv4 alone where the namespace has no IPv6 loopback.
+/// One listener for both families; for IPv4 alone where the kernel has no IPv6. On all addresses: a
+/// socket bound to any one IPv6 address is for IPv6 only, and the kernel gives it no IPv4 connection.
 fn listener() -> io::Result<TcpListener> {
-    let dual = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
-    bind(Domain::IPV6, dual).or_else(|_| bind(Domain::IPV4, (Ipv4Addr::LOCALHOST, 0).into()))
+    let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    bind(Domain::IPV6, dual).or_else(|_| bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()))
 }
 
 fn bind(domain: Domain, address: SocketAddr) -> io::Result<TcpListener> {
