@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -381,6 +381,7 @@ async fn socket_to_tunnel(
                 .map_err(|error| Broken::socket(side, error))
         })
         .await?;
+        queue.has_room().await;
         // Room is asked for only when there is something to send: a stream that holds room it does
         // not use takes it from the others of its connection.
         let room = tokio::select! {
@@ -441,26 +442,101 @@ fn read_chunk(
 }
 
 async fn tunnel_to_socket(
-    mut receive: RecvStream,
+    receive: RecvStream,
     mut write: WriteHalf<'_>,
     side: Side,
     way: Way<'_>,
     done: &AtomicBool,
 ) -> Result<(), Broken> {
-    while let Some(chunk) = receive.data().await {
-        let chunk = chunk.map_err(|error| Broken::tunnel(side.other(), error))?;
-        write_all(&mut write, &chunk, way)
-            .await
-            .map_err(|error| Broken::socket(side, error))?;
-        // Only what the application's socket took is handed back as room to the sender.
-        receive
-            .flow_control()
-            .release_capacity(chunk.len())
-            .map_err(|error| Broken::tunnel(side.other(), error))?;
-    }
+    let mut inflow = Inflow {
+        receive,
+        kept: BytesMut::new(),
+        last_was_small: false,
+        ended: false,
+    };
+    poll_fn(|context| inflow.poll(&mut write, side, way, context)).await?;
     end_of(write.as_ref()).map_err(|error| Broken::socket(side, error))?;
     done.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// What comes out of a tunnel's stream and goes into a socket.
+struct Inflow {
+    receive: RecvStream,
+    /// Received, and not yet taken by the socket. Never more than the stream's window, as room is
+    /// given back to the sender only for what the socket took.
+    kept: BytesMut,
+    last_was_small: bool,
+    ended: bool,
+}
+
+impl Inflow {
+    /// Passes on until the sender ended and everything is written.
+    ///
+    /// While the socket has no room, small frames are put together here instead of being left in
+    /// HTTP/2's queue: there each costs many times its size, and too many of them end the whole
+    /// connection.
+    fn poll(
+        &mut self,
+        write: &mut WriteHalf<'_>,
+        side: Side,
+        way: Way<'_>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if !self.kept.is_empty() {
+                let count = self.write(None, write, side, way, context)?;
+                self.kept.advance(count);
+                if self.kept.is_empty() {
+                    self.kept = BytesMut::new();
+                } else if self.ended || !self.last_was_small {
+                    return Poll::Pending;
+                }
+            }
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(self.receive.poll_data(context)) {
+                None => self.ended = true,
+                Some(Err(error)) => return Poll::Ready(Err(Broken::tunnel(side.other(), error))),
+                Some(Ok(chunk)) => {
+                    self.last_was_small = chunk.len() < SMALL_FRAME_BYTES;
+                    let mut passed = 0;
+                    if self.kept.is_empty() {
+                        passed = self.write(Some(&chunk), write, side, way, context)?;
+                    }
+                    self.kept.extend_from_slice(&chunk[passed..]);
+                }
+            }
+        }
+    }
+
+    /// Writes a chunk, or what is kept, as far as the socket takes it at once, and gives as much
+    /// room back to the sender.
+    fn write(
+        &mut self,
+        chunk: Option<&[u8]>,
+        write: &mut WriteHalf<'_>,
+        side: Side,
+        way: Way<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<usize, Broken> {
+        let bytes = chunk.unwrap_or(&self.kept);
+        let mut passed = 0;
+        while passed < bytes.len() {
+            match Pin::new(&mut *write).poll_write(context, &bytes[passed..]) {
+                Poll::Ready(Ok(count)) => passed += count,
+                Poll::Ready(Err(error)) => return Err(Broken::socket(side, error)),
+                Poll::Pending => break,
+            }
+        }
+        way.add(passed);
+        self.receive
+            .flow_control()
+            .release_capacity(passed)
+            .map_err(|error| Broken::tunnel(side.other(), error))?;
+        Ok(passed)
+    }
 }
 
 /// Waits until the stream may send, and says how much.
@@ -569,6 +645,8 @@ pub const LARGEST_READ_BYTES: usize = 256 * 1024;
 const SMALLEST_READ_BYTES: usize = 4 * 1024;
 const SMALL_READ_BYTES: usize = 8 * 1024;
 const POOR_READS_TO_SHRINK: u8 = 4;
+/// Frames below this are worth copying when the socket has no room.
+const SMALL_FRAME_BYTES: usize = 1024;
 /// How long a reset may wait for the bytes that were sent before it.
 const RESET_DELAY: Duration = Duration::from_secs(1);
 

@@ -41,11 +41,26 @@ impl Queue {
 
     /// Waits until every chunk has been written, or thrown away. For one task at a time.
     pub async fn empty(&self) {
+        self.at_most(0).await;
+    }
+
+    /// Waits while so many chunks are queued that small ones would cost far more than their bytes.
+    /// What the application sends meanwhile becomes one larger chunk. For one task at a time.
+    pub async fn has_room(&self) {
+        self.at_most(MOST_CHUNKS).await;
+    }
+
+    async fn at_most(&self, count: usize) {
+        let is_reached = || self.0.chunks.load(Ordering::Acquire) <= count;
         poll_fn(|context| {
+            if is_reached() {
+                return Poll::Ready(());
+            }
             self.0.waiting.register(context.waker());
-            match self.0.chunks.load(Ordering::Acquire) {
-                0 => Poll::Ready(()),
-                _ => Poll::Pending,
+            if is_reached() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
             }
         })
         .await;
@@ -68,10 +83,13 @@ impl Buf for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Some(queue) = &self.queue
-            && queue.chunks.fetch_sub(1, Ordering::Release) == 1
-        {
+        let Some(queue) = &self.queue else { return };
+        let before = queue.chunks.fetch_sub(1, Ordering::AcqRel);
+        // Crossing either of the two marks that somebody may wait for.
+        if before == 1 || before == MOST_CHUNKS + 1 {
             queue.waiting.wake();
         }
     }
 }
+
+const MOST_CHUNKS: usize = 64;

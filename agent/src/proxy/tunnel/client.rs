@@ -24,8 +24,8 @@ use weft_core::{Identity, WorkloadId};
 
 use super::chunk::Chunk;
 use super::{
-    CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_BYTES, SEND_BUFFER_BYTES, START_TIMEOUT,
-    STREAM_WINDOW_BYTES, Watch, keepalive, next_change,
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_BYTES, REMEMBERED_RESETS, SEND_BUFFER_BYTES,
+    START_TIMEOUT, STRAY_FRAMES, STREAM_WINDOW_BYTES, Watch, keepalive, next_change,
 };
 use crate::identity::Alpn;
 use crate::proxy::error::TunnelError;
@@ -319,6 +319,8 @@ where
         .max_frame_size(FRAME_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_header_list_size(HEADER_BYTES)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_local_error_reset_streams(Some(STRAY_FRAMES))
         .handshake::<I, Chunk>(io)
         .await
 }

@@ -56,6 +56,13 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 const FRAME_BYTES: u32 = 64 * 1024;
 const HEADER_BYTES: u32 = 8 * 1024;
+/// Flows that were reset before they were looked at, of those that one turn of the peer brings.
+const UNSEEN_RESETS: usize = 256;
+/// Streams that frames may still arrive for after they were reset here.
+const REMEMBERED_RESETS: usize = 1024;
+/// Frames for streams that are forgotten, over a connection's whole life. A peer of good will gets
+/// nowhere near it; one of bad will could otherwise fill the memory with answers it does not read.
+const STRAY_FRAMES: usize = 16 * 1024;
 
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);

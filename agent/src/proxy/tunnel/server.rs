@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::chunk::Chunk;
 use super::{
-    CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_BYTES, SEND_BUFFER_BYTES, START_TIMEOUT,
-    STREAM_WINDOW_BYTES, Watch, keepalive, next_change,
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_BYTES, REMEMBERED_RESETS, SEND_BUFFER_BYTES,
+    START_TIMEOUT, STRAY_FRAMES, STREAM_WINDOW_BYTES, UNSEEN_RESETS, Watch, keepalive, next_change,
 };
 use crate::proxy::error::TunnelError;
 
@@ -88,6 +88,9 @@ fn builder() -> h2::server::Builder {
         .max_frame_size(FRAME_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_header_list_size(HEADER_BYTES)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_local_error_reset_streams(Some(STRAY_FRAMES))
+        .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_concurrent_streams(STREAMS);
     builder
 }

@@ -286,6 +286,68 @@ async fn a_flow_that_does_not_read_does_not_stop_its_neighbours() {
 }
 
 #[tokio::test]
+async fn tiny_writes_to_a_reader_that_stopped_harm_nobody() {
+    let mut near = Near::new(Limits::default(), StatusCode::OK);
+    let (client, mut application, _copying) = near.flow().await;
+    let (mut neighbour, mut neighbours_application, _) = near.flow().await;
+    let writing = tokio::spawn(async move {
+        client.set_nodelay(true).expect("option");
+        let mut client = client;
+        for count in 0..120_000_u32 {
+            client
+                .write_all(&[count as u8])
+                .await
+                .expect("the connection stands");
+            tokio::task::yield_now().await;
+        }
+        client.shutdown().await.expect("closes");
+        client
+    });
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        neighbour.write_all(b"x").await.expect("writes");
+        let mut read = [0; 1];
+        soon(neighbours_application.read_exact(&mut read))
+            .await
+            .expect("reads");
+    }
+    let mut all = Vec::new();
+    soon(application.read_to_end(&mut all))
+        .await
+        .expect("reads");
+    assert_eq!(all.len(), 120_000);
+    assert!(
+        all.iter()
+            .enumerate()
+            .all(|(count, byte)| count as u8 == *byte)
+    );
+    soon(writing).await.expect("no panic");
+    assert_eq!(near.dials(), 1);
+}
+
+#[tokio::test]
+async fn a_thousand_resets_leave_the_tunnel_as_it_is() {
+    let mut near = Near::new(Limits::default(), StatusCode::OK);
+    let (mut neighbour, mut neighbours_application, _copying) = near.flow().await;
+    for _ in 0..40 {
+        let mut flows = Vec::new();
+        for _ in 0..50 {
+            flows.push(near.flow().await);
+        }
+        for (client, mut application, _) in flows {
+            application.write_all(&[1; 1000]).await.expect("writes");
+            reset(client);
+        }
+    }
+    neighbour.write_all(b"x").await.expect("writes");
+    let mut read = [0; 1];
+    soon(neighbours_application.read_exact(&mut read))
+        .await
+        .expect("reads");
+    assert_eq!(near.dials(), 1);
+}
+
+#[tokio::test]
 async fn flows_share_a_connection_up_to_its_limit() {
     let mut near = Near::new(few(2), StatusCode::OK);
     let first = near.flow().await;
