@@ -87,7 +87,9 @@ pub fn readiness(facts: &Facts) -> Readiness {
                 held += 1;
                 warnings.push(format!("the certificate of {identity} is overdue{error}"));
             }
-            CertificateState::Missing => reasons.push(format!("{identity} has none{error}")),
+            CertificateState::Missing => {
+                reasons.push(format!("{identity} has no certificate yet{error}"));
+            },
             CertificateState::Expired => {
                 reasons.push(format!("the certificate of {identity} has expired{error}"));
             }

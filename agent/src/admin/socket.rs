@@ -41,7 +41,7 @@ impl Socket {
     }
 
     fn open_in(private: &Path, path: &Path) -> io::Result<Self> {
-        let temporary = private.join("socket");
+        let temporary = private.join("s");
         let listener = UnixListener::bind(&temporary)?;
         fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
         let file = identify(&temporary)?;
@@ -85,7 +85,8 @@ fn private_directory(path: &Path) -> io::Result<PathBuf> {
         _ => Path::new("."),
     };
     fs::create_dir_all(parent)?;
-    let name = format!(".weft-{}-{:08x}", std::process::id(), rand::random::<u32>());
+    // Short: paths of sockets have 107 bytes at most.
+    let name = format!(".weft-{:08x}", rand::random::<u32>());
     let private = parent.join(name);
     DirBuilder::new().mode(0o700).create(&private)?;
     Ok(private)

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::sharded::{Edit, Sharded};
@@ -24,7 +24,8 @@ pub(super) trait Claimant {
 /// The index, readable without a lock.
 #[derive(Debug)]
 pub(super) struct AddressIndex<V> {
-    owners: Sharded<IpAddr, Arc<V>>,
+    /// IPv4 addresses in their mapped form, which takes less room than either kind.
+    owners: Sharded<Ipv6Addr, Arc<V>>,
 }
 
 /// Claims that lost against a newer one, oldest first; the writer's own. Nearly always empty.
@@ -32,7 +33,7 @@ pub(super) type Losers<V> = HashMap<IpAddr, Vec<Arc<V>>>;
 
 /// Changes to an index, visible when published.
 pub(super) struct Claims<'a, V: Claimant> {
-    owners: Edit<'a, IpAddr, Arc<V>>,
+    owners: Edit<'a, Ipv6Addr, Arc<V>>,
     losers: &'a mut Losers<V>,
 }
 
@@ -44,7 +45,7 @@ impl<V: Claimant> AddressIndex<V> {
     }
 
     pub(super) fn owner(&self, address: IpAddr) -> Option<Arc<V>> {
-        self.owners.get(&address)
+        self.owners.get(&mapped(address)).map(|(_, owner)| owner)
     }
 
     pub(super) fn edit<'a>(&'a self, losers: &'a mut Losers<V>) -> Claims<'a, V> {
@@ -78,11 +79,12 @@ impl<V: Claimant> Claims<'_, V> {
         self.owners.publish();
     }
 
+    fn owner(&self, address: IpAddr) -> Option<Arc<V>> {
+        self.owners.get(&mapped(address)).map(|(_, owner)| owner)
+    }
+
     fn claim(&mut self, address: IpAddr, new: &Arc<V>, had: bool) {
-        let other = self
-            .owners
-            .get(&address)
-            .filter(|owner| owner.id() != new.id());
+        let other = self.owner(address).filter(|it| it.id() != new.id());
         if let Some(other) = other {
             let losers = self.losers.entry(address).or_default();
             if had && let Some(lost) = losers.iter_mut().find(|it| it.id() == new.id()) {
@@ -92,15 +94,12 @@ impl<V: Claimant> Claims<'_, V> {
             losers.retain(|it| it.id() != new.id());
             losers.push(other);
         }
-        self.owners.insert(address, Arc::clone(new));
+        self.owners.insert(mapped(address), Arc::clone(new));
     }
 
     fn release(&mut self, address: IpAddr, id: &V::Id) {
         let mut fallback = None;
-        let owns = self
-            .owners
-            .get(&address)
-            .is_some_and(|owner| owner.id() == id);
+        let owns = self.owner(address).is_some_and(|it| it.id() == id);
         if let Some(losers) = self.losers.get_mut(&address) {
             losers.retain(|it| it.id() != id);
             if owns {
@@ -112,9 +111,16 @@ impl<V: Claimant> Claims<'_, V> {
         }
         match fallback {
             _ if !owns => {}
-            Some(older) => self.owners.insert(address, older),
-            None => self.owners.remove(&address),
+            Some(older) => self.owners.insert(mapped(address), older),
+            None => self.owners.remove(&mapped(address)),
         }
+    }
+}
+
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Services, assembled from what is pushed in parts: the service, and one endpoint per backing
 //! address.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use serde_json::{Value, json};
-use weft_core::{Endpoint, EndpointPort, ObjectName, Service};
+use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, Service};
 
 use super::addresses::{AddressIndex, Claimant, Losers};
 use super::store::named;
@@ -56,8 +56,17 @@ pub(super) struct Services {
 #[derive(Default)]
 struct Parts {
     service: Option<Service>,
-    endpoints: BTreeMap<IpAddr, Box<[EndpointPort]>>,
+    /// Ordered by address.
+    endpoints: Vec<KnownEndpoint>,
     entry: Option<Arc<ServiceEntry>>,
+}
+
+struct KnownEndpoint {
+    address: IpAddr,
+    /// Shared between the endpoints of a service: nearly all have the same.
+    ports: Arc<[EndpointPort]>,
+    /// The version that it was pushed with.
+    version: u64,
 }
 
 impl ServiceEntry {
@@ -94,17 +103,45 @@ impl Services {
         }
     }
 
-    pub(super) fn put_endpoint(&mut self, endpoint: Endpoint) -> ObjectName {
+    pub(super) fn put_endpoint(&mut self, endpoint: Endpoint, version: u64) -> ObjectName {
         let name = endpoint.name;
         let parts = self.parts.entry(name.service.clone()).or_default();
+        let ports = match parts
+            .endpoints
+            .first()
+            .filter(|it| *it.ports == *endpoint.ports)
+        {
+            Some(first) => Arc::clone(&first.ports),
+            None => endpoint.ports.into(),
+        };
         let address = name.address.to_canonical();
-        parts.endpoints.insert(address, endpoint.ports.into());
+        let known = KnownEndpoint {
+            address,
+            ports,
+            version,
+        };
+        match parts.place(address) {
+            Ok(place) => parts.endpoints[place] = known,
+            Err(place) => parts.endpoints.insert(place, known),
+        }
         name.service
     }
 
+    /// All endpoints with their versions.
+    pub(super) fn endpoint_versions(&self) -> impl Iterator<Item = (EndpointName, u64)> {
+        self.parts.iter().flat_map(|(service, parts)| {
+            parts.endpoints.iter().map(|known| {
+                let (service, address) = (service.clone(), known.address);
+                (EndpointName { service, address }, known.version)
+            })
+        })
+    }
+
     pub(super) fn remove_endpoint(&mut self, service: &ObjectName, address: IpAddr) {
-        if let Some(parts) = self.parts.get_mut(service) {
-            parts.endpoints.remove(&address.to_canonical());
+        if let Some(parts) = self.parts.get_mut(service)
+            && let Ok(place) = parts.place(address.to_canonical())
+        {
+            parts.endpoints.remove(place);
         }
     }
 
@@ -147,6 +184,12 @@ impl Services {
 }
 
 impl Parts {
+    /// Where an address is, or belongs.
+    fn place(&self, address: IpAddr) -> Result<usize, usize> {
+        self.endpoints
+            .binary_search_by_key(&address, |it| it.address)
+    }
+
     fn assemble(&self) -> Option<Arc<ServiceEntry>> {
         let service = self.service.as_ref()?;
         let ports = service.ports.iter().map(|port| {
@@ -175,10 +218,13 @@ impl Parts {
     }
 
     fn targets(&self, service_port: u16) -> Vec<EndpointTarget> {
-        let targets = self.endpoints.iter().filter_map(|(address, ports)| {
-            let port = ports.iter().find(|it| it.service_port == service_port)?;
+        let targets = self.endpoints.iter().filter_map(|known| {
+            let port = known
+                .ports
+                .iter()
+                .find(|it| it.service_port == service_port)?;
             Some(EndpointTarget {
-                address: *address,
+                address: known.address,
                 port: port.target_port,
             })
         });

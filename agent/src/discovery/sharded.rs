@@ -3,6 +3,7 @@
 //! One immutable map behind an `ArcSwap` would do, were it not for 100,000 entries copied for each
 //! changed pod. With 256 parts a change copies a few hundred.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-/// The map. Readers see each part as it was before or after an [`Edit`].
+/// The map. Hashes and equality of borrowed keys must agree, as for any map. Readers see each part as it was before or after an [`Edit`].
 #[derive(Debug)]
 pub(super) struct Sharded<K, V> {
     hasher: RandomState,
@@ -32,8 +33,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         }
     }
 
-    pub(super) fn get(&self, key: &K) -> Option<V> {
-        self.shards[self.shard_of(key)].load().get(key).cloned()
+    /// The key as it was put, and its value.
+    pub(super) fn get<Q: Hash + Eq>(&self, key: &Q) -> Option<(K, V)>
+    where
+        K: Borrow<Q>,
+    {
+        let shard = self.shards[self.shard_of(key)].load();
+        cloned(shard.get_key_value(key))
     }
 
     /// Begins changes. Two at a time would lose one's changes: the caller is the only writer.
@@ -45,32 +51,48 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
     }
 
     /// Everything, for dumps and tidying.
-    pub(super) fn values(&self) -> Vec<V> {
-        let shards = self.shards.iter().map(ArcSwap::load);
-        shards
-            .flat_map(|shard| shard.values().cloned().collect::<Vec<_>>())
-            .collect()
+    pub(super) fn entries(&self) -> Vec<(K, V)> {
+        let mut entries = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.load();
+            entries.extend(
+                shard
+                    .iter()
+                    .map(|(key, value)| (key.clone(), value.clone())),
+            );
+        }
+        entries
     }
 
-    fn shard_of(&self, key: &K) -> usize {
+    fn shard_of<Q: Hash>(&self, key: &Q) -> usize {
         // The remainder is below SHARDS.
         (self.hasher.hash_one(key) % SHARDS as u64) as usize
     }
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Edit<'_, K, V> {
-    pub(super) fn get(&self, key: &K) -> Option<V> {
+    pub(super) fn get<Q: Hash + Eq>(&self, key: &Q) -> Option<(K, V)>
+    where
+        K: Borrow<Q>,
+    {
         match self.changed.get(&self.map.shard_of(key)) {
-            Some(shard) => shard.get(key).cloned(),
+            Some(shard) => cloned(shard.get_key_value(key)),
             None => self.map.get(key),
         }
     }
 
+    /// Replaces the key too, where an equal one is there: it may carry more than what it is compared
+    /// by.
     pub(super) fn insert(&mut self, key: K, value: V) {
-        self.shard(&key).insert(key, value);
+        let shard = self.shard(&key);
+        shard.remove(&key);
+        shard.insert(key, value);
     }
 
-    pub(super) fn remove(&mut self, key: &K) {
+    pub(super) fn remove<Q: Hash + Eq>(&mut self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
         self.shard(key).remove(key);
     }
 
@@ -81,13 +103,17 @@ impl<K: Hash + Eq + Clone, V: Clone> Edit<'_, K, V> {
         }
     }
 
-    fn shard(&mut self, key: &K) -> &mut HashMap<K, V> {
+    fn shard<Q: Hash>(&mut self, key: &Q) -> &mut HashMap<K, V> {
         let index = self.map.shard_of(key);
         let map = self.map;
         self.changed
             .entry(index)
             .or_insert_with(|| HashMap::clone(&map.shards[index].load()))
     }
+}
+
+fn cloned<K: Clone, V: Clone>(entry: Option<(&K, &V)>) -> Option<(K, V)> {
+    entry.map(|(key, value)| (key.clone(), value.clone()))
 }
 
 /// With 100,000 entries, a part holds about 400.
@@ -104,15 +130,15 @@ mod tests {
         for key in 0..1000 {
             edit.insert(key, key * 2);
         }
-        assert_eq!(edit.get(&7), Some(14));
+        assert_eq!(edit.get(&7), Some((7, 14)));
         assert_eq!(map.get(&7), None);
         edit.publish();
         let mut edit = map.edit();
         edit.remove(&7);
         assert_eq!(edit.get(&7), None);
-        assert_eq!(map.get(&7), Some(14));
+        assert_eq!(map.get(&7), Some((7, 14)));
         edit.publish();
         assert_eq!(map.get(&7), None);
-        assert_eq!(map.values().len(), 999);
+        assert_eq!(map.entries().len(), 999);
     }
 }

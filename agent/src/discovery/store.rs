@@ -4,7 +4,10 @@
 //! pod copies little; policy as one snapshot, so that a decision sees all of a push or nothing. What a
 //! push takes away from a client is in force before what it makes reachable.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Display;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +31,8 @@ use super::sharded::Sharded;
 /// The store. Shared by `Arc`.
 pub struct Store {
     trust_bundle: ArcSwapOption<TrustBundle>,
-    workloads: Sharded<WorkloadId, Arc<Workload>>,
+    /// With the version that each was pushed with.
+    workloads: Sharded<ByName, u64>,
     workload_addresses: AddressIndex<Workload>,
     service_addresses: AddressIndex<ServiceEntry>,
     policies: ArcSwap<Policies>,
@@ -65,9 +69,15 @@ pub struct Generations {
     pub trust: u64,
 }
 
+/// A workload that is its own key: hashed and compared by its name.
+#[derive(Clone)]
+struct ByName(Arc<Workload>);
+
 /// What only the writer needs.
 #[derive(Default)]
 struct Writer {
+    /// Versions of all but workloads and endpoints: those are many, and keep theirs themselves.
+    versions: HashMap<Key, u64>,
     interner: Interner,
     losers: Losers<Workload>,
     services: Services,
@@ -79,7 +89,7 @@ struct Writer {
 struct Sorted {
     cluster: Option<Option<ClusterSettings>>,
     bundles: Vec<(TrustDomain, Option<TrustBundle>)>,
-    workloads: Vec<(WorkloadId, Option<Workload>)>,
+    workloads: Vec<(WorkloadId, Option<(Workload, u64)>)>,
     node_pods: Vec<(WorkloadId, Option<NodePod>)>,
     policies: Vec<PolicyChange>,
     services: BTreeSet<ObjectName>,
@@ -124,7 +134,7 @@ impl Store {
 
     /// A workload by name.
     pub fn workload(&self, id: &WorkloadId) -> Option<Arc<Workload>> {
-        self.workloads.get(id)
+        self.workloads.get(id).map(|(known, _)| known.0)
     }
 
     /// What a destination is. Its address is canonical: no IPv4-mapped IPv6.
@@ -180,11 +190,17 @@ impl Store {
         }
     }
 
-    /// Applies a push: as one as far as policy is concerned, and policy before pods.
+    /// Applies changes whose versions nobody will ask for.
     pub fn apply(&self, changed: Vec<Resource>, removed: Vec<Key>) {
+        let unversioned = changed.into_iter().map(|resource| (resource, 0));
+        self.apply_push(unversioned.collect(), removed);
+    }
+
+    /// Applies a push: as one as far as policy is concerned, and policy before pods.
+    pub fn apply_push(&self, changed: Vec<(Resource, u64)>, removed: Vec<Key>) {
         let mut guard = self.writer();
         let writer = &mut *guard;
-        let sorted = Sorted::new(changed, removed, &mut writer.services);
+        let sorted = Sorted::new(changed, removed, writer);
         let mut next = *self.generations.borrow();
         if sorted.cluster.is_some() || !sorted.policies.is_empty() {
             next.policies += 1;
@@ -207,11 +223,27 @@ impl Store {
         });
     }
 
+    /// Every resource with its version, in no order.
+    pub fn held(&self) -> Vec<(Key, u64)> {
+        let writer = self.writer();
+        let others = writer.versions.iter();
+        let mut held: Vec<(Key, u64)> = others.map(|(key, it)| (key.clone(), *it)).collect();
+        let key = |kind, name: &dyn Display| Key {
+            kind,
+            name: name.to_string(),
+        };
+        let workloads = self.workloads.entries().into_iter();
+        held.extend(workloads.map(|(it, version)| (key(Kind::Workload, &it.0.id), version)));
+        let endpoints = writer.services.endpoint_versions();
+        held.extend(endpoints.map(|(name, version)| (key(Kind::Endpoint, &name), version)));
+        held
+    }
+
     /// Everything, for people: sections by name.
     pub fn dump(&self) -> Map<String, Value> {
-        let mut workloads = self.workloads.values();
-        workloads.sort_by(|a, b| a.id.cmp(&b.id));
-        let workload = |it: &Arc<Workload>| named(&it.id.0, "id", &**it);
+        let mut workloads = self.workloads.entries();
+        workloads.sort_by(|(a, _), (b, _)| a.0.id.cmp(&b.0.id));
+        let workload = |(it, _): &(ByName, u64)| named(&it.0.id.0, "id", &*it.0);
         let sections = [
             ("complete", json!(self.is_complete())),
             ("cluster", json!(self.cluster().as_deref())),
@@ -280,7 +312,7 @@ impl Store {
     /// Returns whether a pod of this node is among the changed ones.
     fn apply_workloads(
         &self,
-        changes: Vec<(WorkloadId, Option<Workload>)>,
+        changes: Vec<(WorkloadId, Option<(Workload, u64)>)>,
         writer: &mut Writer,
     ) -> bool {
         let node_pods = self.node_pods.load();
@@ -288,25 +320,28 @@ impl Store {
         let mut by_name = self.workloads.edit();
         let mut claims = self.workload_addresses.edit(&mut writer.losers);
         for (id, workload) in changes {
-            let old = by_name.get(&id);
-            let new = workload.map(|mut workload| {
-                for address in &mut workload.addresses {
-                    *address = address.to_canonical();
+            let old = by_name.get(&id).map(|(known, _)| known.0);
+            match workload {
+                Some((mut workload, version)) => {
+                    for address in &mut workload.addresses {
+                        *address = address.to_canonical();
+                    }
+                    writer.interner.share(&mut workload);
+                    let new = Arc::new(workload);
+                    claims.replace(old.as_ref(), Some(&new));
+                    by_name.insert(ByName(new), version);
                 }
-                writer.interner.share(&mut workload);
-                Arc::new(workload)
-            });
-            claims.replace(old.as_ref(), new.as_ref());
-            match new {
-                Some(new) => by_name.insert(new.id.clone(), new),
-                None => by_name.remove(&id),
+                None => {
+                    claims.replace(old.as_ref(), None);
+                    by_name.remove(&id);
+                }
             }
         }
         by_name.publish();
         claims.publish();
         if writer.interner.is_untidy() {
-            let all = self.workloads.values();
-            writer.interner.tidy(all.iter().map(Arc::as_ref));
+            let all = self.workloads.entries();
+            writer.interner.tidy(all.iter().map(|(it, _)| &*it.0));
         }
         local
     }
@@ -330,28 +365,35 @@ impl Store {
 
 impl Sorted {
     /// Services go straight into their parts, as nothing of them is visible before it is published.
-    fn new(changed: Vec<Resource>, removed: Vec<Key>, services: &mut Services) -> Self {
+    fn new(changed: Vec<(Resource, u64)>, removed: Vec<Key>, writer: &mut Writer) -> Self {
         let mut sorted = Self::default();
         for key in removed {
-            sorted.remove(key, services);
+            writer.versions.remove(&key);
+            sorted.remove(key, &mut writer.services);
         }
-        for resource in changed {
-            sorted.put(resource, services);
+        for (resource, version) in changed {
+            if !matches!(resource, Resource::Workload(_) | Resource::Endpoint(_)) {
+                writer.versions.insert(resource.key(), version);
+            }
+            sorted.put(resource, version, &mut writer.services);
         }
         sorted
     }
 
-    fn put(&mut self, resource: Resource, services: &mut Services) {
+    fn put(&mut self, resource: Resource, version: u64, services: &mut Services) {
         match resource {
             Resource::Cluster(it) => self.cluster = Some(Some(it)),
             Resource::TrustBundle(it) => self.bundles.push((it.trust_domain.clone(), Some(it))),
-            Resource::Workload(it) => self.workloads.push((it.id.clone(), Some(it))),
+            Resource::Workload(it) => {
+                let id = it.id.clone();
+                self.workloads.push((id, Some((it, version))));
+            }
             Resource::NodePod(it) => self.node_pods.push((it.id.clone(), Some(it))),
             Resource::Service(it) => {
                 self.services.insert(services.put_service(it));
             }
             Resource::Endpoint(it) => {
-                self.services.insert(services.put_endpoint(it));
+                self.services.insert(services.put_endpoint(it, version));
             }
             it @ (Resource::WorkloadPolicy(_) | Resource::Server(_)) => {
                 self.policies.push(PolicyChange::Put(it));
@@ -395,6 +437,26 @@ impl Sorted {
         }
     }
 }
+
+impl Borrow<WorkloadId> for ByName {
+    fn borrow(&self) -> &WorkloadId {
+        &self.0.id
+    }
+}
+
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ByName {}
 
 impl Claimant for Workload {
     type Id = WorkloadId;

@@ -343,12 +343,43 @@ fn a_hundred_thousand_workloads_are_small() {
             });
             let service = format!("team-{}/app-{app}", app % 100);
             let endpoint = endpoint(&service, &address, &[(80, 8080)]);
-            [Resource::Workload(workload), endpoint]
+            [(Resource::Workload(workload), 1), (endpoint, 2)]
         });
-        store.apply(resources.collect(), vec![]);
+        store.apply_push(resources.collect(), vec![]);
     }
     let took = resident_bytes().saturating_sub(before);
     println!("{} KiB", took / 1024);
     assert!(store.workload(&id("team-0/app-0-x0")).is_some());
     assert!(took < 64 << 20, "{} KiB", took / 1024);
+}
+
+#[test]
+fn what_is_held_is_told_by_name_and_version() {
+    let store = Store::new();
+    let resources = vec![
+        (cluster(), 1),
+        (workload("shop/a", &["10.1.0.1"]), 2),
+        (service("shop/web", "10.2.0.1", &[80]), 3),
+        (endpoint("shop/web", "fd00:1::2", &[(80, 8080)]), 4),
+        (endpoint("shop/web", "10.1.0.1", &[(80, 8080)]), 5),
+        (workload_policy("shop/a", AccessPolicy::Deny), 6),
+        (node_pod("shop/a"), 7),
+    ];
+    let mut expected: Vec<(Key, u64)> = resources
+        .iter()
+        .map(|(it, version)| (it.key(), *version))
+        .collect();
+    store.apply_push(resources, vec![]);
+    expected.sort();
+    let held = || {
+        let mut held = store.held();
+        held.sort();
+        held
+    };
+    assert_eq!(held(), expected);
+    store.apply_push(vec![(workload("shop/a", &["10.1.0.1"]), 8)], vec![]);
+    assert_eq!(held().iter().map(|(_, it)| it).max(), Some(&8));
+    let all = expected.into_iter().map(|(key, _)| key).collect();
+    store.apply_push(vec![], all);
+    assert_eq!(held(), []);
 }

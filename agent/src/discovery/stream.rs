@@ -3,7 +3,7 @@
 //! It says what it holds, applies each push as one, answers what it could not use, and comes back
 //! with backoff when the stream ends. It never empties the store: only the controller removes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 use weft_core::Name;
 use weft_proto::convert::{address_bytes, address_from};
-use weft_proto::{Key, Kind, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Resource, v1};
+use weft_proto::{Key, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Resource, v1};
 
 use super::asks::{Asks, Discovery};
 use super::backoff;
@@ -32,26 +32,20 @@ pub struct ControlStream {
     asks: Arc<Asks>,
     wants: mpsc::UnboundedReceiver<IpAddr>,
     state: watch::Sender<StreamState>,
-    held: Held,
+    unsaid: Unsaid,
 }
 
-/// Versions of what is in the store.
+/// What is held, but not said in the Hello of this stream as it would have been too large: gone
+/// unless sent again before everything was.
 #[derive(Default)]
-struct Held {
-    versions: HashMap<HeldKey, u64>,
-    /// Held, but not said in the Hello of this stream as it would have been too large: gone unless
-    /// sent again before everything was.
-    unsaid: HashSet<HeldKey>,
-}
-
-/// A [`Key`] in less memory.
-type HeldKey = (Kind, Box<str>);
+struct Unsaid(HashSet<Key>);
 
 /// A push, checked.
 #[derive(Default)]
 struct Checked {
-    changed: Vec<Resource>,
-    versions: Vec<(HeldKey, u64)>,
+    changed: Vec<(Resource, u64)>,
+    /// Names of what is changed.
+    accepted: Vec<Key>,
     removed: Vec<Key>,
     rejected: Vec<v1::Rejection>,
 }
@@ -87,7 +81,7 @@ impl ControlStream {
             asks,
             wants,
             state,
-            held: Held::default(),
+            unsaid: Unsaid::default(),
         };
         (stream, discovery)
     }
@@ -138,7 +132,7 @@ impl ControlStream {
     async fn session(&mut self) -> Result<std::convert::Infallible, StreamError> {
         let mut connection = self.controller.connect().await?;
         let (sender, receiver) = mpsc::channel(SEND_QUEUE);
-        let hello = self.held.hello(&self.node);
+        let hello = self.unsaid.hello(&self.node, self.store.held());
         send(&sender, v1::agent_message::Message::Hello(hello)).await?;
         let request = connection.request(ReceiverStream::new(receiver));
         let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
@@ -189,14 +183,14 @@ impl ControlStream {
         sender: &mpsc::Sender<v1::AgentMessage>,
     ) -> Result<(), StreamError> {
         let (id, complete) = (push.id, push.complete);
-        let unsaid = self.held.still_unsaid(&push);
+        let unsaid = self.unsaid.still(&push);
         let store = Arc::clone(&self.store);
         // Megabytes of first state would hold up a thread that serves connections.
         let work = tokio::task::spawn_blocking(move || {
             let mut checked = Checked::new(push);
             checked.removed.extend(unsaid);
             let removed = checked.removed.clone();
-            store.apply(std::mem::take(&mut checked.changed), removed);
+            store.apply_push(std::mem::take(&mut checked.changed), removed);
             if complete {
                 store.set_complete();
             }
@@ -214,12 +208,11 @@ impl ControlStream {
         debug!(
             id,
             complete,
-            changed = checked.versions.len(),
+            changed = checked.accepted.len(),
             removed = checked.removed.len(),
             "applied a push"
         );
         self.pushed(&checked, complete);
-        self.held.update(&checked);
         let answer = v1::Answer {
             push: id,
             rejected: checked.rejected,
@@ -231,11 +224,10 @@ impl ControlStream {
         self.state.send_modify(|state| {
             state.pushes += 1;
             state.rejections += checked.rejected.len() as u64;
-            for ((kind, name), _) in &checked.versions {
-                state.rejected.remove(&shown(*kind, name));
-            }
-            for key in &checked.removed {
-                state.rejected.remove(&key.to_string());
+            if !state.rejected.is_empty() {
+                for key in checked.accepted.iter().chain(&checked.removed) {
+                    state.rejected.remove(&key.to_string());
+                }
             }
             for rejection in &checked.rejected {
                 if state.rejected.len() < MAX_REJECTED_SHOWN {
@@ -271,63 +263,45 @@ impl ControlStream {
     }
 }
 
-impl Held {
+impl Unsaid {
     /// The Hello of a new stream.
-    fn hello(&mut self, node: &Name) -> v1::Hello {
-        self.unsaid.clear();
+    fn hello(&mut self, node: &Name, held: Vec<(Key, u64)>) -> v1::Hello {
+        self.0.clear();
         let mut hello = v1::Hello {
             node: node.to_string(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
-            held: Vec::with_capacity(self.versions.len()),
+            held: Vec::with_capacity(held.len()),
         };
         let mut bytes = 0;
-        for ((kind, name), version) in &self.versions {
-            let key = Key {
-                kind: *kind,
-                name: name.to_string(),
-            };
-            let held = v1::Held {
-                key: Some(key.into()),
-                version: *version,
-            };
-            bytes += name.len() + HELD_OVERHEAD_BYTES;
+        for (key, version) in held {
+            bytes += key.name.len() + HELD_OVERHEAD_BYTES;
             if bytes > MAX_HELD_BYTES {
-                self.unsaid.insert((*kind, name.clone()));
+                self.0.insert(key);
             } else {
-                hello.held.push(held);
+                let key = Some(key.into());
+                hello.held.push(v1::Held { key, version });
             }
         }
         hello
     }
 
-    /// Takes what a push speaks of from what was left unsaid. With the push that completes the
-    /// state, the rest turns out to be gone.
-    fn still_unsaid(&mut self, push: &v1::Push) -> Vec<Key> {
-        if self.unsaid.is_empty() {
+    /// Takes out what a push speaks of. With the push that completes the state, the rest turns out
+    /// to be gone.
+    fn still(&mut self, push: &v1::Push) -> Vec<Key> {
+        if self.0.is_empty() {
             return Vec::new();
         }
         for resource in &push.changed {
             if let Some(key) = resource.key.clone().and_then(|it| Key::try_from(it).ok()) {
-                self.unsaid.remove(&held_key(key));
+                self.0.remove(&key);
             }
         }
-        if !push.complete {
-            return Vec::new();
+        if push.complete {
+            self.0.drain().collect()
+        } else {
+            Vec::new()
         }
-        let gone = self.unsaid.drain();
-        gone.map(|(kind, name)| Key {
-            kind,
-            name: name.into(),
-        })
-        .collect()
-    }
-
-    fn update(&mut self, checked: &Checked) {
-        for key in &checked.removed {
-            self.versions.remove(&held_key(key.clone()));
-        }
-        self.versions.extend(checked.versions.iter().cloned());
     }
 }
 
@@ -348,8 +322,8 @@ impl Checked {
         let resource = Resource::try_from(message).map_err(|error| error.to_string());
         match resource.and_then(usable) {
             Ok(resource) => {
-                self.versions.push((held_key(resource.key()), version));
-                self.changed.push(resource);
+                self.accepted.push(resource.key());
+                self.changed.push((resource, version));
             }
             Err(reason) => self.rejected.push(v1::Rejection {
                 key,
@@ -398,14 +372,6 @@ fn want(address: IpAddr) -> v1::agent_message::Message {
     })
 }
 
-fn held_key(key: Key) -> HeldKey {
-    (key.kind, key.name.into_boxed_str())
-}
-
-fn shown(kind: Kind, name: &str) -> String {
-    format!("{kind} {name}")
-}
-
 fn rejected_key(rejection: &v1::Rejection) -> String {
     let Some(key) = &rejection.key else {
         return "a resource without a key".to_owned();
@@ -417,7 +383,7 @@ fn rejected_key(rejection: &v1::Rejection) -> String {
 }
 
 const RETRY_BASE: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A stream that lived this long was no part of a row of failures.
 const STEADY: Duration = Duration::from_secs(5);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,6 +11,7 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Streaming};
 use v1::control_server::{Control, ControlServer};
 use weft_core::{AccessPolicy, WorkloadId};
+use weft_proto::Kind;
 
 use super::super::testing::*;
 use super::super::{Connection, ControllerConfig};
@@ -310,6 +311,7 @@ async fn a_new_stream_resumes_where_the_old_one_ended() {
     held.sort();
     assert_eq!(held.len(), 2);
     assert_eq!(held[1], ("shop/kept".to_owned(), version));
+    assert_eq!(held[0].0, "cluster");
     // Connected is not current yet.
     assert!(world.discovery.state().knowledge_age() > Some(Duration::ZERO));
     session.push(push(1, vec![], true)).await;
@@ -472,35 +474,33 @@ async fn certificates_are_signed_over_the_same_way() {
 
 #[test]
 fn a_hello_too_large_leaves_things_unsaid_and_completion_removes_them() {
-    let mut held = Held::default();
+    let mut unsaid_of = Unsaid::default();
     let name = |it: usize| format!("team/{}-{it}", "x".repeat(220));
     let count = MAX_HELD_BYTES / 250;
-    for it in 0..count {
-        held.versions.insert((Kind::Workload, name(it).into()), 1);
-    }
-    let hello = held.hello(&"node-a".parse().expect("valid"));
-    let bytes = prost_len(&hello);
-    assert!(bytes < MAX_MESSAGE_BYTES, "{bytes}");
+    let held = (0..count).map(|it| {
+        let kind = Kind::Workload;
+        (
+            Key {
+                kind,
+                name: name(it),
+            },
+            1,
+        )
+    });
+    let hello = unsaid_of.hello(&"node-a".parse().expect("valid"), held.collect());
     let unsaid = count - hello.held.len();
     assert!(unsaid > 0);
-    let again = held.unsaid.iter().next().expect("one").1.to_string();
+    let again = unsaid_of.0.iter().next().expect("one").name.clone();
     let Resource::Workload(workload) = workload(&again, &["10.1.0.1"]) else {
         panic!("a workload");
     };
     let mut push = push(1, vec![Resource::Workload(workload)], false);
-    assert!(held.still_unsaid(&push).is_empty());
+    assert!(unsaid_of.still(&push).is_empty());
     push.complete = true;
-    let gone = held.still_unsaid(&push);
+    let gone = unsaid_of.still(&push);
     assert_eq!(gone.len(), unsaid - 1);
     assert!(gone.iter().all(|key| key.name != again));
-    assert!(held.still_unsaid(&push).is_empty());
-}
-
-/// The size of a Hello, without a dependency on the encoder: what its parts take at most.
-fn prost_len(hello: &v1::Hello) -> usize {
-    let held = hello.held.iter();
-    held.map(|it| it.key.as_ref().map_or(0, |key| key.name.len()) + HELD_OVERHEAD_BYTES)
-        .sum()
+    assert!(unsaid_of.still(&push).is_empty());
 }
 
 #[tokio::test]

@@ -26,8 +26,8 @@ pub trait Signer: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
     /// The controller cannot be reached.
-    #[error(transparent)]
-    Connect(#[from] ControllerError),
+    #[error("{0}")]
+    Connect(Arc<ControllerError>),
     /// It answered with an error.
     #[error("the controller does not sign: {} ({:?})", .0.message(), .0.code())]
     Refused(tonic::Status),
@@ -41,7 +41,16 @@ pub struct ControllerSigner {
     controller: Arc<Controller>,
     /// A connection serves a burst of calls (an agent's start), then is let go: hours pass until the
     /// next, and bundle and token may have been rotated by then.
-    connection: Mutex<Option<(Instant, Connection)>>,
+    connection: Mutex<Slot>,
+}
+
+/// How the last try to connect went, and when.
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Open(Instant, Connection),
+    Failed(Instant, Arc<ControllerError>),
 }
 
 impl ControllerSigner {
@@ -53,18 +62,31 @@ impl ControllerSigner {
         }
     }
 
-    /// The lock is held while connecting, so that a burst makes one connection.
+    /// The lock is held while connecting, so that a burst makes one connection, or fails as one.
     async fn connection(&self) -> Result<Connection, SignError> {
+        let began = Instant::now();
         let mut slot = self.connection.lock().await;
-        if let Some((since, connection)) = slot.as_ref()
-            && since.elapsed() < REUSE
-        {
-            return Ok(connection.clone());
+        match &*slot {
+            Slot::Open(since, connection) if since.elapsed() < REUSE => {
+                return Ok(connection.clone());
+            }
+            Slot::Failed(at, error) if *at > began => {
+                return Err(SignError::Connect(Arc::clone(error)));
+            }
+            _ => {}
         }
-        *slot = None;
-        let connection = self.controller.connect().await?;
-        *slot = Some((Instant::now(), connection.clone()));
-        Ok(connection)
+        *slot = Slot::Empty;
+        match self.controller.connect().await {
+            Ok(connection) => {
+                *slot = Slot::Open(Instant::now(), connection.clone());
+                Ok(connection)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                *slot = Slot::Failed(Instant::now(), Arc::clone(&error));
+                Err(SignError::Connect(error))
+            }
+        }
     }
 
     async fn call(
@@ -88,7 +110,7 @@ impl ControllerSigner {
             Err(_) => SignError::Silent,
         };
         // The connection may be the reason, or the token that it was opened with.
-        *self.connection.lock().await = None;
+        *self.connection.lock().await = Slot::Empty;
         Err(failed)
     }
 }
