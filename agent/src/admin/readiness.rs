@@ -89,7 +89,7 @@ pub fn readiness(facts: &Facts) -> Readiness {
             }
             CertificateState::Missing => {
                 reasons.push(format!("{identity} has no certificate yet{error}"));
-            },
+            }
             CertificateState::Expired => {
                 reasons.push(format!("the certificate of {identity} has expired{error}"));
             }

@@ -6,6 +6,7 @@
 //! agent ask for every packet.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,6 +89,14 @@ impl Discovery {
     fn is_known(&self, address: IpAddr) -> bool {
         let destination = self.store.classify(SocketAddr::new(address, 0));
         !matches!(destination, Destination::Unknown)
+    }
+}
+
+impl fmt::Debug for Discovery {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        let mut shown = formatter.debug_struct("Discovery");
+        shown.field("state", &state).finish_non_exhaustive()
     }
 }
 

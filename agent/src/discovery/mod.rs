@@ -10,7 +10,6 @@ mod asks;
 pub mod backoff;
 mod controller;
 mod interner;
-mod metrics;
 mod policies;
 mod services;
 mod sharded;

@@ -5,6 +5,7 @@
 //! it: one that they would not never replaces a good one.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -377,6 +378,15 @@ impl Identities {
         self.publishing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Names only; keys are nowhere near.
+impl fmt::Debug for Identities {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.status();
+        let names = status.iter().map(|it| it.identity.to_string());
+        formatter.debug_list().entries(names).finish()
     }
 }
 

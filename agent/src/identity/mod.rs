@@ -6,7 +6,6 @@
 
 mod certificate;
 mod identities;
-mod metrics;
 mod schedule;
 mod signer;
 mod tls;
