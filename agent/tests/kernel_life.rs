@@ -13,6 +13,7 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use kernel::{
@@ -268,6 +269,7 @@ fn an_earlier_layout_refuses_until_it_is_replaced() {
 
 #[test]
 fn a_control_group_that_was_made_anew_gets_its_hooks_back() {
+    let _alone = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
     let group = Group::new("anew");
     let mut instance = Instance::new();
     instance.config.cgroup = group.path.clone();
@@ -283,6 +285,7 @@ fn a_control_group_that_was_made_anew_gets_its_hooks_back() {
 /// The agent and the pods in groups next to each other: both ends of a connection must be seen.
 #[test]
 fn agent_and_pods_may_be_in_different_control_groups() {
+    let _alone = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
     let agents = Group::new("agent");
     let pods = Group::new("pods");
     let home = own_group();
@@ -354,6 +357,9 @@ fn application(group: &Group, role: &str) -> std::process::Child {
         .spawn()
         .unwrap()
 }
+
+/// Which hooks an instance has depends on where the agent is, which is this process.
+static MOVING: Mutex<()> = Mutex::new(());
 
 /// A control group, removed when dropped.
 struct Group {

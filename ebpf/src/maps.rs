@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_ebpf_abi::{
-    Flow, ListenerKey, OwnAddressKey, Pending, Pod, PodState, ProbeKey, Reason, RefusedKey,
-    TupleKey,
+    Flow, ListenerKey, NETNS_COOKIE_MARKER, OwnAddressKey, Pending, Pod, PodState, ProbeKey,
+    Reason, RefusedKey, TupleKey,
 };
 
 /// Meshed network namespaces, by cookie.
@@ -51,9 +51,9 @@ pub static COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new(
 #[unsafe(no_mangle)]
 pub static HOST_NETNS_COOKIE: Global<u64> = Global::new(0);
 
-/// The network namespace a lookup program serves.
+/// The network namespace a lookup program serves, in the place of the marker.
 #[unsafe(no_mangle)]
-pub static NETNS_COOKIE: Global<u64> = Global::new(0);
+pub static NETNS_COOKIE: Global<u64> = Global::new(NETNS_COOKIE_MARKER);
 
 /// How many entries of `PENDING` a pod may have in each direction.
 #[unsafe(no_mangle)]

@@ -67,6 +67,11 @@ pub enum BpfError {
         /// Why it failed.
         source: Box<EbpfError>,
     },
+    /// The lookup program was built by something else than this source.
+    #[error(
+        "the lookup program has no place for the network namespace's cookie: run `cargo xtask build-ebpf`"
+    )]
+    Marker,
     /// The kernel did not take a program.
     #[error("loading the kernel program {program}")]
     Program {

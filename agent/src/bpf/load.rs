@@ -1,6 +1,6 @@
 //! The embedded objects: what the kernel must offer for them, their constants, and loading them onto the pinned maps.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -13,6 +13,8 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_INET6_GETSOCKNAME,
     BPF_CGROUP_SOCK_OPS,
 };
+
+use weft_ebpf_abi::NETNS_COOKIE_MARKER;
 
 use super::{error::BpfError, log};
 
@@ -145,9 +147,9 @@ pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf
         .override_global("PENDING_QUOTA", &constants.pending_quota, true)
         .override_global("HAS_MPTCP", &has_mptcp, true)
         .map_max_entries("PENDING", constants.max_pending);
-    let level = log::level(constants.log);
-    loader.override_global(aya_log::LEVEL, &level, false);
-    let mut ebpf = load(&mut loader, maps, object, "weft-cgroup")?;
+    loader.override_global(aya_log::LEVEL, log::level(constants.log), false);
+    pin_maps(&mut loader, maps);
+    let mut ebpf = load(&mut loader, object, "weft-cgroup")?;
     for (name, _) in CGROUP_PROGRAMS {
         let failed = |source| BpfError::Program {
             program: name,
@@ -168,24 +170,60 @@ pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf
     Ok(ebpf)
 }
 
-/// Loads the lookup program for one network namespace.
-pub(crate) fn lookup_program(maps: &Path, cookie: u64, log: bool) -> Result<Ebpf, BpfError> {
-    let object = object(LOOKUP_OBJECT)?;
-    let mut loader = EbpfLoader::new();
-    loader.override_global("NETNS_COOKIE", &cookie, true);
-    let level = log::level(log);
-    loader.override_global(aya_log::LEVEL, &level, false);
-    let mut ebpf = load(&mut loader, maps, object, "weft-lookup")?;
-    let failed = |source| BpfError::Program {
-        program: LOOKUP,
-        source: Box::new(source),
-    };
-    match ebpf.program_mut(LOOKUP) {
-        Some(Program::SkLookup(program)) => SkLookup::load(program),
-        _ => Err(ProgramError::UnexpectedProgramType),
+/// Loads the lookup program, once per network namespace.
+///
+/// aya's loader borrows constants for its own life, and making a loader parses the kernel's BTF, which takes longer than
+/// all else. So one loader serves all namespaces, and the cookie is written into a copy of the object.
+pub(crate) struct Lookups {
+    loader: EbpfLoader<'static>,
+    object: Vec<u8>,
+    cookie_at: usize,
+}
+
+impl Lookups {
+    pub(crate) fn new(maps: &Path, log: bool) -> Result<Self, BpfError> {
+        let object = object(LOOKUP_OBJECT)?.to_vec();
+        let marker = NETNS_COOKIE_MARKER.to_ne_bytes();
+        let mut places = object
+            .windows(marker.len())
+            .enumerate()
+            .filter(|(_, bytes)| *bytes == marker);
+        let (Some((cookie_at, _)), None) = (places.next(), places.next()) else {
+            return Err(BpfError::Marker);
+        };
+        let mut loader = EbpfLoader::new();
+        pin_maps(&mut loader, maps);
+        loader
+            .btf(None)
+            .override_global(aya_log::LEVEL, log::level(log), false);
+        Ok(Self {
+            loader,
+            object,
+            cookie_at,
+        })
     }
-    .map_err(failed)?;
-    Ok(ebpf)
+
+    pub(crate) fn load(&mut self, cookie: u64) -> Result<Ebpf, BpfError> {
+        let place = self.cookie_at..self.cookie_at + size_of::<u64>();
+        self.object[place].copy_from_slice(&cookie.to_ne_bytes());
+        let mut ebpf = load(&mut self.loader, &self.object, "weft-lookup")?;
+        let failed = |source| BpfError::Program {
+            program: LOOKUP,
+            source: Box::new(source),
+        };
+        match ebpf.program_mut(LOOKUP) {
+            Some(Program::SkLookup(program)) => SkLookup::load(program),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        }
+        .map_err(failed)?;
+        Ok(ebpf)
+    }
+}
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookups").finish_non_exhaustive()
+    }
 }
 
 /// The descriptor of a loaded program.
@@ -208,19 +246,18 @@ pub(crate) fn attach_number(attach_type: bpf_attach_type) -> u32 {
     attach_type as u32
 }
 
-fn load(
-    loader: &mut EbpfLoader<'_>,
-    maps: &Path,
-    object: &[u8],
-    name: &'static str,
-) -> Result<Ebpf, BpfError> {
-    for map in MAPS.into_iter().chain([log::MAP]) {
-        loader.map_pin_path(map, maps.join(map));
-    }
+fn load(loader: &mut EbpfLoader<'_>, object: &[u8], name: &'static str) -> Result<Ebpf, BpfError> {
     loader.load(object).map_err(|source| BpfError::Load {
         object: name,
         source: Box::new(source),
     })
+}
+
+/// Maps that are pinned already are used, the others are made and pinned.
+fn pin_maps(loader: &mut EbpfLoader<'_>, maps: &Path) {
+    for map in MAPS.into_iter().chain([log::MAP]) {
+        loader.map_pin_path(map, maps.join(map));
+    }
 }
 
 /// An embedded object; empty if the agent was built without (see `build.rs`).

@@ -12,8 +12,9 @@ use super::error::BpfError;
 pub(super) const MAP: &str = "AYA_LOGS";
 
 /// The level to load programs with.
-pub(super) fn level(wanted: bool) -> u8 {
-    if wanted { Level::Debug as u8 } else { 0 }
+pub(super) fn level(wanted: bool) -> &'static u8 {
+    const DEBUG: u8 = Level::Debug as u8;
+    if wanted { &DEBUG } else { &0 }
 }
 
 /// Passes on what the programs log, to the `log` crate's logger, as long as the process lives.

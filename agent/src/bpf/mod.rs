@@ -36,7 +36,7 @@ pub use self::{
     mounts::{bpffs, cgroup2_root},
     verify::{AttachedHook, HookReport},
 };
-use self::{legacy::Legacy, links::Hook, pods::Pods, table::Table};
+use self::{legacy::Legacy, links::Hook, load::Lookups, pods::Pods, table::Table};
 use crate::netns::Netns;
 pub use abi::{ListenerRole, Reason};
 
@@ -63,7 +63,7 @@ pub struct Bpf {
     folder: PathBuf,
     hooks: Vec<Hook>,
     host_cookie: u64,
-    log: bool,
+    lookups: Mutex<Lookups>,
     tables: Tables,
     pods: Mutex<Pods>,
     legacy: Mutex<Legacy>,
@@ -159,7 +159,7 @@ impl Bpf {
         let bpf = Self {
             hooks: links::hooks(&config.cgroup, config.kubelet_cgroup.as_deref())?,
             host_cookie,
-            log: config.log,
+            lookups: Mutex::new(Lookups::new(&maps, config.log)?),
             tables: Tables::open(&maps)?,
             pods: Mutex::default(),
             legacy: Mutex::new(Legacy::find(&config.pin_root, &folder)?),
@@ -333,7 +333,7 @@ impl Bpf {
                 self.forget_pod(cookie)?;
                 continue;
             }
-            let loaded = load::lookup_program(&self.folder.join(MAPS), cookie, self.log)?;
+            let loaded = self.lookups().load(cookie)?;
             let program = load::descriptor(&loaded, load::LOOKUP)?;
             sys::link_update(link.as_fd(), program.as_fd()).map_err(failed)?;
         }
@@ -368,6 +368,10 @@ impl Bpf {
             padding: 0,
         };
         self.tables.flows.set(&socket.as_raw_fd(), &flow)
+    }
+
+    fn lookups(&self) -> MutexGuard<'_, Lookups> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn links(&self) -> PathBuf {

@@ -11,7 +11,7 @@ use std::{
 use aya_obj::generated::bpf_attach_type::BPF_SK_LOOKUP;
 use weft_ebpf_abi as abi;
 
-use super::{Bpf, BpfError, ListenerRole, MAPS, PodEntry, Tables, links, load};
+use super::{Bpf, BpfError, ListenerRole, PodEntry, Tables, links, load};
 
 impl Bpf {
     /// Meshes a pod: what arrives in its network namespace goes to the listeners, then its connects too. Repeating it with
@@ -103,7 +103,7 @@ impl Bpf {
                 source,
             })?
             .ino();
-        let loaded = load::lookup_program(&self.folder.join(MAPS), cookie, self.log)?;
+        let loaded = self.lookups().load(cookie)?;
         let program = load::descriptor(&loaded, load::LOOKUP)?;
         let attach_type = load::attach_number(BPF_SK_LOOKUP);
         links::install(

@@ -263,7 +263,13 @@ pub(crate) fn connect(socket: Socket, to: SocketAddr) -> TcpStream {
 /// A connect to the unspecified family disconnects.
 pub(crate) fn disconnect(socket: &Socket) {
     // SAFETY: an all-zero address of any size is valid, and of that family.
-    let ((), nobody) = unsafe { SockAddr::try_init(|_, length| Ok(*length = 16)) }.unwrap();
+    let ((), nobody) = unsafe {
+        SockAddr::try_init(|_, length| {
+            *length = 16;
+            Ok(())
+        })
+    }
+    .unwrap();
     socket.connect(&nobody).unwrap();
 }
 
