@@ -37,6 +37,15 @@ pub struct EndpointTarget {
     pub port: u16,
 }
 
+impl EndpointTarget {
+    /// Those of a port's targets (ordered by address) that have the family of the address that the
+    /// client used, as the EndpointSlices of Kubernetes are kept by family too.
+    pub fn of_family(targets: &[Self], like: IpAddr) -> &[Self] {
+        let (v4, v6) = targets.split_at(targets.partition_point(|it| it.address.is_ipv4()));
+        if like.is_ipv4() { v4 } else { v6 }
+    }
+}
+
 /// A service as it is found by its virtual address.
 #[derive(Debug)]
 pub(super) struct ServiceEntry {

@@ -383,3 +383,16 @@ fn what_is_held_is_told_by_name_and_version() {
     store.apply_push(vec![], all);
     assert_eq!(held(), []);
 }
+
+#[test]
+fn targets_are_chosen_by_the_family_that_the_client_used() {
+    let target = |address: &str| EndpointTarget {
+        address: address.parse().expect("valid"),
+        port: 80,
+    };
+    let targets = [target("10.0.0.1"), target("10.0.0.2"), target("fd00::1")];
+    let of = |like: &str| EndpointTarget::of_family(&targets, like.parse().expect("valid"));
+    assert_eq!(of("10.96.0.1"), &targets[..2]);
+    assert_eq!(of("fd01::1"), &targets[2..]);
+    assert!(EndpointTarget::of_family(&targets[..2], targets[2].address).is_empty());
+}

@@ -24,7 +24,7 @@ use super::tunnel::client::{Dialed, Key, Opened};
 use super::tunnel::wire;
 use super::{Context, socket};
 use crate::balance;
-use crate::discovery::{Destination, ServicePortEntry};
+use crate::discovery::{Destination, EndpointTarget, ServicePortEntry};
 use crate::identity::{Alpn, peer_identity};
 use crate::node::LocalPod;
 use crate::telemetry::{Direction, FlowLabels, TlsLabel};
@@ -158,8 +158,9 @@ async fn reach(
         Classified::Service(port) => {
             record.service = Some(port.service.clone());
             let endpoints = port.endpoints.load_full();
+            let endpoints = EndpointTarget::of_family(&endpoints, accepted.original.ip());
             let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
-            for endpoint in balance::round_robin(&port.next, &endpoints) {
+            for endpoint in balance::round_robin(&port.next, endpoints) {
                 let to = SocketAddr::new(endpoint.address, endpoint.port);
                 match connect(context, pod, accepted, to, record).await {
                     Err(error) if error.may_try_another() => last = error,

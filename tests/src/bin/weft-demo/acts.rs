@@ -262,7 +262,7 @@ fn killed_agent(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let start = Instant::now();
     node.start_agent()?;
     let answer = wait_for("a call through the new agent", DEADLINE, || {
-        let answer = curl(&stage.order, stage.payment_service, "after")?;
+        let answer = curl(&stage.order, stage.payment_service, "")?;
         Ok((answer.status == 200).then_some(answer))
     })?;
     tell(&format!(
