@@ -55,15 +55,41 @@ pub(super) async fn connect(
 }
 
 /// Connects to an application of the pod from inside its namespace; the application sees `client`.
+///
+/// Over IPv6 the kernel does not say that nothing listens: its reset to `::1` finds no route
+/// (tried on 6.18). So when an answer is overdue, a second connect comes from the pod's own
+/// address, where it does; not at once, because a port that is used there stays taken for a minute.
 pub(super) async fn deliver(
     context: &Context,
     pod: &LocalPod,
     to: SocketAddr,
     client: SocketAddr,
 ) -> Result<FlowSocket, FlowError> {
+    let from = loopback(to.ip());
+    let mut first = Box::pin(deliver_from(context, pod, from, to, client));
+    if to.is_ipv4() {
+        return first.await;
+    }
+    match tokio::time::timeout(ANSWER_OVERDUE, &mut first).await {
+        Ok(done) => done,
+        Err(_) => tokio::select! {
+            biased;
+            done = first => done,
+            done = deliver_from(context, pod, to.ip(), to, client) => done,
+        },
+    }
+}
+
+async fn deliver_from(
+    context: &Context,
+    pod: &LocalPod,
+    from: IpAddr,
+    to: SocketAddr,
+    client: SocketAddr,
+) -> Result<FlowSocket, FlowError> {
     let socket = open(pod, to)?;
-    bind_loopback(&socket, to).map_err(|source| FlowError::Kernel {
-        doing: "binding to a loopback address",
+    bind(&socket, from).map_err(|source| FlowError::Kernel {
+        doing: "binding a socket in the pod's network namespace",
         source,
     })?;
     context
@@ -111,18 +137,21 @@ fn open(pod: &LocalPod, to: SocketAddr) -> Result<Socket, FlowError> {
 }
 
 /// Deliveries come from loopback addresses, whose ports are free again at once; of IPv4's there are
-/// 16 million, so that ports never run short. The port is chosen when connecting, when the kernel
-/// can see that the whole tuple is free.
-fn bind_loopback(socket: &Socket, to: SocketAddr) -> io::Result<()> {
-    setsockopt(socket, IpBindAddressNoPort, &true)?;
-    let from: IpAddr = match to {
-        SocketAddr::V4(_) => {
+/// 16 million, so that ports never run short.
+fn loopback(to: IpAddr) -> IpAddr {
+    match to {
+        IpAddr::V4(_) => {
             let [_, b, c, d] = rand::random::<u32>().to_be_bytes();
             // 127.0.0.0/16 is left to applications, 127.255.0.0/16 to the kernel programs.
             Ipv4Addr::new(127, b.clamp(1, 254), c, d.clamp(1, 254)).into()
         }
-        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// The port is chosen when connecting, when the kernel can see whether the whole tuple is free.
+fn bind(socket: &Socket, from: IpAddr) -> io::Result<()> {
+    setsockopt(socket, IpBindAddressNoPort, &true)?;
     socket.bind(&SocketAddr::new(from, 0).into())
 }
 
@@ -146,6 +175,8 @@ fn kernel(doing: &'static str, error: BpfError) -> FlowError {
     }
 }
 
+/// Connects inside a namespace take microseconds, unless the application is overloaded.
+const ANSWER_OVERDUE: Duration = Duration::from_millis(30);
 /// A server somewhere may be slow to answer; the client, already connected to us, waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An agent of the mesh is not.
