@@ -86,7 +86,7 @@ pub struct Run {
         default_value = "all-unauthenticated"
     )]
     pub default_policy: AccessPolicy,
-    /// Life of the certificates signed here, as in 24h, 90m or 300s; at least 2m.
+    /// Life of the certificates signed here, as in 24h, 90m or 300s; at least 10s.
     #[arg(
         long,
         value_name = "TIME",
@@ -133,7 +133,7 @@ pub enum LogFormat {
     Json,
 }
 
-const SHORTEST_LIFETIME: Duration = Duration::from_secs(120);
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
 
 fn lifetime(text: &str) -> Result<Duration, String> {
     let form = || format!("{text:?} is no time: a number with s, m, h or d is needed");
@@ -149,7 +149,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     let number: u32 = number.parse().map_err(|_| form())?;
     let lifetime = Duration::from_secs(u64::from(number) * factor);
     if lifetime < SHORTEST_LIFETIME {
-        return Err(format!("{text:?} is too short: 2m at least"));
+        return Err(format!("{text:?} is too short: 10s at least"));
     }
     Ok(lifetime)
 }
@@ -172,7 +172,7 @@ mod tests {
             ("120s", Some(120)),
             ("2m", Some(120)),
             ("1d", Some(24 * 3600)),
-            ("119s", None),
+            ("9s", None),
             ("24", None),
             ("h", None),
             ("", None),

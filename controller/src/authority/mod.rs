@@ -60,7 +60,7 @@ pub enum SignError {
 /// Certificates are valid from a moment before they are made, for clocks that are behind.
 const BACKDATE: Duration = Duration::from_secs(60);
 /// Less life than this is not worth a certificate.
-const SHORTEST_LIFE: Duration = Duration::from_secs(60);
+const SHORTEST_LIFE: Duration = Duration::from_secs(5);
 /// Larger requests are no sensible ones.
 const MAX_REQUEST_BYTES: usize = 8 * 1024;
 
