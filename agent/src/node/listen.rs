@@ -2,8 +2,8 @@
 //!
 //! They take ephemeral ports and are reached through the kernel programs. A process of the pod can
 //! connect to such a port directly, over the loopback only; what it gets there has no original
-//! destination and a loopback address as its own, and is refused. No address or port reuse is set, so
-//! a pod can neither join them nor take them over.
+//! destination and a loopback address as its own, and is refused. No port reuse is set, so a pod can
+//! neither join them nor take them over.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -33,6 +33,9 @@ fn bind(domain: Domain, address: SocketAddr) -> io::Result<TcpListener> {
     if domain == Domain::IPV6 {
         socket.set_only_v6(false)?;
     }
+    // What is accepted has the port that the client connected to, and this option. An application that
+    // restarts could not listen on its port again while such connections are open, were it not set.
+    socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
