@@ -109,6 +109,16 @@ fn whatever_the_application_did_to_its_socket() {
         assert_eq!(accepted.peer_addr().unwrap().port(), local.port());
     }
 
+    // A local port that happens to be the one that the connect is sent to.
+    let to = address("[2001:db8:9::a]:443");
+    let stand_in = weft_ebpf_abi::target(&to.ip().into(), to.port());
+    let socket = meshed.world.socket(Domain::IPV6, Protocol::TCP);
+    socket
+        .bind(&SocketAddr::new(ip_address("::"), stand_in.port).into())
+        .unwrap();
+    let _client = connect(socket, to);
+    meshed.accept_redirected(to);
+
     // One local port to many destinations.
     let mut clients = Vec::new();
     for last in 1..=32 {
@@ -175,7 +185,7 @@ fn whatever_the_application_did_to_its_socket() {
 fn what_is_not_the_meshs_business_is_left_alone() {
     let meshed = Meshed::new();
     let app = meshed.world.listen("[::]:8080");
-    // Itself, by any of its names. The last two look like what redirected connects are sent to.
+    // Itself, by any of its names.
     for to in [
         "127.0.0.1:8080",
         "[::1]:8080",
@@ -195,9 +205,12 @@ fn what_is_not_the_meshs_business_is_left_alone() {
         assert_eq!(peer.port(), client.local_addr().unwrap().port(), "{to}");
         talk(&mut client, &mut accepted);
     }
-    let high = meshed.world.listen("[::1]:62000");
-    let _client = meshed.world.connect(address("[::1]:62000")).unwrap();
-    accept(&high);
+    // What looks like where redirected connects are sent.
+    for to in ["127.9.9.9:4", "[::1]:65000"].map(address) {
+        let app = meshed.world.listen(&to.to_string());
+        let _client = meshed.world.connect(to).unwrap();
+        accept(&app);
+    }
 
     // UDP.
     let host = UdpSocket::bind((HOST_V4, 0)).unwrap();
@@ -239,6 +252,34 @@ fn what_is_not_the_meshs_business_is_left_alone() {
         .unwrap()
         .unwrap();
     assert_eq!((counters.redirected, counters.pending_outbound), (0, 0));
+}
+
+/// What the agent accepts is bound to the port that the connect was sent to, which an application may want to listen on.
+#[test]
+fn connections_take_no_ports_from_applications() {
+    let meshed = Meshed::new();
+    let open: Vec<_> = (0..300)
+        .map(|n| address(&format!("203.0.{}.{}:80", n / 200, n % 200)))
+        .map(|to| {
+            (
+                meshed.world.connect(to).unwrap(),
+                meshed.accept_redirected(to),
+            )
+        })
+        .collect();
+    // Up to where the clients' own ports begin, without asking to share.
+    meshed.world.in_pod(|| {
+        for port in 1024..32768 {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let bound = socket.bind(&SocketAddr::from(([0; 4], port)).into());
+            bound.unwrap_or_else(|error| panic!("port {port}: {error}"));
+        }
+    });
+    // An application that restarts while its clients are connected to the agent.
+    let _client = TcpStream::connect((POD_V4, 8080)).unwrap();
+    let _accepted = accept(&meshed.listeners.plaintext);
+    meshed.world.listen("0.0.0.0:8080");
+    drop(open);
 }
 
 #[test]
@@ -344,7 +385,7 @@ fn what_arrives_goes_to_the_agent() {
 
     // A redirected connect that nobody published, an agent's delivery that nobody published.
     for (from, to, reason) in [
-        ("10.88.0.2:0", "127.77.0.1:8080", Reason::UnpublishedTarget),
+        ("10.88.0.2:0", "127.77.0.1:4", Reason::UnpublishedTarget),
         ("127.0.0.9:0", "10.88.0.2:8080", Reason::UnpublishedLoopback),
     ] {
         let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);

@@ -9,8 +9,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use weft_ebpf_abi::{
-    Address, Direction, Flow, FlowRole, OwnAddressKey, PROTOCOL_TCP, Pod, Reason, RefusedKey,
-    Target, refusing, target,
+    Address, Direction, Flow, FlowRole, OwnAddressKey, PROTOCOL_MPTCP, PROTOCOL_TCP, Pod, Reason,
+    RefusedKey, Target, refusing, target,
 };
 
 use crate::{
@@ -76,7 +76,11 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     };
     let kind = read_field!(ctx, bpf_sock_addr, type_);
     let protocol = read_field!(ctx, bpf_sock_addr, protocol);
-    // Multipath TCP connects by subflows, which are plain TCP here.
+    if protocol == PROTOCOL_MPTCP {
+        // Multipath TCP connects by subflows, which are plain TCP here.
+        count(Reason::Mptcp);
+        return Verdict::Refused;
+    }
     if kind != SOCK_STREAM || protocol != PROTOCOL_TCP {
         return Verdict::Untouched;
     }
@@ -130,7 +134,8 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     }
     count_redirected(cookie);
     decided!("connect redirected", cookie, &destination, port);
-    Verdict::To(target(&destination, port))
+    let local_port = read_field!(socket, bpf_sock, src_port) as u16;
+    Verdict::To(target(&destination, port).apart_from(local_port))
 }
 
 /// Whether an address is one of the pod's own.

@@ -25,6 +25,8 @@ pub const SCHEMA: u32 = 1;
 
 /// `IPPROTO_TCP`.
 pub const PROTOCOL_TCP: u32 = 6;
+/// `IPPROTO_MPTCP`.
+pub const PROTOCOL_MPTCP: u32 = 262;
 /// Port on a meshed pod's address where other agents' tunnels arrive.
 pub const TUNNEL_PORT: u16 = 15008;
 /// What stands for the namespace's cookie in the lookup program until the agent loads it for one: a marker that is found in

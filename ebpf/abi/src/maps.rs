@@ -219,7 +219,7 @@ pub enum Reason {
     NoPodState = 1,
     /// The socket is bound to a device and could not be unbound.
     BoundDevice = 2,
-    /// An MPTCP socket could not be told where its subflow was redirected from (counted, not refused).
+    /// Something connected by MPTCP itself, or its socket could not be told where a subflow went.
     Mptcp = 3,
     /// The destination could not be kept with the socket.
     Storage = 4,

@@ -2,6 +2,10 @@
 //! destination. The listener behind is one; many targets exist only so that local ports and
 //! `TIME_WAIT` of different destinations do not get into each other's way.
 //!
+//! The port of a target is taken for as long as a connection to it is open: another socket of the pod
+//! cannot listen on it, and the kernel does not choose it as a local port. So IPv4, with 16 million
+//! addresses, has one port that nobody uses, and IPv6, which has one address, the last thousand.
+//!
 //! The targets are a range of their own, apart from what applications use, so that a SYN to
 //! this range that nobody published can be refused: it is a redirected connect whose
 //! publication failed, and must not reach an application that listens on all addresses.
@@ -17,11 +21,32 @@ pub struct Target {
     pub port: u16,
 }
 
+impl Target {
+    /// Another target if the port is the one that the connecting socket is bound to: on `::1` the socket would connect to
+    /// itself.
+    #[inline(always)]
+    pub const fn apart_from(self, local_port: u16) -> Self {
+        if self.address.is_ipv4() || self.port != local_port {
+            return self;
+        }
+        let next = self.port + 1;
+        let port = if next < REFUSING_V6.port {
+            next
+        } else {
+            FIRST_TARGET_PORT_V6
+        };
+        Self {
+            address: self.address,
+            port,
+        }
+    }
+}
+
 /// A connect to here is refused at once: it is in the target range and nothing ever publishes it.
 /// No destination hashes to it.
 pub const REFUSING_V4: Target = Target {
     address: Address::from_ipv4_word(u32::from_ne_bytes([127, 255, 255, 254])),
-    port: 1,
+    port: TARGET_PORT_V4,
 };
 /// The IPv6 counterpart of [`REFUSING_V4`].
 pub const REFUSING_V6: Target = Target {
@@ -39,9 +64,8 @@ pub const fn refusing(destination: &Address) -> Target {
     }
 }
 
-/// The stand-in for a destination: `127.1.0.0` to `127.254.255.255` with ports from 1024 for IPv4;
-/// `::1` with a port from 61000 (above the default range of local ports) for IPv6, which has no
-/// second loopback address.
+/// The stand-in for a destination: `127.1.0.0` to `127.254.255.255` with one port for IPv4, `::1` with
+/// one of a thousand ports for IPv6.
 #[inline(always)]
 pub const fn target(destination: &Address, port: u16) -> Target {
     let hash = hash(destination, port);
@@ -55,7 +79,7 @@ pub const fn target(destination: &Address, port: u16) -> Target {
                 bytes[0],
                 bytes[1],
             ])),
-            port: 1024 + ((hash >> 16) as u32 % (65536 - 1024)) as u16,
+            port: TARGET_PORT_V4,
         }
     } else {
         let span = (REFUSING_V6.port - FIRST_TARGET_PORT_V6) as u32;
@@ -73,7 +97,7 @@ pub const fn is_target(address: &Address, port: u16) -> bool {
         return false;
     }
     if address.is_ipv4() {
-        address.ipv4_word().to_ne_bytes()[1] != 0
+        port == TARGET_PORT_V4 && address.ipv4_word().to_ne_bytes()[1] != 0
     } else {
         port >= FIRST_TARGET_PORT_V6
     }
@@ -96,7 +120,10 @@ const fn mix(value: u64) -> u64 {
 }
 
 const LOCALHOST_V6: Address = Address::from_words([0, 0, 0, 1u32.to_be()]);
-const FIRST_TARGET_PORT_V6: u16 = 61000;
+/// Not assigned to anything by IANA, and below what the kernel and unprivileged processes use.
+const TARGET_PORT_V4: u16 = 4;
+/// Above the default range of local ports; 1024 with the one that refuses.
+const FIRST_TARGET_PORT_V6: u16 = 64512;
 
 #[cfg(test)]
 mod tests {
@@ -130,11 +157,27 @@ mod tests {
                             panic!()
                         };
                         assert!((1..=254).contains(&address.octets()[1]), "{address}");
-                        assert!(chosen.port >= 1024);
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn no_socket_connects_to_itself() {
+        let first = Target {
+            address: LOCALHOST_V6,
+            port: FIRST_TARGET_PORT_V6,
+        };
+        let last = Target {
+            port: REFUSING_V6.port - 1,
+            ..first
+        };
+        assert_eq!(first.apart_from(0), first);
+        assert_eq!(first.apart_from(first.port).port, first.port + 1);
+        assert_eq!(last.apart_from(last.port), first);
+        let v4 = target(&v4(1), 80);
+        assert_eq!(v4.apart_from(v4.port), v4);
     }
 
     #[test]
@@ -144,26 +187,27 @@ mod tests {
             .map(|t| (t.address, t.port))
             .collect();
         assert!(seen.len() > 9_990, "{} of 10000", seen.len());
-        let ports: HashSet<_> = (0..1000).map(|port| target(&v4(1), port).port).collect();
-        assert!(ports.len() > 900, "{}", ports.len());
+        let seen: HashSet<_> = (0..1000).map(|port| target(&v4(1), port).address).collect();
+        assert!(seen.len() > 990, "{}", seen.len());
         let ports: HashSet<_> = (0..10_000).map(|n| target(&v6(n), 80).port).collect();
-        assert!(ports.len() > 3_500, "{}", ports.len());
+        assert_eq!(ports.len(), 1023);
     }
 
     #[test]
     fn what_applications_use_is_outside() {
         let table = [
-            ("127.0.0.1", 61_001, false),
+            ("127.0.0.1", 4, false),
             ("127.0.0.53", 53, false),
-            ("127.0.1.1", 80, false),
-            ("127.1.0.1", 80, true),
-            ("127.255.255.254", 1, true),
-            ("::1", 8080, false),
-            ("::1", 60_999, false),
-            ("::1", 61_000, true),
+            ("127.0.1.1", 4, false),
+            ("127.1.0.1", 80, false),
+            ("127.1.0.1", 4, true),
+            ("127.255.255.254", 4, true),
+            ("::1", 4, false),
+            ("::1", 64_511, false),
+            ("::1", 64_512, true),
             ("::1", 65_535, true),
-            ("10.1.0.1", 61_000, false),
-            ("2001:db8::1", 61_000, false),
+            ("10.1.0.1", 4, false),
+            ("2001:db8::1", 65_000, false),
         ];
         for (text, port, expected) in table {
             let address = Address::from(text.parse::<IpAddr>().unwrap());
