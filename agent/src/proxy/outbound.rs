@@ -453,4 +453,4 @@ fn remember_refused(context: &Context, pod: &LocalPod, original: SocketAddr) {
 const REFUSED_FOR: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a tunnel, if one must be made, and for the other agent's connect to the application.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);

@@ -51,7 +51,11 @@ pub(super) async fn connect(
         .bpf
         .mark_outbound(socket.as_fd())
         .map_err(|error| kernel("marking a socket of the agent", error))?;
-    finish(socket, to).await
+    let limit = match to.port() {
+        TUNNEL_PORT => TUNNEL_CONNECT_TIMEOUT,
+        _ => CONNECT_TIMEOUT,
+    };
+    finish(socket, to, limit).await
 }
 
 /// Connects to an application of the pod from inside its namespace; the application sees `client`.
@@ -96,7 +100,7 @@ async fn deliver_from(
         .bpf
         .mark_deliver(socket.as_fd(), client)
         .map_err(|error| kernel("marking a socket of the agent", error))?;
-    let socket = finish(socket, to).await?;
+    let socket = finish(socket, to, DELIVER_TIMEOUT).await?;
     FlowSocket::new(socket).map_err(|source| FlowError::Connect { to, source })
 }
 
@@ -155,13 +159,8 @@ fn bind(socket: &Socket, from: IpAddr) -> io::Result<()> {
     socket.bind(&SocketAddr::new(from, 0).into())
 }
 
-async fn finish(socket: Socket, to: SocketAddr) -> Result<TcpStream, FlowError> {
+async fn finish(socket: Socket, to: SocketAddr, limit: Duration) -> Result<TcpStream, FlowError> {
     let socket = TcpSocket::from_std_stream(socket.into());
-    let limit = if to.port() == TUNNEL_PORT {
-        TUNNEL_CONNECT_TIMEOUT
-    } else {
-        CONNECT_TIMEOUT
-    };
     let connected = tokio::time::timeout(limit, socket.connect(to)).await;
     connected
         .map_err(|_| FlowError::ConnectTimeout { to })?
@@ -181,3 +180,5 @@ const ANSWER_OVERDUE: Duration = Duration::from_millis(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An agent of the mesh is not.
 const TUNNEL_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Leaves an overloaded application the time to take the connection at the kernel's second retry.
+const DELIVER_TIMEOUT: Duration = Duration::from_secs(6);
