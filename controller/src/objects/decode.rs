@@ -10,6 +10,26 @@ use weft_core::{Name, PolicyGroup};
 use super::policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
 use super::{Fault, Object, ObjectKey, ObjectKind};
 
+/// The documents of a YAML (or JSON) text; empty ones are left out.
+///
+/// # Errors
+/// The text as a whole is no YAML, with the place where it stops being so.
+pub fn documents(text: &str) -> Result<Vec<Value>, Fault> {
+    let options = serde_saphyr::options! {
+        // Room for a large cluster in one file; the file's size is limited by who reads it, and
+        // what aliases may multiply stays limited.
+        budget: serde_saphyr::budget! {
+            max_documents: 1_000_000,
+            max_events: 50_000_000,
+            max_nodes: 50_000_000,
+        },
+        // As YAML 1.2 has it: a namespace may be called "no".
+        strict_booleans: true,
+    };
+    serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|reason| Fault::new("", format!("not YAML: {reason}")))
+}
+
 /// Which object a document defines.
 ///
 /// # Errors

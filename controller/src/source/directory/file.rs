@@ -31,10 +31,8 @@ pub(super) struct Contents {
 /// The file as a whole is no YAML.
 pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
     let text = std::str::from_utf8(bytes).map_err(|reason| Fault::new("", reason))?;
-    let values: Vec<Value> = serde_saphyr::from_multiple(text)
-        .map_err(|reason| Fault::new("", format!("not YAML: {reason}")))?;
     let mut contents = Contents::default();
-    for (index, value) in values.into_iter().enumerate() {
+    for (index, value) in decode::documents(text)?.into_iter().enumerate() {
         contents.take(index + 1, String::new(), value);
     }
     Ok(contents)

@@ -163,3 +163,6 @@ impl Watch {
         Ok(watcher)
     }
 }
+
+#[cfg(test)]
+mod tests;

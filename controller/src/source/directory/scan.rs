@@ -1,6 +1,6 @@
 //! What the files say now, compared with what they said before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -37,7 +37,7 @@ pub(super) struct Scan {
 }
 
 /// Identifies a file or directory, whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
     device: u64,
     inode: u64,
@@ -80,8 +80,6 @@ enum Unread {
 
 /// Larger files are refused: they are a mistake, or an attack on the memory.
 const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
-/// Folders deeper than this are a loop.
-const MAX_DEPTH: usize = 8;
 /// A file that was written to less than this ago may be incomplete: reading it now could make
 /// deletions of what is not written yet.
 const QUIET: Duration = Duration::from_millis(40);
@@ -99,7 +97,7 @@ impl Scanner {
     /// Reads what changed. Blocks.
     pub(super) fn scan(&mut self) -> Scan {
         let mut found = vec![];
-        let listed = list(&self.root, 0, &mut found);
+        let listed = list(&self.root, &mut HashSet::new(), &mut found);
         let readable = listed.is_ok();
         let mut problems = vec![];
         if let Err((path, reason)) = listed {
@@ -300,10 +298,14 @@ fn read_file(path: &Path, known: Option<Stamp>) -> Result<(Stamp, Contents), Unr
 /// the folders behind the links of a mounted ConfigMap.
 fn list(
     folder: &Path,
-    depth: usize,
+    visited: &mut HashSet<FileId>,
     found: &mut Vec<PathBuf>,
 ) -> Result<(), (PathBuf, std::io::Error)> {
     let failed = |reason| (folder.to_owned(), reason);
+    // A link may lead back to where it is.
+    if !visited.insert(FileId::of(folder).map_err(failed)?) {
+        return Ok(());
+    }
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -313,8 +315,8 @@ fn list(
         let extension = path.extension().and_then(|it| it.to_str());
         if matches!(extension, Some("yaml" | "yml" | "json")) {
             found.push(path);
-        } else if path.is_dir() && depth < MAX_DEPTH {
-            list(&path, depth + 1, found)?;
+        } else if path.is_dir() {
+            list(&path, visited, found)?;
         }
     }
     Ok(())

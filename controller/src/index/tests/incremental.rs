@@ -1,0 +1,229 @@
+//! Whatever the order of changes: what agents are told is what a new index would tell them.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+/// A change of one of few objects, so that they meet often.
+#[derive(Clone, Debug)]
+enum Step {
+    Put(Value),
+    Delete(Value),
+}
+
+fn names() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["a", "b"])
+}
+
+fn groups() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["policy.weft.dev", "policy.linkerd.io"])
+}
+
+fn pods() -> impl Strategy<Value = Value> {
+    let shape = (
+        names(),
+        1..4u8,
+        0..3u8,
+        names(),
+        prop::bool::ANY,
+        prop::bool::ANY,
+        0..6u8,
+    );
+    shape.prop_map(|(name, address, node, app, meshed, ready, odd)| {
+        let mut labels = json!({"app": app});
+        if meshed {
+            labels["weft.dev/mesh"] = "enabled".into();
+        }
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "spec": {"nodeName": format!("node-{node}"), "serviceAccountName": app,
+                     "hostNetwork": odd == 1,
+                     "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]},
+            "status": {"podIPs": [{"ip": format!("10.1.0.{address}")}],
+                       "phase": if odd == 2 { "Succeeded" } else { "Running" },
+                       "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}})
+    })
+}
+
+fn services() -> impl Strategy<Value = Value> {
+    (names(), 1..3u8, names()).prop_map(|(name, address, app)| {
+        json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"clusterIP": format!("10.2.0.{address}"), "selector": {"app": app},
+                     "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}})
+    })
+}
+
+fn slices() -> impl Strategy<Value = Value> {
+    (names(), names(), 1..4u8).prop_map(|(name, service, address)| {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": name, "namespace": "shop",
+                         "labels": {"kubernetes.io/service-name": service}},
+            "endpoints": [{"addresses": [format!("10.1.0.{address}")]}],
+            "ports": [{"name": "http", "port": 9090}]})
+    })
+}
+
+fn servers() -> impl Strategy<Value = Value> {
+    (names(), groups(), names(), prop::bool::ANY).prop_map(|(name, group, app, named)| {
+        let version = if group == "policy.weft.dev" {
+            "v1alpha1"
+        } else {
+            "v1beta3"
+        };
+        let port = if named { json!("http") } else { json!(8080) };
+        json!({"apiVersion": format!("{group}/{version}"), "kind": "Server",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"podSelector": {"matchLabels": {"app": app}}, "port": port}})
+    })
+}
+
+fn authorizations() -> impl Strategy<Value = Value> {
+    (names(), groups(), names(), names(), 0..4u8).prop_map(
+        |(name, group, target, required, kind)| {
+            let target = match kind {
+                0 => json!({"kind": "Namespace", "name": "shop"}),
+                1 => json!({"kind": "Server", "name": target, "group": "policy.linkerd.io"}),
+                _ => json!({"kind": "Server", "name": target}),
+            };
+            json!({"apiVersion": format!("{group}/v1alpha1"), "kind": "AuthorizationPolicy",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"targetRef": target, "requiredAuthenticationRefs":
+                [{"kind": "MeshTLSAuthentication", "name": required}]}})
+        },
+    )
+}
+
+fn authentications() -> impl Strategy<Value = Value> {
+    (names(), groups(), names()).prop_map(|(name, group, account)| {
+        json!({"apiVersion": format!("{group}/v1alpha1"), "kind": "MeshTLSAuthentication",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"identityRefs": [{"kind": "ServiceAccount", "name": account}]}})
+    })
+}
+
+fn namespaces() -> impl Strategy<Value = Value> {
+    (prop::bool::ANY, prop::bool::ANY).prop_map(|(meshed, denies)| {
+        json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "shop",
+                "labels": {"weft.dev/mesh": if meshed { "enabled" } else { "disabled" }},
+                "annotations": {"weft.dev/default-inbound-policy": if denies { "deny" } else { "audit" }}}})
+    })
+}
+
+fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    let object = prop_oneof![
+        4 => pods(),
+        2 => services(),
+        2 => slices(),
+        3 => servers(),
+        3 => authorizations(),
+        2 => authentications(),
+        1 => namespaces(),
+    ];
+    let step = (object, 0..3u8).prop_map(|(object, kind)| match kind {
+        0 => Step::Delete(object),
+        _ => Step::Put(object),
+    });
+    prop::collection::vec(prop::collection::vec(step, 1..5), 1..40)
+}
+
+fn key(object: &Value) -> ObjectKey {
+    decode::identify(object).expect("valid").expect("ours")
+}
+
+const NODES: [&str; 3] = ["node-0", "node-1", "node-2"];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changes_lead_where_a_new_index_starts(batches in steps()) {
+        let mut cluster = Cluster::new();
+        let mut present: BTreeMap<ObjectKey, Value> = BTreeMap::new();
+        // An agent that follows by differences only.
+        let mut followed: BTreeMap<Key, u64> = BTreeMap::new();
+        let node: Name = "node-1".parse().expect("valid");
+        let mut moment = 0;
+        for batch in batches {
+            let mut events = BTreeMap::new();
+            for step in batch {
+                match step {
+                    Step::Put(object) => {
+                        present.insert(key(&object), object.clone());
+                        events.insert(key(&object), event(object));
+                    }
+                    Step::Delete(object) => {
+                        let key = key(&object);
+                        present.remove(&key);
+                        events.insert(key.clone(), Event::Delete { key });
+                    }
+                }
+            }
+            cluster.index.apply(Batch { events: events.into_values().collect() });
+            let difference = cluster.views.since(&node, moment).expect("remembered");
+            moment = difference.upto;
+            for resource in &difference.changed {
+                let key = resource.key.clone().expect("a key").try_into().expect("valid");
+                followed.insert(key, resource.version);
+            }
+            for key in &difference.removed {
+                followed.remove(key);
+            }
+            let mut fresh = Cluster::new();
+            let events = present.values().cloned().map(event).collect();
+            fresh.index.apply(Batch { events });
+            for node in NODES {
+                prop_assert_eq!(cluster.told(node), fresh.told(node));
+                let node = node.parse().expect("valid");
+                for account in ["a", "b"] {
+                    let account = ObjectName::parse("shop", account).expect("valid");
+                    prop_assert_eq!(
+                        cluster.views.runs(&node, &account), fresh.views.runs(&node, &account)
+                    );
+                }
+            }
+            prop_assert_eq!(cluster.problems(), fresh.problems());
+            let beyond = fresh.views.beyond(&node, HashMap::new());
+            let expected: BTreeMap<Key, u64> = beyond.changed.iter().map(|it| {
+                (it.key.clone().expect("a key").try_into().expect("valid"), it.version)
+            }).collect();
+            prop_assert_eq!(&followed, &expected);
+        }
+    }
+}
+
+/// One changed pod is one small difference, however many there are.
+#[test]
+fn one_changed_pod_is_a_small_difference() {
+    let mut cluster = Cluster::new();
+    let pod = |index: usize, app: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": format!("pod-{index}"), "namespace": "shop",
+                         "labels": {"app": app, "weft.dev/mesh": "enabled"}},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "c"}]},
+            "status": {"podIPs": [{"ip": format!("10.1.{}.{}", index / 250, index % 250 + 1)}]}})
+    };
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"clusterIP": "10.2.0.1", "selector": {"app": "web"}, "ports": [{"port": 80}]}});
+    let mut events: Vec<Event> = (0..1000).map(|index| event(pod(index, "web"))).collect();
+    events.push(event(service));
+    cluster.index.apply(Batch { events });
+    let node = "node-1".parse().expect("valid");
+    let moment = cluster.views.since(&node, 0).expect("remembered").upto;
+
+    // The same again is nothing at all.
+    let events = vec![event(pod(7, "web"))];
+    cluster.index.apply(Batch { events });
+    assert_eq!(
+        cluster.views.since(&node, moment).expect("remembered").upto,
+        moment
+    );
+
+    let events = vec![event(pod(7, "api"))];
+    cluster.index.apply(Batch { events });
+    let difference = cluster.views.since(&node, moment).expect("remembered");
+    assert_eq!((difference.changed.len(), difference.removed.len()), (0, 1));
+}

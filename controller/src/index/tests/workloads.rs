@@ -1,0 +1,283 @@
+use super::*;
+
+/// A pod of node `one`, with what a test adds to metadata, spec and status.
+fn pod(metadata: &str, spec: &str, status: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: shop, {metadata}}},
+           spec: {{nodeName: one, containers: [{{name: c}}], {spec}}},
+           status: {{podIPs: [{{ip: 10.1.0.1}}], {status}}}}}"
+    )
+}
+
+fn namespace(metadata: &str) -> String {
+    format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, {metadata}}}}}")
+}
+
+#[test]
+fn meshed_is_what_pod_or_namespace_say() {
+    let (label, inject) = (
+        "labels: {weft.dev/mesh: X}",
+        "annotations: {linkerd.io/inject: X}",
+    );
+    let with = |form: &str, value: &str| form.replace('X', value);
+    let on = |form| with(form, "enabled");
+    let off = |form| with(form, "disabled");
+    let no = String::new;
+    let both = |one: String, other: String| format!("{one}, {other}");
+    for (of_namespace, of_pod, expected) in [
+        (no(), no(), false),
+        (no(), on(label), true),
+        (no(), on(inject), true),
+        (no(), with(inject, "ingress"), true),
+        (no(), with(label, "'true'"), false),
+        (on(label), no(), true),
+        (on(inject), no(), true),
+        (on(label), off(label), false),
+        (on(label), off(inject), false),
+        (on(inject), off(label), false),
+        (off(label), on(label), true),
+        (off(label), no(), false),
+        (no(), both(on(label), off(inject)), false),
+        (no(), both(off(label), on(inject)), false),
+        (both(on(label), off(inject)), no(), false),
+    ] {
+        let mut cluster = Cluster::of(&pod(&of_pod, "", ""));
+        cluster.apply(&namespace(&of_namespace));
+        let meshed = cluster.is_meshed("shop/web");
+        assert_eq!(
+            meshed, expected,
+            "namespace {of_namespace:?}, pod {of_pod:?}"
+        );
+        assert_eq!(cluster.node_pod("shop/web").is_some(), expected);
+    }
+}
+
+#[test]
+fn a_choice_that_is_none_is_reported() {
+    let cluster = Cluster::of(&pod("labels: {weft.dev/mesh: \"true\"}", "", ""));
+    let reason = "metadata.labels[\"weft.dev/mesh\"]: \"true\" is neither enabled nor disabled";
+    assert_eq!(cluster.problems(), [reason]);
+}
+
+#[test]
+fn some_pods_are_no_workloads() {
+    for (spec, status, expected) in [
+        ("", "", true),
+        ("", "phase: Running", true),
+        ("", "phase: Pending", true),
+        ("hostNetwork: true", "", false),
+        ("", "phase: Succeeded", false),
+        ("", "phase: Failed", false),
+        ("", "podIPs: []", false),
+        ("nodeName: ''", "", false),
+    ] {
+        // A later field replaces an earlier one of the same name.
+        let text = match (spec, status) {
+            ("nodeName: ''", _) => pod("", "", "").replace("nodeName: one", spec),
+            (_, "podIPs: []") => pod("", "", "").replace("podIPs: [{ip: 10.1.0.1}]", status),
+            _ => pod("", spec, status),
+        };
+        let cluster = Cluster::of(&text);
+        let is_workload = cluster.workload("shop/web").is_some();
+        assert_eq!(is_workload, expected, "{spec:?} {status:?}");
+    }
+}
+
+#[test]
+fn identities_follow_service_accounts() {
+    let meshed = "labels: {weft.dev/mesh: enabled}";
+    for (spec, expected) in [
+        ("", "spiffe://cluster.local/ns/shop/sa/default"),
+        (
+            "serviceAccountName: ''",
+            "spiffe://cluster.local/ns/shop/sa/default",
+        ),
+        (
+            "serviceAccountName: web",
+            "spiffe://cluster.local/ns/shop/sa/web",
+        ),
+    ] {
+        let cluster = Cluster::of(&pod(meshed, spec, ""));
+        let workload = cluster.workload("shop/web").expect("there");
+        assert_eq!(workload.identity().expect("meshed").to_string(), expected);
+        let account = expected.rsplit('/').next().expect("a name");
+        let account = ObjectName::parse("shop", account).expect("valid");
+        assert!(cluster.views.runs(&"one".parse().expect("valid"), &account));
+        assert!(!cluster.views.runs(&"two".parse().expect("valid"), &account));
+    }
+    let cluster = Cluster::of(&pod(meshed, "serviceAccountName: Web/x", ""));
+    assert!(cluster.workload("shop/web").is_none());
+    assert!(cluster.problems()[0].starts_with("spec.serviceAccountName: "));
+}
+
+#[test]
+fn accounts_count_until_the_last_pod_goes() {
+    let meshed = "labels: {weft.dev/mesh: enabled}";
+    let first = pod(meshed, "", "");
+    let second = first
+        .replace("name: web", "name: api")
+        .replace("10.1.0.1", "10.1.0.2");
+    let account = "shop/default".parse().expect("valid");
+    let runs = |cluster: &Cluster| cluster.views.runs(&"one".parse().expect("valid"), &account);
+    let mut cluster = Cluster::of(&format!("{first}\n---\n{second}"));
+    assert!(runs(&cluster));
+    cluster.delete(&first);
+    assert!(runs(&cluster));
+    cluster.apply(&second.replace("nodeName: one", "nodeName: two"));
+    assert!(!runs(&cluster));
+    assert!(cluster.views.runs(&"two".parse().expect("valid"), &account));
+    cluster.delete(&second);
+    assert!(!cluster.views.runs(&"two".parse().expect("valid"), &account));
+}
+
+#[test]
+fn owners_are_called_as_people_know_them() {
+    let owner = |kind: &str, name: &str| {
+        format!(
+            "ownerReferences: [{{apiVersion: a, kind: {kind}, name: {name}, uid: u, controller: true}}]"
+        )
+    };
+    for (metadata, expected) in [
+        (String::new(), None),
+        (
+            format!(
+                "labels: {{pod-template-hash: 5d8f}}, {}",
+                owner("ReplicaSet", "web-5d8f")
+            ),
+            Some("deployment web"),
+        ),
+        (
+            format!(
+                "labels: {{pod-template-hash: other}}, {}",
+                owner("ReplicaSet", "web-5d8f")
+            ),
+            Some("replicaset web-5d8f"),
+        ),
+        (owner("ReplicaSet", "web-5d8f"), Some("replicaset web-5d8f")),
+        (owner("StatefulSet", "db"), Some("statefulset db")),
+        (owner("DaemonSet", "log"), Some("daemonset log")),
+        (owner("Job", "backup"), Some("job backup")),
+        (
+            owner("Job", "backup").replace("controller: true", "controller: false"),
+            None,
+        ),
+    ] {
+        let cluster = Cluster::of(&pod(&metadata, "", ""));
+        let owner = cluster.workload("shop/web").expect("there").owner;
+        let owner = owner.map(|it| format!("{} {}", it.kind, it.name));
+        assert_eq!(owner.as_deref(), expected, "{metadata}");
+    }
+}
+
+#[test]
+fn the_nodes_agent_is_told_about_namespace_and_probes() {
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata:
+  {name: web, namespace: shop, uid: u1, labels: {weft.dev/mesh: enabled},
+   annotations: {weft.dev/netns: /run/netns/web}}
+spec:
+  nodeName: one
+  containers:
+  - name: c
+    ports: [{name: http, containerPort: 8080}, {name: dns, containerPort: 53, protocol: UDP}]
+    livenessProbe: {httpGet: {port: http, path: /}}
+    readinessProbe: {tcpSocket: {port: 9000}}
+    startupProbe: {httpGet: {port: 9999, host: 192.0.2.1}}
+  initContainers:
+  - {name: once, livenessProbe: {tcpSocket: {port: 1}}}
+  - {name: sidecar, restartPolicy: Always, livenessProbe: {grpc: {port: 7000}}}
+  - {name: unnamed, restartPolicy: Always, livenessProbe: {tcpSocket: {port: http}}}
+status: {podIPs: [{ip: 10.1.0.1}]}";
+    let cluster = Cluster::of(text);
+    let pod = cluster.node_pod("shop/web").expect("told");
+    assert_eq!(pod.uid, "u1");
+    assert_eq!(pod.netns.expect("there").to_str(), Some("/run/netns/web"));
+    assert_eq!(pod.probe_ports, [7000, 8080, 9000]);
+    assert!(cluster.names("two", Kind::NodePod).is_empty());
+    assert_eq!(cluster.names("two", Kind::Workload), ["shop/web"]);
+}
+
+#[test]
+fn addresses_that_cannot_be_a_pods_are_refused() {
+    for address in [
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "169.254.1.1",
+        "fe80::1",
+        "x",
+    ] {
+        let cluster = Cluster::of(&pod("", "", "").replace("10.1.0.1", &format!("'{address}'")));
+        assert!(cluster.workload("shop/web").is_none(), "{address}");
+        assert!(
+            cluster.problems()[0].starts_with("status.podIPs[0].ip: "),
+            "{address}"
+        );
+    }
+    let cluster = Cluster::of(&pod("", "", "").replace("10.1.0.1", "'::ffff:10.1.0.1'"));
+    let workload = cluster.workload("shop/web").expect("there");
+    assert_eq!(
+        workload.addresses,
+        ["10.1.0.1".parse::<IpAddr>().expect("valid")]
+    );
+}
+
+#[test]
+fn the_newest_pod_has_the_address() {
+    let at = |name: &str, created: &str| {
+        pod(&format!("creationTimestamp: '{created}'"), "", "")
+            .replace("name: web", &format!("name: {name}"))
+    };
+    let old = at("old", "2026-01-01T00:00:00Z");
+    let new = at("a-new", "2026-01-02T00:00:00Z");
+    for order in [[&old, &new], [&new, &old]] {
+        let mut cluster = Cluster::of(order[0]);
+        cluster.apply(order[1]);
+        assert_eq!(cluster.names("one", Kind::Workload), ["shop/a-new"]);
+        let problem = "status.podIPs: 10.1.0.1 belongs to the newer pod shop/a-new";
+        assert_eq!(cluster.problems(), [problem]);
+        cluster.delete(&new);
+        assert_eq!(cluster.names("one", Kind::Workload), ["shop/old"]);
+        assert!(cluster.problems().is_empty());
+    }
+    // Where ages say nothing, the name does; a completed pod claims nothing.
+    let mut cluster = Cluster::of(&pod("", "", "").replace("name: web", "name: a"));
+    cluster.apply(&pod("", "", "").replace("name: web", "name: b"));
+    assert_eq!(cluster.names("one", Kind::Workload), ["shop/b"]);
+    cluster.apply(&pod("", "", "phase: Succeeded").replace("name: web", "name: b"));
+    assert_eq!(cluster.names("one", Kind::Workload), ["shop/a"]);
+}
+
+#[test]
+fn an_invalid_pod_stays_as_it_was() {
+    let good = pod("labels: {weft.dev/mesh: enabled}", "", "");
+    let mut cluster = Cluster::of(&good);
+    let told = cluster.told("one");
+    cluster.apply(&good.replace("10.1.0.1", "nonsense"));
+    assert_eq!(cluster.told("one"), told);
+    assert_eq!(cluster.problems().len(), 1);
+    cluster.apply(&good);
+    assert!(cluster.problems().is_empty());
+}
+
+#[test]
+fn ranges_of_nodes_count() {
+    let mut cluster = Cluster::of(
+        "{apiVersion: v1, kind: Node, metadata: {name: one},
+          spec: {podCIDR: 10.3.0.0/24, podCIDRs: [10.3.0.0/24, 'fd00::/64']}}",
+    );
+    let ranges = |cluster: &Cluster| match cluster.resource(Kind::Cluster, "cluster") {
+        Some(Resource::Cluster(it)) => it.pod_ranges.iter().map(ToString::to_string).collect(),
+        _ => vec![],
+    };
+    assert_eq!(
+        ranges(&cluster),
+        ["10.1.0.0/16", "10.3.0.0/24", "fd00::/64"]
+    );
+    cluster.delete("{apiVersion: v1, kind: Node, metadata: {name: one}}");
+    assert_eq!(ranges(&cluster), ["10.1.0.0/16"]);
+}
