@@ -22,7 +22,9 @@ struct Pods {
 #[test]
 fn lifecycle() {
     let cluster = Cluster::with(ClusterOptions {
-        agent_args: vec!["--drain-deadline".into(), "3s".into()],
+        agent_args: ["--drain-deadline", "3s", "--max-flows-per-pod", "300"]
+            .map(Into::into)
+            .to_vec(),
         ..ClusterOptions::default()
     })
     .expect("a cluster");
@@ -71,6 +73,10 @@ fn lifecycle() {
         churn,
     );
     check("a pod that fills its share harms only itself", quota);
+    check(
+        "a pod with too many flows harms only itself",
+        too_many_flows,
+    );
     check("every hook has one program after all that", one_program);
     checks.finish();
 }
@@ -458,6 +464,23 @@ fn quota(cluster: &Cluster, pods: &Pods) -> Result<()> {
             && (of_quota(&sample.name) || sample.labels.values().any(|value| of_quota(value)))
     });
     ensure!(counted, "the refusals are not in the metrics");
+    cluster.remove_pod(greedy)
+}
+
+fn too_many_flows(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let greedy = cluster.add_pod(PodSpec::new("many-flows").on(0))?;
+    let _app = Server::start(&pods.server, 7413, "echo", &["--quiet"])?;
+    let target = pods.server.sockets(7413)[0];
+    // The server's agent counts the same flows for its pod: only 300 there as well.
+    let _other = Server::start(&pods.near, 7413, "echo", &["--quiet"])?;
+    let held = Hold::start(&greedy, target, 400, &[])?;
+    let labels = [("reason", "too_many_flows"), ("pod", "many-flows")];
+    wait_for_metric(cluster.node(0), "weft_refused_total", &labels, 90.0)?;
+    expect_echo(&pods.client, pods.near.sockets(7413)[0], "unharmed")?;
+    held.release()?;
+    eventually("the greedy pod to be let in again", || {
+        expect_echo(&greedy, target, "x").map(drop)
+    })?;
     cluster.remove_pod(greedy)
 }
 

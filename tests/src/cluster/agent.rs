@@ -67,7 +67,7 @@ impl Node {
         )?
         .args(&state.args)
         .env(
-            "RUST_LOG",
+            "WEFT_LOG",
             std::env::var("WEFT_TEST_LOG").unwrap_or("info".into()),
         )
         .spawn()?;

@@ -81,7 +81,7 @@ impl Controller {
         let mut process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
             .args(&self.args)
             .env(
-                "RUST_LOG",
+                "WEFT_LOG",
                 std::env::var("WEFT_TEST_LOG").unwrap_or("info".into()),
             )
             .spawn()?;
