@@ -10,7 +10,7 @@ use weft_tests::hbone::Attempt;
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::pki::{Authority, Identity, serial};
 use weft_tests::scenario::{Watch, eventually, expect_echo, expect_refusal};
-use weft_tests::testapp::{Pulse, Server};
+use weft_tests::testapp::{self, Pulse, Server};
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, wait_for};
 
 #[test]
@@ -203,8 +203,14 @@ fn impostor(
     let _app = Server::start(victim, 7200, "echo", &[])?;
     let mut tls = tls_server(victim, identity)?;
     let watch = Watch::start(cluster, &[client, victim])?;
-    for target in victim.sockets(7200) {
-        expect_refusal(client, target, "for-the-victim-only")?;
+    if genuine {
+        // It does not speak HTTP/2 back: how this ends is of no interest, only that it began.
+        let args = ["--send", "for-the-victim-only", "--timeout-ms", "1000"];
+        testapp::connect(client, victim.sockets(7200)[0], &args)?;
+    } else {
+        for target in victim.sockets(7200) {
+            expect_refusal(client, target, "for-the-victim-only")?;
+        }
     }
     watch.finish(&["for-the-victim-only"])?;
     let began = tls.stdout().contains("PRI * HTTP/2.0");
