@@ -334,7 +334,11 @@ fn connect_to_bridge(
     peer.ip(&["link", "set", port, "master", "br0", "up"])?;
     netns.ip(&["addr", "add", &format!("{v4}/24"), "dev", "eth0"])?;
     netns.ip(&["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
-    netns.ip(&["link", "set", "eth0", "up"])?;
+    // As CNI plugins do: the link's address follows from the IP address, so that neighbours need
+    // not forget an earlier pod's.
+    let [a, b, c, d] = v4.octets();
+    let link = format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    netns.ip(&["link", "set", "eth0", "address", &link, "up"])?;
     let gateway = (pod_v4(node.index(), 1), pod_v6(node.index(), 1));
     netns.ip(&["route", "add", "default", "via", &gateway.0.to_string()])?;
     netns.ip(&[

@@ -54,6 +54,9 @@ fn copying() {
         );
     }
     checks.check("many flows at once, each intact", || many(&client, &far));
+    checks.check("a burst of connections between two pods", || {
+        burst(&client, &far)
+    });
     checks.finish();
 }
 
@@ -233,6 +236,15 @@ fn many(client: &Pod, server: &Pod) -> Result<()> {
         })
     })?;
     drop(app);
+    Ok(())
+}
+
+/// Hundreds at once, from no tunnel on: none may be lost to limits that are meant for attackers.
+fn burst(client: &Pod, server: &Pod) -> Result<()> {
+    let _app = Server::start(server, 7109, "echo", &["--quiet"])?;
+    let args = ["--parallel", "300"];
+    let counts = testapp::churn(client, server.sockets(7109)[1], 3000, &args)?;
+    ensure!(counts.of("ok") == 3000, "{counts:?}");
     Ok(())
 }
 

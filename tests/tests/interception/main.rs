@@ -105,8 +105,8 @@ fn addresses(cluster: &Cluster, pods: &Pods) -> Result<()> {
         );
         let accepted = server.wait_accepted(family + 1)?.remove(family);
         ensure!(
-            accepted.accepted.ip() == pods.client.addresses()[family],
-            "accept: {accepted:?}"
+            accepted.accepted == local,
+            "accept, port included: {accepted:?} of {said:?}"
         );
         ensure!(
             accepted.peer == Some(accepted.accepted),
