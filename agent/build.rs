@@ -1,8 +1,9 @@
 //! Hands the compiled kernel programs to the agent, which embeds them.
 //!
-//! They come from `WEFT_BPF_DIR`, else from the workspace's `target/bpf`, where `cargo xtask build-ebpf` puts
-//! them. Where there are none, empty objects are embedded, so that checks and documentation work
-//! without the kernel toolchain; an agent built like that says so and does not start.
+//! They come from `WEFT_BPF_DIR`, else from the workspace's `target/bpf`, where `cargo xtask
+//! build-ebpf` puts them. Where there are none, empty objects are embedded, so that checks and
+//! documentation work without the kernel toolchain; an agent built like that says so and does not
+//! start.
 
 use std::{env, fs, io, path::PathBuf};
 

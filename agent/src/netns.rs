@@ -45,11 +45,12 @@ impl Netns {
         Ok(self.file.metadata()?.ino())
     }
 
-    /// Runs something short in this namespace: the thread goes in, calls, and comes back. Sockets that are made inside stay
-    /// in the namespace. The closure must not block, as the thread may be one that serves others.
+    /// Runs something short in this namespace: the thread goes in, calls, and comes back. Sockets
+    /// that are made inside stay in the namespace. The closure must not block, as the thread may be
+    /// one that serves others.
     ///
-    /// Should the thread not come back, the process aborts: a thread that is in the wrong namespace must
-    /// never serve.
+    /// Should the thread not come back, the process aborts: a thread that is in the wrong namespace
+    /// must never serve.
     pub fn within<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
         let home = Self::current()?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;

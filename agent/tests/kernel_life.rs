@@ -1,5 +1,5 @@
-//! The life of the kernel programs on the running kernel: installed, taken over, left behind, removed. Needs root; makes its
-//! own network namespaces and control groups.
+//! The life of the kernel programs on the running kernel: installed, taken over, left behind,
+//! removed. Needs root; makes its own network namespaces and control groups.
 
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
@@ -79,7 +79,8 @@ fn agents_follow_each_other_without_a_gap() {
         let client = meshed.world.connect(to).unwrap();
         open.push((client, meshed.accept_redirected(to)));
 
-        // The next agent takes the hooks over while the pods' connects still reach the old one's listeners.
+        // The next agent takes the hooks over while the pods' connects still reach the old one's
+        // listeners.
         let next = meshed.instance.open();
         let during = meshed.world.connect(to).unwrap();
         open.push((during, meshed.accept_redirected(to)));
@@ -221,8 +222,8 @@ fn instances_do_not_see_each_other() {
     one.bpf.verify().unwrap();
 }
 
-/// The layout of the maps changed: what the earlier agent left cannot be used, and must not be removed before the pods are
-/// meshed anew.
+/// The layout of the maps changed: what the earlier agent left cannot be used, and must not be
+/// removed before the pods are meshed anew.
 #[test]
 fn an_earlier_layout_refuses_until_it_is_replaced() {
     let Meshed {

@@ -1,5 +1,5 @@
-//! `connect(2)` of meshed pods: TCP goes to a loopback address that stands in for the destination, and the destination
-//! is kept with the socket. Everything else is left alone or refused.
+//! `connect(2)` of meshed pods: TCP goes to a loopback address that stands in for the destination,
+//! and the destination is kept with the socket. Everything else is left alone or refused.
 
 use core::mem::size_of;
 
@@ -105,6 +105,17 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     if is_own(cookie, destination) {
         return Verdict::Untouched;
     }
+    redirect(ctx, socket, cookie, pod, destination)
+}
+
+#[inline(always)]
+fn redirect(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    cookie: u64,
+    pod: &Pod,
+    destination: Address,
+) -> Verdict {
     if !unbind_device(ctx, socket) {
         count(Reason::BoundDevice);
         return Verdict::Refused;
@@ -163,8 +174,8 @@ fn refused_recently(cookie: u64, address: Address, port: u16) -> bool {
     }
 }
 
-/// A socket that is bound to a device does not reach the loopback device. False if it stays bound: the SYN
-/// would then leave the pod.
+/// A socket that is bound to a device does not reach the loopback device. False if it stays bound:
+/// the SYN would then leave the pod.
 #[inline(always)]
 fn unbind_device(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock) -> bool {
     if read_field!(socket, bpf_sock, bound_dev_if) == 0 {
@@ -184,9 +195,9 @@ fn unbind_device(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock) -> bool {
     result == 0
 }
 
-/// Gives an unbound IPv6 socket the pod's address as source. All IPv6 targets are on `::1`; from there
-/// a socket could get its target's port as local port and connect to itself. That it fails (an address
-/// that is gone) is no reason to refuse.
+/// Gives an unbound IPv6 socket the pod's address as source. All IPv6 targets are on `::1`; from
+/// there a socket could get its target's port as local port and connect to itself. That it fails
+/// (an address that is gone) is no reason to refuse.
 #[inline(always)]
 fn bind_source(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock, pod: &Pod) {
     if pod.primary_v6.is_unspecified() {

@@ -1,6 +1,7 @@
-//! Reading and writing the kernel's context structures. The verifier allows only accesses of the size of a field at a
-//! constant offset. A volatile access is not enough: the compiler makes one of two in the arms of a
-//! branch, with a computed address. So every access is one instruction of assembly.
+//! Reading and writing the kernel's context structures. The verifier allows only accesses of the
+//! size of a field at a constant offset. A volatile access is not enough: the compiler makes one of
+//! two in the arms of a branch, with a computed address. So every access is one instruction of
+//! assembly.
 
 use core::{arch::asm, ffi::c_void, mem::offset_of};
 
@@ -23,7 +24,8 @@ pub const SOCK_STREAM: u32 = 1;
 #[inline(always)]
 pub fn read32<const OFFSET: usize, T>(from: *const T) -> u32 {
     let value: u64;
-    // SAFETY: callers pass valid structures and offsets of fields of that size, as the verifier checks.
+    // SAFETY: callers pass valid structures and offsets of fields of that size, as the verifier
+    // checks.
     unsafe {
         asm!(
             "{value} = *(u32 *)({from} + {offset})",

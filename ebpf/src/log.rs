@@ -1,5 +1,6 @@
-//! Log statements for debugging the programs themselves. Without the feature `debug-log` they are not compiled; with it, the
-//! agent's `--bpf-log` sets the level before loading, and the verifier removes what the level leaves out.
+//! Log statements for debugging the programs themselves. Without the feature `debug-log` they are
+//! not compiled; with it, the agent's `--bpf-log` sets the level before loading, and the verifier
+//! removes what the level leaves out.
 
 /// Logs what was decided about a connection: a text, the namespace's cookie, an address and a port.
 #[cfg(feature = "debug-log")]

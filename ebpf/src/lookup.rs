@@ -1,5 +1,5 @@
-//! What arrives at a meshed pod: to the application only what was published in this very namespace, everything else to one
-//! of the agent's listeners, or nowhere.
+//! What arrives at a meshed pod: to the application only what was published in this very namespace,
+//! everything else to one of the agent's listeners, or nowhere.
 
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
@@ -15,7 +15,8 @@ use crate::{
     maps::{LISTENERS, NETNS_COOKIE, PENDING, count},
 };
 
-/// The program. For TCP, `SK_DROP` makes the kernel answer with a reset: the client is refused at once.
+/// The program. For TCP, `SK_DROP` makes the kernel answer with a reset: the client is refused at
+/// once.
 #[inline(always)]
 pub fn sk_lookup(context: &SkLookupContext) -> u32 {
     let ctx = context.lookup;
@@ -61,7 +62,8 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         return SK_PASS;
     }
     if client.is_loopback() {
-        // The agent's deliveries come from there: one that could not be published must not come back to it.
+        // The agent's deliveries come from there: one that could not be published must not come
+        // back to it.
         count(Reason::UnpublishedLoopback);
         return SK_DROP;
     }

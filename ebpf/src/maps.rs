@@ -59,8 +59,8 @@ pub static NETNS_COOKIE: Global<u64> = Global::new(NETNS_COOKIE_MARKER);
 #[unsafe(no_mangle)]
 pub static PENDING_QUOTA: Global<i64> = Global::new(1024);
 
-/// Whether the kernel leads from an MPTCP subflow to its connection (Linux 6.0). If not, `getpeername` shows the
-/// loopback there.
+/// Whether the kernel leads from an MPTCP subflow to its connection (Linux 6.0). If not,
+/// `getpeername` shows the loopback there.
 #[unsafe(no_mangle)]
 pub static HAS_MPTCP: Global<u8> = Global::new(0);
 
@@ -68,8 +68,8 @@ pub static HAS_MPTCP: Global<u8> = Global::new(0);
 #[inline(always)]
 pub fn count(reason: Reason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
-        // SAFETY: this CPU's slot; the kernel does not migrate a running program, and a lost count when an
-        // interrupt runs another program here is acceptable.
+        // SAFETY: this CPU's slot; the kernel does not migrate a running program, and a lost count
+        // when an interrupt runs another program here is acceptable.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
 }

@@ -1,5 +1,5 @@
-//! `getpeername(2)` and `getsockname(2)`, which also give `accept(2)` its address: the applications see the addresses that they
-//! would see without a mesh.
+//! `getpeername(2)` and `getsockname(2)`, which also give `accept(2)` its address: the applications
+//! see the addresses that they would see without a mesh.
 
 use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use weft_ebpf_abi::{Address, Flow, FlowRole};

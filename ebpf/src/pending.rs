@@ -7,8 +7,8 @@ use weft_ebpf_abi::{Direction, Pending, PendingKind, PodState, Reason, TupleKey}
 
 use crate::maps::{PENDING, PENDING_QUOTA, POD_STATE, count};
 
-/// Whether the pod may open one more connection. Not a reservation: as many as are opened at the very same
-/// moment may pass, and are then caught by [`publish`].
+/// Whether the pod may open one more connection. Not a reservation: as many as are opened at the
+/// very same moment may pass, and are then caught by [`publish`].
 #[inline(always)]
 pub fn has_room(cookie: u64, direction: Direction) -> bool {
     let Some(state) = POD_STATE.get_ptr_mut(cookie) else {
@@ -18,8 +18,8 @@ pub fn has_room(cookie: u64, direction: Direction) -> bool {
     room(state, direction)
 }
 
-/// Publishes a tuple, so that the lookup program of the namespace where the SYN arrives knows it. On failure
-/// the SYN is refused there.
+/// Publishes a tuple, so that the lookup program of the namespace where the SYN arrives knows it.
+/// On failure the SYN is refused there.
 #[inline(always)]
 pub fn publish(key: &TupleKey, value: &Pending) {
     let Some(state) = POD_STATE.get_ptr_mut(key.cookie) else {

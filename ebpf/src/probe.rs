@@ -1,5 +1,6 @@
-//! The kubelet's probes: connects from the agent's network namespace, by processes of the kubelet's control group, to a
-//! port of a pod's probe specification. They are published, and so pass to the application.
+//! The kubelet's probes: connects from the agent's network namespace, by processes of the kubelet's
+//! control group, to a port of a pod's probe specification. They are published, and so pass to the
+//! application.
 
 use aya_ebpf::{
     bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops},

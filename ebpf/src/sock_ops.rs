@@ -1,5 +1,6 @@
-//! The life of a connection that is being opened: `TCP_CONNECT_CB` comes before the SYN and has the local port;
-//! `PASSIVE_ESTABLISHED_CB` comes on the accepted socket before `accept` can return it; `STATE_CB` clears what failed.
+//! The life of a connection that is being opened: `TCP_CONNECT_CB` comes before the SYN and has the
+//! local port; `PASSIVE_ESTABLISHED_CB` comes on the accepted socket before `accept` can return it;
+//! `STATE_CB` clears what failed.
 
 use core::ffi::c_void;
 
@@ -139,8 +140,8 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     }
 }
 
-/// What connects, and what the hooks see, is a subflow. The socket that the application asks for its peer is
-/// another one, which must know as well.
+/// What connects, and what the hooks see, is a subflow. The socket that the application asks for
+/// its peer is another one, which must know as well.
 #[inline(always)]
 fn tell_mptcp(subflow: *mut bpf_sock, flow: Flow) {
     if HAS_MPTCP.load() == 0 {
@@ -153,8 +154,8 @@ fn tell_mptcp(subflow: *mut bpf_sock, flow: Flow) {
     }
 }
 
-/// A connect of a meshed pod that was left alone. To the pod itself, or to an address that looks like a
-/// redirect's target, it would be stopped at the lookup unless it is published.
+/// A connect of a meshed pod that was left alone. To the pod itself, or to an address that looks
+/// like a redirect's target, it would be stopped at the lookup unless it is published.
 #[inline(always)]
 fn connecting_unknown(ctx: *mut bpf_sock_ops, cookie: u64) {
     let (_, (server, port)) = sock_ops_ends(ctx);

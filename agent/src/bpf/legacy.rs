@@ -1,6 +1,7 @@
-//! The pins of an earlier version of the map layouts. They cannot be taken over, and must not be removed before their pods are
-//! meshed by the new set: until then their programs, whose listeners died with the earlier agent, refuse what the
-//! pods connect. So they go when the last of their pods is enrolled anew or gone.
+//! The pins of an earlier version of the map layouts. They cannot be taken over, and must not be
+//! removed before their pods are meshed by the new set: until then their programs, whose listeners
+//! died with the earlier agent, refuse what the pods connect. So they go when the last of their
+//! pods is enrolled anew or gone.
 
 use std::{
     collections::BTreeSet,

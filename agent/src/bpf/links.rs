@@ -19,8 +19,9 @@ pub(crate) struct Hook {
     pub(crate) cgroup: PathBuf,
 }
 
-/// The hooks of an instance. `sock_ops` must see both ends: the pods' sockets and the agent's own, which live in the agent's
-/// cgroup. Where one of the two contains the other, one hook there serves both.
+/// The hooks of an instance. `sock_ops` must see both ends: the pods' sockets and the agent's own,
+/// which live in the agent's cgroup. Where one of the two contains the other, one hook there serves
+/// both.
 pub(crate) fn hooks(cgroup: &Path, kubelet: Option<&Path>) -> Result<Vec<Hook>, BpfError> {
     let own = mounts::own_cgroup()?;
     let mut hooks = Vec::new();
@@ -84,8 +85,8 @@ pub(crate) fn lookup_cookies(links: &Path) -> Result<Vec<u64>, BpfError> {
     Ok(cookies)
 }
 
-/// Installs a link under a pin: replaces the program if the pin is attached to that very target, else attaches anew and
-/// puts the new link's pin in the place of the old one.
+/// Installs a link under a pin: replaces the program if the pin is attached to that very target,
+/// else attaches anew and puts the new link's pin in the place of the old one.
 pub(crate) fn install(
     pin: &Path,
     program: BorrowedFd<'_>,
@@ -152,8 +153,8 @@ pub(crate) fn detach(pin: &Path) -> Result<(), BpfError> {
     })
 }
 
-/// Detaches all links pinned in a folder: connects first, so that nothing is redirected to where nobody is, then the lookups,
-/// then the rest.
+/// Detaches all links pinned in a folder: connects first, so that nothing is redirected to where
+/// nobody is, then the lookups, then the rest.
 pub(crate) fn detach_all(links: &Path) -> Result<(), BpfError> {
     let mut names = names(links)?;
     names.sort_by_key(|name| match name {

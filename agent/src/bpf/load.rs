@@ -1,4 +1,5 @@
-//! The embedded objects: what the kernel must offer for them, their constants, and loading them onto the pinned maps.
+//! The embedded objects: what the kernel must offer for them, their constants, and loading them
+//! onto the pinned maps.
 
 use std::{fmt, path::Path};
 
@@ -34,8 +35,8 @@ pub(crate) const MAPS: [&str; 9] = [
 /// The program of `weft-lookup`.
 pub(crate) const LOOKUP: &str = "weft_sk_lookup";
 
-/// The cgroup programs and where they are attached, those that read first: a connect is redirected only when all else is
-/// there to handle it.
+/// The cgroup programs and where they are attached, those that read first: a connect is redirected
+/// only when all else is there to handle it.
 pub(crate) const CGROUP_PROGRAMS: [(&str, bpf_attach_type); 8] = [
     ("weft_getpeername4", BPF_CGROUP_INET4_GETPEERNAME),
     ("weft_getpeername6", BPF_CGROUP_INET6_GETPEERNAME),
@@ -137,7 +138,8 @@ pub(crate) fn probe() -> Result<Features, BpfError> {
     })
 }
 
-/// Loads the cgroup programs. Maps that are pinned already are used, the others are made and pinned.
+/// Loads the cgroup programs. Maps that are pinned already are used, the others are made and
+/// pinned.
 pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf, BpfError> {
     let object = object(CGROUP_OBJECT)?;
     let has_mptcp = u8::from(constants.has_mptcp);
@@ -172,8 +174,9 @@ pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf
 
 /// Loads the lookup program, once per network namespace.
 ///
-/// aya's loader borrows constants for its own life, and making a loader parses the kernel's BTF, which takes longer than
-/// all else. So one loader serves all namespaces, and the cookie is written into a copy of the object.
+/// aya's loader borrows constants for its own life, and making a loader parses the kernel's BTF,
+/// which takes longer than all else. So one loader serves all namespaces, and the cookie is written
+/// into a copy of the object.
 pub(crate) struct Lookups {
     loader: EbpfLoader<'static>,
     object: Vec<u8>,

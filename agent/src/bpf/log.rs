@@ -1,5 +1,6 @@
-//! What the kernel programs log, when they were built to (`cargo xtask build-ebpf --debug-log`) and the agent was asked to read
-//! it. For debugging the programs; a build without it has no trace of it.
+//! What the kernel programs log, when they were built to (`cargo xtask build-ebpf --debug-log`) and
+//! the agent was asked to read it. For debugging the programs; a build without it has no trace of
+//! it.
 
 use std::{thread, time::Duration};
 

@@ -1,9 +1,9 @@
-//! The kernel programs: loaded, pinned and attached once per node, found again by the next agent, and told which network
-//! namespaces are meshed.
+//! The kernel programs: loaded, pinned and attached once per node, found again by the next agent,
+//! and told which network namespaces are meshed.
 //!
-//! Everything the kernel knows is in pinned maps, so that it goes on without the agent; [`Bpf`] is a way to
-//! them. What is not here: opening listeners in pods (`node`), and what is done with connections (`proxy`).
-//! `docs/interception.md` tells how the programs work together.
+//! Everything the kernel knows is in pinned maps, so that it goes on without the agent; [`Bpf`] is
+//! a way to them. What is not here: opening listeners in pods (`node`), and what is done with
+//! connections (`proxy`). `docs/interception.md` tells how the programs work together.
 
 mod error;
 mod legacy;
@@ -49,11 +49,13 @@ pub struct BpfConfig {
     pub cgroup: PathBuf,
     /// The control group of the kubelet, whose probes of the pods pass.
     pub kubelet_cgroup: Option<PathBuf>,
-    /// Connections on the node that may be in the middle of opening. Maps that are pinned keep their size.
+    /// Connections on the node that may be in the middle of opening. Maps that are pinned keep
+    /// their size.
     pub max_pending: u32,
     /// The same per pod and direction.
     pub pending_quota: u32,
-    /// Whether the programs log what they decide. Needs programs built with their `debug-log` feature.
+    /// Whether the programs log what they decide. Needs programs built with their `debug-log`
+    /// feature.
     pub log: bool,
 }
 
@@ -132,8 +134,9 @@ pub struct MapOccupancy {
 }
 
 impl Bpf {
-    /// Installs the programs, or takes over those of a previous agent: its maps are used as they are, its programs are replaced
-    /// in place. Links to network namespaces that are gone are removed.
+    /// Installs the programs, or takes over those of a previous agent: its maps are used as they
+    /// are, its programs are replaced in place. Links to network namespaces that are gone are
+    /// removed.
     pub fn open(config: &BpfConfig) -> Result<Self, BpfError> {
         let features = load::probe()?;
         let folder = config.pin_root.join(format!("v{}", abi::SCHEMA));
@@ -176,7 +179,8 @@ impl Bpf {
         Ok(bpf)
     }
 
-    /// What is known of a socket; `None` for one that arrived from outside, or that Weft has nothing to do with.
+    /// What is known of a socket; `None` for one that arrived from outside, or that Weft has
+    /// nothing to do with.
     pub fn flow(&self, socket: BorrowedFd<'_>) -> Result<Option<Flow>, BpfError> {
         let Some(raw) = self.tables.flows.value(&socket.as_raw_fd())? else {
             return Ok(None);
@@ -202,7 +206,8 @@ impl Bpf {
         )
     }
 
-    /// Marks a socket of the agent, before its connect, as a delivery to an application, which sees `client` as its peer.
+    /// Marks a socket of the agent, before its connect, as a delivery to an application, which sees
+    /// `client` as its peer.
     pub fn mark_deliver(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), BpfError> {
         self.mark(
             socket,
@@ -301,7 +306,8 @@ impl Bpf {
         self.folder.parent().map_or(Ok(()), Self::uninstall)
     }
 
-    /// Removes everything of the instance with that pin root from the kernel, whichever version installed it.
+    /// Removes everything of the instance with that pin root from the kernel, whichever version
+    /// installed it.
     pub fn uninstall(pin_root: &Path) -> Result<(), BpfError> {
         for folder in legacy::versions(pin_root)? {
             legacy::remove(&folder)?;
@@ -316,8 +322,8 @@ impl Bpf {
         }
     }
 
-    /// Puts this agent's lookup program into the namespaces that a previous one left, and drops what is left of namespaces
-    /// that are gone.
+    /// Puts this agent's lookup program into the namespaces that a previous one left, and drops
+    /// what is left of namespaces that are gone.
     fn refresh_lookups(&self) -> Result<(), BpfError> {
         for cookie in links::lookup_cookies(&self.links())? {
             let pin = self.links().join(links::lookup_pin(cookie));

@@ -1,5 +1,6 @@
-//! The file systems the kernel programs need: bpf for the pins, cgroup2 for the hooks. Where they are is read from the mount
-//! table; systems that still use control groups of version 1 mount version 2 elsewhere.
+//! The file systems the kernel programs need: bpf for the pins, cgroup2 for the hooks. Where they
+//! are is read from the mount table; systems that still use control groups of version 1 mount
+//! version 2 elsewhere.
 
 use std::{
     fs::{self, File},
@@ -14,8 +15,8 @@ use nix::{
 
 use super::error::BpfError;
 
-/// The BPF file system to pin into: `path` if given, else one that is mounted; mounted by us (at `path`, else at
-/// `/sys/fs/bpf`) where there is none.
+/// The BPF file system to pin into: `path` if given, else one that is mounted; mounted by us (at
+/// `path`, else at `/sys/fs/bpf`) where there is none.
 pub fn bpffs(path: Option<&Path>) -> Result<PathBuf, BpfError> {
     if let Some(found) = find_bpffs(path)? {
         return Ok(found);
@@ -26,7 +27,8 @@ pub fn bpffs(path: Option<&Path>) -> Result<PathBuf, BpfError> {
         path: at.into(),
         source,
     })?;
-    // Two that mount at the same time would hide each other's pins. The lock is on the folder below.
+    // Two that mount at the same time would hide each other's pins. The lock is on the folder
+    // below.
     let folder = File::open(at).map_err(|source| BpfError::File {
         what: "opening",
         path: at.into(),
@@ -67,8 +69,8 @@ pub fn cgroup2_root() -> Result<PathBuf, BpfError> {
         .ok_or(BpfError::NoCgroup2)
 }
 
-/// The control group of this process as a path under [`cgroup2_root`]; the root where it cannot be seen from
-/// here (a container's view).
+/// The control group of this process as a path under [`cgroup2_root`]; the root where it cannot be
+/// seen from here (a container's view).
 pub(crate) fn own_cgroup() -> Result<PathBuf, BpfError> {
     let path = PathBuf::from("/proc/self/cgroup");
     let text = fs::read_to_string(&path).map_err(|source| BpfError::File {
@@ -125,7 +127,8 @@ fn mounts() -> Result<Vec<Mount>, BpfError> {
     Ok(text.lines().filter_map(parse).collect())
 }
 
-/// One line of `/proc/self/mountinfo` (proc(5)): the fields before ` - ` vary in number, the type comes after.
+/// One line of `/proc/self/mountinfo` (proc(5)): the fields before ` - ` vary in number, the type
+/// comes after.
 fn parse(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ').skip(3);

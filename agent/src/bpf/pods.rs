@@ -1,5 +1,6 @@
-//! Enrolling pods: which entries a pod has in which maps, and in which order they come and go. Nothing of a pod is
-//! redirected before all that handles it is there, and nothing is handled any less before redirection stopped.
+//! Enrolling pods: which entries a pod has in which maps, and in which order they come and go.
+//! Nothing of a pod is redirected before all that handles it is there, and nothing is handled any
+//! less before redirection stopped.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -14,8 +15,9 @@ use weft_ebpf_abi as abi;
 use super::{Bpf, BpfError, ListenerRole, PodEntry, Tables, links, load};
 
 impl Bpf {
-    /// Meshes a pod: what arrives in its network namespace goes to the listeners, then its connects too. Repeating it with
-    /// new listeners, as a new agent does for pods it finds, replaces those. The namespace of the agent itself is refused.
+    /// Meshes a pod: what arrives in its network namespace goes to the listeners, then its connects
+    /// too. Repeating it with new listeners, as a new agent does for pods it finds, replaces those.
+    /// The namespace of the agent itself is refused.
     pub fn enroll(
         &self,
         pod: &PodEntry,
@@ -66,7 +68,8 @@ impl Bpf {
         Ok(cookies.into_iter().collect())
     }
 
-    /// Removes what a pod has: redirection first, then the steering of what arrives, then what those used.
+    /// Removes what a pod has: redirection first, then the steering of what arrives, then what
+    /// those used.
     pub(super) fn forget_pod(&self, cookie: u64) -> Result<(), BpfError> {
         let mut pods = self.pods();
         self.tables.pods.remove(&cookie)?;

@@ -1,5 +1,5 @@
-//! `bpf(2)`, as far as aya has no public way to it or needs exclusive access for what the kernel does atomically: maps by
-//! descriptor, pins, links and their replacement in place.
+//! `bpf(2)`, as far as aya has no public way to it or needs exclusive access for what the kernel
+//! does atomically: maps by descriptor, pins, links and their replacement in place.
 
 #![allow(unsafe_code)]
 
@@ -45,7 +45,8 @@ pub(crate) struct MapInfo {
     pub(crate) max_entries: u32,
 }
 
-/// `BPF_MAP_UPDATE_ELEM`. `K` and `V` have the sizes of the map's keys and values (checked by [`super::table::Table`]).
+/// `BPF_MAP_UPDATE_ELEM`. `K` and `V` have the sizes of the map's keys and values (checked by
+/// [`super::table::Table`]).
 pub(crate) fn map_update<K, V>(
     map: BorrowedFd<'_>,
     key: &K,
@@ -332,8 +333,8 @@ fn info<T>(object: BorrowedFd<'_>, value: &mut T) -> io::Result<()> {
 }
 
 fn bpf<T>(command: bpf_cmd, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: every `Attributes` above is the beginning of the kernel's `union bpf_attr` for its command, and what
-    // its addresses point to outlives the call.
+    // SAFETY: every `Attributes` above is the beginning of the kernel's `union bpf_attr` for its
+    // command, and what its addresses point to outlives the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,5 +1,5 @@
-//! A kernel map by its pin, with the types of its keys and values. Not aya's maps: those want exclusive access for
-//! writing, and the kernel needs none.
+//! A kernel map by its pin, with the types of its keys and values. Not aya's maps: those want
+//! exclusive access for writing, and the kernel needs none.
 
 #![allow(unsafe_code)]
 

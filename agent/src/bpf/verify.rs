@@ -1,4 +1,5 @@
-//! Whether the hooks in the kernel are what they should be: exactly one program of this instance per hook.
+//! Whether the hooks in the kernel are what they should be: exactly one program of this instance
+//! per hook.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! A pod and an agent small enough for these tests: network namespaces without names, which go away by themselves, and
-//! an instance of the kernel programs of its own, which is removed in the end.
+//! A pod and an agent small enough for these tests: network namespaces without names, which go away
+//! by themselves, and an instance of the kernel programs of its own, which is removed in the end.
 
 #![allow(dead_code, reason = "not every test file uses all of it")]
 

@@ -29,6 +29,6 @@ pub const PROTOCOL_TCP: u32 = 6;
 pub const PROTOCOL_MPTCP: u32 = 262;
 /// Port on a meshed pod's address where other agents' tunnels arrive.
 pub const TUNNEL_PORT: u16 = 15008;
-/// What stands for the namespace's cookie in the lookup program until the agent loads it for one: a marker that is found in
-/// the object's bytes.
+/// What stands for the namespace's cookie in the lookup program until the agent loads it for one: a
+/// marker that is found in the object's bytes.
 pub const NETNS_COOKIE_MARKER: u64 = 0x6e65_7473_0bad_c00c;

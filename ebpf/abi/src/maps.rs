@@ -194,8 +194,8 @@ pub struct ProbeKey {
     pub padding: u16,
 }
 
-/// Key of `REFUSED`. The value is the time in nanoseconds of `CLOCK_MONOTONIC` until which a connect
-/// is refused at once.
+/// Key of `REFUSED`. The value is the time in nanoseconds of `CLOCK_MONOTONIC` until which a
+/// connect is refused at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RefusedKey {

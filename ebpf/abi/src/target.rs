@@ -2,13 +2,14 @@
 //! destination. The listener behind is one; many targets exist only so that local ports and
 //! `TIME_WAIT` of different destinations do not get into each other's way.
 //!
-//! The port of a target is taken for as long as a connection to it is open: another socket of the pod
-//! cannot listen on it, and the kernel does not choose it as a local port. So IPv4, with 16 million
-//! addresses, has one port that nobody uses, and IPv6, which has one address, the last thousand.
+//! The port of a target is taken for as long as a connection to it is open: another socket of the
+//! pod cannot listen on it, and the kernel does not choose it as a local port. So IPv4, with 16
+//! million addresses, has one port that nobody uses, and IPv6, which has one address, the last
+//! thousand.
 //!
-//! The targets are a range of their own, apart from what applications use, so that a SYN to
-//! this range that nobody published can be refused: it is a redirected connect whose
-//! publication failed, and must not reach an application that listens on all addresses.
+//! The targets are a range of their own, apart from what applications use, so that a SYN to this
+//! range that nobody published can be refused: it is a redirected connect whose publication failed,
+//! and must not reach an application that listens on all addresses.
 
 use crate::Address;
 
@@ -22,8 +23,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// Another target if the port is the one that the connecting socket is bound to: on `::1` the socket would connect to
-    /// itself.
+    /// Another target if the port is the one that the connecting socket is bound to: on `::1` the
+    /// socket would connect to itself.
     #[inline(always)]
     pub const fn apart_from(self, local_port: u16) -> Self {
         if self.address.is_ipv4() || self.port != local_port {
@@ -64,8 +65,8 @@ pub const fn refusing(destination: &Address) -> Target {
     }
 }
 
-/// The stand-in for a destination: `127.1.0.0` to `127.254.255.255` with one port for IPv4, `::1` with
-/// one of a thousand ports for IPv6.
+/// The stand-in for a destination: `127.1.0.0` to `127.254.255.255` with one port for IPv4, `::1`
+/// with one of a thousand ports for IPv6.
 #[inline(always)]
 pub const fn target(destination: &Address, port: u16) -> Target {
     let hash = hash(destination, port);
