@@ -268,3 +268,122 @@ impl Layer {
         self.entries.len() - self.gone.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_core::{Service, WorkloadPolicy};
+    use weft_proto::Kind;
+
+    use super::*;
+
+    fn service(name: &str, address: &str) -> (Audience, Resource) {
+        let service = Service {
+            name: name.parse().expect("valid"),
+            addresses: vec![address.parse().expect("valid")],
+            ports: vec![],
+        };
+        (Audience::All, Resource::Service(service))
+    }
+
+    fn policy(node: &Name, workload: &str) -> (Audience, Resource) {
+        let policy = WorkloadPolicy {
+            workload: workload.parse().expect("valid"),
+            default: weft_core::AccessPolicy::Deny,
+            servers: vec![],
+        };
+        (
+            Audience::Node(node.clone()),
+            Resource::WorkloadPolicy(policy),
+        )
+    }
+
+    fn put(views: &Views, resources: impl IntoIterator<Item = (Audience, Resource)>) {
+        let put =
+            |(audience, resource): (_, Resource)| ((audience, resource.key()), Some(resource));
+        views.apply(resources.into_iter().map(put).collect());
+    }
+
+    fn remove(views: &Views, name: &str) {
+        let key = Key {
+            kind: Kind::Service,
+            name: name.to_owned(),
+        };
+        views.apply([((Audience::All, key), None)].into());
+    }
+
+    /// Names of what changed and of what is gone.
+    fn named(difference: &Difference) -> (Vec<&str>, Vec<&str>) {
+        let changed = difference.changed.iter().map(|it| {
+            let key = it.key.as_ref().expect("a key");
+            key.name.as_str()
+        });
+        let removed = difference.removed.iter().map(|it| it.name.as_str());
+        (changed.collect(), removed.collect())
+    }
+
+    #[test]
+    fn differences_hold_what_changed_once() {
+        let views = Views::default();
+        let (one, two): (Name, Name) =
+            ("one".parse().expect("valid"), "two".parse().expect("valid"));
+        put(
+            &views,
+            [
+                service("a/a", "10.0.0.1"),
+                service("a/b", "10.0.0.2"),
+                policy(&one, "a/p"),
+            ],
+        );
+        let all = views.since(&one, 0).expect("remembered");
+        assert_eq!(named(&all), (vec!["a/a", "a/b", "a/p"], vec![]));
+        let others = views.since(&two, 0).expect("remembered");
+        assert_eq!(named(&others), (vec!["a/a", "a/b"], vec![]));
+
+        // No change, many changes of one, and one that comes and goes.
+        put(&views, [service("a/b", "10.0.0.2")]);
+        assert_eq!(
+            views.since(&one, all.upto).expect("remembered").upto,
+            all.upto
+        );
+        for index in 1..10 {
+            put(&views, [service("a/a", &format!("10.0.1.{index}"))]);
+        }
+        put(&views, [service("a/c", "10.0.0.3")]);
+        remove(&views, "a/c");
+        remove(&views, "a/unknown");
+        let later = views.since(&one, all.upto).expect("remembered");
+        assert_eq!(named(&later), (vec!["a/a"], vec!["a/c"]));
+        assert_eq!(views.counts(), (2, 1));
+
+        let held = all.changed.iter().map(|it| {
+            let key = it.key.clone().expect("a key").try_into().expect("valid");
+            (key, it.version)
+        });
+        let beyond = views.beyond(&one, held.collect());
+        assert_eq!(named(&beyond), (vec!["a/a"], vec![]));
+    }
+
+    #[test]
+    fn who_is_too_far_behind_is_told_so() {
+        let views = Views::default();
+        let node = "one".parse().expect("valid");
+        put(&views, [service("a/stays", "10.0.0.1")]);
+        let moment = views.since(&node, 0).expect("remembered").upto;
+        let names: Vec<_> = (0..REMEMBERED_REMOVALS + 1)
+            .map(|it| format!("a/{it}"))
+            .collect();
+        put(&views, names.iter().map(|name| service(name, "10.0.0.2")));
+        for name in &names {
+            remove(&views, name);
+        }
+        assert_eq!(
+            views.since(&node, moment).expect_err("forgotten"),
+            TooFarBehind
+        );
+        let beyond = views.beyond(&node, HashMap::new());
+        assert_eq!(named(&beyond), (vec!["a/stays"], vec![]));
+        let state = views.read();
+        assert!(state.all.log.len() <= REMEMBERED_REMOVALS + 1);
+        assert_eq!(state.all.log.len(), state.all.entries.len());
+    }
+}

@@ -57,10 +57,13 @@ pub enum SignError {
     Signing(#[from] rcgen::Error),
 }
 
-/// Certificates are valid from a moment before they are made, for clocks that are behind.
+/// Certificates are valid from a moment before they are made, for clocks that are behind. Those
+/// of a very short life less so: half of a life is when they are renewed.
 const BACKDATE: Duration = Duration::from_secs(60);
-/// Less life than this is not worth a certificate.
-const SHORTEST_LIFE: Duration = Duration::from_secs(5);
+/// Less of the issuer's life than this is not worth a certificate, unless it is asked for.
+const SHORTEST_LIFE: Duration = Duration::from_secs(60);
+/// Life of the certificate of the controller's own listener.
+const SERVING_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Larger requests are no sensible ones.
 const MAX_REQUEST_BYTES: usize = 8 * 1024;
 
@@ -156,7 +159,7 @@ impl Authority {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        self.issue(params, &key)
+        self.issue(params, &key, self.lifetime)
     }
 
     /// Makes a certificate, with a new key, for the controller's own listener.
@@ -171,7 +174,7 @@ impl Authority {
         let dns = name.to_owned().try_into().map_err(SignError::Signing)?;
         params.subject_alt_names = vec![SanType::DnsName(dns)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let signed = self.issue(params, &key)?;
+        let signed = self.issue(params, &key, SERVING_LIFETIME)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok((signed, PrivateKeyDer::Pkcs8(key)))
     }
@@ -180,12 +183,13 @@ impl Authority {
         &self,
         mut params: CertificateParams,
         key: &impl PublicKeyData,
+        lifetime: Duration,
     ) -> Result<Signed, SignError> {
         let loaded = self.loaded.load_full().ok_or(SignError::IssuerExpires)?;
         let now = SystemTime::now();
-        let not_before = (now - BACKDATE).max(loaded.not_before);
-        let not_after = (now + self.lifetime).min(loaded.not_after);
-        if now < loaded.not_before || not_after < now + SHORTEST_LIFE {
+        let not_before = (now - BACKDATE.min(lifetime / 10)).max(loaded.not_before);
+        let not_after = (now + lifetime).min(loaded.not_after);
+        if now < loaded.not_before || not_after < now + SHORTEST_LIFE.min(lifetime) {
             return Err(SignError::IssuerExpires);
         }
         params.is_ca = IsCa::ExplicitNoCa;

@@ -282,6 +282,25 @@ fn a_leaf_never_outlives_its_issuer() {
 }
 
 #[test]
+fn short_lives_are_not_over_before_they_begin() {
+    let folder = tempfile::tempdir().expect("made");
+    let foreign = foreign(|_| {});
+    foreign.write(&folder, &foreign.root.pem());
+    let csr = request(&KeyPair::generate().expect("made"));
+    for (lifetime, backdate) in [(20, 2), (600, 60), (24 * 3600, 60)] {
+        let authority = open(&folder, Duration::from_secs(lifetime)).expect("opened");
+        let signed = authority.sign(&csr, &identity()).expect("signed");
+        let validity = parse(&signed.chain[0]).validity().clone();
+        let life = validity.not_after.timestamp() - validity.not_before.timestamp();
+        // Both ends are cut to seconds.
+        assert!(
+            (life - (lifetime + backdate) as i64).abs() <= 1,
+            "{lifetime}: {life}"
+        );
+    }
+}
+
+#[test]
 fn unusable_issuers_are_refused() {
     let good = foreign(|_| {});
     let stranger = foreign(|_| {});

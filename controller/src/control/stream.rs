@@ -337,3 +337,66 @@ impl Inbound for Streaming<v1::AgentMessage> {
 fn shortened(text: String) -> String {
     text.chars().take(512).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_core::Service;
+    use weft_proto::{MAX_MESSAGE_BYTES, Resource};
+
+    use super::*;
+    use crate::problems::Problems;
+
+    #[test]
+    fn large_states_are_cut_into_pushes() {
+        let service = |index: usize| {
+            let name = format!("namespace-of-a-usual-length/service-{index}");
+            let service = Service {
+                name: name.parse().expect("valid"),
+                addresses: vec!["10.2.0.1".parse().expect("valid")],
+                ports: vec![],
+            };
+            Arc::new(v1::Resource::from(Resource::Service(service)))
+        };
+        let gone = |index: usize| Key {
+            kind: weft_proto::Kind::Workload,
+            name: format!("namespace-of-a-usual-length/{index}"),
+        };
+        let mut outbox = Outbox {
+            completes: true,
+            ..Outbox::default()
+        };
+        let (changed, removed) = (40_000, 30_000);
+        outbox.put(Difference {
+            changed: (0..changed).map(service).collect(),
+            removed: (0..removed).map(gone).collect(),
+            upto: 1,
+        });
+        outbox
+            .want(v1::Want {
+                address: vec![10, 0, 0, 1],
+            })
+            .expect("room");
+        let agents = Arc::new(Agents::new(Problems::default()));
+        let connected = agents.connect(&"one".parse().expect("valid"), String::new());
+        let (mut pushes, mut counted, mut looked) = (0, (0, 0), false);
+        while let Some(message) = outbox.next(&mut pushes, &connected, &Metrics::default()) {
+            use prost::Message;
+            assert!(message.encoded_len() < MAX_MESSAGE_BYTES / 4);
+            match message.message.expect("not empty") {
+                ToAgent::Push(push) => {
+                    assert!(!looked, "looked comes after what is pending");
+                    assert_eq!(push.id, pushes);
+                    counted = (
+                        counted.0 + push.changed.len(),
+                        counted.1 + push.removed.len(),
+                    );
+                    assert_eq!(push.complete, counted == (changed, removed));
+                    assert!(push.removed.is_empty() || counted.0 == changed);
+                }
+                ToAgent::Looked(_) => looked = true,
+            }
+        }
+        assert!(pushes > 3 && looked && outbox.is_empty());
+        assert_eq!(counted, (changed, removed));
+    }
+}

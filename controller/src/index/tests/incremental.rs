@@ -136,7 +136,7 @@ fn key(object: &Value) -> ObjectKey {
 const NODES: [&str; 3] = ["node-0", "node-1", "node-2"];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn changes_lead_where_a_new_index_starts(batches in steps()) {
@@ -226,4 +226,48 @@ fn one_changed_pod_is_a_small_difference() {
     cluster.index.apply(Batch { events });
     let difference = cluster.views.since(&node, moment).expect("remembered");
     assert_eq!((difference.changed.len(), difference.removed.len()), (0, 1));
+}
+
+/// Not a test of what, but of how fast: `cargo test --release -- --ignored many_pods --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn many_pods() {
+    let mut cluster = Cluster::new();
+    let pod = |index: usize, ready: bool| {
+        let app = format!("app-{}", index % 200);
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": format!("pod-{index}"), "namespace": "shop",
+                         "labels": {"app": app, "weft.dev/mesh": "enabled"}},
+            "spec": {"nodeName": format!("node-{}", index % 100), "containers": [{"name": "c"}]},
+            "status": {"podIPs": [{"ip": format!("10.1.{}.{}", index / 250, index % 250 + 1)}],
+                       "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}})
+    };
+    let mut events: Vec<Event> = (0..20_000).map(|index| event(pod(index, true))).collect();
+    for app in 0..200 {
+        events.push(event(json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": format!("app-{app}"), "namespace": "shop"},
+            "spec": {"clusterIP": format!("10.2.0.{}", app + 1),
+                     "selector": {"app": format!("app-{app}")}, "ports": [{"port": 80}]}})));
+        events.push(event(
+            json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": "Server",
+            "metadata": {"name": format!("app-{app}"), "namespace": "shop"},
+            "spec": {"podSelector": {"matchLabels": {"app": format!("app-{app}")}}, "port": 80}}),
+        ));
+    }
+    let started = std::time::Instant::now();
+    cluster.index.apply(Batch { events });
+    println!(
+        "20,000 pods, 200 services and servers: {:?}",
+        started.elapsed()
+    );
+    let changes: Vec<_> = (0..1000)
+        .map(|index| event(pod(index * 7, false)))
+        .collect();
+    let started = std::time::Instant::now();
+    for change in changes {
+        cluster.index.apply(Batch {
+            events: vec![change],
+        });
+    }
+    println!("a changed pod: {:?}", started.elapsed() / 1000);
 }
