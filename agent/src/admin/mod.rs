@@ -28,8 +28,8 @@ pub struct Admin {
     pub metrics: Answer<String>,
     /// Whether the agent is ready.
     pub readiness: Answer<Readiness>,
-    /// What is in force, as one JSON object. Never a key.
-    pub dump: Answer<serde_json::Value>,
+    /// What is in force, as one JSON object, written out. Never a key.
+    pub dump: Answer<Vec<u8>>,
     /// The log filter in force.
     pub log_level: Answer<String>,
     /// Puts another log filter in force; the error says what is wrong with it.

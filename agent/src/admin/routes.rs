@@ -37,7 +37,9 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
             };
             json(status, &readiness)
         }
-        (Surface::Socket, "/config_dump") if read => json(StatusCode::OK, &(admin.dump)()),
+        (Surface::Socket, "/config_dump") if read => {
+            reply(StatusCode::OK, "application/json", (admin.dump)())
+        }
         (Surface::Socket, "/log_level") if read => text(StatusCode::OK, &(admin.log_level)()),
         (Surface::Socket, "/log_level") if method == Method::PUT => {
             set_log_level(admin, request).await

@@ -1,14 +1,16 @@
 //! What the agent's parts look like from outside: readiness and dump, read from the parts.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
-use weft_core::NodePod;
+use serde::Serialize;
+use serde_json::Value;
+use weft_core::{Identity, NodePod, ObjectName};
 
 use super::readiness::{Facts, Readiness, readiness};
-use crate::discovery::{Discovery, Store};
-use crate::identity::Identities;
-use crate::node::{LocalPod, Pods};
+use crate::discovery::{Discovery, Store, StoreDump};
+use crate::identity::{CertificateStatus, Identities};
+use crate::node::Pods;
 
 /// The parts. Cheap to clone.
 #[derive(Clone)]
@@ -43,28 +45,51 @@ impl Views {
         })
     }
 
-    /// What is in force: `pods`, `workloads`, `services`, `policies`, `certificates`,
+    /// What is in force, as JSON: `pods`, `workloads`, `services`, `policies`, `certificates`,
     /// `control_stream` and more. Never a key.
-    pub fn dump(&self) -> Value {
-        let mut dump = self.store.dump();
-        let mut pods: Vec<Value> = self.pods.all().iter().map(|it| enrolled(it)).collect();
-        pods.extend(self.waiting().iter().map(|(pod, reason)| {
-            json!({
-                "namespace": pod.id.0.namespace,
-                "name": pod.id.0.name,
-                "uid": pod.uid,
-                "netns": pod.netns,
-                "state": "waiting",
-                "reason": reason,
-            })
-        }));
-        pods.sort_by_key(|it| it["namespace"].to_string() + "/" + &it["name"].to_string());
-        dump.insert("pods".to_owned(), Value::Array(pods));
-        let certificates = json!(self.identities.status());
-        dump.insert("certificates".to_owned(), certificates);
-        let state = self.discovery.state().dump();
-        dump.insert("control_stream".to_owned(), state);
-        Value::Object(dump)
+    pub fn dump(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Dump {
+            pods: Vec<ShownPod>,
+            certificates: Vec<CertificateStatus>,
+            control_stream: Value,
+            #[serde(flatten)]
+            store: StoreDump,
+        }
+        let dump = Dump {
+            pods: self.shown_pods(),
+            certificates: self.identities.status(),
+            control_stream: self.discovery.state().dump(),
+            store: self.store.dump(),
+        };
+        // Fails only for maps whose keys are no text; there are none.
+        let mut bytes = serde_json::to_vec_pretty(&dump).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    fn shown_pods(&self) -> Vec<ShownPod> {
+        let enrolled = self.pods.all().into_iter().map(|pod| ShownPod {
+            name: pod.id.0.clone(),
+            uid: pod.uid.clone(),
+            state: "enrolled",
+            reason: None,
+            identity: Some(pod.identity.clone()),
+            addresses: pod.record.load().addresses.clone(),
+            netns_cookie: Some(pod.cookie),
+        });
+        let waiting = self.waiting().into_iter().map(|(pod, reason)| ShownPod {
+            name: pod.id.0.clone(),
+            uid: pod.uid.clone(),
+            state: "waiting",
+            reason,
+            identity: None,
+            addresses: Vec::new(),
+            netns_cookie: None,
+        });
+        let mut pods: Vec<ShownPod> = enrolled.chain(waiting).collect();
+        pods.sort_by(|a, b| a.name.cmp(&b.name));
+        pods
     }
 
     /// Pods of the node that are not enrolled, with the reason where one is known.
@@ -82,14 +107,15 @@ impl Views {
     }
 }
 
-fn enrolled(pod: &LocalPod) -> Value {
-    json!({
-        "namespace": pod.id.0.namespace,
-        "name": pod.id.0.name,
-        "uid": pod.uid,
-        "identity": pod.identity,
-        "addresses": pod.record.load().addresses,
-        "netns_cookie": pod.cookie,
-        "state": "enrolled",
-    })
+#[derive(Serialize)]
+struct ShownPod {
+    #[serde(flatten)]
+    name: ObjectName,
+    uid: String,
+    /// `enrolled`, or `waiting` with a reason.
+    state: &'static str,
+    reason: Option<String>,
+    identity: Option<Identity>,
+    addresses: Vec<IpAddr>,
+    netns_cookie: Option<u64>,
 }

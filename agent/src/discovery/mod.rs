@@ -9,6 +9,7 @@ mod addresses;
 mod asks;
 pub mod backoff;
 mod controller;
+mod dump;
 mod interner;
 mod policies;
 mod services;
@@ -19,6 +20,7 @@ mod stream;
 
 pub use asks::Discovery;
 pub use controller::{Connection, Controller, ControllerConfig, ControllerError};
+pub use dump::StoreDump;
 pub use services::{EndpointTarget, ServicePortEntry};
 pub use state::StreamState;
 pub use store::{Destination, Generations, Store};

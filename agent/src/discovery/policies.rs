@@ -7,12 +7,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use weft_core::{
     Client, ClusterSettings, DenyReason, Server, ServerName, Verdict, WorkloadId, WorkloadPolicy,
 };
 
-use super::store::named;
+use super::dump::{ShownPolicies, ShownServer, ShownWorkloadPolicy};
 
 /// Policies of the node's workloads, and what decisions over them need. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -50,21 +49,14 @@ impl Policies {
     }
 
     /// For people.
-    pub(super) fn dump(&self) -> Value {
-        let mut workloads: Vec<&WorkloadPolicy> =
-            self.workloads.values().map(Arc::as_ref).collect();
+    pub(super) fn dump(&self) -> ShownPolicies {
+        let mut workloads: Vec<_> = self.workloads.values().cloned().collect();
         workloads.sort_by(|a, b| a.workload.cmp(&b.workload));
-        let mut servers: Vec<&Server> = self.servers.values().map(Arc::as_ref).collect();
+        let mut servers: Vec<_> = self.servers.values().cloned().collect();
         servers.sort_by(|a, b| a.name.cmp(&b.name));
-        let workload = |it: &&WorkloadPolicy| named(&it.workload.0, "workload", it);
-        let server = |it: &&Server| {
-            let mut shown = named(&it.name.name, "name", it);
-            shown["group"] = json!(it.name.group);
-            shown
-        };
-        json!({
-            "workloads": workloads.iter().map(workload).collect::<Vec<_>>(),
-            "servers": servers.iter().map(server).collect::<Vec<_>>(),
-        })
+        ShownPolicies {
+            workloads: workloads.into_iter().map(ShownWorkloadPolicy).collect(),
+            servers: servers.into_iter().map(ShownServer).collect(),
+        }
     }
 }

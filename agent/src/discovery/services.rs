@@ -8,11 +8,10 @@ use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
-use serde_json::{Value, json};
 use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, Service};
 
 use super::addresses::{AddressIndex, Claimant, Losers};
-use super::store::named;
+use super::dump::{ShownPort, ShownService};
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
 /// so that the state of balancing can live in it.
@@ -176,19 +175,21 @@ impl Services {
     }
 
     /// For people.
-    pub(super) fn dump(&self) -> Value {
-        let mut all: Vec<(&ObjectName, &Parts)> = self.parts.iter().collect();
-        all.sort_by_key(|(name, _)| *name);
-        let service = |(name, parts): (&ObjectName, &Parts)| {
-            let ports = parts.entry.iter().flat_map(|entry| &entry.ports);
-            let ports: Vec<Value> = ports
-                .map(|it| json!({ "port": it.port, "endpoints": &**it.endpoints.load() }))
-                .collect();
-            let addresses = parts.service.as_ref().map(|it| &it.addresses);
-            let fields = json!({ "addresses": addresses, "ports": ports });
-            named(name, "", &fields)
+    pub(super) fn dump(&self) -> Vec<ShownService> {
+        let port = |it: &Arc<ServicePortEntry>| ShownPort {
+            port: it.port,
+            endpoints: it.endpoints.load().to_vec(),
         };
-        all.into_iter().map(service).collect()
+        let entries = self.parts.values().filter_map(|it| it.entry.as_ref());
+        let mut all: Vec<ShownService> = entries
+            .map(|entry| ShownService {
+                name: entry.name.clone(),
+                addresses: entry.addresses.clone(),
+                ports: entry.ports.iter().map(port).collect(),
+            })
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 }
 

@@ -13,8 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use serde::Serialize;
-use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use weft_core::{
     Client, ClusterSettings, EndpointName, NodePod, ObjectName, TrustBundle, TrustDomain, Verdict,
@@ -23,6 +21,7 @@ use weft_core::{
 use weft_proto::{Key, Kind, Resource};
 
 use super::addresses::{AddressIndex, Claimant, Losers};
+use super::dump::{ShownWorkload, StoreDump};
 use super::interner::Interner;
 use super::policies::Policies;
 use super::services::{ServiceEntry, ServicePortEntry, Services};
@@ -240,25 +239,19 @@ impl Store {
     }
 
     /// Everything, for people: sections by name.
-    pub fn dump(&self) -> Map<String, Value> {
-        let mut workloads = self.workloads.entries();
-        workloads.sort_by(|(a, _), (b, _)| a.0.id.cmp(&b.0.id));
-        let workload = |(it, _): &(ByName, u64)| named(&it.0.id.0, "id", &*it.0);
-        let sections = [
-            ("complete", json!(self.is_complete())),
-            ("cluster", json!(self.cluster().as_deref())),
-            (
-                "trust_roots",
-                json!(self.trust_bundle().map(|it| it.roots.len())),
-            ),
-            ("workloads", workloads.iter().map(workload).collect()),
-            ("services", self.writer().services.dump()),
-            ("policies", self.policies.load().dump()),
-        ];
-        sections
-            .map(|(name, it)| (name.to_owned(), it))
-            .into_iter()
-            .collect()
+    pub fn dump(&self) -> StoreDump {
+        let entries = self.workloads.entries().into_iter();
+        let mut workloads: Vec<ShownWorkload> =
+            entries.map(|(it, _)| ShownWorkload(it.0)).collect();
+        workloads.sort_by(|a, b| a.0.id.cmp(&b.0.id));
+        StoreDump {
+            complete: self.is_complete(),
+            cluster: self.cluster().as_deref().cloned(),
+            trust_roots: self.trust_bundle().map(|it| it.roots.len()),
+            workloads,
+            services: self.writer().services.dump(),
+            policies: self.policies.load().dump(),
+        }
     }
 
     fn apply_policies(&self, cluster: Option<Option<ClusterSettings>>, changes: Vec<PolicyChange>) {
@@ -468,18 +461,6 @@ impl Claimant for Workload {
     fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
-}
-
-/// An object for people, with namespace and name in front instead of in a field of their own.
-pub(super) fn named(name: &ObjectName, field: &str, object: &impl Serialize) -> Value {
-    let mut shown = json!(name);
-    if let (Value::Object(shown), Ok(Value::Object(mut fields))) =
-        (&mut shown, serde_json::to_value(object))
-    {
-        fields.remove(field);
-        shown.append(&mut fields);
-    }
-    shown
 }
 
 /// Reads `namespace/name@address`.

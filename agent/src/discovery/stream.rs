@@ -54,8 +54,8 @@ struct Checked {
 enum StreamError {
     #[error(transparent)]
     Connect(#[from] ControllerError),
-    #[error("the controller refused: {} ({:?})", .0.message(), .0.code())]
-    Refused(Status),
+    #[error("the control stream broke off: {} ({:?})", .0.message(), .0.code())]
+    Broken(Status),
     #[error("the controller did not answer within {} s", SUBSCRIBE_TIMEOUT.as_secs())]
     Silent,
     #[error("the controller ended the stream")]
@@ -137,7 +137,7 @@ impl ControlStream {
         let request = connection.request(ReceiverStream::new(receiver));
         let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
         let response = subscribed.map_err(|_| StreamError::Silent)?;
-        let mut messages = response.map_err(StreamError::Refused)?.into_inner();
+        let mut messages = response.map_err(StreamError::Broken)?.into_inner();
         info!("control stream open");
         self.state.send_modify(|state| {
             state.connected = true;
@@ -149,7 +149,7 @@ impl ControlStream {
         loop {
             tokio::select! {
                 message = messages.message() => {
-                    let message = message.map_err(StreamError::Refused)?;
+                    let message = message.map_err(StreamError::Broken)?;
                     self.receive(message.ok_or(StreamError::Ended)?, &sender).await?;
                 }
                 Some(address) = self.wants.recv() => send(&sender, want(address)).await?,

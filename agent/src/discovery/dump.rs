@@ -1,0 +1,130 @@
+//! What the store holds, for people, written as it is read: 100,000 workloads as one JSON tree would
+//! take many times what they take in the store.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use weft_core::{
+    AccessPolicy, Authorization, ClusterSettings, Mesh, Name, ObjectName, Owner, PolicyGroup,
+    ProxyProtocol, Server, ServerBinding, Workload, WorkloadPolicy,
+};
+
+use super::services::EndpointTarget;
+
+/// Sections by name. Objects have namespace and name in front, so that they are found alike.
+#[derive(Serialize)]
+pub struct StoreDump {
+    pub(super) complete: bool,
+    pub(super) cluster: Option<ClusterSettings>,
+    pub(super) trust_roots: Option<usize>,
+    pub(super) workloads: Vec<ShownWorkload>,
+    pub(super) services: Vec<ShownService>,
+    pub(super) policies: ShownPolicies,
+}
+
+pub(super) struct ShownWorkload(pub(super) Arc<Workload>);
+
+#[derive(Serialize)]
+pub(super) struct ShownService {
+    #[serde(flatten)]
+    pub(super) name: ObjectName,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) ports: Vec<ShownPort>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ShownPort {
+    pub(super) port: u16,
+    pub(super) endpoints: Vec<EndpointTarget>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ShownPolicies {
+    pub(super) workloads: Vec<ShownWorkloadPolicy>,
+    pub(super) servers: Vec<ShownServer>,
+}
+
+pub(super) struct ShownWorkloadPolicy(pub(super) Arc<WorkloadPolicy>);
+
+pub(super) struct ShownServer(pub(super) Arc<Server>);
+
+impl Serialize for ShownWorkload {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            #[serde(flatten)]
+            name: &'a ObjectName,
+            addresses: &'a [IpAddr],
+            node: &'a Name,
+            owner: &'a Option<Owner>,
+            mesh: &'a Mesh,
+        }
+        let Workload {
+            id,
+            addresses,
+            node,
+            owner,
+            mesh,
+        } = &*self.0;
+        let shown = Shown {
+            name: &id.0,
+            addresses,
+            node,
+            owner,
+            mesh,
+        };
+        shown.serialize(serializer)
+    }
+}
+
+impl Serialize for ShownWorkloadPolicy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            #[serde(flatten)]
+            name: &'a ObjectName,
+            default: AccessPolicy,
+            servers: &'a [ServerBinding],
+        }
+        let WorkloadPolicy {
+            workload,
+            default,
+            servers,
+        } = &*self.0;
+        let shown = Shown {
+            name: &workload.0,
+            default: *default,
+            servers,
+        };
+        shown.serialize(serializer)
+    }
+}
+
+impl Serialize for ShownServer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            group: PolicyGroup,
+            #[serde(flatten)]
+            name: &'a ObjectName,
+            access_policy: AccessPolicy,
+            proxy_protocol: ProxyProtocol,
+            authorizations: &'a [Authorization],
+        }
+        let Server {
+            name,
+            access_policy,
+            proxy_protocol,
+            authorizations,
+        } = &*self.0;
+        let shown = Shown {
+            group: name.group,
+            name: &name.name,
+            access_policy: *access_policy,
+            proxy_protocol: *proxy_protocol,
+            authorizations,
+        };
+        shown.serialize(serializer)
+    }
+}
