@@ -12,7 +12,7 @@ fn main() -> io::Result<()> {
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
     let folder = objects();
     // Watched as a folder: a file that does not exist yet would make cargo run this each time.
-    if fs::create_dir_all(&folder).is_ok() {
+    if env::var_os("WEFT_BPF_DIR").is_some() || fs::create_dir_all(&folder).is_ok() {
         println!("cargo::rerun-if-changed={}", folder.display());
     }
     let out = variable("OUT_DIR")?;

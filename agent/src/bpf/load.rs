@@ -276,3 +276,25 @@ static CGROUP_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-cgroup.o"));
 static LOOKUP_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-lookup.o"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_without_programs_says_what_to_do() {
+        let error = object(&[]).unwrap_err();
+        assert!(
+            error.to_string().contains("cargo xtask build-ebpf"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn connects_are_redirected_last() {
+        let connects = CGROUP_PROGRAMS
+            .iter()
+            .position(|(name, _)| name.contains("connect"));
+        assert_eq!(connects, Some(CGROUP_PROGRAMS.len() - 2));
+    }
+}
