@@ -208,7 +208,7 @@ async fn what_is_signed_wrongly_is_not_used() {
 #[tokio::test]
 async fn certificates_are_renewed_and_the_old_one_stays_until_then() {
     let world = World::new();
-    *world.signer.life.lock().unwrap() = Duration::from_secs(4);
+    *world.signer.life.lock().unwrap() = Duration::from_secs(6);
     world.want(&[WEB]);
     let web = identity(WEB);
     let before = world

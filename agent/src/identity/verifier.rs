@@ -5,7 +5,6 @@
 //! here: the caller compares the peer's identity with the one it expects, after every handshake.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -66,8 +65,7 @@ impl Verifier {
     /// Whether peers with the same bundle will believe this chain, in both roles, and as whom.
     pub(super) fn believes(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
         let (leaf, rest) = chain.split_first().ok_or(IdentityError::NoCertificate)?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let now = UnixTime::since_unix_epoch(now.unwrap_or(Duration::ZERO));
+        let now = UnixTime::now();
         let refused = |error: Error| IdentityError::Certificate(error.to_string());
         self.verify_client_cert(leaf, rest, now).map_err(refused)?;
         self.verify_server(leaf, rest, now).map_err(refused)?;
