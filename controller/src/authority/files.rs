@@ -121,6 +121,15 @@ pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<u8>, IssuerError> {
     Ok(content)
 }
 
+/// Says so when others than the owner may read a file. It is used all the same: a mounted Secret
+/// looks like that, and is private by other means.
+pub(super) fn warn_if_exposed(folder: &Path, name: &str) {
+    let path = folder.join(name);
+    if std::fs::metadata(&path).is_ok_and(|it| it.mode() & 0o077 != 0) {
+        tracing::warn!(file = %path.display(), "others than the owner may read the key");
+    }
+}
+
 /// Sets from when to when a certificate is valid, in whole seconds.
 pub(super) fn set_validity(
     params: &mut CertificateParams,

@@ -62,6 +62,7 @@ impl Loaded {
             ISSUER_CERTIFICATE,
             &files::read(folder, ISSUER_CERTIFICATE)?,
         )?;
+        files::warn_if_exposed(folder, ISSUER_KEY);
         let key = files::read(folder, ISSUER_KEY)?;
         let key = String::from_utf8(key).map_err(|it| content(ISSUER_KEY, it))?;
         let key = KeyPair::from_pem(&key).map_err(|it| content(ISSUER_KEY, it))?;

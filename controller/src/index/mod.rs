@@ -166,7 +166,7 @@ impl Index {
                             &key,
                             Facet::Part,
                             ignored,
-                            "ignored; what it could open stays closed",
+                            "it counts as not written; where that could open something, it denies",
                         );
                     }
                     Err(fault) => self.refuse(&key, fault, &spec),
