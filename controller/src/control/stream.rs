@@ -131,26 +131,33 @@ async fn run(
             }
             message = inbound.next() => {
                 let Some(message) = message? else { return Ok(()) };
-                match message.message {
-                    Some(FromAgent::Answer(answer)) => {
-                        answered(context, node, &connected, answer);
-                    }
-                    Some(FromAgent::Want(want)) => {
-                        // What is known of the address is known after what is pending.
-                        outbox.want(want)?;
-                        collected = true;
-                    }
-                    Some(FromAgent::Hello(_)) => {
-                        return Err(Status::invalid_argument("a second hello"));
-                    }
-                    None => return Err(Status::invalid_argument("an empty message")),
-                }
+                // What is known of an address is known after what is pending.
+                collected |= received(context, node, &connected, &mut outbox, message)?;
             }
             changed = changed(&mut changes, moment), if !collected && outbox.is_empty() => {
                 changed?;
                 collected = true;
             }
         }
+    }
+}
+
+/// Takes in a message. True: it asks about an address.
+fn received(
+    context: &Context,
+    node: &Name,
+    connected: &Connected,
+    outbox: &mut Outbox,
+    message: v1::AgentMessage,
+) -> Result<bool, Status> {
+    match message.message {
+        Some(FromAgent::Answer(answer)) => {
+            answered(context, node, connected, answer);
+            Ok(false)
+        }
+        Some(FromAgent::Want(want)) => outbox.want(want).map(|()| true),
+        Some(FromAgent::Hello(_)) => Err(Status::invalid_argument("a second hello")),
+        None => Err(Status::invalid_argument("an empty message")),
     }
 }
 

@@ -10,6 +10,7 @@ use super::*;
 use crate::objects::decode;
 
 mod incremental;
+mod invalid;
 mod policies;
 mod services;
 mod workloads;
