@@ -172,9 +172,9 @@ fn kernel(config: &KernelConfig) -> Result<BpfConfig> {
 
 /// Every flow needs at least two descriptors: takes all that the hard limit gives.
 fn raise_descriptor_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-            tracing::warn!(soft, hard, %error, "the limit of descriptors stays as it is");
-        }
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(soft, hard, %error, "the limit of descriptors stays as it is");
     }
 }

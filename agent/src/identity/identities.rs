@@ -142,21 +142,41 @@ impl Identities {
             Alpn::WeftH2 => Arc::clone(&configs.weft_h2),
             Alpn::Hbone => Arc::clone(&configs.hbone),
         };
-        match self.configs(identity, pick) {
-            Err(IdentityError::NotYet { .. }) => {}
-            other => return other,
-        }
-        let entry = self.entry(identity)?;
-        entry.wait().await;
-        self.configs(identity, pick)
+        self.first(identity, pick).await
     }
 
-    /// The configuration to accept with.
+    /// The configuration to accept with, now.
     ///
     /// # Errors
     /// Not an identity of this node, no certificate, or an expired one.
     pub fn server(&self, identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError> {
         self.configs(identity, |configs| Arc::clone(&configs.server))
+    }
+
+    /// The configuration to accept with; waits a bounded time for the first certificate.
+    ///
+    /// # Errors
+    /// As [`Self::server`].
+    pub async fn server_when_ready(
+        &self,
+        identity: &Identity,
+    ) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.first(identity, |configs| Arc::clone(&configs.server))
+            .await
+    }
+
+    /// Picks a configuration, waiting a bounded time for the first certificate.
+    async fn first<T>(
+        &self,
+        identity: &Identity,
+        pick: impl Fn(&Configs) -> T,
+    ) -> Result<T, IdentityError> {
+        match self.configs(identity, &pick) {
+            Err(IdentityError::NotYet { .. }) => {}
+            other => return other,
+        }
+        self.entry(identity)?.wait().await;
+        self.configs(identity, pick)
     }
 
     /// Whether the roots in force vouch for a peer's chain that was valid at a time. For connections

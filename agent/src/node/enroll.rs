@@ -30,11 +30,14 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(RECHECK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        node.reconcile();
+        // Before looking, so that no change falls in between.
+        let seen = changes.borrow_and_update().node_pods;
+        // Loading programs and entering namespaces are system calls that take their time.
+        tokio::task::block_in_place(|| node.reconcile());
         tokio::select! {
             () = stop.cancelled() => break,
             _ = tick.tick() => {}
-            changed = changes.changed() => if changed.is_err() { break },
+            changed = changes.wait_for(|it| it.node_pods != seen) => if changed.is_err() { break },
             Some(_) = node.draining.join_next() => {}
         }
     }
@@ -64,6 +67,7 @@ impl Node {
     fn reconcile(&mut self) {
         let wanted = self.context.store.node_pods();
         self.remove_unwanted(&wanted);
+        self.want_identities(&wanted);
         let mut waiting = Vec::new();
         for description in wanted {
             if let Err(error) = self.ensure(&description) {
@@ -238,14 +242,18 @@ impl Node {
         }
     }
 
-    /// Makes the present state visible to the proxy, to the certificates and to readiness.
-    fn publish(&self, waiting: Vec<(WorkloadId, EnrollError)>) {
-        let identities: BTreeSet<_> = self
-            .enrolled
-            .values()
-            .map(|it| it.pod.identity.clone())
-            .collect();
+    /// Asks for the certificates of all described pods, so that they come while pods are enrolled,
+    /// and gives up those of others.
+    fn want_identities(&self, wanted: &[Arc<NodePod>]) {
+        let records = wanted
+            .iter()
+            .filter_map(|it| self.context.store.workload(&it.id));
+        let identities: BTreeSet<_> = records.filter_map(|it| it.identity().cloned()).collect();
         self.context.identities.want(&identities);
+    }
+
+    /// Makes the present state visible to the proxy and to readiness.
+    fn publish(&self, waiting: Vec<(WorkloadId, EnrollError)>) {
         let pods = self.enrolled.values().map(|it| Arc::clone(&it.pod));
         self.context.pods.publish(pods, waiting);
     }

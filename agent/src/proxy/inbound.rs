@@ -384,7 +384,8 @@ async fn accept_tunnel(
     let failed = |error| FlowError::Tunnel(Arc::new(error));
     let config = context
         .identities
-        .server(&pod.identity)
+        .server_when_ready(&pod.identity)
+        .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let handshake = TlsAcceptor::from(config).accept(stream);
     let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
