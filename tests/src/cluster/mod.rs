@@ -269,7 +269,9 @@ impl Drop for Cluster {
 /// The namespace with the switch between the nodes and the controller.
 fn build_lan(run: &str) -> Result<Netns> {
     let lan = Netns::create(&format!("{run}-lan"))?;
-    lan.ip(&["link", "add", "br0", "type", "bridge"])?;
+    let [a, b, c, d] = lan_v4(1).octets();
+    let link = format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    lan.ip(&["link", "add", "br0", "address", &link, "type", "bridge"])?;
     lan.ip(&["addr", "add", &format!("{}/24", lan_v4(1)), "dev", "br0"])?;
     lan.ip(&[
         "addr",

@@ -172,8 +172,13 @@ impl Node {
 }
 
 /// The pods' bridge, with their gateway's addresses; the node forwards.
+///
+/// Its link address is set: a bridge without one takes the lowest of its ports', so that pods that
+/// come and go would change the gateway's under the others.
 fn add_bridge(netns: &Netns, node: usize) -> Result<()> {
-    netns.ip(&["link", "add", "br0", "type", "bridge"])?;
+    let [a, b, c, d] = pod_v4(node, 1).octets();
+    let link = format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    netns.ip(&["link", "add", "br0", "address", &link, "type", "bridge"])?;
     netns.ip(&[
         "addr",
         "add",
