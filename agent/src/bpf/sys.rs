@@ -272,6 +272,8 @@ fn by_id(command: bpf_cmd, id: u32) -> io::Result<Option<OwnedFd>> {
     match bpf(command, &mut attributes) {
         Ok(fd) => Ok(Some(descriptor(fd))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Somebody is just making it.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }
 }
