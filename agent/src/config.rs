@@ -79,7 +79,7 @@ pub struct KernelConfig {
     #[arg(long, env = "WEFT_INSTANCE", default_value = "default")]
     pub instance: Name,
 
-    /// The cgroup (version 2) whose processes are intercepted: that of all pods, and this agent.
+    /// The cgroup (version 2) whose processes are intercepted: that of all pods.
     #[arg(long, env = "WEFT_CGROUP")]
     pub cgroup: PathBuf,
 
