@@ -40,7 +40,7 @@ fn identities() {
 #[test]
 fn renewal() {
     let cluster = Cluster::with(ClusterOptions {
-        controller_args: vec!["--leaf-lifetime".into(), "20s".into()],
+        controller_args: vec!["--leaf-lifetime".into(), "12s".into()],
         ..ClusterOptions::default()
     })
     .expect("a cluster");
