@@ -264,3 +264,138 @@ fn hint(to: SocketAddr) -> String {
 fn because(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(", {reason}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_core::{AccessPolicy, DenyReason};
+
+    use super::*;
+
+    fn connect(kind: io::ErrorKind) -> FlowError {
+        FlowError::Connect {
+            to: "10.1.2.3:80".parse().expect("valid"),
+            source: kind.into(),
+        }
+    }
+
+    fn by_peer(status: StatusCode, reason: Option<&str>) -> FlowError {
+        FlowError::RefusedByPeer {
+            by: "10.1.2.3:80".parse().expect("valid"),
+            status,
+            reason: reason.map(str::to_owned),
+        }
+    }
+
+    /// error → label, status, another endpoint, nothing listens
+    #[test]
+    fn errors_become_labels_and_answers() {
+        let denied = FlowError::Denied(Verdict::Deny {
+            server: None,
+            reason: DenyReason::Policy(AccessPolicy::Deny),
+        });
+        let tunnel_refused = FlowError::Tunnel(Arc::new(TunnelError::Connect {
+            to: "10.1.2.3:15008".parse().expect("valid"),
+            source: io::ErrorKind::ConnectionRefused.into(),
+        }));
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        let unauthorized = StatusCode::UNAUTHORIZED;
+        let bad = StatusCode::BAD_REQUEST;
+        for (error, label, status, another, nothing) in [
+            (
+                connect(io::ErrorKind::ConnectionRefused),
+                Refusal::ConnectRefused,
+                unavailable,
+                true,
+                true,
+            ),
+            (
+                connect(io::ErrorKind::TimedOut),
+                Refusal::ConnectTimeout,
+                unavailable,
+                true,
+                false,
+            ),
+            (
+                connect(io::ErrorKind::HostUnreachable),
+                Refusal::ConnectFailed,
+                unavailable,
+                true,
+                false,
+            ),
+            // That nobody listens at the tunnel's port says nothing about the application's.
+            (
+                tunnel_refused,
+                Refusal::ConnectFailed,
+                unavailable,
+                true,
+                false,
+            ),
+            (
+                by_peer(unavailable, Some("connect_refused")),
+                Refusal::ConnectRefused,
+                unavailable,
+                true,
+                true,
+            ),
+            (
+                by_peer(unavailable, None),
+                Refusal::ConnectFailed,
+                unavailable,
+                true,
+                false,
+            ),
+            (
+                by_peer(unauthorized, Some("denied")),
+                Refusal::Denied,
+                unavailable,
+                false,
+                false,
+            ),
+            (
+                by_peer(bad, None),
+                Refusal::ConnectFailed,
+                unavailable,
+                false,
+                false,
+            ),
+            (denied, Refusal::Denied, unauthorized, false, false),
+            (
+                FlowError::BadRequest(BadRequest::Authority),
+                Refusal::BadRequest,
+                bad,
+                false,
+                false,
+            ),
+            (
+                FlowError::ReservedPort(15008),
+                Refusal::ReservedPort,
+                bad,
+                false,
+                false,
+            ),
+            (
+                FlowError::RedirectMiss,
+                Refusal::RedirectMiss,
+                unavailable,
+                false,
+                false,
+            ),
+        ] {
+            let text = error.to_string();
+            assert_eq!(error.refusal(), Some(label), "{text}");
+            assert_eq!(error.status(), status, "{text}");
+            assert_eq!(error.may_try_another(), another, "{text}");
+            assert_eq!(error.nothing_listens(), nothing, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_likely_cause_is_named() {
+        let to = "10.1.2.3:15008".parse().expect("valid");
+        let error = TunnelError::ConnectTimeout { to };
+        assert_eq!(
+            error.to_string(),
+            "connecting to 10.1.2.3:15008 timed out: is a NetworkPolicy blocking port 15008?"
+        );
+    }
+}

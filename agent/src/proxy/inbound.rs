@@ -184,7 +184,11 @@ impl Admission {
 
 /// Serves what arrives at the pod outside of tunnels, until the pod's listeners close.
 pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    accept_each(&context, &pod, &listener, |stream| {
+    accept_each(&pod, &listener, |stream| {
+        if is_full(&context, &pod) {
+            refuse(&context, &pod, stream, &FlowError::TooManyFlows);
+            return;
+        }
         let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream);
         pod.flows.spawn(flow);
     })
@@ -194,29 +198,34 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
 /// Serves the tunnels that arrive at the pod, until its listeners close.
 pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
     let handshakes = Arc::new(Semaphore::new(context.config.max_handshakes_per_pod));
-    accept_each(&context, &pod, &listener, |stream| {
+    // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
+    // so that a peer is told, and not cut off, when they are too many.
+    let tunnels = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
+    accept_each(&pod, &listener, |stream| {
+        let Ok(open) = Arc::clone(&tunnels).try_acquire_owned() else {
+            refuse(&context, &pod, stream, &FlowError::TooManyFlows);
+            return;
+        };
         let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyHandshakes);
             return;
         };
         let tunnel = tunnel(Arc::clone(&context), Arc::clone(&pod), stream, permit);
-        pod.flows.spawn(tunnel);
+        pod.flows.spawn(async move {
+            tunnel.await;
+            drop(open);
+        });
     })
     .await;
 }
 
 /// Accepts until the pod's listeners are to be closed; then takes what is already in the queue.
 pub(super) async fn accept_each(
-    context: &Context,
     pod: &LocalPod,
     listener: &TcpListener,
     mut serve: impl FnMut(TcpStream),
 ) {
     let mut admit = |accepted: std::io::Result<(TcpStream, SocketAddr)>| match accepted {
-        Ok((stream, _)) if pod.flows.len() >= context.config.max_flows_per_pod => {
-            refuse(context, pod, stream, &FlowError::TooManyFlows);
-            true
-        }
         Ok((stream, _)) => {
             serve(stream);
             true
@@ -242,6 +251,11 @@ pub(super) async fn accept_each(
             break;
         }
     }
+}
+
+/// Whether the pod has as many flows as it may, in both directions together.
+pub(super) fn is_full(context: &Context, pod: &LocalPod) -> bool {
+    pod.flows.len() >= context.config.max_flows_per_pod
 }
 
 /// Resets a connection before anything is known of it, and counts why.

@@ -62,10 +62,10 @@ impl LiveFlows {
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut pods = self.pods();
-        let flows = pods.entry(pod.clone()).or_default();
-        if flows.len() >= most {
+        if pods.get(pod).map_or(0, HashMap::len) >= most {
             return None;
         }
+        let flows = pods.entry(pod.clone()).or_default();
         flows.insert(number, Arc::clone(&flow));
         Some(LiveEntry {
             all: Arc::clone(self),
@@ -144,5 +144,94 @@ pub(super) async fn end_flows_no_longer_allowed(live: Weak<LiveFlows>, store: Ar
         seen = current;
         let Some(live) = live.upgrade() else { return };
         live.recheck(&store);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_core::{AccessPolicy, ClusterSettings, WorkloadPolicy};
+    use weft_proto::Resource;
+
+    use super::*;
+
+    const POD: &str = "shop/web-0";
+
+    fn pod() -> WorkloadId {
+        POD.parse().expect("valid")
+    }
+
+    fn client<'a>() -> Client<'a> {
+        Client {
+            address: "10.1.2.3".parse().expect("valid"),
+            identity: None,
+        }
+    }
+
+    fn store(default: AccessPolicy) -> Arc<Store> {
+        let store = Store::new();
+        let cluster = ClusterSettings {
+            trust_domain: "cluster.local".parse().expect("valid"),
+            pod_ranges: vec![],
+            service_ranges: vec![],
+            force_tunnels: false,
+        };
+        store.apply(vec![Resource::Cluster(cluster)], vec![]);
+        change(&store, default);
+        store
+    }
+
+    fn change(store: &Store, default: AccessPolicy) {
+        let policy = WorkloadPolicy {
+            workload: pod(),
+            default,
+            servers: vec![],
+        };
+        store.apply(vec![Resource::WorkloadPolicy(policy)], vec![]);
+    }
+
+    #[tokio::test]
+    async fn a_change_of_policy_ends_what_it_no_longer_allows() {
+        let store = store(AccessPolicy::AllUnauthenticated);
+        let live = LiveFlows::new();
+        tokio::spawn(end_flows_no_longer_allowed(
+            Arc::downgrade(&live),
+            Arc::clone(&store),
+        ));
+        let who = "spiffe://cluster.local/ns/shop/sa/curl"
+            .parse()
+            .expect("valid");
+        let known = Client {
+            identity: Some(&who),
+            ..client()
+        };
+        let known = live.enter(&pod(), 80, known, 10).expect("there is room");
+        let unknown = live.enter(&pod(), 80, client(), 10).expect("there is room");
+        tokio::task::yield_now().await;
+        change(&store, AccessPolicy::AllAuthenticated);
+        let soon = std::time::Duration::from_secs(10);
+        let verdict = tokio::time::timeout(soon, unknown.revoked()).await;
+        assert!(!verdict.expect("ends").is_allowed());
+        assert!(!known.flow.ended.is_cancelled());
+        change(&store, AccessPolicy::Deny);
+        let verdict = tokio::time::timeout(soon, known.revoked()).await;
+        assert_eq!(verdict.expect("ends").by(), "default:deny");
+    }
+
+    #[test]
+    fn a_pod_has_so_many_flows_and_no_more() {
+        let live = LiveFlows::new();
+        let first = live.enter(&pod(), 80, client(), 2);
+        let second = live.enter(&pod(), 80, client(), 2);
+        assert!(first.is_some() && second.is_some());
+        assert!(live.enter(&pod(), 80, client(), 2).is_none());
+        let other = "shop/web-1".parse().expect("valid");
+        assert!(live.enter(&other, 80, client(), 2).is_some());
+        drop(first);
+        let third = live.enter(&pod(), 80, client(), 2);
+        assert!(third.is_some());
+        drop((second, third));
+        assert!(live.pods().is_empty(), "nothing is left");
+        assert!(live.enter(&pod(), 80, client(), 0).is_none());
+        assert!(live.pods().is_empty(), "not even of a refusal");
     }
 }

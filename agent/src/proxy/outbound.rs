@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload};
 
 use super::error::{FlowError, TunnelError};
-use super::inbound::{self, Admitted, Arrival, accept_each};
+use super::inbound::{self, Admitted, Arrival, accept_each, is_full, refuse};
 use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel, prepare};
 use super::tunnel::client::{Dialed, Key, Opened};
@@ -82,7 +82,11 @@ pub enum Connected {
 
 /// Serves the connections of the pod's applications, until its listeners close.
 pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    accept_each(&context, &pod, &listener, |stream| {
+    accept_each(&pod, &listener, |stream| {
+        if is_full(&context, &pod) {
+            refuse(&context, &pod, stream, &FlowError::TooManyFlows);
+            return;
+        }
         pod.flows
             .spawn(flow(Arc::clone(&context), Arc::clone(&pod), stream));
     })

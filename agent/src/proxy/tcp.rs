@@ -7,6 +7,8 @@
 //! worker thread, and only what could not be passed on at once is kept, up to
 //! [`LARGEST_READ_BYTES`] per direction.
 
+mod inflow;
+
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -16,12 +18,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use inflow::Inflow;
 
 use super::tunnel::chunk::{Chunk, Queue};
 use crate::telemetry::{FlowHandle, Peer};
@@ -448,95 +452,11 @@ async fn tunnel_to_socket(
     way: Way<'_>,
     done: &AtomicBool,
 ) -> Result<(), Broken> {
-    let mut inflow = Inflow {
-        receive,
-        kept: BytesMut::new(),
-        last_was_small: false,
-        ended: false,
-    };
+    let mut inflow = Inflow::new(receive);
     poll_fn(|context| inflow.poll(&mut write, side, way, context)).await?;
     end_of(write.as_ref()).map_err(|error| Broken::socket(side, error))?;
     done.store(true, Ordering::Relaxed);
     Ok(())
-}
-
-/// What comes out of a tunnel's stream and goes into a socket.
-struct Inflow {
-    receive: RecvStream,
-    /// Received, and not yet taken by the socket. Never more than the stream's window, as room is
-    /// given back to the sender only for what the socket took.
-    kept: BytesMut,
-    last_was_small: bool,
-    ended: bool,
-}
-
-impl Inflow {
-    /// Passes on until the sender ended and everything is written.
-    ///
-    /// While the socket has no room, small frames are put together here instead of being left in
-    /// HTTP/2's queue: there each costs many times its size, and too many of them end the whole
-    /// connection.
-    fn poll(
-        &mut self,
-        write: &mut WriteHalf<'_>,
-        side: Side,
-        way: Way<'_>,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<(), Broken>> {
-        loop {
-            if !self.kept.is_empty() {
-                let count = self.write(None, write, side, way, context)?;
-                self.kept.advance(count);
-                if self.kept.is_empty() {
-                    self.kept = BytesMut::new();
-                } else if self.ended || !self.last_was_small {
-                    return Poll::Pending;
-                }
-            }
-            if self.ended {
-                return Poll::Ready(Ok(()));
-            }
-            match ready!(self.receive.poll_data(context)) {
-                None => self.ended = true,
-                Some(Err(error)) => return Poll::Ready(Err(Broken::tunnel(side.other(), error))),
-                Some(Ok(chunk)) => {
-                    self.last_was_small = chunk.len() < SMALL_FRAME_BYTES;
-                    let mut passed = 0;
-                    if self.kept.is_empty() {
-                        passed = self.write(Some(&chunk), write, side, way, context)?;
-                    }
-                    self.kept.extend_from_slice(&chunk[passed..]);
-                }
-            }
-        }
-    }
-
-    /// Writes a chunk, or what is kept, as far as the socket takes it at once, and gives as much
-    /// room back to the sender.
-    fn write(
-        &mut self,
-        chunk: Option<&[u8]>,
-        write: &mut WriteHalf<'_>,
-        side: Side,
-        way: Way<'_>,
-        context: &mut Context<'_>,
-    ) -> Result<usize, Broken> {
-        let bytes = chunk.unwrap_or(&self.kept);
-        let mut passed = 0;
-        while passed < bytes.len() {
-            match Pin::new(&mut *write).poll_write(context, &bytes[passed..]) {
-                Poll::Ready(Ok(count)) => passed += count,
-                Poll::Ready(Err(error)) => return Err(Broken::socket(side, error)),
-                Poll::Pending => break,
-            }
-        }
-        way.add(passed);
-        self.receive
-            .flow_control()
-            .release_capacity(passed)
-            .map_err(|error| Broken::tunnel(side.other(), error))?;
-        Ok(passed)
-    }
 }
 
 /// Waits until the stream may send, and says how much.
@@ -645,8 +565,6 @@ pub const LARGEST_READ_BYTES: usize = 256 * 1024;
 const SMALLEST_READ_BYTES: usize = 4 * 1024;
 const SMALL_READ_BYTES: usize = 8 * 1024;
 const POOR_READS_TO_SHRINK: u8 = 4;
-/// Frames below this are worth copying when the socket has no room.
-const SMALL_FRAME_BYTES: usize = 1024;
 /// How long a reset may wait for the bytes that were sent before it.
 const RESET_DELAY: Duration = Duration::from_secs(1);
 
