@@ -11,13 +11,14 @@ use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Views};
 use crate::bpf::{self, Bpf, BpfConfig};
 use crate::config::{Config, KernelConfig};
-use crate::discovery::{ControlStream, Controller, ControllerConfig, Store};
+use crate::discovery::{ControlStream, Controller, ControllerConfig, Store, StreamState};
 use crate::identity::{ControllerSigner, Identities};
 use crate::log::{self, LogControl};
 use crate::node::{self, Pods};
@@ -84,7 +85,12 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let mut parts = JoinSet::new();
     serve_admin(&config, &context, log, &stop, &mut parts).await?;
     parts.spawn(stream.run(stop.clone()));
-    parts.spawn(identities.run(stop.clone()));
+    parts.spawn(Arc::clone(&identities).run(stop.clone()));
+    parts.spawn(renew_when_back(
+        identities,
+        context.discovery.state_changes(),
+        stop.clone(),
+    ));
     let pods = tokio::spawn(node::run(Arc::clone(&context), stop_pods.clone()));
 
     tokio::select! {
@@ -100,6 +106,25 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     }
     tracing::info!("drained; connections of meshed pods are refused until the next agent starts");
     Ok(())
+}
+
+/// Renews at once what could not be renewed while the controller was away.
+async fn renew_when_back(
+    identities: Arc<Identities>,
+    mut stream: watch::Receiver<StreamState>,
+    stop: CancellationToken,
+) {
+    loop {
+        let back = async {
+            stream.wait_for(|it| !it.connected).await.is_ok()
+                && stream.wait_for(|it| it.connected).await.is_ok()
+        };
+        tokio::select! {
+            open = back => if !open { return },
+            () = stop.cancelled() => return,
+        }
+        identities.retry_now();
+    }
 }
 
 /// Opens the admin port and the admin socket.

@@ -203,6 +203,18 @@ impl Identities {
         self.changed.subscribe()
     }
 
+    /// Tries again now what failed and waits: the controller is back.
+    pub fn retry_now(&self) {
+        let now = SystemTime::now();
+        for entry in self.entries.load().values() {
+            let mut progress = entry.progress();
+            if progress.failures > 0 {
+                progress.due = progress.due.min(now);
+            }
+        }
+        self.wake.notify_one();
+    }
+
     /// Gets and renews certificates until stopped.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut store = self.store.changes();
