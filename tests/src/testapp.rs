@@ -80,6 +80,9 @@ pub struct Closed {
 pub struct Counts {
     /// By outcome as in [`Connected::outcome`].
     pub counts: BTreeMap<String, u64>,
+    /// The first that did not end well, in the application's own words.
+    #[serde(default)]
+    pub failures: Vec<String>,
 }
 
 impl Counts {
@@ -322,7 +325,16 @@ pub fn churn(pod: &Pod, target: SocketAddr, count: u64, args: &[&str]) -> Result
         .args(args)
         .output(Duration::from_secs(300))?
         .success()?;
-    serde_json::from_str(&out).with_context(|| format!("reading {out}"))
+    let mut counts: Counts = events(&out, "end")?
+        .pop()
+        .context("the churn said nothing at its end")?;
+    counts.failures = out
+        .lines()
+        .filter(|line| line.contains("\"failed\""))
+        .take(5)
+        .map(str::to_owned)
+        .collect();
+    Ok(counts)
 }
 
 /// Where `weft-testapp` is: `WEFT_BIN_DIR`, beside the running program or above it.

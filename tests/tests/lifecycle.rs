@@ -494,7 +494,7 @@ fn too_many_flows(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let _other = Server::start(&pods.near, 7413, "echo", &["--quiet"])?;
     let held = Hold::start(&greedy, target, 400, &[])?;
     let labels = [("reason", "too_many_flows"), ("pod", "many-flows")];
-    wait_for_metric(cluster.node(0), "weft_refused_total", &labels, 90.0)?;
+    wait_for_metric(cluster.node(0), "weft_refused_total", &labels, 20.0)?;
     expect_echo(&pods.client, pods.near.sockets(7413)[0], "unharmed")?;
     held.release()?;
     eventually("the greedy pod to be let in again", || {

@@ -291,7 +291,7 @@ fn live_change(cluster: &Cluster, pods: &Pods) -> Result<()> {
     for (name, flow, allowed) in flows {
         if allowed {
             let end = flow.stop()?;
-            ensure!(end.outcome == "ok" && end.pulses > 5, "{name}: {end:?}");
+            ensure!(end.outcome == "ok" && end.pulses > 1, "{name}: {end:?}");
         }
     }
     let labels = [("reason", "policy_changed"), ("pod", "payment")];

@@ -50,13 +50,19 @@ impl Churn {
                 });
             }
         });
-        emit(&json!({"counts": counts.all(), "elapsed_ms": start.elapsed().as_secs_f64() * 1e3}));
+        emit(&json!({"event": "end", "counts": counts.all(),
+            "elapsed_ms": start.elapsed().as_secs_f64() * 1e3}));
         Ok(())
     }
 
     fn once(&self) -> &'static str {
         match open(self.target, &self.options) {
-            Err(failure) => outcome(&failure.error),
+            Err(failure) => {
+                let mut report = failure.report();
+                report["event"] = "failed".into();
+                emit(&report);
+                outcome(&failure.error)
+            }
             Ok(_) if self.no_data => "ok",
             Ok(stream) => match ping(&stream, b"churn") {
                 Ok(()) if self.client_first => "ok",
@@ -65,7 +71,13 @@ impl Churn {
                     let _ = (&stream).read(&mut [0; 8]);
                     "ok"
                 }
-                Err(error) => outcome(&error),
+                Err(error) => {
+                    emit(
+                        &json!({"event": "failed", "stage": "exchange", "outcome": outcome(&error),
+                        "local": stream.local_addr().ok().map(|local| local.to_string())}),
+                    );
+                    outcome(&error)
+                }
             },
         }
     }
