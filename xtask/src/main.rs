@@ -4,6 +4,7 @@
 //! machine must have for it is in [`setup`]. Every command sets up what it lacks, says what it
 //! installs and why, and does not repeat it the second time.
 
+mod bench;
 mod bpf;
 mod checks;
 mod crds;
@@ -64,6 +65,12 @@ enum Task {
         /// Run only the tests whose names contain this, and none of the other checks
         filter: Option<String>,
     },
+    /// Measure what the mesh costs: the same loads with and without it, on two virtual nodes
+    ///
+    /// Installs the programs it needs, builds what is shipped, measures for up to twenty minutes, and
+    /// prints a table in Markdown. Needs root, and a machine that does nothing else meanwhile.
+    /// docs/benchmarks.md says what the rows are.
+    Bench(bench::Options),
     /// Check format, lints and docs: the quick part of `test`
     Check,
     /// Build the kernel programs into target/bpf
@@ -97,6 +104,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo { keep, arguments } => demo::run(&workspace, keep, &arguments),
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
+        Task::Bench(options) => bench::run(&workspace, &options),
         Task::Check => checks::quick(&workspace),
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
         Task::Crds { check } => crds::run(&workspace, check),

@@ -1,5 +1,5 @@
-//! The Debian packages of the demo and of the end-to-end tests: real applications, and the tools
-//! that build the virtual nodes and watch the wire.
+//! The Debian packages of the demo, the end-to-end tests and the benchmark: real applications, and
+//! the tools that build the virtual nodes, watch the wire and make load.
 
 use anyhow::{Result, bail};
 
@@ -9,14 +9,27 @@ use crate::{
     ui,
 };
 
-/// Makes sure that the programs are there: by packages on Debian, by asking for them elsewhere. A
-/// program that is there already may come from wherever its owner wants.
+/// A package, and a program of it that is looked for.
+type Wanted = (Package, &'static str);
+
+/// Makes sure that the programs of the demo and the tests are there: by packages on Debian, by
+/// asking for them elsewhere. A program that is there already may come from wherever its owner
+/// wants.
 pub(crate) fn ensure() -> Result<()> {
+    ensure_all(&PACKAGES)
+}
+
+/// The same for what the benchmark runs.
+pub(crate) fn ensure_for_bench() -> Result<()> {
+    ensure_all(&BENCH_PACKAGES)
+}
+
+fn ensure_all(wanted: &[Wanted]) -> Result<()> {
     if debian::is_debian() {
-        let packages: Vec<Package> = missing().map(|(package, _)| package).collect();
+        let packages: Vec<Package> = missing(wanted).map(|(package, _)| package).collect();
         debian::install(&packages)?;
     }
-    let missing: Vec<String> = missing()
+    let missing: Vec<String> = missing(wanted)
         .map(|(package, program)| {
             format!(
                 "  - {program} (Debian's package {}): {}",
@@ -27,18 +40,18 @@ pub(crate) fn ensure() -> Result<()> {
     if !missing.is_empty() {
         bail!("programs are missing:\n{}", missing.join("\n"));
     }
-    ui::note("all programs that the demo and the tests run are there");
+    ui::note("all programs that will be run are there");
     Ok(())
 }
 
-fn missing() -> impl Iterator<Item = (Package, &'static str)> {
-    PACKAGES
-        .into_iter()
+fn missing(wanted: &[Wanted]) -> impl Iterator<Item = Wanted> {
+    wanted
+        .iter()
+        .copied()
         .filter(|(_, program)| process::in_path(program).is_none())
 }
 
-/// Each package, with a program of it that is looked for.
-const PACKAGES: [(Package, &str); 12] = [
+const PACKAGES: [Wanted; 12] = [
     (
         package("iproute2", "network namespaces, veth pairs, bridges"),
         "ip",
@@ -81,6 +94,25 @@ const PACKAGES: [(Package, &str); 12] = [
     (
         package("python3", "small servers and clients of odd behaviour"),
         "python3",
+    ),
+];
+
+const BENCH_PACKAGES: [Wanted; 4] = [
+    (
+        package("iproute2", "network namespaces, veth pairs, bridges"),
+        "ip",
+    ),
+    (
+        package("nginx-light", "an HTTP server").with_service("nginx"),
+        "nginx",
+    ),
+    (
+        package("iperf3", "sends as much as a connection takes").with_service("iperf3"),
+        "iperf3",
+    ),
+    (
+        package("wrk", "sends requests as fast as they are answered"),
+        "wrk",
     ),
 ];
 

@@ -1,0 +1,142 @@
+//! What the agents hold in memory: idle, and with thousands of flows. Each on a fresh cluster, so
+//! that no figure contains what an earlier load left in the allocator.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit};
+use serde::Deserialize;
+use weft_tests::cluster::Node;
+use weft_tests::{Pod, PodSpec, wait_for};
+
+use crate::budget::Budget;
+use crate::machine::resident_bytes;
+use crate::report::Report;
+use crate::rows::{Load, Route, Selection};
+use crate::speed::MIB;
+use crate::stage::{ECHO_PORT, add_pods, own_command, start_cluster, start_echo};
+
+/// Measures the rows of this kind that are asked for.
+pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
+    if !selection.needs(Load::Idle) && !selection.needs(Load::Flows) {
+        return;
+    }
+    for route in Route::ALL {
+        // Without flows the routes are the same.
+        if route == Route::SameNode && !selection.needs(Load::Flows) {
+            continue;
+        }
+        if let Err(error) = on_route(route, selection, budget, report) {
+            let what = format!("memory, {}", route.name());
+            budget.tell(&format!("{what} failed: {error:#}"));
+            report.fail(&what, &error);
+        }
+    }
+}
+
+fn on_route(
+    route: Route,
+    selection: &Selection,
+    budget: &Budget,
+    report: &mut Report,
+) -> Result<()> {
+    let cluster = start_cluster()?;
+    let server_node = match route {
+        Route::Across => 1,
+        Route::SameNode => 0,
+    };
+    let specs = [
+        PodSpec::new("client").on(0),
+        PodSpec::new("server").on(server_node),
+    ];
+    let pods = add_pods(&cluster, specs)?;
+    let [client, server] = pods.as_slice() else {
+        anyhow::bail!("two pods were asked for");
+    };
+    let agents = &cluster.nodes()[..=server_node];
+    let idle = largest_settled(agents)?;
+    if route == Route::Across && selection.needs(Load::Idle) {
+        budget.tell(&format!("an idle agent holds {:.1} MiB", idle / MIB));
+        report.add(route, "memory-idle", None, idle / MIB);
+    }
+    if selection.needs(Load::Flows) {
+        let count = flows()?;
+        let bytes = with_flows(count, client, server, agents)?;
+        let line = format!(
+            "{}: {count} idle flows (the descriptor limit allows so many) make {:.1} MiB of {:.1} MiB: \
+             {:.1} kB each in the larger agent",
+            route.name(),
+            bytes / MIB,
+            idle / MIB,
+            (bytes - idle) / f64::from(count) / 1000.0
+        );
+        budget.tell(&line);
+        report.note(format!("memory-8k-flows, {line}."));
+        report.add(route, "memory-8k-flows", None, bytes / MIB);
+    }
+    Ok(())
+}
+
+/// The memory of the larger agent while so many flows are open, in bytes.
+fn with_flows(count: u32, client: &Pod, server: &Pod, agents: &[Node]) -> Result<f64> {
+    let _echo = start_echo(server)?;
+    let mut hold = own_command(client, "hold")?
+        .arg(format!("{}:{ECHO_PORT}", server.v4()))
+        .args(["--count", &count.to_string()])
+        .with_stdin()
+        .spawn()?;
+    let line = hold.wait_for_line("held", Duration::from_secs(60))?;
+    let held: Held = serde_json::from_str(&line)?;
+    ensure!(
+        held.held == count,
+        "only {} of {count} flows were opened: {}",
+        held.held,
+        hold.stderr()
+    );
+    let bytes = largest_settled(agents)?;
+    hold.finish(Duration::from_secs(30))?;
+    Ok(bytes)
+}
+
+#[derive(Deserialize)]
+struct Held {
+    held: u32,
+}
+
+/// How many flows this machine's descriptor limit allows, at most 8,000. On one node a flow takes
+/// two of the agent's descriptors, and something is left for everything else.
+fn flows() -> Result<u32> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(u32::try_from(hard * 2 / 5).unwrap_or(u32::MAX).min(8000))
+}
+
+/// The memory of the largest of these agents, in bytes, when it has stopped to change.
+pub(crate) fn largest_settled(agents: &[Node]) -> Result<f64> {
+    let mut largest = 0.0_f64;
+    for agent in agents {
+        let pid = agent.agent_pid().context("the agent does not run")?;
+        largest = largest.max(settled(pid)?);
+    }
+    Ok(largest)
+}
+
+/// Waits until the memory has been the same for a while, give or take one per cent.
+fn settled(pid: u32) -> Result<f64> {
+    let mut before = resident_bytes(pid)?;
+    let mut same = 0;
+    wait_for(
+        "the agent's memory to settle",
+        Duration::from_secs(10),
+        || {
+            let now = resident_bytes(pid)?;
+            same = if now.abs_diff(before) <= before / 100 {
+                same + 1
+            } else {
+                0
+            };
+            before = now;
+            // Steps of the waiting are 50 ms.
+            Ok((same >= 20).then_some(now as f64))
+        },
+    )
+}

@@ -1,0 +1,158 @@
+//! The rows that compare: each load without the mesh and with it, again and again.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::budget::Budget;
+use crate::load::{self, Measured};
+use crate::machine::{forget_peak, peak_bytes};
+use crate::report::Report;
+use crate::rows::{Load, Route, Selection};
+use crate::stage::Stage;
+
+/// Measures all rows of this kind that are asked for.
+pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
+    let loads: Vec<Load> = LOADS
+        .into_iter()
+        .filter(|load| selection.needs(*load))
+        .collect();
+    if loads.is_empty() {
+        return;
+    }
+    budget.tell("two nodes, meshed pods and their twins outside of the mesh");
+    if let Err(error) = repeat(selection, &loads, budget, report) {
+        report.fail("the nodes", &error);
+    }
+}
+
+fn repeat(
+    selection: &Selection,
+    loads: &[Load],
+    budget: &Budget,
+    report: &mut Report,
+) -> Result<()> {
+    let stage = Stage::set()?;
+    let cgroup = stage.cgroup()?;
+    for repetition in 0..budget.runs {
+        let start = Instant::now();
+        for route in Route::ALL {
+            for load in loads {
+                let meter = Comparison {
+                    stage: &stage,
+                    cgroup: &cgroup,
+                    budget,
+                    route,
+                    load: *load,
+                };
+                let result = meter.run(repetition % 2 == 1, selection, report);
+                if let Err(error) = result {
+                    let what = format!("{} {load:?}", route.name());
+                    budget.tell(&format!("{what} failed: {error:#}"));
+                    report.fail(&what, &error);
+                }
+            }
+        }
+        if repetition + 1 < budget.runs && !budget.allows(start.elapsed()) {
+            budget.tell("no time for another repetition");
+            report.note(format!(
+                "{} of {} repetitions: the time was up.",
+                repetition + 1,
+                budget.runs
+            ));
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One load on one route, both ways.
+struct Comparison<'a> {
+    stage: &'a Stage,
+    cgroup: &'a Path,
+    budget: &'a Budget,
+    route: Route,
+    load: Load,
+}
+
+impl Comparison<'_> {
+    fn run(&self, mesh_first: bool, selection: &Selection, report: &mut Report) -> Result<()> {
+        let (direct, (mesh, peak)) = if mesh_first {
+            let mesh = self.mesh(report)?;
+            (self.undisturbed(false, report)?, mesh)
+        } else {
+            (self.undisturbed(false, report)?, self.mesh(report)?)
+        };
+        let mut told = Vec::new();
+        for ((name, direct), (_, mesh)) in direct.values.iter().zip(&mesh.values) {
+            told.push(format!("{name} {direct:.3} -> {mesh:.3}"));
+            if selection.has(name) {
+                report.add(self.route, name, Some(*direct), *mesh);
+            }
+            if *name == "latency-500-p50" && selection.has("latency-500-added") {
+                report.add(self.route, "latency-500-added", None, mesh - direct);
+            }
+        }
+        if self.load == Load::Bulk(8) && selection.has("memory-bulk") {
+            report.add(self.route, "memory-bulk", None, peak);
+        }
+        let line = format!("{:<9} {}", self.route.name(), told.join(", "));
+        self.budget.tell(&line);
+        Ok(())
+    }
+
+    /// The load through the mesh, and the most memory that an agent had, in MiB.
+    fn mesh(&self, report: &mut Report) -> Result<(Measured, f64)> {
+        let agents: Vec<u32> = self
+            .stage
+            .nodes(self.route)
+            .iter()
+            .filter_map(|node| node.agent_pid())
+            .collect();
+        for agent in &agents {
+            forget_peak(*agent)?;
+        }
+        let measured = self.undisturbed(true, report)?;
+        let mut peak = 0;
+        for agent in &agents {
+            peak = peak.max(peak_bytes(*agent)?);
+        }
+        Ok((measured, peak as f64 / MIB))
+    }
+
+    /// Runs the load; again while others disturb it, at most [`MOST_REPEATS`] times and while there
+    /// is time to spare. Gives the run that was disturbed least.
+    fn undisturbed(&self, meshed: bool, report: &mut Report) -> Result<Measured> {
+        let pair = self.stage.pair(self.route, meshed);
+        let once = || load::run(self.load, pair, self.cgroup, self.budget);
+        let start = Instant::now();
+        let mut best = once()?;
+        let took = start.elapsed();
+        let mut repeats = 0;
+        while best.usage.is_disturbed() && repeats < MOST_REPEATS && self.budget.spend(took) {
+            repeats += 1;
+            report.repeated();
+            let again = once()?;
+            if again.usage.disturbance() < best.usage.disturbance() {
+                best = again;
+            }
+        }
+        if best.usage.is_disturbed() {
+            report.disturbed(best.usage.stolen, best.usage.foreign);
+        }
+        Ok(best)
+    }
+}
+
+const LOADS: [Load; 7] = [
+    Load::Bulk(1),
+    Load::Bulk(4),
+    Load::Bulk(8),
+    Load::Requests(1),
+    Load::Requests(32),
+    Load::Latency,
+    Load::Connections,
+];
+const MOST_REPEATS: u32 = 2;
+pub(crate) const MIB: f64 = 1024.0 * 1024.0;
