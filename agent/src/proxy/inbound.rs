@@ -20,7 +20,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
 
 use super::error::{FlowError, TunnelError};
@@ -61,7 +60,6 @@ pub struct Admitted {
     pub meter: FlowHandle,
     live: LiveEntry,
     pod: Arc<LocalPod>,
-    _tracked: TaskTrackerToken,
 }
 
 /// Decides, and connects to the application if the client may.
@@ -132,7 +130,6 @@ pub async fn admit(
         meter,
         live,
         pod: Arc::clone(pod),
-        _tracked: pod.flows.token(),
     })
 }
 
@@ -141,7 +138,6 @@ pub async fn admit(
 pub struct Admission {
     live: LiveEntry,
     pod: Arc<LocalPod>,
-    _tracked: TaskTrackerToken,
 }
 
 impl Admitted {
@@ -153,13 +149,8 @@ impl Admitted {
             meter,
             live,
             pod,
-            _tracked,
         } = self;
-        let admission = Admission {
-            live,
-            pod,
-            _tracked,
-        };
+        let admission = Admission { live, pod };
         (server, meter, verdict, admission)
     }
 }

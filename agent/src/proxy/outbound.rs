@@ -14,6 +14,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload};
 
 use super::error::{FlowError, TunnelError};
@@ -74,8 +75,9 @@ pub enum Way {
 pub enum Connected {
     /// On a socket.
     Socket(FlowSocket),
-    /// On this node, with the inbound half's consent.
-    SameNode(Box<Admitted>),
+    /// On this node, with the inbound half's consent. The flow's task is the client pod's; by the
+    /// token it counts among the server pod's flows too, and its removal waits for it.
+    SameNode(Box<Admitted>, TaskTrackerToken),
     /// Through a tunnel.
     Tunnel(Box<Opened>),
 }
@@ -229,7 +231,7 @@ async fn connect(
                 tls: TlsLabel::SameNode,
             };
             let admitted = inbound::admit(context, &other, arrival).await?;
-            Ok(Connected::SameNode(Box::new(admitted)))
+            Ok(Connected::SameNode(Box::new(admitted), other.flows.token()))
         }
         Way::Tunnel { identity, alpn, .. } => {
             let opened = open_tunnel(context, pod, accepted, to, identity, alpn).await?;
@@ -420,7 +422,7 @@ async fn carry(
                 () = ended => Err(FlowError::Drained),
             }
         }
-        Connected::SameNode(admitted) => {
+        Connected::SameNode(admitted, _tracked) => {
             let (server, inbound_meter, verdict, admission) = admitted.part();
             record.verdict = Some(verdict);
             record.moved = Moved::metered(vec![meter, inbound_meter]);
