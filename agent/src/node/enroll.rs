@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         context,
         enrolled: HashMap::new(),
         adopted: false,
+        replaced: HashMap::new(),
+        not_unenrolled: BTreeSet::new(),
         draining: JoinSet::new(),
     };
     let mut changes = node.context.store.changes();
@@ -44,6 +47,19 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     for entry in node.enrolled.values() {
         entry.pod.stop_accepting.cancel();
     }
+    while node.draining.join_next().await.is_some() {}
+}
+
+/// Whether a pod's namespace is no longer where its description says. Asked without a descriptor,
+/// and only a clear answer counts: when descriptors or memory run out, nothing is gone.
+fn is_gone(description: &NodePod, pod: &LocalPod) -> bool {
+    let Some(path) = description.netns.as_deref() else {
+        return false;
+    };
+    match std::fs::metadata(path) {
+        Ok(found) => found.ino() != pod.netns_inode,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 struct Node {
@@ -53,7 +69,22 @@ struct Node {
     enrolled: HashMap<WorkloadId, Entry>,
     /// Whether what a previous agent left has been looked through.
     adopted: bool,
+    /// Cookies whose pod was replaced by one that is not enrolled yet: closed until it is.
+    replaced: HashMap<WorkloadId, u64>,
+    /// Cookies of pods that are gone and could not be removed from the kernel's maps.
+    not_unenrolled: BTreeSet<u64>,
     draining: JoinSet<()>,
+}
+
+/// Why a pod is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// It is not described any more.
+    Unwanted,
+    /// Another pod, or another identity, in the same namespace.
+    Replaced,
+    /// Its namespace does not exist any more, or another has its name.
+    NamespaceGone,
 }
 
 struct Entry {
@@ -65,8 +96,12 @@ struct Entry {
 impl Node {
     /// Makes what is enrolled what is wanted, as far as possible now.
     fn reconcile(&mut self) {
+        // Asked first: what is complete by now is in what is read next.
+        let complete = self.context.store.is_complete();
         let wanted = self.context.store.node_pods();
+        self.unenroll_what_failed();
         self.remove_unwanted(&wanted);
+        self.forget_replaced(&wanted);
         self.want_identities(&wanted);
         let mut waiting = Vec::new();
         for description in wanted {
@@ -74,60 +109,90 @@ impl Node {
                 waiting.push((description.id.clone(), error));
             }
         }
-        self.adopt();
+        if complete && waiting.is_empty() {
+            self.adopt();
+        }
         self.publish(waiting);
     }
 
     /// Lets go of pods that are no longer described, came back as somebody else, or whose
-    /// namespace is gone.
+    /// namespace is gone. What cannot be found out now is no reason: a pod that is let go is open.
     fn remove_unwanted(&mut self, wanted: &[Arc<NodePod>]) {
         let wanted: HashMap<_, _> = wanted.iter().map(|it| (&it.id, it)).collect();
         let mut gone = Vec::new();
         for (id, entry) in &self.enrolled {
-            let described = wanted.get(id);
-            let record = self.context.store.workload(id);
-            let same = described.is_some_and(|it| it.uid == entry.pod.uid)
-                && record.is_some_and(|it| it.identity() == Some(&entry.pod.identity));
-            let exists = match described.and_then(|it| it.netns.as_deref()) {
-                Some(path) => Netns::open(path)
-                    .and_then(|netns| netns.inode())
-                    .is_ok_and(|inode| inode == entry.pod.netns_inode),
-                None => false,
+            let leaving = match wanted.get(id) {
+                None => Leaving::Unwanted,
+                Some(description) if is_gone(description, &entry.pod) => Leaving::NamespaceGone,
+                Some(description) if description.uid != entry.pod.uid => Leaving::Replaced,
+                Some(_) if self.is_somebody_else(&entry.pod) => Leaving::Replaced,
+                Some(_) => continue,
             };
-            if !same || !exists {
-                let why = if same {
-                    "namespace is gone"
-                } else {
-                    "no longer wanted"
-                };
-                gone.push((id.clone(), why, exists));
-            }
+            gone.push((id.clone(), leaving));
         }
-        for (id, why, exists) in gone {
+        for (id, leaving) in gone {
             if let Some(entry) = self.enrolled.remove(&id) {
-                tracing::info!(pod = %id, uid = entry.pod.uid, why, "pod leaves the mesh");
-                self.release(entry, exists);
+                tracing::info!(pod = %id, uid = entry.pod.uid, why = ?leaving, "pod leaves the mesh");
+                self.release(entry, leaving);
             }
         }
     }
 
+    /// Whether the pod's record names another identity than it is enrolled with. A record that is
+    /// missing says nothing: as long as the pod is described it is not let go.
+    fn is_somebody_else(&self, pod: &LocalPod) -> bool {
+        let record = self.context.store.workload(&pod.id);
+        let identity = record.as_ref().and_then(|it| it.identity());
+        identity.is_some_and(|it| *it != pod.identity)
+    }
+
     /// Takes a pod out of the kernel's maps, then lets its flows finish if it still lives.
-    fn release(&mut self, entry: Entry, alive: bool) {
+    fn release(&mut self, entry: Entry, leaving: Leaving) {
         let pod = entry.pod;
-        if let Err(error) = self.context.bpf.unenroll(pod.cookie) {
-            tracing::error!(pod = %pod.id, %error, "removing the pod from the kernel's maps");
+        // Its successor in the same namespace takes the entries over; in between nothing is open.
+        if leaving == Leaving::Replaced {
+            self.replaced.insert(pod.id.clone(), pod.cookie);
+        } else {
+            self.unenroll(pod.cookie);
         }
         pod.stop_accepting.cancel();
-        let grace = if alive {
-            self.context.config.drain_deadline
-        } else {
-            Duration::ZERO
+        let grace = match leaving {
+            Leaving::NamespaceGone => Duration::ZERO,
+            Leaving::Unwanted | Leaving::Replaced => self.context.config.drain_deadline,
         };
-        let telemetry = Arc::clone(&self.context.telemetry);
+        let context = Arc::clone(&self.context);
         self.draining.spawn(async move {
             pod.finish_flows(grace).await;
-            telemetry.forget_pod(&pod.id);
+            if context.pods.by_id(&pod.id).is_none() {
+                context.telemetry.forget_pod(&pod.id);
+            }
         });
+    }
+
+    /// Lets go of replaced pods whose successors are not wanted any more either.
+    fn forget_replaced(&mut self, wanted: &[Arc<NodePod>]) {
+        let enrolled: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
+        self.replaced.retain(|_, cookie| !enrolled.contains(cookie));
+        let wanted: HashSet<_> = wanted.iter().map(|it| &it.id).collect();
+        let unwanted = self.replaced.extract_if(|id, _| !wanted.contains(id));
+        for cookie in unwanted.map(|(_, cookie)| cookie).collect::<Vec<_>>() {
+            self.unenroll(cookie);
+        }
+    }
+
+    fn unenroll(&mut self, cookie: u64) {
+        if let Err(error) = self.context.bpf.unenroll(cookie) {
+            tracing::error!(cookie, %error, "removing a pod from the kernel's maps; trying again");
+            self.not_unenrolled.insert(cookie);
+        }
+    }
+
+    fn unenroll_what_failed(&mut self) {
+        for cookie in std::mem::take(&mut self.not_unenrolled) {
+            if !self.enrolled.values().any(|it| it.pod.cookie == cookie) {
+                self.unenroll(cookie);
+            }
+        }
     }
 
     /// Enrolls a pod, or brings an enrolled one up to date.
@@ -164,7 +229,7 @@ impl Node {
             .as_deref()
             .ok_or(EnrollError::NetnsUnknown)?;
         let (netns, cookie, netns_inode) = open_netns(path)?;
-        if Some(cookie) == self.host_cookie {
+        if self.host_cookie.is_none_or(|host| host == cookie) {
             return Err(EnrollError::HostNetns);
         }
         if let Some(other) = self.enrolled.values().find(|it| it.pod.cookie == cookie) {
@@ -222,21 +287,20 @@ impl Node {
         Ok(())
     }
 
-    /// Removes what a previous agent enrolled and nobody wants, once everything is known.
+    /// Removes what a previous agent enrolled and nobody wants. Called when everything is known and
+    /// every wanted pod is enrolled: before that, what is found may be a pod that waits.
     fn adopt(&mut self) {
-        if self.adopted || !self.context.store.is_complete() {
+        if self.adopted {
             return;
         }
         let ours: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
         match self.context.bpf.enrolled() {
             Ok(cookies) => {
+                self.adopted = true;
                 for cookie in cookies.into_iter().filter(|it| !ours.contains(it)) {
                     tracing::info!(cookie, "removing a pod that a previous agent left");
-                    if let Err(error) = self.context.bpf.unenroll(cookie) {
-                        tracing::error!(cookie, %error, "removing a pod that a previous agent left");
-                    }
+                    self.unenroll(cookie);
                 }
-                self.adopted = true;
             }
             Err(error) => tracing::error!(%error, "listing what a previous agent left"),
         }

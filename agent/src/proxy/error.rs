@@ -73,6 +73,9 @@ pub enum FlowError {
     /// The pod has as many flows as it may.
     #[error("the pod has too many flows")]
     TooManyFlows,
+    /// The last descriptors are not for flows.
+    #[error("the agent has no descriptors left for flows")]
+    NoDescriptors,
     /// The pod has as many unfinished handshakes as it may.
     #[error("the pod has too many unfinished handshakes")]
     TooManyHandshakes,
@@ -170,6 +173,7 @@ impl FlowError {
             Self::PolicyChanged(_) => Refusal::PolicyChanged,
             Self::BadRequest(_) => Refusal::BadRequest,
             Self::TooManyFlows => Refusal::TooManyFlows,
+            Self::NoDescriptors => Refusal::NoDescriptors,
             Self::TooManyHandshakes => Refusal::TooManyHandshakes,
             Self::Drained => Refusal::Drained,
             Self::PodGone => Refusal::PodGone,
@@ -198,6 +202,7 @@ impl FlowError {
             | Self::Tunnel(_)
             | Self::UnknownAddress(_)
             | Self::TooManyFlows
+            | Self::NoDescriptors
             | Self::PodGone => true,
             _ => false,
         }

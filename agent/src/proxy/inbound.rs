@@ -31,7 +31,7 @@ use super::tcp::{
 use super::tunnel::chunk::Chunk;
 use super::tunnel::server::Ends;
 use super::tunnel::{Watch, server, wire};
-use super::{Context, socket};
+use super::{Context, descriptors, socket};
 use crate::identity::{Alpn, peer_identity};
 use crate::node::LocalPod;
 use crate::telemetry::{AuthzLabels, Direction, FlowHandle, FlowLabels, TlsLabel};
@@ -175,7 +175,7 @@ impl Admission {
 
 /// Serves what arrives at the pod outside of tunnels, until the pod's listeners close.
 pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    accept_each(&pod, &listener, |stream| {
+    accept_each(&context, &pod, &listener, |stream| {
         if is_full(&context, &pod) {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
@@ -192,7 +192,7 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
     // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
     // so that a peer is told, and not cut off, when they are too many.
     let tunnels = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
-    accept_each(&pod, &listener, |stream| {
+    accept_each(&context, &pod, &listener, |stream| {
         let Ok(open) = Arc::clone(&tunnels).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
@@ -212,11 +212,16 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
 
 /// Accepts until the pod's listeners are to be closed; then takes what is already in the queue.
 pub(super) async fn accept_each(
+    context: &Context,
     pod: &LocalPod,
     listener: &TcpListener,
     mut serve: impl FnMut(TcpStream),
 ) {
     let mut admit = |accepted: std::io::Result<(TcpStream, SocketAddr)>| match accepted {
+        Ok((stream, _)) if descriptors::none_left_for_flows(&stream) => {
+            refuse(context, pod, stream, &FlowError::NoDescriptors);
+            true
+        }
         Ok((stream, _)) => {
             serve(stream);
             true

@@ -14,6 +14,7 @@
 //! `outbound` serves clients on this node, `inbound` decides for servers on this node; between
 //! nodes `tunnel` joins them, on one node the outbound half calls the inbound half directly.
 
+mod descriptors;
 pub mod error;
 pub mod inbound;
 mod live;

@@ -84,7 +84,7 @@ pub enum Connected {
 
 /// Serves the connections of the pod's applications, until its listeners close.
 pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    accept_each(&pod, &listener, |stream| {
+    accept_each(&context, &pod, &listener, |stream| {
         if is_full(&context, &pod) {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;

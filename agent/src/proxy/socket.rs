@@ -13,9 +13,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use weft_core::TUNNEL_PORT;
 
-use super::Context;
 use super::error::FlowError;
 use super::tcp::FlowSocket;
+use super::{Context, descriptors};
 use crate::bpf::{BpfError, Flow};
 use crate::node::LocalPod;
 
@@ -134,10 +134,14 @@ fn open(pod: &LocalPod, to: SocketAddr) -> Result<Socket, FlowError> {
         )
     };
     let socket = pod.netns.within(new).and_then(|socket| socket);
-    socket.map_err(|source| FlowError::Kernel {
+    let socket = socket.map_err(|source| FlowError::Kernel {
         doing: "opening a socket in the pod's network namespace",
         source,
-    })
+    })?;
+    if descriptors::none_left(&socket) {
+        return Err(FlowError::NoDescriptors);
+    }
+    Ok(socket)
 }
 
 /// Deliveries come from loopback addresses, whose ports are free again at once; of IPv4's there are

@@ -37,6 +37,8 @@ pub enum Refusal {
     ReservedPort,
     /// The pod has too many flows.
     TooManyFlows,
+    /// The process has no descriptors left for flows.
+    NoDescriptors,
     /// The pod has too many unfinished handshakes.
     TooManyHandshakes,
     /// The agent is shutting down and the flow was still open at the deadline.
@@ -68,6 +70,7 @@ impl Refusal {
             Self::BadRequest => "bad_request",
             Self::ReservedPort => "reserved_port",
             Self::TooManyFlows => "too_many_flows",
+            Self::NoDescriptors => "no_descriptors",
             Self::TooManyHandshakes => "too_many_handshakes",
             Self::Drained => "drained",
             Self::PodGone => "pod_gone",

@@ -1,0 +1,47 @@
+//! The last descriptors of the process, kept for what is not a flow.
+//!
+//! A flow takes two descriptors, and a flood of flows takes all there are. Without any left, no pod
+//! could be enrolled, and a pod that is not enrolled is not protected. The kernel gives out the
+//! lowest free number, so a socket whose number is high says by itself that few are left.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::LazyLock;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+/// Whether a new connection's descriptor is one that must be given back: later ones are needed for
+/// its other side.
+pub(super) fn none_left_for_flows(socket: &impl AsRawFd) -> bool {
+    reaches_into(socket.as_raw_fd(), RESERVED_FOR_ALL, *LIMIT)
+}
+
+/// The same for the socket that is a flow's other side.
+pub(super) fn none_left(socket: &impl AsRawFd) -> bool {
+    reaches_into(socket.as_raw_fd(), RESERVED_FOR_ALL / 2, *LIMIT)
+}
+
+fn reaches_into(descriptor: RawFd, reserve: u64, limit: u64) -> bool {
+    u64::try_from(descriptor).is_ok_and(|number| number >= limit.saturating_sub(reserve))
+}
+
+/// The limit is raised once, at the start, before any flow.
+static LIMIT: LazyLock<u64> =
+    LazyLock::new(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(DEFAULT_LIMIT, |(soft, _)| soft));
+
+const DEFAULT_LIMIT: u64 = 1024;
+/// Enough for the listeners of a hundred new pods.
+const RESERVED_FOR_ALL: u64 = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_ones_are_reserved() {
+        assert!(!reaches_into(487, 512, 1000));
+        assert!(reaches_into(488, 512, 1000));
+        assert!(!reaches_into(743, 256, 1000));
+        assert!(reaches_into(744, 256, 1000));
+        assert!(reaches_into(3, 512, 100));
+    }
+}
