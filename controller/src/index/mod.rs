@@ -157,9 +157,8 @@ impl Index {
                 object,
                 origin,
             } => {
-                let spec = specification(&object);
                 self.origins.insert(key.clone(), origin);
-                match self.upsert(&key, *object) {
+                match self.upsert(&key, &object) {
                     Ok(ignored) => {
                         self.report(&key, Facet::Content, vec![], "");
                         self.report(
@@ -169,17 +168,17 @@ impl Index {
                             "it counts as not written; where that could open something, it denies",
                         );
                     }
-                    Err(fault) => self.refuse(&key, fault, &spec),
+                    Err(fault) => self.refuse(&key, fault, &document(&object)),
                 }
             }
             Event::Invalid {
                 key,
                 fault,
-                spec,
+                document,
                 origin,
             } => {
                 self.origins.insert(key.clone(), origin);
-                self.refuse(&key, fault, &spec);
+                self.refuse(&key, fault, &document);
             }
             Event::Delete { key } => {
                 self.delete(&key);
@@ -196,38 +195,37 @@ impl Index {
         }
     }
 
-    fn upsert(&mut self, key: &ObjectKey, object: Object) -> Result<Vec<Fault>, Fault> {
+    fn upsert(&mut self, key: &ObjectKey, object: &Object) -> Result<Vec<Fault>, Fault> {
         match object {
             Object::Namespace(namespace) => {
-                let (mesh, default, faults) = pods::choices(&namespace.metadata);
-                let before = self.namespaces.get(&key.name).map(|it| it.default);
-                let default = default.or_before(before);
-                let record = NamespaceRecord { mesh, default };
+                let before = self.namespaces.get(&key.name);
+                let (record, faults) = NamespaceRecord::check(&namespace.metadata, before);
                 self.set_namespace(&key.name, Some(record));
                 Ok(faults)
             }
             Object::Node(node) => {
-                self.nodes.insert(key.name.clone(), node_ranges(&node)?);
+                self.nodes.insert(key.name.clone(), node_ranges(node)?);
                 self.dirty.cluster = true;
                 Ok(vec![])
             }
             Object::Pod(pod) => {
                 let name = object_name(key);
-                let (mut record, faults) = PodRecord::check(name.clone(), &pod)?;
-                let before = self.pods.get(&name).filter(|it| it.uid == record.uid);
-                record.default = record.default.or_before(before.map(|it| it.default));
+                let (mut record, faults) = PodRecord::check(name.clone(), pod)?;
+                if let Some(before) = self.pods.get(&name).filter(|it| it.uid == record.uid) {
+                    record.complete_by(before);
+                }
                 self.set_pod(&name, Some(record));
                 Ok(faults)
             }
             Object::Service(service) => {
                 let name = object_name(key);
-                let record = ServiceRecord::check(name.clone(), &service)?;
+                let record = ServiceRecord::check(name.clone(), service)?;
                 self.set_service(&name, Some(record));
                 Ok(vec![])
             }
             Object::EndpointSlice(slice) => {
                 let name = object_name(key);
-                let record = SliceRecord::check(&name.namespace, &slice)?;
+                let record = SliceRecord::check(&name.namespace, slice)?;
                 self.set_slice(&name, record);
                 Ok(vec![])
             }
@@ -237,7 +235,7 @@ impl Index {
         }
     }
 
-    fn upsert_policy(&mut self, key: &ObjectKey, object: Object) -> Result<Vec<Fault>, Fault> {
+    fn upsert_policy(&mut self, key: &ObjectKey, object: &Object) -> Result<Vec<Fault>, Fault> {
         let name = object_name(key);
         let trust_domain = self.settings.trust_domain.clone();
         let setting = Setting {
@@ -246,15 +244,15 @@ impl Index {
         };
         match object {
             Object::Server(group, server) => {
+                let (group, created) = (*group, server.metadata.creation_timestamp.clone());
                 let name = ServerName { group, name };
-                let created = server.metadata.creation_timestamp;
                 let record = ServerRecord::check(name.clone(), created, &server.spec)?;
                 self.set_server(&name, Some(record));
                 Ok(vec![])
             }
             Object::AuthorizationPolicy(group, policy) => {
                 let id = AuthorizationName {
-                    group,
+                    group: *group,
                     name: name.clone(),
                 };
                 let record = AuthorizationRecord::check(id.clone(), &policy.spec, setting)?;
@@ -266,7 +264,7 @@ impl Index {
                 let matches = policies::check_mesh_tls(&authentication.spec, setting)?;
                 self.policies
                     .mesh_tls
-                    .insert((group, name.clone()), matches);
+                    .insert((*group, name.clone()), matches);
                 self.authentication_changed(&name);
                 Ok(vec![])
             }
@@ -274,7 +272,7 @@ impl Index {
                 let networks = policies::check_networks(&authentication.spec)?;
                 self.policies
                     .networks
-                    .insert((group, name.clone()), networks);
+                    .insert((*group, name.clone()), networks);
                 self.authentication_changed(&name);
                 Ok(vec![])
             }
@@ -315,9 +313,10 @@ impl Index {
         }
     }
 
-    /// An object exists and cannot be used: what was in force stays, and a Server that never was
-    /// closes what it may have meant.
-    fn refuse(&mut self, key: &ObjectKey, fault: Fault, spec: &Value) {
+    /// An object exists and cannot be used: what was in force stays. Of what never was, as after a
+    /// restart, that holds which closes: a Server closes what it may have meant, a namespace and a
+    /// pod stay in the mesh.
+    fn refuse(&mut self, key: &ObjectKey, fault: Fault, document: &Value) {
         let mut effect = if self.holds(key) {
             "what was in force before stays"
         } else {
@@ -331,8 +330,27 @@ impl Index {
             let readable = self.policies.servers.get(&name);
             if readable.is_none_or(|it| it.closed) {
                 effect = "it lets nobody in, at all ports that it may mean";
+                let spec = document.get("spec").unwrap_or(&Value::Null);
                 let record = ServerRecord::closed(name.clone(), None, spec);
                 self.set_server(&name, Some(record));
+            }
+        }
+        if key.kind == ObjectKind::Namespace && !self.holds(key) {
+            effect = "what can be read of it holds; what cannot closes";
+            let metadata = pods::readable_metadata(document);
+            let (record, _) = NamespaceRecord::check(&metadata, None);
+            self.set_namespace(&key.name, Some(record));
+        }
+        if key.kind == ObjectKind::Pod {
+            let name = object_name(key);
+            let readable = PodRecord::readable(name.clone(), document);
+            let before = self.pods.get(&name);
+            // Another pod of the same name is not described by what was in force.
+            if let Some(record) =
+                readable.filter(|it| before.is_none_or(|before| before.uid != it.uid))
+            {
+                effect = "what can be read of it holds; ports without a Server let nobody in";
+                self.set_pod(&name, Some(record));
             }
         }
         self.report(key, Facet::Content, vec![fault], effect);
@@ -461,11 +479,14 @@ fn object_name(key: &ObjectKey) -> ObjectName {
     }
 }
 
-fn specification(object: &Object) -> Value {
-    match object {
-        Object::Server(_, server) => serde_json::to_value(&server.spec).unwrap_or_default(),
-        _ => Value::Null,
-    }
+/// An object as a document, of the kinds of which [`Index::refuse`] uses parts.
+fn document(object: &Object) -> Value {
+    let written = match object {
+        Object::Server(_, server) => serde_json::to_value(server),
+        Object::Pod(pod) => serde_json::to_value(pod),
+        _ => return Value::Null,
+    };
+    written.unwrap_or_default()
 }
 
 /// Reads an address that may be a workload's or a service's. Loopback and the like would redirect

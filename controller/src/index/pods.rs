@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, PodIP, PodSpec, PodStatus, Probe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 use weft_core::{AccessPolicy, Name, ObjectName, Owner, WorkloadId};
 
 use super::selector::Labels;
@@ -72,6 +73,8 @@ pub(super) enum MeshChoice {
     Enabled,
     /// It does not.
     Disabled,
+    /// Something else: it takes part, unless it said something better before.
+    Unreadable,
 }
 
 /// What an object says about the policy of ports that no Server selects.
@@ -84,6 +87,29 @@ pub(super) enum DefaultChoice {
     Policy(AccessPolicy),
     /// Something that is no policy: denied, unless it said something better before.
     Unreadable,
+}
+
+impl MeshChoice {
+    /// This choice; the one before it if this one cannot be read.
+    fn or_before(self, before: Option<&Self>) -> Self {
+        match self {
+            Self::Unreadable => before.cloned().unwrap_or(self),
+            _ => self,
+        }
+    }
+}
+
+impl NamespaceRecord {
+    /// Reads a namespace. Also returned: faults of parts that cannot be read; what they said
+    /// before stays.
+    pub(super) fn check(metadata: &ObjectMeta, before: Option<&Self>) -> (Self, Vec<Fault>) {
+        let (mesh, default, faults) = choices(metadata);
+        let record = Self {
+            mesh: mesh.or_before(before.map(|it| &it.mesh)),
+            default: default.or_before(before.map(|it| it.default)),
+        };
+        (record, faults)
+    }
 }
 
 impl DefaultChoice {
@@ -117,6 +143,35 @@ pub(super) const DEFAULT_POLICY_ANNOTATIONS: [&str; 2] = [
     "config.linkerd.io/default-inbound-policy",
 ];
 
+/// The metadata that can be read in a document of which something cannot. Values that are no texts
+/// are taken as they are written: they say something, if nothing that is understood.
+pub(super) fn readable_metadata(document: &Value) -> ObjectMeta {
+    let metadata = |field: &str| document.get("metadata").and_then(|it| it.get(field));
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let texts = |field: &str, ours: &[&str]| match metadata(field) {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(fields)) => {
+            let fields = fields.iter();
+            Some(fields.map(|(name, it)| (name.clone(), text(it))).collect())
+        }
+        // It may have said any of these.
+        Some(_) => Some(
+            ours.iter()
+                .map(|it| ((*it).to_owned(), "?".to_owned()))
+                .collect(),
+        ),
+    };
+    ObjectMeta {
+        uid: metadata("uid").filter(|it| !it.is_null()).map(text),
+        labels: texts("labels", &[MESH_LABEL]),
+        annotations: texts("annotations", &DEFAULT_POLICY_ANNOTATIONS),
+        ..ObjectMeta::default()
+    }
+}
+
 /// What labels and annotations say, with what in them cannot be read.
 pub(super) fn choices(metadata: &ObjectMeta) -> (MeshChoice, DefaultChoice, Vec<Fault>) {
     let mut faults = vec![];
@@ -127,6 +182,7 @@ pub(super) fn choices(metadata: &ObjectMeta) -> (MeshChoice, DefaultChoice, Vec<
         (inject, "metadata.annotations", INJECT_ANNOTATION),
     ];
     let mut mesh = MeshChoice::Silent;
+    let mut unreadable = false;
     for (value, place, name) in said {
         match value {
             None => {}
@@ -139,10 +195,16 @@ pub(super) fn choices(metadata: &ObjectMeta) -> (MeshChoice, DefaultChoice, Vec<
             Some("enabled") => {}
             Some("ingress") if name == INJECT_ANNOTATION => {}
             Some(other) => {
-                let reason = format!("{other:?} is neither enabled nor disabled");
+                unreadable = true;
+                let shown: String = other.chars().take(64).collect();
+                let reason = format!("{shown:?} is neither enabled nor disabled");
                 faults.push(Fault::new(format!("{place}[{name:?}]"), reason));
             }
         }
+    }
+    // Whatever else was meant, "disabled" wins.
+    if unreadable && mesh != MeshChoice::Disabled {
+        mesh = MeshChoice::Unreadable;
     }
     let mut default = DefaultChoice::Silent;
     let written = DEFAULT_POLICY_ANNOTATIONS
@@ -210,6 +272,49 @@ impl PodRecord {
         Ok((record, faults))
     }
 
+    /// What holds of a pod that cannot be read and never could be, or was another one: it takes part
+    /// in the mesh if it may, serves nobody, and lets nobody in at ports that no Server names by
+    /// number. None: it cannot be said where it runs or as whom.
+    pub(super) fn readable(name: ObjectName, document: &Value) -> Option<Self> {
+        let text = |pointer: &str| match document.pointer(pointer) {
+            None | Some(Value::Null) => Some(None),
+            Some(Value::String(text)) => Some(Some(text.clone())),
+            Some(_) => None,
+        };
+        let listed = document.pointer("/status/podIPs").and_then(Value::as_array);
+        let ips = listed.into_iter().flatten().filter_map(|it| it.get("ip"));
+        let ips = ips.filter_map(Value::as_str);
+        let usable = ips.filter(|it| super::address("", it).is_ok());
+        let pod = Pod {
+            metadata: readable_metadata(document),
+            spec: Some(PodSpec {
+                node_name: text("/spec/nodeName")?,
+                service_account_name: text("/spec/serviceAccountName")?,
+                host_network: document
+                    .pointer("/spec/hostNetwork")
+                    .and_then(Value::as_bool),
+                ..PodSpec::default()
+            }),
+            status: Some(PodStatus {
+                phase: text("/status/phase").flatten(),
+                pod_ips: Some(usable.map(|ip| PodIP { ip: ip.to_owned() }).collect()),
+                ..PodStatus::default()
+            }),
+        };
+        let (record, _) = Self::check(name, &pod).ok()?;
+        Some(Self {
+            default: DefaultChoice::Unreadable,
+            ready: false,
+            ..record
+        })
+    }
+
+    /// Takes from what was known of the same pod before what cannot be read now.
+    pub(super) fn complete_by(&mut self, before: &Self) {
+        self.mesh = self.mesh.clone().or_before(Some(&before.mesh));
+        self.default = self.default.or_before(Some(before.default));
+    }
+
     /// Whether it is a workload: something that is reached at addresses of its own.
     pub(super) fn is_workload(&self) -> bool {
         !self.host_network && !self.completed && !self.addresses.is_empty() && self.node.is_some()
@@ -219,8 +324,10 @@ impl PodRecord {
     pub(super) fn is_meshed(&self, namespace: &MeshChoice) -> bool {
         match self.mesh {
             MeshChoice::Disabled => false,
-            MeshChoice::Enabled => true,
-            MeshChoice::Silent => *namespace == MeshChoice::Enabled,
+            MeshChoice::Enabled | MeshChoice::Unreadable => true,
+            MeshChoice::Silent => {
+                matches!(namespace, MeshChoice::Enabled | MeshChoice::Unreadable)
+            }
         }
     }
 

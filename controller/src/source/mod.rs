@@ -1,6 +1,8 @@
 //! Where objects come from. A source turns whatever it watches into [`Batch`]es; what the
 //! objects mean is the [index](crate::index)'s concern, and the same for every source.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -48,8 +50,8 @@ pub enum Event {
         key: ObjectKey,
         /// What is wrong with it.
         fault: Fault,
-        /// Its specification as written: what can still be read of it can be closed.
-        spec: serde_json::Value,
+        /// The document as written: what can still be read of it can be closed.
+        document: Arc<serde_json::Value>,
         /// Where it was found.
         origin: Origin,
     },

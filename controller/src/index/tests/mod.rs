@@ -158,7 +158,7 @@ pub(super) fn event(document: Value) -> Event {
         Err(fault) => Event::Invalid {
             key,
             fault,
-            spec: document.get("spec").cloned().unwrap_or_default(),
+            document: document.into(),
             origin,
         },
     }

@@ -29,7 +29,12 @@ fn meshed_is_what_pod_or_namespace_say() {
         (no(), on(label), true),
         (no(), on(inject), true),
         (no(), with(inject, "ingress"), true),
-        (no(), with(label, "'true'"), false),
+        // What cannot be read closes, as long as nobody says "disabled".
+        (no(), with(label, "'true'"), true),
+        (no(), with(inject, "Disabled"), true),
+        (with(label, "Enabled"), no(), true),
+        (with(label, "Enabled"), off(label), false),
+        (no(), both(with(label, "Enabled"), off(inject)), false),
         (on(label), no(), true),
         (on(inject), no(), true),
         (on(label), off(label), false),
@@ -57,6 +62,73 @@ fn a_choice_that_is_none_is_reported() {
     let cluster = Cluster::of(&pod("labels: {weft.dev/mesh: \"true\"}", "", ""));
     let reason = "metadata.labels[\"weft.dev/mesh\"]: \"true\" is neither enabled nor disabled";
     assert_eq!(cluster.problems(), [reason]);
+}
+
+/// A typing error in the opt-in neither takes a pod out of the mesh nor puts it in.
+#[test]
+fn an_unreadable_choice_changes_nothing() {
+    let labels = |value: &str| format!("labels: {{weft.dev/mesh: {value}}}");
+    let of_pod = |value: &str| pod(&labels(value), "", "");
+    let of_namespace = |value: &str| namespace(&labels(value));
+    for (good, bad, meshed) in [
+        (of_pod("enabled"), of_pod("Enabled"), true),
+        (of_pod("disabled"), of_pod("Disabled"), false),
+        (pod("", "", ""), of_pod("Enabled"), false),
+        (of_namespace("enabled"), of_namespace("Enabled"), true),
+        (of_namespace("enabled"), of_namespace("1"), true),
+        (of_namespace("disabled"), of_namespace("Disabled"), false),
+        (namespace(""), of_namespace("Enabled"), false),
+    ] {
+        let mut cluster = Cluster::of(&pod("", "", ""));
+        cluster.apply(&good);
+        let told = cluster.told("one");
+        assert_eq!(cluster.is_meshed("shop/web"), meshed, "{good}");
+        cluster.apply(&bad);
+        assert_eq!(cluster.told("one"), told, "{bad}");
+        assert_eq!(cluster.problems().len(), 1);
+    }
+}
+
+/// A controller that starts knows nothing of before: what it cannot read stays in the mesh.
+#[test]
+fn what_was_never_readable_stays_in_the_mesh() {
+    let deny = "annotations: {weft.dev/default-inbound-policy: deny}";
+    let bad = namespace(&format!(
+        "labels: {{weft.dev/mesh: enabled, tier: 1}}, {deny}"
+    ));
+    let mut cluster = Cluster::of(&(pod("", "", "") + "\n---\n" + &bad));
+    assert!(cluster.is_meshed("shop/web"));
+    assert_eq!(cluster.policy("shop/web").default, AccessPolicy::Deny);
+    cluster.apply(&namespace(""));
+    assert!(!cluster.is_meshed("shop/web"));
+    assert!(cluster.problems().is_empty());
+
+    let (meshed, netns) = (
+        "labels: {weft.dev/mesh: enabled}",
+        "annotations: {weft.dev/netns: /run/netns/web}",
+    );
+    let good = pod(&format!("uid: u1, {meshed}, {netns}"), "", "");
+    for bad in [
+        good.replace("enabled}", "enabled, tier: 1}"),
+        good.replace("containers: [{name: c}]", "containers: 7"),
+        good.replace("[{ip: 10.1.0.1}]", "[{ip: 10.1.0.1}, {ip: nonsense}]"),
+    ] {
+        let mut cluster = Cluster::of(&bad);
+        let workload = cluster.workload("shop/web").expect("told");
+        assert_eq!(workload.addresses.len(), 1, "{bad}");
+        let node_pod = cluster.node_pod("shop/web").expect("told");
+        assert_eq!(node_pod.uid, "u1");
+        assert!(node_pod.netns.is_some());
+        assert_eq!(cluster.policy("shop/web").default, AccessPolicy::Deny);
+        assert_eq!(cluster.problems().len(), 1);
+        cluster.apply(&good);
+        let default = cluster.policy("shop/web").default;
+        assert_eq!(default, AccessPolicy::AllUnauthenticated);
+        assert!(cluster.problems().is_empty());
+        // Another pod of that name is not the one that was in force.
+        cluster.apply(&bad.replace("u1", "u2"));
+        assert_eq!(cluster.node_pod("shop/web").expect("told").uid, "u2");
+    }
 }
 
 #[test]

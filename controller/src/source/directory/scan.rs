@@ -197,7 +197,7 @@ impl Definition {
                 Event::Invalid {
                     key,
                     fault,
-                    spec: self.value.get("spec").cloned().unwrap_or_default(),
+                    document: self.value.clone(),
                     origin,
                 }
             }
