@@ -59,7 +59,8 @@ pub struct Config {
     #[arg(long, env = "WEFT_DRAIN_DEADLINE", default_value = "10s", value_parser = duration)]
     pub drain_deadline: Duration,
 
-    /// Most flows that one pod may have open, in both directions together; more are refused.
+    /// Most flows that one pod may have open in each direction; more are refused. Of those that
+    /// arrive, half may come in plaintext.
     #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD", default_value_t = 10_000)]
     pub max_flows_per_pod: usize,
 

@@ -6,6 +6,7 @@
 //! pinned: until the next agent is there, connections of meshed pods are refused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,6 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use weft_core::WorkloadId;
 
 use crate::admin::{self, Admin, Views};
 use crate::bpf::{self, Bpf, BpfConfig};
@@ -85,17 +88,22 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let mut parts = JoinSet::new();
     serve_admin(&config, &context, log, &stop, &mut parts).await?;
     parts.spawn(stream.run(stop.clone()));
+    parts.spawn(forget_series(Arc::clone(&context), stop.clone()));
     parts.spawn(Arc::clone(&identities).run(stop.clone()));
     parts.spawn(renew_when_back(
         identities,
         context.discovery.state_changes(),
         stop.clone(),
     ));
-    let pods = tokio::spawn(node::run(Arc::clone(&context), stop_pods.clone()));
+    let mut pods = tokio::spawn(node::run(Arc::clone(&context), stop_pods.clone()));
 
+    // A part that ended by itself panicked. The next process starts whole; until then new
+    // connections are refused.
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        _ = &mut pods => anyhow::bail!("the part that enrolls pods ended by itself"),
+        Some(_) = parts.join_next() => anyhow::bail!("a part of the agent ended by itself"),
     }
     stop_pods.cancel();
     pods.await.context("stopping the node's pods")?;
@@ -106,6 +114,20 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     }
     tracing::info!("drained; connections of meshed pods are refused until the next agent starts");
     Ok(())
+}
+
+/// Lets go of the series of workloads elsewhere that are gone.
+async fn forget_series(context: Arc<Context>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(SERIES_CHECK);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let store = &context.store;
+        let exists = |id: &WorkloadId| store.workload(id).is_some();
+        context.telemetry.forget_destinations(exists);
+    }
 }
 
 /// Renews at once what could not be renewed while the controller was away.
@@ -203,3 +225,6 @@ fn raise_descriptor_limit() {
         tracing::warn!(soft, hard, %error, "the limit of descriptors stays as it is");
     }
 }
+
+/// How often the series of workloads that are gone are looked for.
+const SERIES_CHECK: Duration = Duration::from_secs(15);

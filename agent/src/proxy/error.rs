@@ -30,6 +30,9 @@ pub enum FlowError {
     /// Nothing backs the service.
     #[error("no endpoint of {0} is ready for port {1}")]
     NoEndpoint(ObjectName, u16),
+    /// The pod has no address of the destination's family.
+    #[error("the pod has no address to reach {0} from")]
+    NoSourceAddress(IpAddr),
     /// A port of the mesh, which no application may reach.
     #[error("port {0} belongs to the mesh and cannot be asked for")]
     ReservedPort(u16),
@@ -172,6 +175,7 @@ impl FlowError {
             Self::Denied(_) => Refusal::Denied,
             Self::PolicyChanged(_) => Refusal::PolicyChanged,
             Self::BadRequest(_) => Refusal::BadRequest,
+            Self::NoSourceAddress(_) => Refusal::NoSourceAddress,
             Self::TooManyFlows => Refusal::TooManyFlows,
             Self::NoDescriptors => Refusal::NoDescriptors,
             Self::TooManyHandshakes => Refusal::TooManyHandshakes,
@@ -202,6 +206,7 @@ impl FlowError {
             | Self::Tunnel(_)
             | Self::UnknownAddress(_)
             | Self::TooManyFlows
+            | Self::NoSourceAddress(_)
             | Self::NoDescriptors
             | Self::PodGone => true,
             _ => false,

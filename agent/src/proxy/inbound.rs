@@ -17,7 +17,7 @@ use h2::server::SendResponse;
 use http::{Request, StatusCode};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
@@ -34,7 +34,7 @@ use super::tunnel::{Watch, server, wire};
 use super::{Context, descriptors, socket};
 use crate::identity::{Alpn, peer_identity};
 use crate::node::LocalPod;
-use crate::telemetry::{AuthzLabels, Direction, FlowHandle, FlowLabels, TlsLabel};
+use crate::telemetry::{AuthzLabels, Direction, FlowHandle, FlowLabels, Refusal, TlsLabel};
 
 /// Stage one: a flow that wants to reach an application of a pod of this node.
 #[derive(Debug)]
@@ -175,20 +175,30 @@ impl Admission {
 
 /// Serves what arrives at the pod outside of tunnels, until the pod's listeners close.
 pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
+    // Half of what the pod may have: strangers cannot take the places of those who have proven who
+    // they are.
+    let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod.div_ceil(2)));
     accept_each(&context, &pod, &listener, |stream| {
-        if is_full(&context, &pod) {
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
-        }
+        };
         let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream);
-        pod.flows.spawn(flow);
+        pod.flows.spawn(async move {
+            flow.await;
+            drop(place);
+        });
     })
     .await;
 }
 
 /// Serves the tunnels that arrive at the pod, until its listeners close.
 pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    let handshakes = Arc::new(Semaphore::new(context.config.max_handshakes_per_pod));
+    // Who has no workload's address gets a share of its own: strangers who never finish a handshake
+    // keep nobody else from one.
+    let of_workloads = Arc::new(Semaphore::new(context.config.max_handshakes_per_pod));
+    let of_strangers = context.config.max_handshakes_per_pod.div_ceil(4);
+    let of_strangers = Arc::new(Semaphore::new(of_strangers));
     // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
     // so that a peer is told, and not cut off, when they are too many.
     let tunnels = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
@@ -197,7 +207,15 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+        let is_workload = stream
+            .peer_addr()
+            .is_ok_and(|it| context.store.workload_at(it.ip().to_canonical()).is_some());
+        let handshakes = if is_workload {
+            &of_workloads
+        } else {
+            &of_strangers
+        };
+        let Ok(permit) = Arc::clone(handshakes).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyHandshakes);
             return;
         };
@@ -227,7 +245,8 @@ pub(super) async fn accept_each(
             true
         }
         Err(error) => {
-            tracing::warn!(pod = %pod.id, %error, "accepting a connection");
+            context.telemetry.refusal(&pod.id, Refusal::NoDescriptors);
+            tracing::debug!(pod = %pod.id, %error, "accepting a connection");
             false
         }
     };
@@ -247,11 +266,6 @@ pub(super) async fn accept_each(
             break;
         }
     }
-}
-
-/// Whether the pod has as many flows as it may, in both directions together.
-pub(super) fn is_full(context: &Context, pod: &LocalPod) -> bool {
-    pod.flows.len() >= context.config.max_flows_per_pod
 }
 
 /// Resets a connection before anything is known of it, and counts why.
@@ -286,7 +300,10 @@ async fn plaintext(
     record.client = Some(from);
     record.original = Some(to);
     record.endpoint = Some(to);
-    record.source = context.store.workload_at(from.ip()).map(|it| it.id.clone());
+    // A meshed workload would have proven who it is: its address alone says nothing.
+    let unmeshed = context.store.workload_at(from.ip());
+    let unmeshed = unmeshed.filter(|it| it.identity().is_none());
+    record.source = unmeshed.map(|it| it.id.clone());
     if socket::is_redirected(context, client.socket())? {
         return Err(FlowError::Loop);
     }
@@ -326,6 +343,7 @@ async fn tunnel(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
 ) {
+    let changed = context.identities.changed();
     let accepted = tokio::select! {
         accepted = Box::pin(accept_tunnel(&context, &pod, stream)) => accepted,
         () = pod.end_flows.cancelled() => return,
@@ -341,7 +359,8 @@ async fn tunnel(
             return;
         }
     };
-    let watch = watch(&context, &pod, io.get_ref().1.peer_certificates());
+    let chain = io.get_ref().1.peer_certificates();
+    let watch = watch_over(&context, &pod, chain, changed);
     let ends = Ends {
         stopping: &pod.stop_accepting,
         deadline: &pod.end_flows,
@@ -361,18 +380,20 @@ async fn tunnel(
     }
 }
 
-/// What may end a tunnel to or from the pod.
-pub(super) fn watch(
+/// What may end a tunnel to or from the pod. `changed` was subscribed to before the handshake, so
+/// that no change of roots in its middle is missed.
+pub(super) fn watch_over(
     context: &Context,
     pod: &LocalPod,
     peer: Option<&[CertificateDer<'static>]>,
+    changed: watch::Receiver<u64>,
 ) -> Watch {
     let identities = Arc::clone(&context.identities);
     let chain: Vec<_> = peer.unwrap_or_default().to_vec();
     let at = UnixTime::now();
     Watch {
         pod_gone: pod.end_flows.clone(),
-        changed: context.identities.changed(),
+        changed,
         trusted: Box::new(move || identities.vouches(&chain, at)),
     }
 }
@@ -431,6 +452,7 @@ async fn tunnel_flow(
     record.source = context
         .store
         .workload_at(peer.address)
+        .filter(|it| it.identity() == Some(&peer.identity))
         .map(|it| it.id.clone());
     record.source_identity = Some(peer.identity.clone());
     record.destination = Some(pod.id.clone());

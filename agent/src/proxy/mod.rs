@@ -61,9 +61,10 @@ pub struct Context {
 pub struct ProxyConfig {
     /// How long flows may go on when their pod leaves the mesh or the agent stops.
     pub drain_deadline: Duration,
-    /// Flows of one pod, in both directions together; more are refused.
+    /// Flows of one pod in each direction; more are refused.
     pub max_flows_per_pod: usize,
-    /// TLS handshakes of one pod that may be unfinished; more are refused.
+    /// TLS handshakes of one pod with workloads that may be unfinished, and a quarter as many with
+    /// strangers; more are refused.
     pub max_handshakes_per_pod: usize,
     /// How the tunnels to other nodes are kept.
     pub tunnels: tunnel::client::Limits,

@@ -12,13 +12,14 @@ use std::time::Duration;
 use http::StatusCode;
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload};
 
 use super::error::{FlowError, TunnelError};
-use super::inbound::{self, Admitted, Arrival, accept_each, is_full, refuse};
+use super::inbound::{self, Admitted, Arrival, accept_each, refuse};
 use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel, prepare};
 use super::tunnel::client::{Dialed, Key, Opened};
@@ -84,13 +85,17 @@ pub enum Connected {
 
 /// Serves the connections of the pod's applications, until its listeners close.
 pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
+    let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
     accept_each(&context, &pod, &listener, |stream| {
-        if is_full(&context, &pod) {
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
-        }
-        pod.flows
-            .spawn(flow(Arc::clone(&context), Arc::clone(&pod), stream));
+        };
+        let flow = flow(Arc::clone(&context), Arc::clone(&pod), stream);
+        pod.flows.spawn(async move {
+            flow.await;
+            drop(place);
+        });
     })
     .await;
 }
@@ -118,7 +123,8 @@ async fn run(
         () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
     };
     let connected = connected.inspect_err(|error| {
-        if error.nothing_listens() {
+        // Of a service only if every endpoint was asked: others may be listening.
+        if error.nothing_listens() && !record.more_endpoints {
             remember_refused(context, pod, accepted.original);
         }
     })?;
@@ -133,23 +139,24 @@ fn accept(context: &Context, pod: &LocalPod, stream: TcpStream) -> Result<Accept
     let original = socket::original_destination(context, socket.socket())?;
     let (_, peer) = socket::addresses(socket.socket())?;
     Ok(Accepted {
-        client: client_address(pod, peer, original.ip()),
+        client: client_address(pod, peer, original.ip())?,
         original,
         socket,
     })
 }
 
-/// A redirected connection comes from a loopback address; others know the client by its pod's.
-fn client_address(pod: &LocalPod, peer: SocketAddr, to: IpAddr) -> SocketAddr {
+/// A redirected connection comes from a loopback address; others know the client by its pod's. A pod
+/// without an address of the destination's family has no business there, and must not appear as
+/// the loopback, which applications trust.
+fn client_address(pod: &LocalPod, peer: SocketAddr, to: IpAddr) -> Result<SocketAddr, FlowError> {
     if pod.has_address(peer.ip()) {
-        return peer;
+        return Ok(peer);
     }
     let record = pod.record.load();
-    let own = record
-        .addresses
-        .iter()
-        .find(|it| it.is_ipv4() == to.is_ipv4());
-    SocketAddr::new(own.copied().unwrap_or(peer.ip()), peer.port())
+    let mut own = record.addresses.iter();
+    let own = own.find(|it| it.is_ipv4() == to.is_ipv4());
+    let own = own.ok_or(FlowError::NoSourceAddress(to))?;
+    Ok(SocketAddr::new(*own, peer.port()))
 }
 
 /// Classifies, then decides and connects, at one endpoint after the other.
@@ -165,6 +172,7 @@ async fn reach(
             record.service = Some(port.service.clone());
             let endpoints = port.endpoints.load_full();
             let endpoints = EndpointTarget::of_family(&endpoints, accepted.original.ip());
+            record.more_endpoints = endpoints.len() > balance::MOST_TRIES;
             let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
             for endpoint in balance::round_robin(&port.next, endpoints) {
                 let to = SocketAddr::new(endpoint.address, endpoint.port);
@@ -327,7 +335,9 @@ async fn open_tunnel(
         status => Err(FlowError::RefusedByPeer {
             by: to,
             status,
-            reason: wire::read_reason(opened.response.headers()),
+            reason: Some(opened.response.headers())
+                .filter(|_| matches!(alpn, Alpn::WeftH2))
+                .and_then(wire::read_reason),
         }),
     }
 }
@@ -346,6 +356,7 @@ async fn dial(
         .client(&pod.identity, alpn)
         .await
         .map_err(|error| TunnelError::NoCertificate(error.to_string()))?;
+    let changed = context.identities.changed();
     let to = SocketAddr::new(address, TUNNEL_PORT);
     let stream = socket::connect(context, pod, to)
         .await
@@ -370,7 +381,7 @@ async fn dial(
     if session.alpn_protocol() != Some(alpn.as_bytes()) {
         return Err(TunnelError::Protocol(alpn_name(alpn)));
     }
-    let watch = inbound::watch(context, pod, chain);
+    let watch = inbound::watch_over(context, pod, chain, changed);
     Ok(Dialed { io, watch })
 }
 

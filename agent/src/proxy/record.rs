@@ -36,6 +36,8 @@ pub struct Record {
     pub destination_identity: Option<Identity>,
     /// What inbound policy said, if it was asked here.
     pub verdict: Option<Verdict>,
+    /// The service has more endpoints than a flow tries.
+    pub more_endpoints: bool,
     /// Bytes, once connected.
     pub moved: Moved,
     started: Instant,
@@ -72,6 +74,7 @@ impl Record {
             destination: None,
             destination_identity: None,
             verdict: None,
+            more_endpoints: false,
             moved: Moved::default(),
             started: Instant::now(),
         }

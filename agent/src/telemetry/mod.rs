@@ -88,6 +88,20 @@ impl Telemetry {
         retain(&self.counts.refusals, |(id, _)| id != pod);
     }
 
+    /// Forgets the series of flows to workloads that are gone and that no flow uses any more.
+    pub fn forget_destinations(&self, exists: impl Fn(&WorkloadId) -> bool) {
+        let mut flows = self
+            .counts
+            .flows
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        flows.retain(|labels, counters| {
+            // Every open flow holds its counters, and none can be looked up under this lock.
+            let in_use = Arc::strong_count(counters) > 1;
+            in_use || labels.destination.as_ref().is_none_or(&exists)
+        });
+    }
+
     /// The metrics as OpenMetrics text (version 1.0.0).
     pub fn encode(&self) -> String {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,6 +219,27 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn series_to_workloads_that_are_gone_disappear_when_unused() {
+        let telemetry = Telemetry::new();
+        let to = |pod: &str| FlowLabels {
+            destination: Some(pod.parse().expect("valid")),
+            ..labels("shop/curl")
+        };
+        drop(telemetry.flow(to("shop/there")));
+        drop(telemetry.flow(to("shop/gone")));
+        let open = telemetry.flow(to("shop/leaving"));
+        let sweep = || telemetry.forget_destinations(|it| it.0.name.as_str() == "there");
+        sweep();
+        let text = telemetry.encode();
+        assert!(text.contains("dst_pod=\"there\""), "{text}");
+        assert!(!text.contains("dst_pod=\"gone\""), "{text}");
+        assert!(text.contains("dst_pod=\"leaving\""), "{text}");
+        drop(open);
+        sweep();
+        assert!(!telemetry.encode().contains("leaving"));
     }
 
     #[test]

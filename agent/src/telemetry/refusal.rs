@@ -9,6 +9,8 @@ pub enum Refusal {
     Loop,
     /// The address is inside the cluster and nobody knows it.
     UnknownAddress,
+    /// The pod has no address of the destination's family.
+    NoSourceAddress,
     /// The service has no such port.
     UnknownServicePort,
     /// The service has no endpoint that is ready.
@@ -56,6 +58,7 @@ impl Refusal {
             Self::RedirectMiss => "redirect_miss",
             Self::Loop => "loop",
             Self::UnknownAddress => "unknown_address",
+            Self::NoSourceAddress => "no_source_address",
             Self::UnknownServicePort => "unknown_service_port",
             Self::NoEndpoint => "no_endpoint",
             Self::ConnectRefused => "connect_refused",

@@ -447,7 +447,7 @@ impl fmt::Debug for Pair {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            streams: 64,
+            streams: 64.min(super::STREAMS as usize),
             idle: Duration::from_secs(90),
             age: Duration::from_secs(3600),
         }

@@ -48,10 +48,12 @@ async fn keepalive(pings: Option<PingPong>) {
 }
 
 /// Room of one stream: what a sender may have on the way to an application that does not read.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Room of all streams of a connection together. Far larger than a stream's, so that one stream
-/// whose reader has stopped cannot stop the others.
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Streams that a tunnel may have open.
+const STREAMS: u32 = 128;
+/// Room of all streams of a connection together: as much as all of them may fill and a little more,
+/// so that streams whose readers have stopped, however many, cannot stop another.
+const CONNECTION_WINDOW_BYTES: u32 = (STREAMS + 1) * STREAM_WINDOW_BYTES;
 /// The most that HTTP/2 keeps of one stream before it is written.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 const FRAME_BYTES: u32 = 64 * 1024;

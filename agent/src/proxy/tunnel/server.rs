@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::chunk::Chunk;
 use super::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_BYTES, REMEMBERED_RESETS, SEND_BUFFER_BYTES,
-    START_TIMEOUT, STRAY_FRAMES, STREAM_WINDOW_BYTES, UNSEEN_RESETS, Watch, keepalive, next_change,
+    START_TIMEOUT, STRAY_FRAMES, STREAM_WINDOW_BYTES, STREAMS, UNSEEN_RESETS, Watch, keepalive,
+    next_change,
 };
 use crate::proxy::error::TunnelError;
 
@@ -95,8 +96,6 @@ fn builder() -> h2::server::Builder {
     builder
 }
 
-/// Streams that a peer may have open in one tunnel.
-const STREAMS: u32 = 256;
 /// The client owns idle closing; this is for peers that do not.
 const IDLE: Duration = Duration::from_secs(600);
 const IDLE_CHECK: Duration = Duration::from_secs(30);
