@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use weft_tests::scenario::Watch;
 use weft_tests::testapp::{self, Server};
 use weft_tests::{Checks, Cluster, Pod, PodSpec};
@@ -34,6 +34,12 @@ fn copying() {
         });
         checks.check(&format!("the client resets, {place}"), || {
             client_resets(&client, server)
+        });
+        checks.check(&format!("the client leaves in the middle, {place}"), || {
+            client_leaves(&client, server)
+        });
+        checks.check(&format!("the server leaves in the middle, {place}"), || {
+            server_leaves(&client, server)
         });
         checks.check(
             &format!("a server that closes with data unread, {place}"),
@@ -115,6 +121,48 @@ fn client_resets(client: &Pod, server: &Pod) -> Result<()> {
             closed.outcome == "reset",
             "a reset must not look like an end: {closed:?}"
         );
+    }
+    Ok(())
+}
+
+/// A client that closes while data is on its way: the server must hear of it at once.
+fn client_leaves(client: &Pod, server: &Pod) -> Result<()> {
+    let bytes = GIGABYTE.to_string();
+    let source = Server::start(server, 7110, "source", &["--bytes", &bytes])?;
+    for (count, target) in server.sockets(7110).into_iter().enumerate() {
+        testapp::connect(client, target, &["--receive-bytes", "100000"])?.expect(&["ok"])?;
+        let closed = source
+            .wait_closed(count + 1)
+            .with_context(|| format!("from {target}"))?;
+        ensure!(closed[count].outcome == "reset", "{closed:?}");
+    }
+    Ok(())
+}
+
+/// A server that closes while data is on its way: the client must hear of it at once.
+fn server_leaves(client: &Pod, server: &Pod) -> Result<()> {
+    let bytes = GIGABYTE.to_string();
+    for target in server.sockets(7111) {
+        let mut app = Server::start(server, 7111, "echo", &[])?;
+        std::thread::scope(|scope| -> Result<()> {
+            let sender = scope.spawn(|| {
+                let args = [
+                    "--send-bytes",
+                    &bytes,
+                    "--expect-pattern",
+                    "--timeout-ms",
+                    "8000",
+                ];
+                testapp::connect(client, target, &args)
+            });
+            app.wait_accepted(1)?;
+            app.process().kill()?;
+            let got = sender
+                .join()
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))?;
+            ensure!(got.outcome == "reset", "{target}: {got:?}");
+            Ok(())
+        })?;
     }
     Ok(())
 }
