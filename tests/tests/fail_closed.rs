@@ -29,15 +29,9 @@ fn without_descriptors() -> Result<()> {
     // Longer than the agent's check of its pods' namespaces takes to come round twice.
     let start = std::time::Instant::now();
     while start.elapsed() < Duration::from_millis(2500) {
-        let text = [
-            "--send",
-            "top-secret",
-            "--half-close",
-            "--timeout-ms",
-            "500",
-        ];
-        testapp::connect(&server, target, &text)?;
-        testapp::connect(&stranger, closed.sockets(7000)[0], &text)?;
+        let say = |text| ["--send", text, "--half-close", "--timeout-ms", "500"];
+        testapp::connect(&server, target, &say("top-secret"))?;
+        testapp::connect(&stranger, closed.sockets(7000)[0], &say("let me in"))?;
     }
     watch.finish(&["top-secret"])?;
     ensure!(guarded.accepted()?.is_empty(), "a stranger got in");
