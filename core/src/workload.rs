@@ -19,7 +19,8 @@ pub struct WorkloadId(pub ObjectName);
 pub struct Workload {
     /// Its name.
     pub id: WorkloadId,
-    /// Its addresses; two workloads never share one (a host-network pod has none here).
+    /// Its addresses (a host-network pod has none here). One that another workload or a service claims
+    /// too is nobody's.
     pub addresses: Vec<IpAddr>,
     /// The node it runs on.
     pub node: Name,

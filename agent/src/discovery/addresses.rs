@@ -1,8 +1,8 @@
-//! Who has an address: an index in which the newest claim wins.
+//! Who has an address: whoever claims it alone.
 //!
-//! Addresses are reused. News of the new owner may come before the news that the old one is gone,
-//! and the late news must not take the address away from the new owner. Nor may an address get lost
-//! when the newer of two claimants leaves: it falls back to the older claim.
+//! An address that several claim is nobody's until all but one give it up. It may be used again
+//! before the news that the old owner is gone, or it may be a lie: to believe either claimant could
+//! send to one what is meant for the other, and in the clear if that one is not meshed.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -21,20 +21,32 @@ pub(super) trait Claimant {
     fn addresses(&self) -> &[IpAddr];
 }
 
+/// Whose an address is.
+#[derive(Debug)]
+pub(super) enum Owner<V> {
+    /// Nobody claims it.
+    Nobody,
+    /// This one's.
+    One(Arc<V>),
+    /// Several claim it: nobody's.
+    Contested,
+}
+
 /// The index, readable without a lock.
 #[derive(Debug)]
 pub(super) struct AddressIndex<V> {
-    /// IPv4 addresses in their mapped form, which takes less room than either kind.
-    owners: Sharded<Ipv6Addr, Arc<V>>,
+    /// IPv4 addresses in their mapped form, which takes less room than either kind. None:
+    /// contested.
+    owners: Sharded<Ipv6Addr, Option<Arc<V>>>,
 }
 
-/// Claims that lost against a newer one, oldest first; the writer's own. Nearly always empty.
-pub(super) type Losers<V> = HashMap<IpAddr, Vec<Arc<V>>>;
+/// Who claims the contested addresses; the writer's own. Nearly always empty.
+pub(super) type Contested<V> = HashMap<IpAddr, Vec<Arc<V>>>;
 
 /// Changes to an index, visible when published.
 pub(super) struct Claims<'a, V: Claimant> {
-    owners: Edit<'a, Ipv6Addr, Arc<V>>,
-    losers: &'a mut Losers<V>,
+    owners: Edit<'a, Ipv6Addr, Option<Arc<V>>>,
+    contested: &'a mut Contested<V>,
 }
 
 impl<V: Claimant> AddressIndex<V> {
@@ -44,14 +56,18 @@ impl<V: Claimant> AddressIndex<V> {
         }
     }
 
-    pub(super) fn owner(&self, address: IpAddr) -> Option<Arc<V>> {
-        self.owners.get(&mapped(address)).map(|(_, owner)| owner)
+    pub(super) fn owner(&self, address: IpAddr) -> Owner<V> {
+        match self.owners.get(&mapped(address)) {
+            None => Owner::Nobody,
+            Some((_, Some(owner))) => Owner::One(owner),
+            Some((_, None)) => Owner::Contested,
+        }
     }
 
-    pub(super) fn edit<'a>(&'a self, losers: &'a mut Losers<V>) -> Claims<'a, V> {
+    pub(super) fn edit<'a>(&'a self, contested: &'a mut Contested<V>) -> Claims<'a, V> {
         Claims {
             owners: self.owners.edit(),
-            losers,
+            contested,
         }
     }
 }
@@ -66,11 +82,8 @@ impl<V: Claimant> Claims<'_, V> {
             }
         }
         if let Some(new) = new {
-            // An address that it had and lost to a newer claim stays with that claim, unless the
-            // address is claimed anew.
-            let had = |address: &IpAddr| old.is_some_and(|it| it.addresses().contains(address));
             for address in new.addresses() {
-                self.claim(*address, new, had(address));
+                self.claim(*address, new);
             }
         }
     }
@@ -79,40 +92,35 @@ impl<V: Claimant> Claims<'_, V> {
         self.owners.publish();
     }
 
-    fn owner(&self, address: IpAddr) -> Option<Arc<V>> {
-        self.owners.get(&mapped(address)).map(|(_, owner)| owner)
-    }
-
-    fn claim(&mut self, address: IpAddr, new: &Arc<V>, had: bool) {
-        let other = self.owner(address).filter(|it| it.id() != new.id());
-        if let Some(other) = other {
-            let losers = self.losers.entry(address).or_default();
-            if had && let Some(lost) = losers.iter_mut().find(|it| it.id() == new.id()) {
-                *lost = Arc::clone(new);
-                return;
+    fn claim(&mut self, address: IpAddr, new: &Arc<V>) {
+        let key = mapped(address);
+        match self.owners.get(&key).map(|(_, owner)| owner) {
+            Some(Some(other)) if other.id() != new.id() => {
+                self.contested.insert(address, vec![other, Arc::clone(new)]);
+                self.owners.insert(key, None);
             }
-            losers.retain(|it| it.id() != new.id());
-            losers.push(other);
+            Some(None) => {
+                let claimants = self.contested.entry(address).or_default();
+                claimants.retain(|it| it.id() != new.id());
+                claimants.push(Arc::clone(new));
+            }
+            _ => self.owners.insert(key, Some(Arc::clone(new))),
         }
-        self.owners.insert(mapped(address), Arc::clone(new));
     }
 
     fn release(&mut self, address: IpAddr, id: &V::Id) {
-        let mut fallback = None;
-        let owns = self.owner(address).is_some_and(|it| it.id() == id);
-        if let Some(losers) = self.losers.get_mut(&address) {
-            losers.retain(|it| it.id() != id);
-            if owns {
-                fallback = losers.pop();
+        let key = mapped(address);
+        match self.owners.get(&key).map(|(_, owner)| owner) {
+            Some(Some(owner)) if owner.id() == id => self.owners.remove(&key),
+            Some(None) => {
+                let claimants = self.contested.entry(address).or_default();
+                claimants.retain(|it| it.id() != id);
+                if let [only] = claimants.as_slice() {
+                    self.owners.insert(key, Some(Arc::clone(only)));
+                    self.contested.remove(&address);
+                }
             }
-            if losers.is_empty() {
-                self.losers.remove(&address);
-            }
-        }
-        match fallback {
-            _ if !owns => {}
-            Some(older) => self.owners.insert(mapped(address), older),
-            None => self.owners.remove(&mapped(address)),
+            _ => {}
         }
     }
 }
@@ -149,38 +157,46 @@ mod tests {
         Arc::new(Pod(name, addresses.to_vec()))
     }
 
-    struct World(AddressIndex<Pod>, Losers<Pod>);
+    struct World(AddressIndex<Pod>, Contested<Pod>);
 
     impl World {
+        fn new() -> Self {
+            Self(AddressIndex::new(), Contested::new())
+        }
+
         fn replace(&mut self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
             let mut claims = self.0.edit(&mut self.1);
             claims.replace(old, new);
             claims.publish();
         }
 
-        fn owner(&self, address: IpAddr) -> Option<&'static str> {
-            self.0.owner(address).map(|pod| pod.0)
+        fn owner(&self, address: IpAddr) -> &'static str {
+            match self.0.owner(address) {
+                Owner::Nobody => "nobody",
+                Owner::One(pod) => pod.0,
+                Owner::Contested => "contested",
+            }
         }
     }
 
     #[test]
     fn the_old_owner_that_goes_late_takes_nothing_along() {
-        let mut world = World(AddressIndex::new(), Losers::new());
+        let mut world = World::new();
         let (old, new) = (pod("old", &[A]), pod("new", &[A]));
         world.replace(None, Some(&old));
         world.replace(None, Some(&new));
-        assert_eq!(world.owner(A), Some("new"));
+        assert_eq!(world.owner(A), "contested");
         world.replace(Some(&old), None);
-        assert_eq!(world.owner(A), Some("new"));
+        assert_eq!(world.owner(A), "new");
         world.replace(Some(&new), None);
-        assert_eq!(world.owner(A), None);
+        assert_eq!(world.owner(A), "nobody");
         assert!(world.1.is_empty());
     }
 
     #[test]
     fn two_that_swap_end_swapped_in_either_order() {
         for reverse in [false, true] {
-            let mut world = World(AddressIndex::new(), Losers::new());
+            let mut world = World::new();
             let before = [pod("x", &[A]), pod("y", &[B])];
             let after = [pod("x", &[B]), pod("y", &[A])];
             world.replace(None, Some(&before[0]));
@@ -189,24 +205,27 @@ mod tests {
             for index in order {
                 world.replace(Some(&before[index]), Some(&after[index]));
             }
-            assert_eq!((world.owner(A), world.owner(B)), (Some("y"), Some("x")));
+            assert_eq!((world.owner(A), world.owner(B)), ("y", "x"));
             assert!(world.1.is_empty());
         }
     }
 
     #[test]
-    fn an_address_falls_back_to_the_older_claim() {
-        let mut world = World(AddressIndex::new(), Losers::new());
-        let (old, new) = (pod("old", &[A]), pod("new", &[A, B]));
+    fn a_contested_address_is_nobodys_until_one_is_left() {
+        let mut world = World::new();
+        let (old, new, third) = (pod("old", &[A]), pod("new", &[A, B]), pod("third", &[A]));
         world.replace(None, Some(&old));
         world.replace(None, Some(&new));
-        // The loser is told again, unchanged in this address: the newer claim stands.
+        world.replace(None, Some(&third));
+        // A claimant that is told again claims once all the same.
         let again = pod("old", &[A]);
         world.replace(Some(&old), Some(&again));
-        assert_eq!(world.owner(A), Some("new"));
+        assert_eq!((world.owner(A), world.owner(B)), ("contested", "new"));
+        world.replace(Some(&third), None);
+        assert_eq!(world.owner(A), "contested");
         let moved = pod("new", &[B]);
         world.replace(Some(&new), Some(&moved));
-        assert_eq!((world.owner(A), world.owner(B)), (Some("old"), Some("new")));
+        assert_eq!((world.owner(A), world.owner(B)), ("old", "new"));
         assert!(world.1.is_empty());
     }
 }

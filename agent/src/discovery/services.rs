@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, Service};
 
-use super::addresses::{AddressIndex, Claimant, Losers};
+use super::addresses::{AddressIndex, Claimant, Contested};
 use super::dump::{ShownPort, ShownService};
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
@@ -57,7 +57,7 @@ pub(super) struct ServiceEntry {
 #[derive(Default)]
 pub(super) struct Services {
     parts: HashMap<ObjectName, Parts>,
-    losers: Losers<ServiceEntry>,
+    contested: Contested<ServiceEntry>,
 }
 
 /// What was pushed of one service. Endpoints may come before the service itself.
@@ -159,7 +159,7 @@ impl Services {
         touched: impl Iterator<Item = &'a ObjectName>,
         index: &AddressIndex<ServiceEntry>,
     ) {
-        let mut claims = index.edit(&mut self.losers);
+        let mut claims = index.edit(&mut self.contested);
         for name in touched {
             let Some(parts) = self.parts.get_mut(name) else {
                 continue;

@@ -20,7 +20,7 @@ use weft_core::{
 };
 use weft_proto::{Key, Kind, Resource};
 
-use super::addresses::{AddressIndex, Claimant, Losers};
+use super::addresses::{AddressIndex, Claimant, Contested, Owner};
 use super::dump::{ShownWorkload, StoreDump};
 use super::interner::Interner;
 use super::policies::Policies;
@@ -78,7 +78,7 @@ struct Writer {
     /// Versions of all but workloads and endpoints: those are many, and keep theirs themselves.
     versions: HashMap<Key, u64>,
     interner: Interner,
-    losers: Losers<Workload>,
+    contested: Contested<Workload>,
     services: Services,
     bundles: HashMap<TrustDomain, Arc<TrustBundle>>,
 }
@@ -126,9 +126,12 @@ impl Store {
         self.trust_bundle.load_full()
     }
 
-    /// The workload that has an address.
+    /// The workload that has an address, and is the only one to claim it.
     pub fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
-        self.workload_addresses.owner(address)
+        match self.workload_addresses.owner(address) {
+            Owner::One(workload) => Some(workload),
+            Owner::Nobody | Owner::Contested => None,
+        }
     }
 
     /// A workload by name.
@@ -142,14 +145,18 @@ impl Store {
         if !is_reachable(address) {
             return Destination::Unknown;
         }
-        if let Some(service) = self.service_addresses.owner(address) {
-            return match service.port(destination.port()) {
-                Some(port) => Destination::Service(Arc::clone(port)),
-                None => Destination::ServiceWithoutPort(service.name.clone()),
-            };
-        }
-        if let Some(workload) = self.workload_at(address) {
-            return Destination::Workload(workload);
+        let service = self.service_addresses.owner(address);
+        match (service, self.workload_addresses.owner(address)) {
+            (Owner::Nobody, Owner::Nobody) => {}
+            (Owner::One(service), Owner::Nobody) => {
+                return match service.port(destination.port()) {
+                    Some(port) => Destination::Service(Arc::clone(port)),
+                    None => Destination::ServiceWithoutPort(service.name.clone()),
+                };
+            }
+            (Owner::Nobody, Owner::One(workload)) => return Destination::Workload(workload),
+            // Claimed by more than one, wherever the address lies: nobody's.
+            _ => return Destination::Unknown,
         }
         // Until everything was received once, nothing can be said to be outside: meshed machines
         // may have addresses outside of the ranges.
@@ -311,7 +318,7 @@ impl Store {
         let node_pods = self.node_pods.load();
         let local = changes.iter().any(|(id, _)| node_pods.contains_key(id));
         let mut by_name = self.workloads.edit();
-        let mut claims = self.workload_addresses.edit(&mut writer.losers);
+        let mut claims = self.workload_addresses.edit(&mut writer.contested);
         for (id, workload) in changes {
             let old = by_name.get(&id).map(|(known, _)| known.0);
             match workload {

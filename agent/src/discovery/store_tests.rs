@@ -92,6 +92,7 @@ fn workloads_move_and_addresses_are_reused() {
     assert_eq!(owner(&store, "10.1.0.3").as_deref(), Some("shop/a"));
     // b gets a's address before a is known to be gone.
     store.apply(vec![workload("shop/b", &["10.1.0.3"])], vec![]);
+    assert_eq!(owner(&store, "10.1.0.3"), None);
     store.apply(vec![], vec![key(Kind::Workload, "shop/a")]);
     assert_eq!(owner(&store, "10.1.0.3").as_deref(), Some("shop/b"));
     assert!(store.workload(&id("shop/a")).is_none());
@@ -101,7 +102,36 @@ fn workloads_move_and_addresses_are_reused() {
     assert_eq!(owner(&store, "10.1.0.3").as_deref(), Some("shop/c"));
     store.apply(vec![], vec![key(Kind::Workload, "shop/c")]);
     assert_eq!(owner(&store, "10.1.0.3"), None);
-    assert!(store.writer().losers.is_empty());
+    assert!(store.writer().contested.is_empty());
+}
+
+/// What several claim is nobody's: not even outside of the cluster, where what is nobody's would be
+/// reached in the clear.
+#[test]
+fn contested_addresses_are_unknown() {
+    let store = Store::new();
+    store.apply(vec![cluster()], vec![]);
+    store.set_complete();
+    for address in ["10.1.0.9", "192.0.2.9"] {
+        let destination = || store.classify(at(&format!("{address}:80")));
+        let is_unknown = || matches!(destination(), Destination::Unknown);
+        let claims = |name: &str| store.apply(vec![workload(name, &[address])], vec![]);
+        let gone = |kind, name| store.apply(vec![], vec![key(kind, name)]);
+        claims("shop/a");
+        assert!(!is_unknown());
+        claims("attacker/x");
+        assert!(is_unknown());
+        gone(Kind::Workload, "attacker/x");
+        assert!(matches!(destination(), Destination::Workload(it) if it.id == id("shop/a")));
+        store.apply(vec![service("attacker/s", address, &[80])], vec![]);
+        assert!(is_unknown(), "a service and a workload");
+        gone(Kind::Workload, "shop/a");
+        assert!(matches!(destination(), Destination::Service(_)));
+        store.apply(vec![service("shop/s", address, &[80])], vec![]);
+        assert!(is_unknown(), "two services");
+        gone(Kind::Service, "attacker/s");
+        gone(Kind::Service, "shop/s");
+    }
 }
 
 #[test]

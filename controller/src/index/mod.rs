@@ -20,7 +20,7 @@ use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
 use crate::problems::{Facet, Origin, Problem, Problems, Scope};
 use crate::source::{Batch, Event};
 use crate::views::{Audience, Changes, Views};
-use claims::{Claims, Prefer};
+use claims::Claims;
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
 use services::{ServiceRecord, SliceRecord};
@@ -134,8 +134,8 @@ impl Index {
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             policies: Policies::default(),
-            pod_addresses: Claims::new(Prefer::Newest),
-            service_addresses: Claims::new(Prefer::Oldest),
+            pod_addresses: Claims::default(),
+            service_addresses: Claims::default(),
             published: Published::default(),
             dirty,
             changes: Changes::new(),
@@ -419,6 +419,19 @@ impl Index {
             let effect = "an address without a record counts as outside of the cluster";
             missing.push(Problem::of_file("flags", None, fault, effect));
         }
+        if self.settings.service_ranges.is_empty() {
+            let fault = Fault::new("--service-range", "no service range is known");
+            let effect = "a Service may claim any address, outside of the cluster too";
+            missing.push(Problem::of_file("flags", None, fault, effect));
+        }
+        for service in &self.settings.service_ranges {
+            for pod in pod_ranges.iter().filter(|it| overlap(service, it)) {
+                let reason = format!("{service} and the pod range {pod} overlap");
+                let fault = Fault::new("--service-range", reason);
+                let effect = "an address in both is no pod's";
+                missing.push(Problem::of_file("flags", None, fault, effect));
+            }
+        }
         self.problems.replace(Scope::Settings, missing);
         let settings = ClusterSettings {
             trust_domain: self.settings.trust_domain.clone(),
@@ -440,6 +453,12 @@ impl Index {
         }
     }
 
+    /// Whether an address lies in the ranges of Services.
+    fn is_of_services(&self, address: IpAddr) -> bool {
+        let ranges = &self.settings.service_ranges;
+        ranges.iter().any(|it| it.contains(&address))
+    }
+
     fn put(&mut self, audience: Audience, resource: Resource) {
         let key = resource.key();
         self.changes.insert((audience, key), Some(resource));
@@ -454,6 +473,10 @@ impl Index {
         let scope = Scope::Object(key.clone(), facet);
         self.problems.replace(scope, problems);
     }
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 fn node_ranges(node: &k8s_openapi::api::core::v1::Node) -> Result<Vec<IpNet>, Fault> {
@@ -487,6 +510,19 @@ fn document(object: &Object) -> Value {
         _ => return Value::Null,
     };
     written.unwrap_or_default()
+}
+
+/// An object with more addresses than this is a mistake, or an attack on everybody who must know
+/// them: each family has one, and a few more where networks are attached.
+const MAX_ADDRESSES: usize = 16;
+
+/// Refuses more addresses than an object can sensibly have.
+fn few(field: &str, count: usize) -> Result<(), Fault> {
+    if count <= MAX_ADDRESSES {
+        return Ok(());
+    }
+    let reason = format!("{count} addresses, more than {MAX_ADDRESSES}");
+    Err(Fault::new(field, reason))
 }
 
 /// Reads an address that may be a workload's or a service's. Loopback and the like would redirect

@@ -19,8 +19,6 @@ pub(super) struct PodRecord {
     pub(super) id: WorkloadId,
     /// Tells it apart from an earlier pod of the same name.
     pub(super) uid: String,
-    /// When it was created, where that is known.
-    pub(super) created: Option<Created>,
     /// Its labels.
     pub(super) labels: Labels,
     /// Its node, once it has one.
@@ -244,7 +242,6 @@ impl PodRecord {
                 Some(uid) if !uid.is_empty() => uid.to_owned(),
                 _ => format!("name:{name}"),
             },
-            created: metadata.creation_timestamp.clone(),
             node: match node.filter(|it| !it.is_empty()) {
                 None => None,
                 Some(node) => Some(
@@ -285,6 +282,7 @@ impl PodRecord {
         let ips = listed.into_iter().flatten().filter_map(|it| it.get("ip"));
         let ips = ips.filter_map(Value::as_str);
         let usable = ips.filter(|it| super::address("", it).is_ok());
+        let usable = usable.take(super::MAX_ADDRESSES);
         let pod = Pod {
             metadata: readable_metadata(document),
             spec: Some(PodSpec {
@@ -309,15 +307,19 @@ impl PodRecord {
         })
     }
 
-    /// Takes from what was known of the same pod before what cannot be read now.
+    /// Takes from what was known of the same pod before what cannot be read, or is missing, now.
     pub(super) fn complete_by(&mut self, before: &Self) {
         self.mesh = self.mesh.clone().or_before(Some(&before.mesh));
         self.default = self.default.or_before(Some(before.default));
+        // A pod that runs has the addresses it had.
+        if self.addresses.is_empty() {
+            self.addresses.clone_from(&before.addresses);
+        }
     }
 
-    /// Whether it is a workload: something that is reached at addresses of its own.
+    /// Whether it is a workload: something that runs in a network namespace of its own.
     pub(super) fn is_workload(&self) -> bool {
-        !self.host_network && !self.completed && !self.addresses.is_empty() && self.node.is_some()
+        !self.host_network && !self.completed && self.node.is_some()
     }
 
     /// Whether it takes part in the mesh, given what its namespace says.
@@ -365,6 +367,7 @@ fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, Fault> {
         let one = status.pod_ip.as_deref().filter(|it| !it.is_empty());
         texts.extend(one.map(|it| ("status.podIP".to_owned(), it)));
     }
+    super::few("status.podIPs", texts.len())?;
     let mut addresses = vec![];
     for (field, text) in texts {
         let address = super::address(&field, text)?;

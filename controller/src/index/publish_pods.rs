@@ -44,13 +44,12 @@ struct Governed {
 impl Index {
     pub(super) fn set_pod(&mut self, name: &ObjectName, record: Option<PodRecord>) {
         let claimed = |record: Option<&PodRecord>| match record {
-            Some(record) if record.is_workload() => record.addresses.clone(),
+            Some(record) if record.is_workload() => self.usable(record).collect(),
             _ => vec![],
         };
         let before = claimed(self.pods.get(name));
         let now = claimed(record.as_ref());
-        let created = record.as_ref().and_then(|it| it.created.as_ref());
-        let affected = self.pod_addresses.replace(name, &before, &now, created);
+        let affected = self.pod_addresses.replace(name, &before, &now);
         self.dirty.pods.extend(affected);
         self.dirty.pods.insert(name.clone());
         let members = self.pods_in.entry(name.namespace.clone()).or_default();
@@ -90,7 +89,7 @@ impl Index {
             &pod_key(name),
             Facet::Conflict,
             faults,
-            "the address is not this pod's",
+            "nobody is reached at that address",
         );
         if let Some(workload) = workload {
             self.put(Audience::All, Resource::Workload(workload));
@@ -178,23 +177,27 @@ impl Index {
             let reason = "missing: a pod with an address runs on a node";
             faults.push(Fault::new("spec.nodeName", reason));
         }
-        let mut own = vec![];
         for address in &pod.addresses {
-            match self.pod_addresses.owner(*address) {
-                Some(owner) if owner == name => own.push(*address),
-                Some(owner) => {
-                    let reason = format!("{address} belongs to the newer pod {owner}");
-                    faults.push(Fault::new("status.podIPs", reason));
-                }
-                None => {}
+            if self.is_of_services(*address) {
+                let reason = format!("{address} lies in the range of Services");
+                faults.push(Fault::new("status.podIPs", reason));
+            } else if let Some(other) = self.pod_addresses.other(*address, name) {
+                let reason = format!("{address} is claimed by pod {other} too");
+                faults.push(Fault::new("status.podIPs", reason));
             }
         }
-        (own, faults)
+        (self.usable(pod).collect(), faults)
+    }
+
+    /// The addresses that a pod may have.
+    fn usable<'a>(&'a self, pod: &'a PodRecord) -> impl Iterator<Item = IpAddr> + 'a {
+        let addresses = pod.addresses.iter().copied();
+        addresses.filter(|it| !self.is_of_services(*it))
     }
 
     fn workload(&self, pod: &PodRecord, addresses: &[IpAddr]) -> Option<Workload> {
         let node = pod.node.clone()?;
-        if !pod.is_workload() || addresses.is_empty() {
+        if !pod.is_workload() {
             return None;
         }
         let silent = MeshChoice::Silent;
@@ -210,6 +213,11 @@ impl Index {
                 tunnel: Tunnel::WeftH2,
             },
         };
+        // A meshed pod whose namespace is there is governed whether it has an address or not.
+        let governed = mesh != Mesh::Unmeshed && pod.netns.is_some();
+        if addresses.is_empty() && !governed {
+            return None;
+        }
         Some(Workload {
             id: pod.id.clone(),
             addresses: addresses.to_vec(),

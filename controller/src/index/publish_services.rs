@@ -19,8 +19,7 @@ impl Index {
         self.dirty_pods_behind(name, before.cloned().as_ref());
         let addresses = |it: Option<&ServiceRecord>| it.map_or(vec![], |it| it.addresses.clone());
         let (before, now) = (addresses(before_of(self, name)), addresses(record.as_ref()));
-        let created = record.as_ref().and_then(|it| it.created.as_ref());
-        let affected = self.service_addresses.replace(name, &before, &now, created);
+        let affected = self.service_addresses.replace(name, &before, &now);
         self.dirty.services.extend(affected);
         self.dirty.services.insert(name.clone());
         self.dirty_pods_behind(name, record.as_ref());
@@ -99,7 +98,7 @@ impl Index {
             &key,
             Facet::Conflict,
             faults,
-            "the address is not this service's",
+            "nobody is reached at that address as this service",
         );
         let before = self.published.sliced.remove(name).unwrap_or_default();
         for endpoint in before.difference(&endpoints) {
@@ -204,15 +203,26 @@ impl Index {
         let mut faults = vec![];
         let service = self.services.get(name);
         for address in service.into_iter().flat_map(|it| &it.addresses) {
-            match self.service_addresses.owner(*address) {
-                Some(owner) if owner != name => {
-                    let reason = format!("{address} belongs to the older service {owner}");
-                    faults.push(Fault::new("spec.clusterIPs", reason));
+            let reason = match self.service_addresses.other(*address, name) {
+                _ if !self.may_be_a_services(*address) => {
+                    format!("{address} lies outside of the range of Services")
                 }
-                _ => own.push(*address),
-            }
+                other => {
+                    own.push(*address);
+                    match other {
+                        Some(other) => format!("{address} is claimed by service {other} too"),
+                        None => continue,
+                    }
+                }
+            };
+            faults.push(Fault::new("spec.clusterIPs", reason));
         }
         (own, faults)
+    }
+
+    /// Where the ranges are known, a Service elsewhere would take over traffic that is not its own.
+    fn may_be_a_services(&self, address: IpAddr) -> bool {
+        self.settings.service_ranges.is_empty() || self.is_of_services(address)
     }
 
     fn pods_behind_service_changed(&mut self, service: &ObjectName) {

@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_core::{EndpointPort, Name, ObjectName, ServicePort};
 
-use super::pods::{Created, PodRecord};
+use super::pods::PodRecord;
 use super::selector::Labels;
 use crate::objects::Fault;
 
@@ -16,8 +16,6 @@ use crate::objects::Fault;
 pub(super) struct ServiceRecord {
     /// Its name.
     pub(super) name: ObjectName,
-    /// When it was created, where that is known.
-    pub(super) created: Option<Created>,
     /// Its virtual addresses.
     pub(super) addresses: Vec<IpAddr>,
     /// Address families of its endpoints; empty: whatever the endpoints have.
@@ -79,6 +77,7 @@ impl ServiceRecord {
         if listed.is_empty() {
             listed.extend(spec.cluster_ip);
         }
+        super::few("spec.clusterIPs", listed.len())?;
         let mut addresses = vec![];
         for (index, text) in listed.iter().enumerate() {
             if !text.is_empty() && text != "None" {
@@ -109,7 +108,6 @@ impl ServiceRecord {
         }
         Ok(Self {
             name,
-            created: service.metadata.creation_timestamp.clone(),
             addresses,
             families,
             ports,

@@ -27,7 +27,9 @@ impl Cluster {
         let settings = Settings {
             trust_domain: "cluster.local".parse().expect("valid"),
             pod_ranges: vec!["10.1.0.0/16".parse().expect("valid")],
-            service_ranges: vec!["10.2.0.0/16".parse().expect("valid")],
+            service_ranges: ["10.2.0.0/16", "fd02::/112"]
+                .map(|it| it.parse().expect("valid"))
+                .into(),
             default_policy: AccessPolicy::AllUnauthenticated,
             force_tunnels: false,
         };

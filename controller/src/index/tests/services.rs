@@ -131,16 +131,13 @@ fn invalid_services_stay_as_they_were() {
     }
 }
 
+/// A contested address is nobody's: agents are told of both claims. Age counts for nothing.
 #[test]
-fn the_oldest_service_has_the_address() {
-    let named = |name: &str, created: &str| {
-        service("clusterIP: 10.2.0.1, ports: [{port: 80}]").replace(
-            "{name: web,",
-            &format!("{{name: {name}, creationTimestamp: '{created}',"),
-        )
+fn an_address_of_two_services_is_reported() {
+    let named = |name: &str| {
+        service("clusterIP: 10.2.0.1, ports: [{port: 80}]")
+            .replace("{name: web,", &format!("{{name: {name},"))
     };
-    let old = named("z-old", "2026-01-01T00:00:00Z");
-    let mut cluster = Cluster::of(&(named("new", "2026-01-02T00:00:00Z") + &old));
     let with_address = |cluster: &Cluster| {
         let told = cluster.told("one").into_values().filter_map(|it| match it {
             Resource::Service(it) if !it.addresses.is_empty() => Some(it.name.to_string()),
@@ -148,11 +145,43 @@ fn the_oldest_service_has_the_address() {
         });
         told.collect::<Vec<_>>()
     };
-    assert_eq!(with_address(&cluster), ["shop/z-old"]);
-    assert_eq!(cluster.problems().len(), 1);
-    cluster.delete(&old);
-    assert_eq!(with_address(&cluster), ["shop/new"]);
+    let mut cluster = Cluster::of(&(named("a") + &named("b")));
+    assert_eq!(with_address(&cluster), ["shop/a", "shop/b"]);
+    assert_eq!(
+        cluster.problems(),
+        [
+            "spec.clusterIPs: 10.2.0.1 is claimed by service shop/b too",
+            "spec.clusterIPs: 10.2.0.1 is claimed by service shop/a too"
+        ]
+    );
+    cluster.delete(&named("a"));
+    assert_eq!(with_address(&cluster), ["shop/b"]);
     assert!(cluster.problems().is_empty());
+}
+
+#[test]
+fn a_service_claims_addresses_of_services_only() {
+    for address in ["10.1.0.1", "192.0.2.1", "2001:db8::1"] {
+        let text = service(&format!(
+            "clusterIPs: [10.2.0.1, '{address}'], ports: [{{port: 80}}]"
+        ));
+        let cluster = Cluster::of(&text);
+        let told = cluster.told("one").into_values().find_map(|it| match it {
+            Resource::Service(it) => Some(it.addresses),
+            _ => None,
+        });
+        let expected: IpAddr = "10.2.0.1".parse().expect("valid");
+        assert_eq!(told, Some(vec![expected]), "{address}");
+        let reason = format!("spec.clusterIPs: {address} lies outside of the range of Services");
+        assert_eq!(cluster.problems(), [reason]);
+    }
+    let many: Vec<_> = (1..18).map(|it| format!("10.2.0.{it}")).collect();
+    let many = service(&format!("clusterIPs: [{}]", many.join(", ")));
+    let cluster = Cluster::of(&many);
+    assert_eq!(
+        cluster.problems(),
+        ["spec.clusterIPs: 17 addresses, more than 16"]
+    );
 }
 
 #[test]

@@ -298,30 +298,75 @@ fn addresses_that_cannot_be_a_pods_are_refused() {
     );
 }
 
+/// A contested address is nobody's: agents are told of both claims. What claims it later, by
+/// whatever age it says to have, changes nothing of what holds for the other.
 #[test]
-fn the_newest_pod_has_the_address() {
-    let at = |name: &str, created: &str| {
-        pod(&format!("creationTimestamp: '{created}'"), "", "")
-            .replace("name: web", &format!("name: {name}"))
-    };
-    let old = at("old", "2026-01-01T00:00:00Z");
-    let new = at("a-new", "2026-01-02T00:00:00Z");
-    for order in [[&old, &new], [&new, &old]] {
-        let mut cluster = Cluster::of(order[0]);
-        cluster.apply(order[1]);
-        assert_eq!(cluster.names("one", Kind::Workload), ["shop/a-new"]);
-        let problem = "status.podIPs: 10.1.0.1 belongs to the newer pod shop/a-new";
-        assert_eq!(cluster.problems(), [problem]);
-        cluster.delete(&new);
-        assert_eq!(cluster.names("one", Kind::Workload), ["shop/old"]);
-        assert!(cluster.problems().is_empty());
-    }
-    // Where ages say nothing, the name does; a completed pod claims nothing.
-    let mut cluster = Cluster::of(&pod("", "", "").replace("name: web", "name: a"));
-    cluster.apply(&pod("", "", "").replace("name: web", "name: b"));
-    assert_eq!(cluster.names("one", Kind::Workload), ["shop/b"]);
-    cluster.apply(&pod("", "", "phase: Succeeded").replace("name: web", "name: b"));
-    assert_eq!(cluster.names("one", Kind::Workload), ["shop/a"]);
+fn a_claim_takes_nothing_from_others() {
+    let victim = pod("labels: {weft.dev/mesh: enabled}", "", "");
+    let mut cluster = Cluster::of(&victim);
+    let told = cluster.told("one");
+    let thief = pod("creationTimestamp: '2099-01-01T00:00:00Z'", "", "")
+        .replace("name: web, namespace: shop", "name: x, namespace: attacker")
+        .replace("nodeName: one", "nodeName: two");
+    cluster.apply(&thief);
+    let mut after = cluster.told("one");
+    let claim = after.remove(&Key {
+        kind: Kind::Workload,
+        name: "attacker/x".to_owned(),
+    });
+    assert!(claim.is_some(), "agents find the conflict by it");
+    assert_eq!(after, told);
+    assert_eq!(
+        cluster.problems(),
+        [
+            "status.podIPs: 10.1.0.1 is claimed by pod shop/web too",
+            "status.podIPs: 10.1.0.1 is claimed by pod attacker/x too"
+        ]
+    );
+    // What is completed claims nothing.
+    cluster.apply(&thief.replace("10.1.0.1}],", "10.1.0.1}], phase: Succeeded"));
+    assert_eq!(cluster.told("one"), told);
+    assert!(cluster.problems().is_empty());
+}
+
+/// A pod has no address of a Service: who connects to that means the Service.
+#[test]
+fn a_pod_claims_no_address_of_services() {
+    let meshed = "labels: {weft.dev/mesh: enabled}, annotations: {weft.dev/netns: /n}";
+    let text = pod(meshed, "", "").replace("10.1.0.1", "10.2.0.1");
+    let cluster = Cluster::of(&text);
+    assert!(
+        cluster
+            .workload("shop/web")
+            .expect("meshed")
+            .addresses
+            .is_empty()
+    );
+    assert!(cluster.node_pod("shop/web").is_some());
+    let reason = "status.podIPs: 10.2.0.1 lies in the range of Services";
+    assert_eq!(cluster.problems(), [reason]);
+}
+
+#[test]
+fn a_running_pod_stays_enrolled_without_address() {
+    let meshed = "labels: {weft.dev/mesh: enabled}, annotations: {weft.dev/netns: /n}";
+    let good = pod(meshed, "", "");
+    let empty = good.replace("{ip: 10.1.0.1}", "");
+    let mut cluster = Cluster::of(&good);
+    let told = cluster.told("one");
+    cluster.apply(&empty);
+    assert_eq!(cluster.told("one"), told, "the same pod, which runs");
+    // A controller that starts knows no address of it.
+    let cluster = Cluster::of(&empty);
+    assert!(
+        cluster
+            .workload("shop/web")
+            .expect("there")
+            .addresses
+            .is_empty()
+    );
+    assert!(cluster.node_pod("shop/web").is_some());
+    assert_eq!(cluster.policy("shop/web").workload.to_string(), "shop/web");
 }
 
 #[test]
