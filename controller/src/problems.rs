@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use weft_proto::Key;
 
 use crate::objects::{Fault, ObjectKey};
 
@@ -36,6 +37,8 @@ pub enum Scope {
     Source(String),
     /// An object, in one respect.
     Object(ObjectKey, Facet),
+    /// What was made of objects for agents.
+    Resource(Key),
     /// The certificate authority's files.
     Authority,
     /// The file of join tokens.

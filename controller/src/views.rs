@@ -75,6 +75,9 @@ struct Entry {
     resource: Option<Arc<v1::Resource>>,
 }
 
+/// A resource may take this many bytes: far less than a message, so that no object of anybody can
+/// end the streams of others.
+pub const MAX_RESOURCE_BYTES: usize = 1024 * 1024;
 /// How many removals per layer are remembered for streams that are behind.
 const REMEMBERED_REMOVALS: usize = 65_536;
 
@@ -88,13 +91,20 @@ impl Default for Views {
 }
 
 impl Views {
-    /// Applies changes as one. What is no change disappears here.
-    pub fn apply(&self, changes: Changes) {
+    /// Applies changes as one. What is no change disappears here; what is too large for a message
+    /// is returned, and what was there before stays.
+    pub fn apply(&self, changes: Changes) -> Vec<(Audience, Key)> {
+        let mut too_large = vec![];
         let mut state = self.write();
         for ((audience, key), resource) in changes {
             let State {
                 last, all, nodes, ..
             } = &mut *state;
+            let resource = resource.map(|it| Arc::new(v1::Resource::from(it)));
+            if resource.as_ref().is_some_and(|it| is_too_large(it)) {
+                too_large.push((audience, key));
+                continue;
+            }
             let layer = match audience {
                 Audience::All => all,
                 Audience::Node(node) => nodes.entry(node).or_default(),
@@ -104,6 +114,7 @@ impl Views {
         let last = state.last;
         drop(state);
         self.announce(last);
+        too_large
     }
 
     /// Says that the source has told everything once: from now on agents may be served.
@@ -230,8 +241,7 @@ impl State {
 }
 
 impl Layer {
-    fn put(&mut self, last: &mut u64, key: Key, resource: Option<Resource>) {
-        let resource = resource.map(|it| Arc::new(v1::Resource::from(it)));
+    fn put(&mut self, last: &mut u64, key: Key, resource: Option<Arc<v1::Resource>>) {
         let version = resource.as_ref().map(|it| it.version);
         let before = self.entries.get(&key);
         let version_before = before.and_then(|it| it.resource.as_ref().map(|it| it.version));
@@ -267,6 +277,11 @@ impl Layer {
     fn present(&self) -> usize {
         self.entries.len() - self.gone.len()
     }
+}
+
+fn is_too_large(resource: &v1::Resource) -> bool {
+    use prost::Message;
+    resource.encoded_len() > MAX_RESOURCE_BYTES
 }
 
 #[cfg(test)]

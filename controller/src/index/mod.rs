@@ -14,12 +14,12 @@ use weft_core::{
     AccessPolicy, AuthorizationName, ClusterSettings, EndpointName, EndpointPort, IdentityMatch,
     Name, NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
 };
-use weft_proto::Resource;
+use weft_proto::{Key, Resource};
 
 use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
 use crate::problems::{Facet, Origin, Problem, Problems, Scope};
 use crate::source::{Batch, Event};
-use crate::views::{Audience, Changes, Views};
+use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
@@ -100,6 +100,8 @@ struct Published {
     server_nodes: HashMap<ServerName, BTreeMap<Name, usize>>,
     /// Ports that a Server would govern if another did not, by pod.
     overlaps: BTreeMap<ServerName, BTreeMap<(ObjectName, u16), ServerName>>,
+    /// What agents are not told as it is too large.
+    too_large: BTreeSet<Key>,
 }
 
 /// What is to be made anew.
@@ -406,7 +408,39 @@ impl Index {
         for server in std::mem::take(&mut self.dirty.overlaps) {
             self.report_overlaps(&server);
         }
-        self.views.apply(std::mem::take(&mut self.changes));
+        let changes = std::mem::take(&mut self.changes);
+        let told: Vec<Key> = match self.published.too_large.is_empty() {
+            true => vec![],
+            false => changes.keys().map(|(_, key)| key.clone()).collect(),
+        };
+        let too_large = self.views.apply(changes);
+        for key in told {
+            if self.published.too_large.remove(&key) {
+                self.problems.replace(Scope::Resource(key), vec![]);
+            }
+        }
+        for (_, key) in too_large {
+            self.too_large(key);
+        }
+    }
+
+    /// Reports what agents are not told as it is too large.
+    fn too_large(&mut self, key: Key) {
+        let problem = Problem {
+            file: None,
+            document: None,
+            object: Some(key.to_string()),
+            field: String::new(),
+            reason: format!(
+                "takes more than {MAX_RESOURCE_BYTES} bytes for agents: too many authorizations, \
+                 identities, networks or ports"
+            ),
+            effect: "agents keep what they had before, and refuse where they had nothing"
+                .to_owned(),
+        };
+        self.problems
+            .replace(Scope::Resource(key.clone()), vec![problem]);
+        self.published.too_large.insert(key);
     }
 
     fn publish_cluster(&mut self) {

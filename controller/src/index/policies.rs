@@ -166,6 +166,8 @@ impl AuthorizationRecord {
         spec: &written::AuthorizationPolicySpec,
         setting: Setting<'_>,
     ) -> Result<Self, Fault> {
+        let references = &spec.required_authentication_refs;
+        few("spec.requiredAuthenticationRefs", references.len(), 64)?;
         let target = target(&spec.target_ref, setting)?;
         let mut required = vec![];
         for (index, reference) in spec.required_authentication_refs.iter().enumerate() {
@@ -201,6 +203,10 @@ pub(super) fn check_mesh_tls(
     spec: &written::MeshTlsAuthenticationSpec,
     setting: Setting<'_>,
 ) -> Result<Vec<IdentityMatch>, Fault> {
+    let count = |list: Option<usize>| list.unwrap_or(0);
+    let identities = count(spec.identities.as_ref().map(Vec::len));
+    let references = count(spec.identity_refs.as_ref().map(Vec::len));
+    few("spec.identities", identities + references, MAX_MATCHES)?;
     let mut matches = vec![];
     for (index, text) in spec.identities.iter().flatten().enumerate() {
         let field = format!("spec.identities[{index}]");
@@ -234,6 +240,9 @@ pub(super) fn check_networks(
     if spec.networks.is_empty() {
         return Err(Fault::new("spec.networks", "empty"));
     }
+    let excepted = |it: &written::Network| it.except.as_ref().map_or(0, Vec::len);
+    let count = spec.networks.iter().map(|it| 1 + excepted(it)).sum();
+    few("spec.networks", count, MAX_MATCHES)?;
     let mut networks = vec![];
     for (index, written) in spec.networks.iter().enumerate() {
         let field = format!("spec.networks[{index}]");
@@ -247,6 +256,19 @@ pub(super) fn check_networks(
         });
     }
     Ok(networks)
+}
+
+/// Identities or networks of one authentication.
+const MAX_MATCHES: usize = 2048;
+
+fn few(field: &str, count: usize, most: usize) -> Result<(), Fault> {
+    if count <= most {
+        return Ok(());
+    }
+    Err(Fault::new(
+        field,
+        format!("{count} entries, more than {most}"),
+    ))
 }
 
 fn port_choice(written: &IntOrString) -> Result<PortChoice, Fault> {

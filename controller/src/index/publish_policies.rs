@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use weft_core::{
-    AccessPolicy, Authentication, Authorization, AuthorizationName, ObjectName, PolicyGroup,
-    Server, ServerName,
+    AccessPolicy, Authentication, Authorization, AuthorizationName, IdentityMatch, NetworkMatch,
+    ObjectName, PolicyGroup, Server, ServerName,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -13,6 +13,18 @@ use super::policies::{AuthorizationRecord, Required, ServerRecord, Target};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use crate::views::Audience;
+
+/// What a reference of a policy leads to.
+enum Found<'a> {
+    Identity(&'a IdentityMatch),
+    MeshTls(&'a [IdentityMatch]),
+    Networks(&'a [NetworkMatch]),
+    Nothing,
+}
+
+/// A Server that holds more identities and networks than this is not built: one object must not
+/// take the memory of everybody.
+const MAX_ENTRIES: usize = 16_384;
 
 impl Index {
     pub(super) fn set_server(&mut self, name: &ServerName, record: Option<ServerRecord>) {
@@ -117,6 +129,10 @@ impl Index {
             return;
         };
         let record = self.policies.servers.get(name);
+        if record.is_some_and(|it| self.entries(it) > MAX_ENTRIES) {
+            self.too_large(server_key(name));
+            return;
+        }
         let server = record.map(|it| self.server(it));
         for node in nodes.into_keys() {
             self.changes.insert(
@@ -126,15 +142,41 @@ impl Index {
         }
     }
 
-    fn server(&self, record: &ServerRecord) -> Server {
+    /// The policies that open a Server.
+    fn opening<'a>(
+        &'a self,
+        record: &'a ServerRecord,
+    ) -> impl Iterator<Item = &'a AuthorizationRecord> {
         let namespace = &record.name.name.namespace;
         let names = self.policies.authorizations_in.get(namespace);
-        let policies = names
+        names
             .into_iter()
             .flatten()
             .filter_map(|name| self.policies.authorizations.get(name))
-            .filter(|policy| !record.closed && self.opens(policy, &record.name));
-        let authorizations = policies
+            .filter(|policy| !record.closed && self.opens(policy, &record.name))
+    }
+
+    /// How much a Server would hold: a few large authentications that many policies name are as
+    /// large as they are often named.
+    fn entries(&self, record: &ServerRecord) -> usize {
+        let mut entries = 0;
+        for policy in self.opening(record) {
+            for required in &policy.required {
+                entries += 1 + match self.found(policy.name.group, required) {
+                    Found::MeshTls(identities) => identities.len(),
+                    Found::Networks(networks) => {
+                        networks.iter().map(|it| 1 + it.except.len()).sum()
+                    }
+                    Found::Identity(_) | Found::Nothing => 1,
+                };
+            }
+        }
+        entries
+    }
+
+    fn server(&self, record: &ServerRecord) -> Server {
+        let authorizations = self
+            .opening(record)
             .map(|policy| Authorization {
                 name: policy.name.clone(),
                 required: policy
@@ -183,26 +225,35 @@ impl Index {
         own_or_other(policy.name.group, has)
     }
 
-    fn authentication(&self, own: PolicyGroup, required: &Required) -> Authentication {
-        let found = match required {
-            Required::Identity(identity) => Some(Authentication::MeshTls(vec![identity.clone()])),
+    /// What a policy requires, followed.
+    fn found<'a>(&'a self, own: PolicyGroup, required: &'a Required) -> Found<'a> {
+        match required {
+            Required::Identity(identity) => Found::Identity(identity),
             Required::MeshTls(group, name) => {
                 let all = &self.policies.mesh_tls;
                 let has = |group| all.contains_key(&(group, name.clone()));
                 let group = group.unwrap_or_else(|| own_or_other(own, has));
-                let found = all.get(&(group, name.clone())).cloned();
-                found.map(Authentication::MeshTls)
+                let found = all.get(&(group, name.clone()));
+                found.map_or(Found::Nothing, |it| Found::MeshTls(it))
             }
             Required::Network(group, name) => {
                 let all = &self.policies.networks;
                 let has = |group| all.contains_key(&(group, name.clone()));
                 let group = group.unwrap_or_else(|| own_or_other(own, has));
-                let found = all.get(&(group, name.clone())).cloned();
-                found.map(Authentication::Networks)
+                let found = all.get(&(group, name.clone()));
+                found.map_or(Found::Nothing, |it| Found::Networks(it))
             }
-            Required::Nothing(_) => None,
-        };
-        found.unwrap_or_else(|| Authentication::Unknown(describe(required)))
+            Required::Nothing(_) => Found::Nothing,
+        }
+    }
+
+    fn authentication(&self, own: PolicyGroup, required: &Required) -> Authentication {
+        match self.found(own, required) {
+            Found::Identity(identity) => Authentication::MeshTls(vec![identity.clone()]),
+            Found::MeshTls(identities) => Authentication::MeshTls(identities.to_vec()),
+            Found::Networks(networks) => Authentication::Networks(networks.to_vec()),
+            Found::Nothing => Authentication::Unknown(describe(required)),
+        }
     }
 
     /// Reports what a policy names and is not there.
@@ -229,11 +280,10 @@ impl Index {
                 }
             }
             for (index, required) in policy.required.iter().enumerate() {
-                let authentication = self.authentication(name.group, required);
-                if let (Authentication::Unknown(what), false) =
-                    (authentication, matches!(required, Required::Nothing(_)))
-                {
+                let found = self.found(name.group, required);
+                if let (Found::Nothing, false) = (found, matches!(required, Required::Nothing(_))) {
                     let field = format!("spec.requiredAuthenticationRefs[{index}]");
+                    let what = describe(required);
                     faults.push(Fault::new(field, format!("{what} is not known")));
                 }
             }

@@ -66,6 +66,9 @@ pub(super) struct SliceRecord {
     pub(super) ports: Vec<(String, u16)>,
 }
 
+/// Ports of one service: each is repeated for each of its endpoints.
+const MAX_PORTS: usize = 1024;
+
 impl ServiceRecord {
     /// Checks a Service.
     ///
@@ -88,6 +91,11 @@ impl ServiceRecord {
         let mut families: Vec<_> = families.iter().filter_map(|it| Family::named(it)).collect();
         if families.is_empty() {
             families = addresses.iter().map(|it| Family::of(*it)).collect();
+        }
+        let written = spec.ports.as_ref().map_or(0, Vec::len);
+        if written > MAX_PORTS {
+            let reason = format!("{written} ports, more than {MAX_PORTS}");
+            return Err(Fault::new("spec.ports", reason));
         }
         let mut ports = vec![];
         for (index, written) in spec.ports.unwrap_or_default().iter().enumerate() {

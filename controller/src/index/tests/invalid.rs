@@ -171,3 +171,53 @@ fn a_server_that_was_never_valid_closes() {
         assert!(cluster.allows(8080, None));
     }
 }
+
+/// One object must not become so large that it ends the streams of all agents.
+#[test]
+fn what_is_too_large_for_agents_is_not_told() {
+    let tls = |count: usize| {
+        let identities: Vec<_> = (0..count)
+            .map(|it| format!("spiffe://cluster.local/ns/production/sa/an-account-number-{it}"))
+            .collect();
+        let identities = identities.join(", ");
+        format!(
+            "---\n{{apiVersion: {WEFT}/v1alpha1, kind: MeshTLSAuthentication,
+            metadata: {{name: a, namespace: production}}, spec: {{identities: [{identities}]}}}}\n"
+        )
+    };
+    let required = "{kind: MeshTLSAuthentication, name: a}";
+    let policy = authorization(WEFT, "kind: Server, name: payment-api", required);
+    let policies = |count: usize| -> String {
+        let named = |it| policy.replacen("name: ", &format!("name: p{it}-"), 1);
+        (0..count).map(named).collect()
+    };
+    let base = POD.to_owned() + &server("policy.weft.dev/v1alpha1", "port: 8080");
+    // Too many in one object: that object does not count.
+    let cluster = Cluster::of(&(base.clone() + &tls(2049) + &policies(1)));
+    assert!(!cluster.allows(8080, Some("production/an-account-number-1")));
+    assert!(cluster.problems()[1].starts_with("spec.identities: 2049 entries"));
+
+    // Large by repetition, in number and in bytes: nobody gets in where nothing was told before,
+    for (identities, copies) in [(2048, 9), (1800, 9)] {
+        let large = base.clone() + &tls(identities) + &policies(copies);
+        let cluster = Cluster::of(&large);
+        assert!(
+            cluster
+                .server("policy.weft.dev/production/payment-api")
+                .is_none()
+        );
+        assert!(!cluster.allows(8080, Some("production/an-account-number-1")));
+        assert_eq!(cluster.problems().len(), 1, "{:?}", cluster.problems());
+
+        // and else what was told before holds, until it is smaller again.
+        let mut cluster = Cluster::of(&(base.clone() + &tls(2) + &policies(1)));
+        let told = cluster.told("one");
+        cluster.apply(&large);
+        assert_eq!(cluster.told("one"), told);
+        assert_eq!(cluster.problems().len(), 1);
+        cluster.apply(&tls(1));
+        assert!(!cluster.allows(8080, Some("production/an-account-number-1")));
+        assert!(cluster.allows(8080, Some("production/an-account-number-0")));
+        assert!(cluster.problems().is_empty());
+    }
+}
