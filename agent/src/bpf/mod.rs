@@ -34,6 +34,7 @@ use weft_ebpf_abi as abi;
 pub use self::{
     error::BpfError,
     mounts::{bpffs, cgroup2_root},
+    pods::Namespace,
     verify::{AttachedHook, HookReport},
 };
 use self::{legacy::Legacy, links::Hook, load::Lookups, pods::Pods, table::Table};
