@@ -33,8 +33,8 @@ pub fn documents(text: &str) -> Result<Vec<Value>, Fault> {
 /// Which object a document defines.
 ///
 /// # Errors
-/// The document is not an object at all, or has no usable name. `Ok(None)`: a kind that is not
-/// ours.
+/// The document is not an object at all, or has no usable name, or its kind or group looks like a
+/// typing error of one of ours. `Ok(None)`: a kind that is not ours.
 pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
     if !document.is_object() {
         return Err(Fault::new("", "not an object: a mapping is needed"));
@@ -47,7 +47,10 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
     let (api_version, kind) = (text("/apiVersion")?, text("/kind")?);
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
     let Some(kind) = ObjectKind::find(group, kind) else {
-        return Ok(None);
+        return match misspelt(group, kind) {
+            Some(fault) => Err(fault),
+            None => Ok(None),
+        };
     };
     let name = |field: &str, text: &str| -> Result<Name, Fault> {
         text.parse()
@@ -63,6 +66,74 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
         namespace,
         name: name("/metadata/name", text("/metadata/name")?)?,
     }))
+}
+
+/// Kinds of Linkerd's policy group that exist and mean nothing here.
+const UNSUPPORTED: &[&str] = &[
+    "ServerAuthorization",
+    "HTTPRoute",
+    "HTTPLocalRateLimitPolicy",
+    "EgressNetwork",
+];
+
+/// Says so of a document of a kind that its author may take for one with an effect.
+pub fn unsupported(document: &Value) -> Option<Fault> {
+    let text = |field: &str| document.get(field).and_then(Value::as_str).unwrap_or("");
+    let group = text("apiVersion").split('/').next().unwrap_or("");
+    let kind = text("kind");
+    let is_one = ObjectKind::policy_group_named(group).is_some() && UNSUPPORTED.contains(&kind);
+    is_one.then(|| Fault::new("kind", format!("{kind} is not supported")))
+}
+
+/// What a typing error in kind or group makes of one of our objects. Not to notice would be to take
+/// the object for deleted.
+fn misspelt(group: &str, kind: &str) -> Option<Fault> {
+    let shown = |text: &str| text.chars().take(64).collect::<String>();
+    if ObjectKind::policy_group_named(group).is_some() {
+        let fault = || {
+            let reason = format!("{:?} is no kind of {group}", shown(kind));
+            Fault::new("kind", reason)
+        };
+        return (!UNSUPPORTED.contains(&kind)).then(fault);
+    }
+    let ours = ObjectKind::POLICY_KINDS.iter();
+    let policy = ours.clone().find(|it| it.eq_ignore_ascii_case(kind));
+    // Others have kinds of these names too, as Istio's security.istio.io.
+    let close = |it: &&str| distance(group, it) <= 3;
+    let meant = ["policy.weft.dev", "policy.linkerd.io"];
+    if policy.is_some() && (group.is_empty() || meant.iter().any(|it| close(it))) {
+        let reason = format!("{:?} is not the group of {kind}", shown(group));
+        return Some(Fault::new("apiVersion", reason));
+    }
+    let others = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];
+    let other = others.iter().find(|it| it.eq_ignore_ascii_case(kind))?;
+    if !matches!(group, "" | "discovery.k8s.io") {
+        return None;
+    }
+    let reason = format!("{kind:?} in {:?}: is {other} meant?", shown(group));
+    Some(Fault::new("kind", reason))
+}
+
+/// How many letters must be exchanged, put in or left out to make one text of the other
+/// (Levenshtein); far texts are far.
+fn distance(one: &str, other: &str) -> usize {
+    if one.len().abs_diff(other.len()) > 3 {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, letter) in one.bytes().enumerate() {
+        let mut diagonal = index;
+        let mut left = index + 1;
+        let mut next = vec![left];
+        for (above, expected) in row.iter().skip(1).zip(other.bytes()) {
+            let changed = diagonal + usize::from(letter != expected);
+            left = changed.min(above + 1).min(left + 1);
+            next.push(left);
+            diagonal = *above;
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 /// Reads a document as the object that [`identify`] found in it.

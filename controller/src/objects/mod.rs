@@ -99,11 +99,7 @@ impl Object {
 impl ObjectKind {
     /// The kind of an API group and kind as written in a manifest. None: not one of ours.
     pub fn find(group: &str, kind: &str) -> Option<Self> {
-        let policy = match group {
-            "policy.weft.dev" => Some(PolicyGroup::Weft),
-            "policy.linkerd.io" => Some(PolicyGroup::Linkerd),
-            _ => None,
-        };
+        let policy = Self::policy_group_named(group);
         match (group, kind, policy) {
             ("", "Namespace", _) => Some(Self::Namespace),
             ("", "Node", _) => Some(Self::Node),
@@ -115,6 +111,23 @@ impl ObjectKind {
             (_, "AuthorizationPolicy", Some(group)) => Some(Self::AuthorizationPolicy(group)),
             (_, "MeshTLSAuthentication", Some(group)) => Some(Self::MeshTlsAuthentication(group)),
             (_, "NetworkAuthentication", Some(group)) => Some(Self::NetworkAuthentication(group)),
+            _ => None,
+        }
+    }
+
+    /// The kinds of the policy groups.
+    pub const POLICY_KINDS: [&str; 4] = [
+        "Server",
+        "AuthorizationPolicy",
+        "MeshTLSAuthentication",
+        "NetworkAuthentication",
+    ];
+
+    /// The policy group of an API group.
+    pub fn policy_group_named(group: &str) -> Option<PolicyGroup> {
+        match group {
+            "policy.weft.dev" => Some(PolicyGroup::Weft),
+            "policy.linkerd.io" => Some(PolicyGroup::Linkerd),
             _ => None,
         }
     }

@@ -23,6 +23,10 @@ pub(super) struct Contents {
     pub(super) documents: Vec<Document>,
     /// Documents that may define something, without saying what.
     pub(super) unidentified: Vec<(usize, Fault)>,
+    /// Documents of kinds that a policy group has and this mesh does not.
+    pub(super) unsupported: Vec<(usize, Fault)>,
+    /// Documents of kinds that are not ours: namespace and name as written.
+    pub(super) foreign: Vec<(usize, (String, String))>,
 }
 
 /// Reads a file's documents.
@@ -36,6 +40,21 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
         contents.take(index + 1, String::new(), value);
     }
     Ok(contents)
+}
+
+impl Document {
+    /// Whether it has a namespace and name as written in another document.
+    pub(super) fn is_named(&self, (namespace, name): &(String, String)) -> bool {
+        let own = self.key.namespace.as_ref();
+        self.key.name.as_str() == name && own.is_none_or(|it| it.as_str() == namespace)
+    }
+}
+
+fn name_of(document: &Value) -> (String, String) {
+    let text = |pointer| document.pointer(pointer).and_then(Value::as_str);
+    let namespace = text("/metadata/namespace").unwrap_or("default");
+    let name = text("/metadata/name").unwrap_or_default();
+    (namespace.to_owned(), name.to_owned())
 }
 
 impl Contents {
@@ -58,6 +77,10 @@ impl Contents {
             Ok(None) => {
                 let (kind, version) = (text("kind"), text("apiVersion"));
                 tracing::debug!(document = number, kind, version, "a kind that is not ours");
+                match decode::unsupported(&value) {
+                    Some(fault) => self.unsupported.push((number, fault)),
+                    None => self.foreign.push((number, name_of(&value))),
+                }
             }
             Err(mut fault) => {
                 fault.field = format!("{prefix}{}", fault.field);

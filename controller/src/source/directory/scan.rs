@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
@@ -22,6 +22,8 @@ pub(super) struct Scanner {
     problems: Problems,
     files: BTreeMap<PathBuf, Known>,
     in_force: HashMap<ObjectKey, Definition>,
+    /// Since when something in force was not found.
+    missing: HashMap<ObjectKey, Instant>,
 }
 
 /// What a scan found.
@@ -29,7 +31,7 @@ pub(super) struct Scanner {
 pub(super) struct Scan {
     /// Whether the directory could be read.
     pub(super) readable: bool,
-    /// Whether a file is just being written: look again soon.
+    /// Whether a file is just being written, or something was not found: look again soon.
     pub(super) unsettled: bool,
     /// Whether every file was read at least once. What was never read may close something.
     pub(super) whole: bool,
@@ -83,6 +85,10 @@ const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 /// A file that was written to less than this ago may be incomplete: reading it now could make
 /// deletions of what is not written yet.
 const QUIET: Duration = Duration::from_millis(40);
+/// What was not found for this long is gone. A document may be on its way from one file to another.
+const GONE: Duration = Duration::from_millis(100);
+/// The same, while files are still being written.
+const GONE_AT_LAST: Duration = Duration::from_secs(2);
 
 impl Scanner {
     pub(super) fn new(root: PathBuf, problems: Problems) -> Self {
@@ -91,6 +97,7 @@ impl Scanner {
             problems,
             files: BTreeMap::new(),
             in_force: HashMap::new(),
+            missing: HashMap::new(),
         }
     }
 
@@ -98,8 +105,15 @@ impl Scanner {
     pub(super) fn scan(&mut self) -> Scan {
         let mut found = vec![];
         let listed = list(&self.root, &mut HashSet::new(), &mut found);
-        let readable = listed.is_ok();
+        let mut readable = listed.is_ok();
         let mut problems = vec![];
+        if readable && found.is_empty() && !self.in_force.is_empty() {
+            // Whoever means to delete everything leaves a file that says so.
+            let fault = Fault::new("", "holds no file any more: is it mounted?");
+            let root = self.root.display().to_string();
+            problems.push(Problem::of_file(root, None, fault, KEPT));
+            readable = false;
+        }
         if let Err((path, reason)) = listed {
             let fault = Fault::new("", format!("cannot be read: {reason}"));
             let path = path.display().to_string();
@@ -135,14 +149,13 @@ impl Scanner {
             self.problems.replace(scope, vec![]);
         }
         scan.whole = self.files.values().all(|it| it.was_read);
-        scan.events = self.compare();
+        self.compare(&mut scan);
         scan
     }
 
     /// Events that lead from what was in force to what the files say now.
-    fn compare(&mut self) -> Vec<Event> {
+    fn compare(&mut self, scan: &mut Scan) {
         let mut now: HashMap<ObjectKey, Definition> = HashMap::new();
-        let mut events = vec![];
         for (path, known) in &self.files {
             let place: Arc<str> = path.display().to_string().into();
             let mut problems = known.problems.clone();
@@ -158,7 +171,7 @@ impl Scanner {
                 match now.get(&document.key) {
                     None => {
                         if !self.is_in_force(&document.key, &definition) {
-                            events.push(definition.event(&document.key));
+                            scan.events.push(definition.event(&document.key));
                         }
                         now.insert(document.key.clone(), definition);
                     }
@@ -168,10 +181,22 @@ impl Scanner {
             self.problems
                 .replace(Scope::Source(place.to_string()), problems);
         }
-        let gone = self.in_force.keys().filter(|key| !now.contains_key(*key));
-        events.extend(gone.map(|key| Event::Delete { key: key.clone() }));
+        let enough = if scan.unsettled { GONE_AT_LAST } else { GONE };
+        self.missing.retain(|key, _| !now.contains_key(key));
+        for (key, before) in self.in_force.drain() {
+            if now.contains_key(&key) {
+                continue;
+            }
+            let since = *self.missing.entry(key.clone()).or_insert_with(Instant::now);
+            if since.elapsed() < enough {
+                scan.unsettled = true;
+                now.insert(key, before);
+            } else {
+                self.missing.remove(&key);
+                scan.events.push(Event::Delete { key });
+            }
+        }
         self.in_force = now;
-        events
     }
 
     fn is_in_force(&self, key: &ObjectKey, definition: &Definition) -> bool {
@@ -213,8 +238,20 @@ impl Known {
         self.was_read = true;
         let Contents {
             mut documents,
-            unidentified,
+            mut unidentified,
+            unsupported,
+            foreign,
         } = contents;
+        // Of a name that is missing now, under a kind or group that is not ours: a typing error.
+        for (number, name) in foreign {
+            let missing = |before: &&Document| {
+                before.is_named(&name) && documents.iter().all(|it| it.key != before.key)
+            };
+            if let Some(before) = self.documents.iter().find(missing) {
+                let reason = format!("is no {} any more, nor of another kind of ours", before.key);
+                unidentified.push((number, Fault::new("kind", reason)));
+            }
+        }
         let place = path.display().to_string();
         let problem = |(number, fault)| Problem::of_file(place.clone(), Some(number), fault, KEPT);
         self.problems = unidentified.into_iter().map(problem).collect();
@@ -224,6 +261,10 @@ impl Known {
             let kept: Vec<_> = self.documents.drain(..).filter(|it| missing(it)).collect();
             documents.extend(kept);
         }
+        let problem = |(number, fault)| {
+            Problem::of_file(place.clone(), Some(number), fault, "it has no effect")
+        };
+        self.problems.extend(unsupported.into_iter().map(problem));
         self.documents = documents;
         Ok(())
     }

@@ -33,11 +33,18 @@ impl Folder {
         write(&self.path(name), content);
     }
 
-    /// Events of a scan, as `+` upsert, `!` invalid, `-` delete.
+    /// Events until nothing is on its way any more, as `+` upsert, `!` invalid, `-` delete.
     fn scan(&mut self) -> Vec<String> {
-        let scan = self.scanner.scan();
-        assert!(!scan.unsettled);
-        let mut events: Vec<_> = scan.events.iter().map(shown).collect();
+        let mut pending = Pending::default();
+        loop {
+            let scan = self.scanner.scan();
+            pending.add(scan.events);
+            if !scan.unsettled {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut events: Vec<_> = pending.take().events.iter().map(shown).collect();
         events.sort();
         events
     }
@@ -286,3 +293,91 @@ async fn a_mounted_config_map_is_followed() {
     stop.cancel();
     running.await.expect("no panic").expect("no error");
 }
+
+/// A document that moves from one file to another is never gone in between, whichever is written
+/// first.
+#[test]
+fn a_document_that_moves_is_not_deleted() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &(pod("a") + &pod("moves")));
+    folder.scan();
+    folder.write("a.yaml", &pod("a"));
+    fs::write(folder.path("b.yaml"), pod("moves")).expect("written");
+    assert_eq!(folder.scan(), ["+Pod default/moves"]);
+    // The other file comes a moment later.
+    folder.write("b.yaml", "# nothing\n");
+    assert!(folder.scanner.scan().events.is_empty());
+    folder.write("c.yaml", &pod("moves"));
+    assert_eq!(folder.scan(), ["+Pod default/moves"]);
+}
+
+#[test]
+fn an_emptied_directory_is_not_mounted() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &pod("a"));
+    folder.scan();
+    fs::remove_file(folder.path("a.yaml")).expect("removed");
+    std::thread::sleep(GONE_LONGER);
+    assert!(folder.scan().is_empty());
+    assert_eq!(folder.problems().len(), 1, "{:?}", folder.problems());
+    folder.write("b.yaml", "# nothing\n");
+    assert_eq!(folder.scan(), ["-Pod default/a"]);
+    assert!(folder.problems().is_empty());
+}
+
+/// A kind or group that is misspelt does not delete what was in force.
+#[test]
+fn a_misspelt_kind_is_no_deletion() {
+    const GOOD: (&str, &str) = ("policy.linkerd.io/v1beta1", "Server");
+    let document = |(version, kind): (&str, &str)| {
+        format!(
+            "---\n{{apiVersion: {version}, kind: {kind}, metadata: {{name: s}},
+               spec: {{podSelector: {{}}, port: 80}}}}\n"
+        )
+    };
+    for (version, kind, field) in [
+        ("policy.linkerd.io/v1beta1", "server", "kind"),
+        ("policy.linkerd.io/v1beta1", "Sever", "kind"),
+        ("policy.linkerd.oi/v1beta1", "Server", "apiVersion"),
+        ("polcy.linkerd.io/v1beta1", "Server", "apiVersion"),
+        ("v1", "Server", "apiVersion"),
+        ("linkerd.io/v1beta1", "Server", "kind"),
+        ("apps/v1", "Deployment", "kind"),
+    ] {
+        let mut folder = Folder::new();
+        folder.write("a.yaml", &document(GOOD));
+        folder.scan();
+        folder.write("a.yaml", &document((version, kind)));
+        assert!(folder.scan().is_empty(), "{version} {kind}");
+        let problems = folder.problems();
+        assert_eq!(problems.len(), 1, "{version} {kind}");
+        assert!(
+            problems[0].starts_with(&format!("a.yaml#1 {field}: ")),
+            "{problems:?}"
+        );
+        folder.write("a.yaml", &document(GOOD));
+        folder.scan();
+        assert!(folder.problems().is_empty());
+    }
+}
+
+#[test]
+fn foreign_kinds_are_told_apart() {
+    let mut folder = Folder::new();
+    let document = |version: &str, kind: &str| {
+        format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: s}}}}")
+    };
+    for (version, kind, reported) in [
+        ("security.istio.io/v1", "AuthorizationPolicy", false),
+        ("policy/v1", "PodDisruptionBudget", false),
+        ("v1", "ConfigMap", false),
+        ("v1", "pod", true),
+        ("policy.linkerd.io/v1beta1", "ServerAuthorization", true),
+    ] {
+        folder.write("a.yaml", &document(version, kind));
+        assert!(folder.scan().is_empty());
+        assert_eq!(folder.problems().len(), usize::from(reported), "{kind}");
+    }
+}
+
+const GONE_LONGER: Duration = Duration::from_millis(300);
