@@ -391,12 +391,15 @@ async fn agents_get_everything_of_their_node_and_then_changes() {
     // A pod that is gone.
     let pods = PODS.replace("name: order-0", "name: order-1");
     fs::write(cluster.source("pods.yaml"), pods).expect("written");
-    agent.push().await.expect("pushed");
+    // First what is new, then, when it was not found for a moment, what is gone.
+    for _ in 0..2 {
+        agent.push().await.expect("pushed");
+        other.push().await.expect("pushed");
+    }
     assert_eq!(
         agent.keys(Kind::Workload),
         ["production/order-1", "production/payment-0"]
     );
-    other.push().await.expect("pushed");
     assert_eq!(other.keys(Kind::NodePod), ["production/order-1"]);
     cluster.stop().await;
 }

@@ -101,7 +101,7 @@ fn misspelt(group: &str, kind: &str) -> Option<Fault> {
     // Others have kinds of these names too, as Istio's security.istio.io.
     let close = |it: &&str| distance(group, it) <= 3;
     let meant = ["policy.weft.dev", "policy.linkerd.io"];
-    if policy.is_some() && (group.is_empty() || meant.iter().any(|it| close(it))) {
+    if policy.is_some() && (group.is_empty() || meant.iter().any(close)) {
         let reason = format!("{:?} is not the group of {kind}", shown(group));
         return Some(Fault::new("apiVersion", reason));
     }
