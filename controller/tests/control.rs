@@ -298,6 +298,7 @@ fn hello(node: &str, held: Vec<v1::Held>) -> v1::Hello {
         agent_version: "test".to_owned(),
         protocol: PROTOCOL_VERSION,
         held,
+        incarnation: 1,
     }
 }
 

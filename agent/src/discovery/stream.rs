@@ -29,6 +29,7 @@ pub struct ControlStream {
     controller: Arc<Controller>,
     store: Arc<Store>,
     node: Name,
+    incarnation: u64,
     asks: Arc<Asks>,
     wants: mpsc::UnboundedReceiver<IpAddr>,
     state: watch::Sender<StreamState>,
@@ -78,6 +79,7 @@ impl ControlStream {
             controller,
             store,
             node,
+            incarnation: rand::random(),
             asks,
             wants,
             state,
@@ -132,7 +134,9 @@ impl ControlStream {
     async fn session(&mut self) -> Result<std::convert::Infallible, StreamError> {
         let mut connection = self.controller.connect().await?;
         let (sender, receiver) = mpsc::channel(SEND_QUEUE);
-        let hello = self.unsaid.hello(&self.node, self.store.held());
+        let hello = self
+            .unsaid
+            .hello(&self.node, self.incarnation, self.store.held());
         send(&sender, v1::agent_message::Message::Hello(hello)).await?;
         let request = connection.request(ReceiverStream::new(receiver));
         let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
@@ -265,13 +269,14 @@ impl ControlStream {
 
 impl Unsaid {
     /// The Hello of a new stream.
-    fn hello(&mut self, node: &Name, held: Vec<(Key, u64)>) -> v1::Hello {
+    fn hello(&mut self, node: &Name, incarnation: u64, held: Vec<(Key, u64)>) -> v1::Hello {
         self.0.clear();
         let mut hello = v1::Hello {
             node: node.to_string(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             held: Vec::with_capacity(held.len()),
+            incarnation,
         };
         let mut bytes = 0;
         for (key, version) in held {

@@ -487,7 +487,7 @@ fn a_hello_too_large_leaves_things_unsaid_and_completion_removes_them() {
             1,
         )
     });
-    let hello = unsaid_of.hello(&"node-a".parse().expect("valid"), held.collect());
+    let hello = unsaid_of.hello(&"node-a".parse().expect("valid"), 1, held.collect());
     let unsaid = count - hello.held.len();
     assert!(unsaid > 0);
     let again = unsaid_of.0.iter().next().expect("one").name.clone();

@@ -1,4 +1,5 @@
-//! The agents that are connected, and what they reject.
+//! The agents that are connected, and what they reject. A node has two for a while when its agent is
+//! upgraded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,12 +21,14 @@ pub struct Agents {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    streams: HashMap<Name, Stream>,
+    /// Oldest first; never empty.
+    streams: HashMap<Name, Vec<Stream>>,
 }
 
 #[derive(Debug)]
 struct Stream {
     number: u64,
+    incarnation: u64,
     replaced: CancellationToken,
     version: String,
     rejected: BTreeMap<Key, String>,
@@ -37,7 +40,7 @@ pub struct Connected {
     agents: Arc<Agents>,
     node: Name,
     number: u64,
-    /// Cancelled when the agent opens another stream.
+    /// Cancelled when the agent opens another stream, or the node has too many.
     pub replaced: CancellationToken,
 }
 
@@ -54,6 +57,9 @@ pub struct AgentStatus {
 
 /// An agent that rejects more than this is told apart by its count only.
 const MAX_REJECTIONS: usize = 1000;
+/// Processes of one node that may be connected: one that drains, one that serves, one that starts,
+/// and one to spare. Beyond that, the oldest has to go.
+const MAX_PER_NODE: usize = 4;
 
 impl Agents {
     /// No agent yet.
@@ -64,22 +70,29 @@ impl Agents {
         }
     }
 
-    /// Takes in a new stream of a node's agent. An older one is told to end.
-    pub fn connect(self: &Arc<Self>, node: &Name, version: String) -> Connected {
+    /// Takes in a new stream of a node's agent. An older one of the same process is told to end.
+    pub fn connect(self: &Arc<Self>, node: &Name, incarnation: u64, version: String) -> Connected {
         let mut state = self.locked();
         state.next += 1;
         let (number, replaced) = (state.next, CancellationToken::new());
         let stream = Stream {
             number,
+            incarnation,
             replaced: replaced.clone(),
             version,
             rejected: BTreeMap::new(),
         };
-        if let Some(older) = state.streams.insert(node.clone(), stream) {
+        let streams = state.streams.entry(node.clone()).or_default();
+        for older in streams.extract_if(.., |it| it.incarnation == incarnation) {
             older.replaced.cancel();
         }
+        if streams.len() >= MAX_PER_NODE {
+            streams.remove(0).replaced.cancel();
+        }
+        streams.push(stream);
+        let problems = state.problems_of(node);
         drop(state);
-        self.report(node, vec![]);
+        self.report(node, problems);
         Connected {
             agents: self.clone(),
             node: node.clone(),
@@ -90,18 +103,20 @@ impl Agents {
 
     /// How many are connected.
     pub fn count(&self) -> usize {
-        self.locked().streams.len()
+        self.locked().streams.values().map(Vec::len).sum()
     }
 
     /// All connected agents.
     pub fn list(&self) -> Vec<AgentStatus> {
         let state = self.locked();
+        let streams = state.streams.iter();
+        let streams = streams.flat_map(|(node, streams)| streams.iter().map(move |it| (node, it)));
         let status = |(node, stream): (&Name, &Stream)| AgentStatus {
             node: node.clone(),
             version: stream.version.clone(),
             rejected: stream.rejected.len(),
         };
-        let mut list: Vec<_> = state.streams.iter().map(status).collect();
+        let mut list: Vec<_> = streams.map(status).collect();
         list.sort_by(|one, other| one.node.cmp(&other.node));
         list
     }
@@ -114,6 +129,28 @@ impl Agents {
     fn locked(&self) -> MutexGuard<'_, State> {
         // Single inserts and removes only: a panic elsewhere leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn stream(&mut self, node: &Name, number: u64) -> Option<&mut Stream> {
+        let mut streams = self.streams.get_mut(node)?.iter_mut();
+        streams.find(|it| it.number == number)
+    }
+
+    fn problems_of(&self, node: &Name) -> Vec<Problem> {
+        let streams = self.streams.get(node).into_iter().flatten();
+        // Two agents of a node mostly reject the same.
+        let rejected: BTreeMap<_, _> = streams.flat_map(|it| &it.rejected).collect();
+        let problem = |(key, reason): (&Key, &String)| Problem {
+            file: None,
+            document: None,
+            object: Some(key.to_string()),
+            field: String::new(),
+            reason: format!("rejected by the agent of {node}: {reason}"),
+            effect: "that agent keeps what it had before".to_owned(),
+        };
+        rejected.into_iter().map(problem).collect()
     }
 }
 
@@ -142,29 +179,18 @@ impl Connected {
     }
 
     fn rejects_nothing(&self) -> bool {
-        let state = self.agents.locked();
-        let stream = state.streams.get(&self.node);
+        let mut state = self.agents.locked();
+        let stream = state.stream(&self.node, self.number);
         stream.is_none_or(|it| it.rejected.is_empty())
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<Key, String>)) {
         let mut state = self.agents.locked();
-        let Some(stream) = state.streams.get_mut(&self.node) else {
+        let Some(stream) = state.stream(&self.node, self.number) else {
             return;
         };
-        if stream.number != self.number {
-            return;
-        }
         change(&mut stream.rejected);
-        let problems = stream.rejected.iter().map(|(key, reason)| Problem {
-            file: None,
-            document: None,
-            object: Some(key.to_string()),
-            field: String::new(),
-            reason: format!("rejected by the agent of {}: {reason}", self.node),
-            effect: "that agent keeps what it had before".to_owned(),
-        });
-        let problems = problems.collect();
+        let problems = state.problems_of(&self.node);
         drop(state);
         self.agents.report(&self.node, problems);
     }
@@ -173,11 +199,68 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         let mut state = self.agents.locked();
-        let own = |it: &Stream| it.number == self.number;
-        if state.streams.get(&self.node).is_some_and(own) {
-            state.streams.remove(&self.node);
-            drop(state);
-            self.agents.report(&self.node, vec![]);
+        let Some(streams) = state.streams.get_mut(&self.node) else {
+            return;
+        };
+        let before = streams.len();
+        streams.retain(|it| it.number != self.number);
+        if streams.len() == before {
+            return;
         }
+        if streams.is_empty() {
+            state.streams.remove(&self.node);
+        }
+        let problems = state.problems_of(&self.node);
+        drop(state);
+        self.agents.report(&self.node, problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_may_have_two_agents_but_a_process_one_stream() {
+        let agents = Arc::new(Agents::new(Problems::default()));
+        let node: Name = "one".parse().expect("valid");
+        let connect = |incarnation| agents.connect(&node, incarnation, String::new());
+        let old = connect(1);
+        let new = connect(2);
+        assert!(!old.replaced.is_cancelled() && !new.replaced.is_cancelled());
+        assert_eq!(agents.count(), 2);
+        let again = connect(1);
+        assert!(old.replaced.is_cancelled() && !new.replaced.is_cancelled());
+        drop(old);
+        assert_eq!(agents.count(), 2);
+        let more = [3, 4].map(connect);
+        assert!(!new.replaced.is_cancelled());
+        let last = connect(5);
+        // The oldest had to go.
+        assert!(new.replaced.is_cancelled() && !again.replaced.is_cancelled());
+        drop((new, again, more, last));
+        assert_eq!((agents.count(), agents.list().len()), (0, 0));
+    }
+
+    #[test]
+    fn what_either_agent_rejects_is_a_problem() {
+        let problems = Problems::default();
+        let agents = Arc::new(Agents::new(problems.clone()));
+        let node: Name = "one".parse().expect("valid");
+        let [old, new] = [1, 2].map(|it| agents.connect(&node, it, String::new()));
+        let key = |name: &str| Key {
+            kind: weft_proto::Kind::Workload,
+            name: name.to_owned(),
+        };
+        old.rejects([(key("a/a"), "bad".to_owned())]);
+        new.rejects([
+            (key("a/a"), "bad".to_owned()),
+            (key("a/b"), "bad".to_owned()),
+        ]);
+        assert_eq!(problems.list().len(), 2);
+        drop(new);
+        assert_eq!(problems.list().len(), 1);
+        drop(old);
+        assert_eq!(problems.list().len(), 0);
     }
 }

@@ -89,7 +89,9 @@ async fn run(
 ) -> Result<(), Status> {
     let mut tokens = context.tokens.changes();
     let hello = hello(node, &mut inbound).await?;
-    let connected = context.agents.connect(node, shortened(hello.agent_version));
+    let connected = context
+        .agents
+        .connect(node, hello.incarnation, shortened(hello.agent_version));
     let held = held(hello.held)?;
     tracing::info!(%node, held = held.len(), "an agent is connected");
     let mut changes = context.views.changes();
@@ -384,7 +386,7 @@ mod tests {
             })
             .expect("room");
         let agents = Arc::new(Agents::new(Problems::default()));
-        let connected = agents.connect(&"one".parse().expect("valid"), String::new());
+        let connected = agents.connect(&"one".parse().expect("valid"), 1, String::new());
         let (mut pushes, mut counted, mut looked) = (0, (0, 0), false);
         while let Some(message) = outbox.next(&mut pushes, &connected, &Metrics::default()) {
             use prost::Message;
