@@ -4,13 +4,17 @@
 //! then the control stream, certificates and pods as they become known. Stop (SIGTERM, SIGINT):
 //! listeners close, flows may finish until the deadline, what is left is reset. The programs stay
 //! pinned: until the next agent is there, connections of meshed pods are refused.
+//!
+//! During an upgrade two agents run. Both answer on the admin port until the newer one has taken
+//! over (`node`), then the older one leaves it and its listeners, and drains as if it were stopped.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use weft_core::WorkloadId;
 
 use crate::admin::{self, Admin, Views};
-use crate::bpf::{self, Bpf, BpfConfig};
+use crate::bpf::{self, Bpf, BpfConfig, Standing};
 use crate::config::{Config, KernelConfig};
 use crate::discovery::{ControlStream, Controller, ControllerConfig, Store, StreamState};
 use crate::identity::{ControllerSigner, Identities};
@@ -27,7 +31,7 @@ use crate::log::{self, LogControl};
 use crate::node::{self, Pods};
 use crate::proxy::{Context, ProxyConfig};
 use crate::sources;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Refusal, Telemetry};
 
 /// Runs the agent until a signal ends it.
 ///
@@ -86,7 +90,7 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let stop_pods = CancellationToken::new();
     let stop = CancellationToken::new();
     let mut parts = JoinSet::new();
-    serve_admin(&config, &context, log, &stop, &mut parts).await?;
+    serve_admin(&config, &context, log, &stop, &mut parts)?;
     parts.spawn(stream.run(stop.clone()));
     parts.spawn(forget_series(Arc::clone(&context), stop.clone()));
     parts.spawn(Arc::clone(&identities).run(stop.clone()));
@@ -107,12 +111,18 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     }
     stop_pods.cancel();
     pods.await.context("stopping the node's pods")?;
+    let left: usize = context.pods.all().iter().map(|pod| pod.flows.len()).sum();
     drain(&context).await;
+    let reset = context.telemetry.refusals(Refusal::Drained);
     stop.cancel();
     while let Some(ended) = parts.join_next().await {
         ended.context("stopping a part of the agent")?;
     }
-    tracing::info!("drained; connections of meshed pods are refused until the next agent starts");
+    let next = match context.pods.standing() {
+        Standing::Superseded { .. } => "a newer agent serves its pods",
+        _ => "connections of its pods are refused until the next agent starts",
+    };
+    tracing::info!(left, reset, "drained; {next}");
     Ok(())
 }
 
@@ -150,7 +160,7 @@ async fn renew_when_back(
 }
 
 /// Opens the admin port and the admin socket.
-async fn serve_admin(
+fn serve_admin(
     config: &Config,
     context: &Arc<Context>,
     log: LogControl,
@@ -172,8 +182,7 @@ async fn serve_admin(
         log_level: Box::new(move || filter.filter()),
         set_log_level: Box::new(move |filter| log.set(filter).map_err(|it| format!("{it:#}"))),
     });
-    let listener = TcpListener::bind(config.admin)
-        .await
+    let listener = admin_listener(config.admin)
         .with_context(|| format!("listening on {} (--admin)", config.admin))?;
     let socket = &config.admin_socket;
     if let Some(parent) = socket.parent() {
@@ -183,8 +192,27 @@ async fn serve_admin(
     let on_socket = admin::serve_socket(Arc::clone(&admin), socket, stop.clone())
         .with_context(|| format!("listening on {} (--admin-socket)", socket.display()))?;
     parts.spawn(on_socket);
-    parts.spawn(admin::serve_port(admin, listener, stop.clone()));
+    let (pods, stop) = (Arc::clone(&context.pods), stop.clone());
+    parts.spawn(async move {
+        tokio::select! {
+            () = admin::serve_port(admin, listener, stop.clone()) => {}
+            () = pods.superseded() => stop.cancelled().await,
+        }
+    });
     Ok(())
+}
+
+/// The agent that is to take over listens on the port while this one still does. Only processes of
+/// the same user can join so.
+fn admin_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(ADMIN_BACKLOG)
 }
 
 /// Lets the flows of all pods finish until the deadline, and resets the rest.
@@ -228,3 +256,4 @@ fn raise_descriptor_limit() {
 
 /// How often the series of workloads that are gone are looked for.
 const SERIES_CHECK: Duration = Duration::from_secs(15);
+const ADMIN_BACKLOG: u32 = 256;

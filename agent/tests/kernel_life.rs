@@ -250,19 +250,22 @@ fn an_earlier_layout_refuses_until_it_is_replaced() {
     refused(&world);
     let listeners = Listeners::open(&world);
     listeners.enroll(&bpf, &world, &world.entry());
-    // One pod is still under the earlier programs, so those are still there, and refuse.
-    refused(&world);
-    refused(&other);
-    assert!(root.join("v0").exists());
-    bpf.unenroll(other.cookie).unwrap();
-    assert!(!root.join("v0").exists());
-
+    // One pod is still under the earlier programs, so those are still there, and refuse; the other
+    // they leave alone.
     let meshed = Meshed {
         listeners,
         bpf,
         world,
         instance,
     };
+    let _client = meshed.world.connect(address(ELSEWHERE_V4)).unwrap();
+    meshed.accept_redirected(address(ELSEWHERE_V4));
+    refused(&other);
+    let root = &meshed.instance.config.pin_root;
+    assert!(root.join("v0").exists());
+    meshed.bpf.unenroll(other.cookie).unwrap();
+    assert!(!root.join("v0").exists());
+
     meshed.bpf.verify().unwrap();
     let _client = meshed.world.connect(address(ELSEWHERE_V4)).unwrap();
     meshed.accept_redirected(address(ELSEWHERE_V4));

@@ -47,7 +47,7 @@ pub async fn serve_port(admin: Arc<Admin>, listener: TcpListener, stop: Cancella
     http::serve(listener, Surface::Port, admin, stop).await;
 }
 
-/// Serves `/config_dump` and `/log_level` at `path` until `stop`, then removes the socket. A socket
+/// Serves `/config_dump`, `/log_level`, `/metrics` and `/ready` at `path` until `stop`, then removes the socket. A socket
 /// that an earlier agent left there is replaced.
 ///
 /// # Errors

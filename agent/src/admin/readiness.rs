@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::bpf::Standing;
 use crate::identity::{CertificateState, CertificateStatus};
 
 /// What readiness depends on.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
+    /// What this agent is to the node's pods.
+    pub standing: Standing,
     /// Everything was received once.
     pub complete: bool,
     /// A control stream is open.
@@ -33,6 +36,8 @@ pub struct Facts {
 /// The answer of `/ready`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Readiness {
+    /// The process that answers: during an upgrade there are two agents.
+    pub pid: u32,
     /// Whether it is.
     pub ready: bool,
     /// Why it is not.
@@ -58,6 +63,15 @@ pub fn readiness(facts: &Facts) -> Readiness {
             .as_ref()
             .map_or(String::new(), |error| format!(": {error}"))
     };
+    match facts.standing {
+        Standing::Owner => {}
+        Standing::Starting => {
+            reasons.push("it has not taken over the node's pods yet".to_owned());
+        }
+        Standing::Superseded { .. } => {
+            reasons.push("a newer agent has taken over the node's pods".to_owned());
+        }
+    }
     if !facts.complete {
         let error = because(&facts.last_error);
         reasons.push(format!("not everything was received yet{error}"));
@@ -96,6 +110,7 @@ pub fn readiness(facts: &Facts) -> Readiness {
         }
     }
     Readiness {
+        pid: std::process::id(),
         ready: reasons.is_empty(),
         reasons,
         warnings,
@@ -126,6 +141,7 @@ mod tests {
 
     fn good() -> Facts {
         Facts {
+            standing: Standing::Owner,
             complete: true,
             connected: true,
             knowledge_age: Some(Duration::ZERO),
@@ -145,6 +161,11 @@ mod tests {
         };
         assert_eq!(with(|_| {}), (true, 0, 0));
         assert_eq!(with(|it| it.complete = false), (false, 1, 0));
+        assert_eq!(with(|it| it.standing = Standing::Starting), (false, 1, 0));
+        assert_eq!(
+            with(|it| it.standing = Standing::Superseded { settled: false }),
+            (false, 1, 0)
+        );
         assert_eq!(with(|it| it.connected = false), (true, 0, 1));
         assert_eq!(with(|it| it.rejected = 2), (true, 0, 1));
         let waiting = |it: &mut Facts| it.waiting = vec![("shop/web".to_owned(), None)];

@@ -24,11 +24,9 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
     let method = request.method().clone();
     let read = matches!(method, Method::GET | Method::HEAD);
     match (surface, request.uri().path()) {
-        (Surface::Port, "/metrics") if read => {
-            reply(StatusCode::OK, OPEN_METRICS, (admin.metrics)())
-        }
+        (_, "/metrics") if read => reply(StatusCode::OK, OPEN_METRICS, (admin.metrics)()),
         (Surface::Port, "/live") if read => text(StatusCode::OK, "alive"),
-        (Surface::Port, "/ready") if read => {
+        (_, "/ready") if read => {
             let readiness = (admin.readiness)();
             let status = if readiness.ready {
                 StatusCode::OK
@@ -44,9 +42,9 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
         (Surface::Socket, "/log_level") if method == Method::PUT => {
             set_log_level(admin, request).await
         }
-        (Surface::Port, "/metrics" | "/live" | "/ready") | (Surface::Socket, "/config_dump") => {
-            not_allowed("GET, HEAD")
-        }
+        (_, "/metrics" | "/ready")
+        | (Surface::Port, "/live")
+        | (Surface::Socket, "/config_dump") => not_allowed("GET, HEAD"),
         (Surface::Socket, "/log_level") => not_allowed("GET, HEAD, PUT"),
         _ => text(StatusCode::NOT_FOUND, "no such page"),
     }

@@ -126,6 +126,7 @@ async fn readiness_becomes_200() {
     let admin = Arc::get_mut(&mut world.admin).expect("not shared yet");
     admin.readiness = Box::new(|| {
         readiness(&Facts {
+            standing: crate::bpf::Standing::Owner,
             complete: true,
             connected: true,
             knowledge_age: Some(Duration::ZERO),
@@ -170,7 +171,9 @@ async fn the_socket_dumps_and_sets_the_log_level() {
         (put("/log_level", ""), "400", ""),
         (get("/log_level"), "200", "weft_agent=debug"),
         (put("/config_dump", "x"), "405", ""),
-        (get("/metrics"), "404", ""),
+        (get("/metrics"), "200", "up 1"),
+        (get("/ready"), "503", "\"pid\": "),
+        (get("/live"), "404", ""),
     ] {
         let response = world.ask_socket(&request).await;
         assert_eq!(status(&response), expected, "{request} {response}");

@@ -31,6 +31,7 @@ impl Views {
         let state = self.discovery.state();
         let waiting = self.waiting();
         readiness(&Facts {
+            standing: self.pods.standing(),
             complete: self.store.is_complete(),
             connected: state.connected,
             knowledge_age: state.knowledge_age(),

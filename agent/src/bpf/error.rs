@@ -91,6 +91,14 @@ pub enum BpfError {
     /// The host's own network namespace was to be meshed.
     #[error("the host's network namespace cannot be meshed")]
     HostNamespace,
+    /// Another agent owns the instance's state in the kernel.
+    #[error("another agent serves this node's pods")]
+    NotOwner,
+    /// Another agent is changing the kernel's state and does not come to an end.
+    #[error(
+        "another agent of this instance has been changing the kernel's state for too long: is its process stopped?"
+    )]
+    Busy,
     /// The hooks are not what they should be.
     #[error("the hooks are not as they should be: {}", .problems.join("; "))]
     Hooks {

@@ -6,10 +6,11 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
-use super::{LINKS, MAPS, error::BpfError, links};
+use super::{LINKS, MAPS, error::BpfError, links, sys};
 
 /// What is left of earlier versions.
 #[derive(Debug, Default)]
@@ -28,7 +29,19 @@ impl Legacy {
             }
             for cookie in links::lookup_cookies(&folder.join(LINKS))? {
                 let pin = folder.join(LINKS).join(links::lookup_pin(cookie));
-                if links::is_attached(&pin)? == Some(true) {
+                let attached = match links::open(&pin)? {
+                    Some(link) => {
+                        sys::link_info(link.as_fd())
+                            .map_err(|source| BpfError::Pin {
+                                path: pin.clone(),
+                                source,
+                            })?
+                            .target
+                            != 0
+                    }
+                    None => false,
+                };
+                if attached {
                     legacy.cookies.insert(cookie);
                 }
             }
@@ -42,21 +55,12 @@ impl Legacy {
         self.cookies.iter().copied()
     }
 
-    /// Whether a pod's lookup program still is attached; `None` if it has none here.
-    pub(super) fn is_attached(&self, cookie: u64) -> Result<Option<bool>, BpfError> {
-        for folder in &self.folders {
-            let pin = folder.join(LINKS).join(links::lookup_pin(cookie));
-            if let Some(attached) = links::is_attached(&pin)? {
-                return Ok(Some(attached));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A pod is enrolled in the current version, or unenrolled.
+    /// A pod is enrolled in the current version, or unenrolled. The earlier versions stop to
+    /// redirect it, and then to steer what arrives.
     pub(super) fn done_with(&mut self, cookie: u64) -> Result<(), BpfError> {
         if self.cookies.contains(&cookie) {
             for folder in &self.folders {
+                forget(folder, cookie)?;
                 links::detach(&folder.join(LINKS).join(links::lookup_pin(cookie)))?;
             }
             self.cookies.remove(&cookie);
@@ -73,6 +77,25 @@ impl Legacy {
         }
         Ok(())
     }
+}
+
+/// Takes a pod out of a version's `PODS`, whose key has always been the cookie.
+fn forget(folder: &Path, cookie: u64) -> Result<(), BpfError> {
+    let pin = folder.join(MAPS).join("PODS");
+    let failed = |source| BpfError::Pin {
+        path: pin.clone(),
+        source,
+    };
+    let pods = match sys::open_pin(&pin) {
+        Ok(pods) => pods,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let info = sys::map_info(pods.as_fd()).map_err(failed)?;
+    if info.key_size as usize == size_of::<u64>() {
+        sys::map_delete(pods.as_fd(), &cookie).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// The folders of all versions of an instance.

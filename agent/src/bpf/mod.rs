@@ -11,6 +11,7 @@ mod links;
 mod load;
 mod log;
 mod mounts;
+mod ownership;
 mod pods;
 mod sys;
 mod table;
@@ -34,10 +35,12 @@ use weft_ebpf_abi as abi;
 pub use self::{
     error::BpfError,
     mounts::{bpffs, cgroup2_root},
-    pods::Namespace,
+    ownership::Standing,
     verify::{AttachedHook, HookReport},
 };
-use self::{legacy::Legacy, links::Hook, load::Lookups, pods::Pods, table::Table};
+use self::{
+    legacy::Legacy, links::Hook, load::Lookups, ownership::Ownership, pods::Pods, table::Table,
+};
 use crate::netns::Netns;
 pub use abi::{ListenerRole, Reason};
 
@@ -63,7 +66,9 @@ pub struct BpfConfig {
 /// The kernel programs of an instance. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
 pub struct Bpf {
+    pin_root: PathBuf,
     folder: PathBuf,
+    ownership: Ownership,
     hooks: Vec<Hook>,
     host_cookie: u64,
     lookups: Mutex<Lookups>,
@@ -137,11 +142,14 @@ pub struct MapOccupancy {
 impl Bpf {
     /// Installs the programs, or takes over those of a previous agent: its maps are used as they
     /// are, its programs are replaced in place. Links to network namespaces that are gone are
-    /// removed.
+    /// removed. The pods stay those of the previous agent, which may still run, until
+    /// [`Bpf::claim`].
     pub fn open(config: &BpfConfig) -> Result<Self, BpfError> {
         let features = load::probe()?;
         let folder = config.pin_root.join(format!("v{}", abi::SCHEMA));
         make_folders(&folder)?;
+        let ownership = Ownership::join(&config.pin_root)?;
+        let change = ownership.change()?;
         let host_cookie = Netns::current()
             .and_then(|netns| netns.cookie())
             .map_err(|source| BpfError::System {
@@ -166,8 +174,10 @@ impl Bpf {
             lookups: Mutex::new(Lookups::new(&maps, config.log)?),
             tables: Tables::open(&maps)?,
             pods: Mutex::default(),
-            legacy: Mutex::new(Legacy::find(&config.pin_root, &folder)?),
+            legacy: Mutex::default(),
+            pin_root: config.pin_root.clone(),
             folder,
+            ownership,
         };
         *bpf.pods() = Pods::read(&bpf.tables)?;
         bpf.refresh_lookups()?;
@@ -176,8 +186,45 @@ impl Bpf {
             hook.install(&bpf.links(), program.as_fd())?;
         }
         bpf.remove_hooks_no_longer_wanted()?;
-        bpf.legacy().finish_if_empty()?;
+        drop(change);
         Ok(bpf)
+    }
+
+    /// Takes over: from now on this agent enrolls pods and lets go of them, and older ones no
+    /// longer may. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// A newer agent has taken over, or the kernel's state cannot be read.
+    pub fn claim(&self) -> Result<(), BpfError> {
+        let change = self.ownership.change()?;
+        self.ownership.claim(&change)?;
+        // The previous agent may have changed them until now.
+        *self.pods() = Pods::read(&self.tables)?;
+        let mut legacy = self.legacy();
+        *legacy = Legacy::find(&self.pin_root, &self.folder)?;
+        legacy.finish_if_empty()
+    }
+
+    /// Lets older agents know that all pods are this one's now, so that they may close their
+    /// listeners.
+    pub fn settle(&self) -> Result<(), BpfError> {
+        let change = self.ownership.change_own()?;
+        self.ownership.settle(&change)
+    }
+
+    /// What this agent is to the kernel's state.
+    pub fn standing(&self) -> Result<Standing, BpfError> {
+        self.ownership.standing()
+    }
+
+    /// Whether an older agent of the instance runs.
+    pub fn has_predecessor(&self) -> Result<bool, BpfError> {
+        self.ownership.has_predecessor()
+    }
+
+    /// Whether a newer agent of the instance runs.
+    pub fn has_successor(&self) -> Result<bool, BpfError> {
+        self.ownership.has_successor()
     }
 
     /// What is known of a socket; `None` for one that arrived from outside, or that Weft has
@@ -284,6 +331,8 @@ impl Bpf {
 
     /// Checks that every hook has exactly one program of this instance.
     pub fn verify(&self) -> Result<HookReport, BpfError> {
+        // A link that is being made is not pinned yet.
+        let _change = self.ownership.change()?;
         let cookies: BTreeSet<u64> = links::lookup_cookies(&self.links())?.into_iter().collect();
         let unsteered: Vec<String> = self
             .tables
@@ -304,7 +353,7 @@ impl Bpf {
 
     /// Removes everything this instance has in the kernel: its pods are no longer meshed.
     pub fn remove_all(&self) -> Result<(), BpfError> {
-        self.folder.parent().map_or(Ok(()), Self::uninstall)
+        Self::uninstall(&self.pin_root)
     }
 
     /// Removes everything of the instance with that pin root from the kernel, whichever version
@@ -313,6 +362,7 @@ impl Bpf {
         for folder in legacy::versions(pin_root)? {
             legacy::remove(&folder)?;
         }
+        ownership::remove_all(pin_root)?;
         match fs::remove_dir(pin_root) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BpfError::File {
                 what: "removing",

@@ -27,6 +27,7 @@ impl Bpf {
         if pod.cookie == self.host_cookie {
             return Err(BpfError::HostNamespace);
         }
+        let _change = self.ownership.change_own()?;
         let mut pods = self.pods();
         self.tables
             .pod_state
@@ -46,6 +47,7 @@ impl Bpf {
 
     /// Changes the addresses or probed ports of an enrolled pod.
     pub fn update(&self, pod: &PodEntry) -> Result<(), BpfError> {
+        let _change = self.ownership.change_own()?;
         let mut pods = self.pods();
         pods.write(&self.tables, pod)?;
         if self.tables.pods.value(&pod.cookie)?.is_some() {
@@ -56,39 +58,9 @@ impl Bpf {
 
     /// Leaves a pod alone again. Connections that are open stay open.
     pub fn unenroll(&self, cookie: u64) -> Result<(), BpfError> {
+        let _change = self.ownership.change_own()?;
         self.forget_pod(cookie)?;
         self.legacy().done_with(cookie)
-    }
-
-    /// Takes the listeners and probe ports from a pod: all it connects, and all that is connected to
-    /// it, is refused until it is enrolled again or unenrolled.
-    pub fn close(&self, cookie: u64) -> Result<(), BpfError> {
-        for role in ROLES {
-            self.tables.listeners.remove(&listener_key(cookie, role))?;
-        }
-        self.pods().remove_probes(&self.tables, cookie)
-    }
-
-    /// Whether a pod's network namespace still is there.
-    pub fn namespace(&self, cookie: u64) -> Result<Namespace, BpfError> {
-        let pin = self.links().join(links::lookup_pin(cookie));
-        let attached = match links::is_attached(&pin)? {
-            Some(attached) => Some(attached),
-            None => self.legacy().is_attached(cookie)?,
-        };
-        Ok(match attached {
-            Some(true) => Namespace::Alive,
-            Some(false) => Namespace::Gone,
-            None => Namespace::Unknown,
-        })
-    }
-
-    /// The addresses that a pod in the kernel has, whoever enrolled it.
-    pub fn addresses(&self, cookie: u64) -> Vec<IpAddr> {
-        let pods = self.pods();
-        let entries = pods.entries.get(&cookie);
-        let addresses = entries.into_iter().flat_map(|it| &it.addresses);
-        addresses.map(|it| IpAddr::from(*it)).collect()
     }
 
     /// The cookies of all pods in the kernel, whoever enrolled them.
@@ -105,7 +77,11 @@ impl Bpf {
         let mut pods = self.pods();
         self.tables.pods.remove(&cookie)?;
         links::detach(&self.links().join(links::lookup_pin(cookie)))?;
-        for role in ROLES {
+        for role in [
+            ListenerRole::Outbound,
+            ListenerRole::Tunnel,
+            ListenerRole::Plaintext,
+        ] {
             self.tables.listeners.remove(&listener_key(cookie, role))?;
         }
         pods.remove(&self.tables, cookie)?;
@@ -145,17 +121,6 @@ impl Bpf {
             &name,
         )
     }
-}
-
-/// Whether a pod's network namespace still is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Namespace {
-    /// The lookup program is attached to it.
-    Alive,
-    /// The lookup program was attached to it, and no longer is.
-    Gone,
-    /// The lookup program never was attached.
-    Unknown,
 }
 
 /// What the pods have in `OWN_ADDRESSES` and `PROBES`, so that a change is a difference.
@@ -228,28 +193,18 @@ impl Pods {
         Ok(())
     }
 
-    fn remove_probes(&mut self, tables: &Tables, cookie: u64) -> Result<(), BpfError> {
-        if let Some(entries) = self.entries.get_mut(&cookie) {
-            for probe in &entries.probes {
-                remove_probe(tables, cookie, probe)?;
-            }
-            entries.probes.clear();
-        }
-        Ok(())
-    }
-
-    /// What cannot be removed stays known, so that it can be tried again.
     fn remove(&mut self, tables: &Tables, cookie: u64) -> Result<(), BpfError> {
-        self.remove_probes(tables, cookie)?;
-        if let Some(entries) = self.entries.get(&cookie) {
-            for address in &entries.addresses {
-                tables.own_addresses.remove(&abi::OwnAddressKey {
-                    cookie,
-                    address: *address,
-                })?;
-            }
+        let Some(entries) = self.entries.remove(&cookie) else {
+            return Ok(());
+        };
+        for probe in &entries.probes {
+            remove_probe(tables, cookie, probe)?;
         }
-        self.entries.remove(&cookie);
+        for address in entries.addresses {
+            tables
+                .own_addresses
+                .remove(&abi::OwnAddressKey { cookie, address })?;
+        }
         Ok(())
     }
 }
@@ -284,9 +239,3 @@ fn listener_key(cookie: u64, role: ListenerRole) -> abi::ListenerKey {
         padding: 0,
     }
 }
-
-const ROLES: [ListenerRole; 3] = [
-    ListenerRole::Outbound,
-    ListenerRole::Tunnel,
-    ListenerRole::Plaintext,
-];

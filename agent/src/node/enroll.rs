@@ -1,61 +1,36 @@
 //! Makes the pods that are enrolled those that are wanted.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use weft_core::{NodePod, Workload, WorkloadId};
 
-use super::closed::{self, Closed};
 use super::{EnrollError, LocalPod, listen};
-use crate::bpf::{ListenerRole, PodEntry};
+use crate::bpf::{BpfError, ListenerRole, PodEntry, Standing};
+use crate::identity::{CertificateState, CertificateStatus};
 use crate::netns::Netns;
 use crate::proxy::{self, Context};
 
-/// Keeps the node's pods enrolled until `stop`; then closes their listeners and returns. The kernel
-/// programs stay attached: what connects while no agent is there is refused.
-pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let mut node = Node {
-        host_cookie: Netns::current().and_then(|netns| netns.cookie()).ok(),
-        context,
-        enrolled: HashMap::new(),
-        closed: Closed::default(),
-        not_unenrolled: BTreeSet::new(),
-        draining: JoinSet::new(),
-    };
-    let mut changes = node.context.store.changes();
-    let mut tick = tokio::time::interval(RECHECK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        // Before looking, so that no change falls in between.
-        let seen = changes.borrow_and_update().node_pods;
-        // Loading programs and entering namespaces are system calls that take their time.
-        tokio::task::block_in_place(|| node.reconcile());
-        tokio::select! {
-            () = stop.cancelled() => break,
-            _ = tick.tick() => {}
-            changed = changes.wait_for(|it| it.node_pods != seen) => if changed.is_err() { break },
-            Some(_) = node.draining.join_next() => {}
-        }
-    }
-    for entry in node.enrolled.values() {
-        entry.pod.stop_accepting.cancel();
-    }
-    while node.draining.join_next().await.is_some() {}
-}
-
-struct Node {
-    context: Arc<Context>,
+/// The node's pods, as this agent has them.
+pub(super) struct Node {
+    pub(super) context: Arc<Context>,
+    /// What this agent is to the kernel's state.
+    pub(super) standing: Standing,
     /// Cookie of the agent's own namespace.
     host_cookie: Option<u64>,
     enrolled: HashMap<WorkloadId, Entry>,
-    /// Pods that are in the kernel's maps and that this agent does not serve.
-    closed: Closed,
+    /// Whether what a previous agent left has been looked through.
+    adopted: bool,
+    /// Whether older agents know that this one has all pods.
+    settled: bool,
+    /// Cookies whose pod was replaced by one that is not enrolled yet: closed until it is.
+    replaced: HashMap<WorkloadId, u64>,
     /// Cookies of pods that are gone and could not be removed from the kernel's maps.
     not_unenrolled: BTreeSet<u64>,
     draining: JoinSet<()>,
@@ -64,10 +39,8 @@ struct Node {
 /// Why a pod is let go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
-    /// It takes no part in the mesh any more, although it lives.
-    OptedOut,
-    /// It is not described any more. Its processes may live on.
-    NotDescribed,
+    /// It is not described any more.
+    Unwanted,
     /// Another pod, or another identity, in the same namespace.
     Replaced,
     /// Its namespace does not exist any more, or another has its name.
@@ -81,13 +54,73 @@ struct Entry {
 }
 
 impl Node {
-    /// Makes what is enrolled what is wanted, as far as possible now.
-    fn reconcile(&mut self) {
+    pub(super) fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            standing: Standing::default(),
+            host_cookie: Netns::current().and_then(|netns| netns.cookie()).ok(),
+            enrolled: HashMap::new(),
+            adopted: false,
+            settled: false,
+            replaced: HashMap::new(),
+            not_unenrolled: BTreeSet::new(),
+            draining: JoinSet::new(),
+        }
+    }
+
+    /// Takes note of what this agent is to the kernel's state, and shows it.
+    pub(super) fn stand(&mut self, standing: Standing) {
+        if standing != self.standing {
+            tracing::info!(?standing, "which agent serves this node");
+            self.standing = standing;
+        }
+        self.context.pods.stand(standing);
+    }
+
+    /// Whether there is a certificate for every pod.
+    pub(super) fn is_prepared(&self) -> bool {
+        let held = |it: &CertificateStatus| {
+            matches!(
+                it.state,
+                CertificateState::Held | CertificateState::InDanger
+            )
+        };
+        self.want_identities(&self.context.store.node_pods());
+        self.context.identities.status().iter().all(held)
+    }
+
+    /// Lets the listeners close.
+    pub(super) fn stop_accepting(&self) {
+        for entry in self.enrolled.values() {
+            entry.pod.stop_accepting.cancel();
+        }
+    }
+
+    /// Lets the listeners close and the flows finish.
+    pub(super) fn step_down(&mut self) {
+        self.stop_accepting();
+        let grace = self.context.config.drain_deadline;
+        for entry in self.enrolled.values() {
+            let pod = Arc::clone(&entry.pod);
+            self.draining
+                .spawn(async move { pod.finish_flows(grace).await });
+        }
+    }
+
+    /// Waits until the flows of a pod that was let go have ended; false if there is none.
+    pub(super) async fn drained_one(&mut self) -> bool {
+        self.draining.join_next().await.is_some()
+    }
+
+    /// Makes what is enrolled what is wanted, as far as possible now and if that is up to this
+    /// agent.
+    pub(super) fn reconcile(&mut self) {
         // Asked first: what is complete by now is in what is read next.
         let complete = self.context.store.is_complete();
         let wanted = self.context.store.node_pods();
         self.unenroll_what_failed();
         self.remove_unwanted(&wanted);
+        self.forget_replaced(&wanted);
         self.want_identities(&wanted);
         let mut waiting = Vec::new();
         for description in wanted {
@@ -95,21 +128,23 @@ impl Node {
                 waiting.push((description.id.clone(), error));
             }
         }
-        if complete {
-            self.remove_closed();
+        if complete && self.standing == Standing::Owner {
+            if waiting.is_empty() {
+                self.adopt();
+            }
+            self.settle(&waiting);
         }
         self.publish(waiting);
     }
 
     /// Lets go of pods that are no longer described, came back as somebody else, or whose
-    /// namespace is gone.
+    /// namespace is gone. What cannot be found out now is no reason: a pod that is let go is open.
     fn remove_unwanted(&mut self, wanted: &[Arc<NodePod>]) {
         let wanted: HashMap<_, _> = wanted.iter().map(|it| (&it.id, it)).collect();
         let mut gone = Vec::new();
         for (id, entry) in &self.enrolled {
             let leaving = match wanted.get(id) {
-                _ if self.is_opted_out(&entry.pod) => Leaving::OptedOut,
-                None => Leaving::NotDescribed,
+                None => Leaving::Unwanted,
                 Some(description) if is_gone(description, &entry.pod) => Leaving::NamespaceGone,
                 Some(description) if description.uid != entry.pod.uid => Leaving::Replaced,
                 Some(_) if self.is_somebody_else(&entry.pod) => Leaving::Replaced,
@@ -133,27 +168,20 @@ impl Node {
         identity.is_some_and(|it| *it != pod.identity)
     }
 
-    fn is_opted_out(&self, pod: &LocalPod) -> bool {
-        let addresses = &pod.record.load().addresses;
-        closed::is_opted_out(&self.context.store, Some(&pod.id), addresses)
-    }
-
-    /// Stops to serve a pod, and lets its flows finish if it still lives. It is refused from then on,
-    /// unless it takes no part in the mesh.
+    /// Takes a pod out of the kernel's maps, then lets its flows finish if it still lives.
     fn release(&mut self, entry: Entry, leaving: Leaving) {
         let pod = entry.pod;
-        if leaving == Leaving::OptedOut {
-            self.unenroll(pod.cookie);
+        // Its successor in the same namespace takes the entries over; in between nothing is open.
+        if leaving == Leaving::Replaced {
+            self.replaced.insert(pod.id.clone(), pod.cookie);
         } else {
-            let path = entry.description.netns.as_deref();
-            self.closed.close(&self.context.bpf, &pod, path);
+            self.unenroll(pod.cookie);
         }
+        pod.left.cancel();
         pod.stop_accepting.cancel();
         let grace = match leaving {
             Leaving::NamespaceGone => Duration::ZERO,
-            Leaving::OptedOut | Leaving::NotDescribed | Leaving::Replaced => {
-                self.context.config.drain_deadline
-            }
+            Leaving::Unwanted | Leaving::Replaced => self.context.config.drain_deadline,
         };
         let context = Arc::clone(&self.context);
         self.draining.spawn(async move {
@@ -164,7 +192,21 @@ impl Node {
         });
     }
 
+    /// Lets go of replaced pods whose successors are not wanted any more either.
+    fn forget_replaced(&mut self, wanted: &[Arc<NodePod>]) {
+        let enrolled: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
+        self.replaced.retain(|_, cookie| !enrolled.contains(cookie));
+        let wanted: HashSet<_> = wanted.iter().map(|it| &it.id).collect();
+        let unwanted = self.replaced.extract_if(|id, _| !wanted.contains(id));
+        for cookie in unwanted.map(|(_, cookie)| cookie).collect::<Vec<_>>() {
+            self.unenroll(cookie);
+        }
+    }
+
     fn unenroll(&mut self, cookie: u64) {
+        if self.standing != Standing::Owner {
+            return;
+        }
         if let Err(error) = self.context.bpf.unenroll(cookie) {
             tracing::error!(cookie, %error, "removing a pod from the kernel's maps; trying again");
             self.not_unenrolled.insert(cookie);
@@ -183,7 +225,11 @@ impl Node {
     fn ensure(&mut self, description: &Arc<NodePod>) -> Result<(), EnrollError> {
         let record = self.context.store.workload(&description.id);
         let record = record.ok_or(EnrollError::NoRecord)?;
+        let owner = self.standing == Standing::Owner;
         let Some(entry) = self.enrolled.get_mut(&description.id) else {
+            if !owner {
+                return Err(BpfError::NotOwner.into());
+            }
             let entry = self.enroll(description, record)?;
             self.enrolled.insert(description.id.clone(), entry);
             return Ok(());
@@ -191,11 +237,13 @@ impl Node {
         if entry.description == *description && entry.record == record {
             return Ok(());
         }
-        self.context.bpf.update(&PodEntry {
-            cookie: entry.pod.cookie,
-            addresses: record.addresses.clone(),
-            probe_ports: description.probe_ports.clone(),
-        })?;
+        if owner {
+            self.context.bpf.update(&PodEntry {
+                cookie: entry.pod.cookie,
+                addresses: record.addresses.clone(),
+                probe_ports: description.probe_ports.clone(),
+            })?;
+        }
         entry.pod.record.store(Arc::clone(&record));
         entry.record = record;
         entry.description = Arc::clone(description);
@@ -263,26 +311,47 @@ impl Node {
         let plaintext = TcpListener::from_std(plaintext).map_err(EnrollError::Listen)?;
         let parts = || (Arc::clone(&self.context), Arc::clone(pod));
         let (context, it) = parts();
-        tokio::spawn(proxy::outbound::serve(context, it, outbound));
+        pod.accepting
+            .spawn(proxy::outbound::serve(context, it, outbound));
         let (context, it) = parts();
-        tokio::spawn(proxy::inbound::serve_tunnel(context, it, tunnel));
+        pod.accepting
+            .spawn(proxy::inbound::serve_tunnel(context, it, tunnel));
         let (context, it) = parts();
-        tokio::spawn(proxy::inbound::serve_plaintext(context, it, plaintext));
+        pod.accepting
+            .spawn(proxy::inbound::serve_plaintext(context, it, plaintext));
         Ok(())
     }
 
-    /// Removes what is in the kernel's maps and need not be. Called when everything is known.
-    fn remove_closed(&mut self) {
-        let context = &self.context;
-        let ours = self.enrolled.values().map(|it| it.pod.cookie).collect();
-        if let Err(error) = self.closed.find(&context.bpf, &ours) {
-            tracing::error!(%error, "listing the pods in the kernel's maps");
+    /// Removes what a previous agent enrolled and nobody wants. Called when everything is known and
+    /// every wanted pod is enrolled: before that, what is found may be a pod that waits.
+    fn adopt(&mut self) {
+        if self.adopted {
+            return;
         }
-        let removable = self
-            .closed
-            .take_removable(&context.bpf, &context.store, &ours);
-        for cookie in removable {
-            self.unenroll(cookie);
+        let ours: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
+        match self.context.bpf.enrolled() {
+            Ok(cookies) => {
+                self.adopted = true;
+                for cookie in cookies.into_iter().filter(|it| !ours.contains(it)) {
+                    tracing::info!(cookie, "removing a pod that a previous agent left");
+                    self.unenroll(cookie);
+                }
+            }
+            Err(error) => tracing::error!(%error, "listing what a previous agent left"),
+        }
+    }
+
+    /// Lets an older agent close its listeners, once it has no pod that this one could not take.
+    fn settle(&mut self, waiting: &[(WorkloadId, EnrollError)]) {
+        let not_taken = |(_, error): &(_, EnrollError)| {
+            matches!(error, EnrollError::Listen(_) | EnrollError::Bpf(_))
+        };
+        if self.settled || waiting.iter().any(not_taken) {
+            return;
+        }
+        match self.context.bpf.settle() {
+            Ok(()) => self.settled = true,
+            Err(error) => tracing::error!(%error, "telling older agents that they may go"),
         }
     }
 
@@ -298,14 +367,25 @@ impl Node {
 
     /// Makes the present state visible to the proxy and to readiness.
     fn publish(&self, waiting: Vec<(WorkloadId, EnrollError)>) {
+        // Not worth a word for each pod: readiness says it once.
+        let of_another = |it: &EnrollError| matches!(it, EnrollError::Bpf(BpfError::NotOwner));
+        let waiting = waiting.into_iter().filter(|(_, it)| !of_another(it));
+        let waiting = waiting.collect();
         let pods = self.enrolled.values().map(|it| Arc::clone(&it.pod));
         self.context.pods.publish(pods, waiting);
     }
 }
 
+/// Whether a pod's namespace is no longer where its description says. Asked without a descriptor,
+/// and only a clear answer counts: when descriptors or memory run out, nothing is gone.
 fn is_gone(description: &NodePod, pod: &LocalPod) -> bool {
-    let path = description.netns.as_deref();
-    path.is_some_and(|path| closed::is_gone(path, pod.netns_inode))
+    let Some(path) = description.netns.as_deref() else {
+        return false;
+    };
+    match std::fs::metadata(path) {
+        Ok(found) => found.ino() != pod.netns_inode,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 fn open_netns(path: &Path) -> Result<(Netns, u64, u64), EnrollError> {
@@ -320,6 +400,3 @@ fn open_netns(path: &Path) -> Result<(Netns, u64, u64), EnrollError> {
         error,
     })
 }
-
-/// How often namespaces are checked and waiting pods are tried again.
-const RECHECK: Duration = Duration::from_secs(1);

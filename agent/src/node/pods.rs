@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_core::{Identity, NodePod, Workload, WorkloadId};
 
 use super::EnrollError;
+use crate::bpf::Standing;
 use crate::netns::Netns;
 use crate::telemetry::PodLabels;
 
@@ -34,17 +36,24 @@ pub struct LocalPod {
     pub netns_inode: u64,
     /// How metrics name it.
     pub labels: PodLabels,
+    /// Cancelled when it left the mesh: no flow to it is let in any more.
+    pub left: CancellationToken,
     /// Cancelled when its listeners are to be closed.
     pub stop_accepting: CancellationToken,
     /// Cancelled when its flows are to be reset.
     pub end_flows: CancellationToken,
+    /// What accepts at its listeners.
+    pub accepting: TaskTracker,
     /// Its flows, in both directions.
     pub flows: TaskTracker,
 }
 
 /// The enrolled pods and those that wait.
 #[derive(Debug, Default)]
-pub struct Pods(ArcSwap<Index>);
+pub struct Pods {
+    index: ArcSwap<Index>,
+    standing: watch::Sender<Standing>,
+}
 
 #[derive(Debug, Default)]
 struct Index {
@@ -83,8 +92,10 @@ impl LocalPod {
                 id: description.id.clone(),
                 owner: record.owner.clone(),
             },
+            left: CancellationToken::new(),
             stop_accepting: CancellationToken::new(),
             end_flows: CancellationToken::new(),
+            accepting: TaskTracker::new(),
             flows: TaskTracker::new(),
         }
     }
@@ -96,11 +107,14 @@ impl LocalPod {
 
     /// Waits for the flows that are open, for `grace` at most, then resets what is left.
     pub async fn finish_flows(&self, grace: Duration) {
+        self.accepting.close();
         self.flows.close();
-        if tokio::time::timeout(grace, self.flows.wait())
-            .await
-            .is_err()
-        {
+        let finished = async {
+            // First what is in the queues becomes flows.
+            self.accepting.wait().await;
+            self.flows.wait().await;
+        };
+        if tokio::time::timeout(grace, finished).await.is_err() {
             self.end_flows.cancel();
             self.flows.wait().await;
         }
@@ -110,22 +124,42 @@ impl LocalPod {
 impl Pods {
     /// The pod that has an address.
     pub fn at(&self, address: IpAddr) -> Option<Arc<LocalPod>> {
-        self.0.load().by_address.get(&address).cloned()
+        self.index.load().by_address.get(&address).cloned()
     }
 
     /// The pod of a name.
     pub fn by_id(&self, id: &WorkloadId) -> Option<Arc<LocalPod>> {
-        self.0.load().by_id.get(id).cloned()
+        self.index.load().by_id.get(id).cloned()
     }
 
     /// All enrolled pods.
     pub fn all(&self) -> Vec<Arc<LocalPod>> {
-        self.0.load().by_id.values().cloned().collect()
+        self.index.load().by_id.values().cloned().collect()
     }
 
     /// The pods that could not be enrolled yet.
     pub fn waiting(&self) -> Vec<Waiting> {
-        self.0.load().waiting.clone()
+        self.index.load().waiting.clone()
+    }
+
+    /// What this agent is to the node's pods.
+    pub fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    /// Waits until a newer agent has all pods.
+    pub async fn superseded(&self) {
+        let superseded = |it: &Standing| matches!(it, Standing::Superseded { settled: true });
+        // The sender lives as long as this.
+        let _ = self.standing.subscribe().wait_for(superseded).await;
+    }
+
+    pub(super) fn stand(&self, standing: Standing) {
+        self.standing.send_if_modified(|it| {
+            let changed = *it != standing;
+            *it = standing;
+            changed
+        });
     }
 
     pub(super) fn publish(
@@ -139,7 +173,7 @@ impl Pods {
             index.waiting.push(Waiting { pod, reason });
         }
         for waiting in &index.waiting {
-            if !self.0.load().waiting.contains(waiting) {
+            if !self.index.load().waiting.contains(waiting) {
                 tracing::warn!(pod = %waiting.pod, reason = waiting.reason, "pod cannot be enrolled yet");
             }
         }
@@ -149,6 +183,6 @@ impl Pods {
             }
             index.by_id.insert(pod.id.clone(), pod);
         }
-        self.0.store(Arc::new(index));
+        self.index.store(Arc::new(index));
     }
 }

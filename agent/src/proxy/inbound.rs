@@ -5,13 +5,13 @@
 //! [`admit`]. Nothing else in the agent connects to an application on behalf of somebody else.
 
 use std::future::{Future, poll_fn};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, StatusCode};
@@ -83,7 +83,7 @@ pub async fn admit(
     if to.port() == TUNNEL_PORT {
         return Err(FlowError::ReservedPort(to.port()));
     }
-    if pod.stop_accepting.is_cancelled() {
+    if pod.left.is_cancelled() {
         return Err(FlowError::PodGone);
     }
     let client = Client {
@@ -166,9 +166,10 @@ impl Admission {
     ) -> Result<(), FlowError> {
         tokio::select! {
             biased;
+            // Before the copying, which fails at the same moment if it goes through a tunnel.
+            () = self.pod.end_flows.cancelled() => Err(FlowError::Drained),
             result = copying => Ok(result?),
             verdict = self.live.revoked() => Err(FlowError::PolicyChanged(verdict)),
-            () = self.pod.end_flows.cancelled() => Err(FlowError::Drained),
         }
     }
 }
@@ -178,7 +179,7 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
     // Half of what the pod may have: strangers cannot take the places of those who have proven who
     // they are.
     let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod.div_ceil(2)));
-    accept_each(&context, &pod, &listener, |stream| {
+    accept_each(&context, &pod, listener, |stream| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
@@ -202,7 +203,7 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
     // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
     // so that a peer is told, and not cut off, when they are too many.
     let tunnels = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
-    accept_each(&context, &pod, &listener, |stream| {
+    accept_each(&context, &pod, listener, |stream| {
         let Ok(open) = Arc::clone(&tunnels).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
@@ -232,7 +233,7 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
 pub(super) async fn accept_each(
     context: &Context,
     pod: &LocalPod,
-    listener: &TcpListener,
+    listener: TcpListener,
     mut serve: impl FnMut(TcpStream),
 ) {
     let mut admit = |accepted: std::io::Result<(TcpStream, SocketAddr)>| match accepted {
@@ -261,9 +262,24 @@ pub(super) async fn accept_each(
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
-    while let Some(accepted) = listener.accept().now_or_never() {
-        if !admit(accepted) {
-            break;
+    // Straight from the kernel: the runtime may not have heard yet of what is in the queue.
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    loop {
+        let accepted = listener.accept().and_then(|(stream, peer)| {
+            stream.set_nonblocking(true)?;
+            Ok((TcpStream::from_std(stream)?, peer))
+        });
+        match accepted {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            // That client gave up.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            accepted => {
+                if !admit(accepted) {
+                    return;
+                }
+            }
         }
     }
 }

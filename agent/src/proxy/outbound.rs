@@ -86,7 +86,7 @@ pub enum Connected {
 /// Serves the connections of the pod's applications, until its listeners close.
 pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
-    accept_each(&context, &pod, &listener, |stream| {
+    accept_each(&context, &pod, listener, |stream| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
@@ -423,14 +423,15 @@ async fn carry(
         server: record.destination_identity.clone(),
         verdict: None,
     });
+    // Looked at before the copying, which fails at the same moment if it goes through a tunnel.
     let ended = pod.end_flows.cancelled();
     match connected {
         Connected::Socket(server) => {
             record.moved = Moved::metered(vec![meter]);
             tokio::select! {
                 biased;
-                result = join_sockets(client, server, &record.moved) => Ok(result?),
                 () = ended => Err(FlowError::Drained),
+                result = join_sockets(client, server, &record.moved) => Ok(result?),
             }
         }
         Connected::SameNode(admitted, _tracked) => {
@@ -439,8 +440,8 @@ async fn carry(
             record.moved = Moved::metered(vec![meter, inbound_meter]);
             tokio::select! {
                 biased;
-                result = admission.watch(join_sockets(client, server, &record.moved)) => result,
                 () = ended => Err(FlowError::Drained),
+                result = admission.watch(join_sockets(client, server, &record.moved)) => result,
             }
         }
         Connected::Tunnel(opened) => {
@@ -448,8 +449,8 @@ async fn carry(
             record.moved = Moved::metered(vec![meter]);
             let result = tokio::select! {
                 biased;
-                result = join_tunnel(client, Side::Client, halves, &record.moved) => result.map_err(Into::into),
                 () = ended => Err(FlowError::Drained),
+                result = join_tunnel(client, Side::Client, halves, &record.moved) => result.map_err(Into::into),
             };
             drop(slot);
             result

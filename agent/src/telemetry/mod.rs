@@ -81,6 +81,14 @@ impl Telemetry {
         entry(&self.counts.refusals, key).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How often something was refused or ended for that reason, over all pods there are.
+    pub fn refusals(&self, reason: Refusal) -> u64 {
+        let counts = &self.counts.refusals;
+        let counts = counts.read().unwrap_or_else(PoisonError::into_inner);
+        let counted = counts.iter().filter(|((_, why), _)| *why == reason);
+        counted.map(|(_, it)| it.load(Ordering::Relaxed)).sum()
+    }
+
     /// Forgets the series of a pod that is gone.
     pub fn forget_pod(&self, pod: &WorkloadId) {
         retain(&self.counts.flows, |labels| labels.pod.id != *pod);

@@ -158,7 +158,11 @@ impl Instance {
     }
 
     pub(crate) fn open(&self) -> Bpf {
-        Bpf::open(&self.config).unwrap_or_else(|error| panic!("{:?}", anyhow::Error::from(error)))
+        let opened = Bpf::open(&self.config).and_then(|bpf| {
+            bpf.claim()?;
+            Ok(bpf)
+        });
+        opened.unwrap_or_else(|error| panic!("{:?}", anyhow::Error::from(error)))
     }
 }
 

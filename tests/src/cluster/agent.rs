@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -20,6 +20,8 @@ use crate::wait::{DEADLINE, wait_for};
 #[derive(Debug, Default)]
 pub(super) struct AgentState {
     process: Option<Process>,
+    /// Agents that were told to end when another took over.
+    leaving: Vec<Process>,
     log_files: Vec<PathBuf>,
     args: Vec<String>,
 }
@@ -51,12 +53,92 @@ impl Node {
 
     /// Starts the agent.
     pub fn spawn_agent(&self) -> Result<()> {
-        let mut state = lock(&self.agent);
         ensure!(
-            state.process.is_none(),
+            lock(&self.agent).process.is_none(),
             "the agent of {} is running",
             self.name()
         );
+        let process = self.spawn_process()?;
+        lock(&self.agent).process = Some(process);
+        Ok(())
+    }
+
+    /// Starts another agent beside the one that runs; that one is told to end when the new one is
+    /// ready, or `early`, as soon as that one answers at all. Gives the time until the new one was ready.
+    pub fn take_over(&self, early: bool) -> Result<Duration> {
+        let start = Instant::now();
+        let new = self.spawn_process()?;
+        let pid = new.pid();
+        let old = lock(&self.agent).process.replace(new);
+        let old = old.context("no agent is running")?;
+        if early {
+            self.wait_answer(pid, "to answer", |_| true)?;
+            old.signal(Signal::SIGTERM)?;
+        }
+        self.wait_ready_process(pid)?;
+        let took = start.elapsed();
+        if !early {
+            old.signal(Signal::SIGTERM)?;
+        }
+        lock(&self.agent).leaving.push(old);
+        Ok(took)
+    }
+
+    /// Starts another agent beside the one that runs, and leaves both.
+    pub fn spawn_beside(&self) -> Result<Beside> {
+        self.spawn_process().map(Beside)
+    }
+
+    /// Starts another agent beside the one that runs, kills that one after a while, and waits
+    /// until the new one is ready.
+    pub fn replace_killing(&self, after: Duration) -> Result<()> {
+        let new = self.spawn_process()?;
+        let pid = new.pid();
+        let old = lock(&self.agent).process.replace(new);
+        std::thread::sleep(after);
+        old.context("no agent is running")?.kill()?;
+        self.wait_ready_process(pid)
+    }
+
+    /// What `/ready` answers on the Unix socket: that is the newest agent's.
+    pub fn ready_on_socket(&self) -> Result<(u16, String)> {
+        let reply = http::get_unix(&self.admin_socket(), "/ready")?;
+        Ok((reply.status, reply.body))
+    }
+
+    /// Waits until the agent with this process id says that it is ready.
+    pub fn wait_ready_process(&self, pid: u32) -> Result<()> {
+        self.wait_answer(pid, "to be ready", |status| status == 200)
+    }
+
+    fn wait_answer(&self, pid: u32, what: &str, wanted: impl Fn(u16) -> bool) -> Result<()> {
+        let what = format!("agent {pid} of {} {what}", self.name());
+        wait_for(&what, START_DEADLINE, || {
+            if let Some(process) = &mut lock(&self.agent).process {
+                super::check_running(process)?;
+            }
+            let reply = http::get_unix(&self.admin_socket(), "/ready")?;
+            let body: Value = serde_json::from_str(&reply.body)?;
+            ensure!(
+                wanted(reply.status) && body["pid"] == pid,
+                "/ready says {body}"
+            );
+            Ok(Some(()))
+        })
+    }
+
+    /// Waits until the agents that were told to end have drained and ended.
+    pub fn wait_left(&self) -> Result<()> {
+        let leaving = std::mem::take(&mut lock(&self.agent).leaving);
+        for mut process in leaving {
+            let status = process.wait(STOP_DEADLINE)?;
+            ensure!(status.success(), "an older agent ended with {status}");
+        }
+        Ok(())
+    }
+
+    fn spawn_process(&self) -> Result<Process> {
+        let mut state = lock(&self.agent);
         write_private(&self.dir().join("join-token"), self.join_token())?;
         let program = super::binary("weft-agent")?;
         let process = Program::new(
@@ -72,8 +154,7 @@ impl Node {
         )
         .spawn()?;
         state.log_files.extend(process.logs().map(Path::to_owned));
-        state.process = Some(process);
-        Ok(())
+        Ok(process)
     }
 
     /// Waits until `/ready` says so.
@@ -219,6 +300,17 @@ impl Node {
 
     pub(super) fn agent_log_files(&self) -> Vec<PathBuf> {
         lock(&self.agent).log_files.clone()
+    }
+}
+
+/// An agent beside that of the node.
+#[derive(Debug)]
+pub struct Beside(Process);
+
+impl Beside {
+    /// Ends it with SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.0.kill()
     }
 }
 
