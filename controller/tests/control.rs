@@ -627,3 +627,46 @@ async fn a_controller_waits_for_what_it_never_could_read() {
     assert_eq!(agent.keys(Kind::Server), [PAYMENT_API]);
     cluster.stop().await;
 }
+
+/// Whoever holds sockets open, before a handshake or after it, keeps no agent away, and does not
+/// hold them for long.
+#[tokio::test]
+async fn idle_strangers_keep_nobody_away() {
+    let cluster = Cluster::start().await;
+    cluster.until("/ready", "200 OK").await;
+    let mut idle = vec![];
+    for _ in 0..300 {
+        idle.push(
+            tokio::net::TcpStream::connect(cluster.address)
+                .await
+                .expect("accepted"),
+        );
+    }
+    let agent = cluster.subscribe(TOKEN_ONE, hello("one", vec![]));
+    let agent = timeout(Duration::from_secs(2), agent).await;
+    let mut agent = agent.expect("at once").expect("served");
+    agent.full().await;
+    for socket in &mut idle {
+        let ended = timeout(Duration::from_secs(6), socket.read(&mut [0; 16])).await;
+        assert!(matches!(ended.expect("ended"), Ok(0) | Err(_)));
+    }
+    // The stream is not a stranger's.
+    fs::write(cluster.source("policy.yaml"), "# nothing\n").expect("written");
+    agent.push().await.expect("still open");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn large_requests_for_signatures_are_refused() {
+    let cluster = Cluster::start().await;
+    let request = v1::SignRequest {
+        csr: vec![0; 1024 * 1024],
+        namespace: "production".to_owned(),
+        service_account: "payment".to_owned(),
+    };
+    let request = with_token(request, TOKEN_ONE);
+    let refused = cluster.client().await.sign(request).await;
+    let refused = refused.expect_err("too large");
+    assert_eq!(refused.code(), Code::OutOfRange);
+    cluster.stop().await;
+}

@@ -1,13 +1,17 @@
 //! The gRPC service that agents connect to: the stream of state, and signing.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
 use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 use weft_core::{Identity, Name, ObjectName, TrustDomain};
 use weft_proto::v1::control_server::{Control, ControlServer};
@@ -17,10 +21,12 @@ use crate::authority::{Authority, SignError};
 use crate::telemetry::{Metrics, Refused, Signing};
 use crate::views::Views;
 use agents::Agents;
+use strangers::Seat;
 use tls::Serving;
 use tokens::Tokens;
 
 pub mod agents;
+mod strangers;
 mod stream;
 pub mod tls;
 pub mod tokens;
@@ -56,7 +62,19 @@ struct Caller {
 struct Gate {
     tokens: Arc<Tokens>,
     metrics: Arc<Metrics>,
+    /// When a wrong token was last logged.
+    said: Arc<Mutex<Option<Instant>>>,
 }
+
+/// The service, with another limit of what is read for each call.
+#[derive(Clone)]
+struct ByCall {
+    stream: Gated,
+    sign: Gated,
+}
+
+type Gated = InterceptedService<ControlServer<Server>, Gate>;
+type HttpRequest = http::Request<tonic::body::Body>;
 
 /// A connection on which nothing is heard for this long is pinged,
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -64,6 +82,10 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at the same time on one connection: a stream, and some signing.
 const MAX_CALLS: u32 = 128;
+/// A request for a signature is a key and a name.
+const MAX_SIGN_BYTES: usize = 64 * 1024;
+/// Wrong tokens are logged at most this often: they may come by the thousands.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Serves agents until it is stopped.
@@ -78,11 +100,19 @@ impl Server {
         let gate = Gate {
             tokens: self.tokens.clone(),
             metrics: self.metrics.clone(),
+            said: Arc::default(),
         };
-        let service = ControlServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let gated = tonic::service::interceptor::InterceptedService::new(service, gate);
+        let service = Arc::new(self);
+        let limited = |bytes| {
+            let service = ControlServer::from_arc(service.clone())
+                .max_decoding_message_size(bytes)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            InterceptedService::new(service, gate.clone())
+        };
+        let gated = ByCall {
+            stream: limited(MAX_MESSAGE_BYTES),
+            sign: limited(MAX_SIGN_BYTES),
+        };
         let served = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -105,12 +135,54 @@ impl Interceptor for Gate {
         };
         let Some(node) = self.tokens.node_of(&token) else {
             self.metrics.refused(Refused::WrongToken);
-            tracing::warn!("an agent was refused: its join token is not known");
+            self.say_wrong();
             return Err(Status::unauthenticated("the token is not known"));
         };
+        // Every connection has one: see `tls::accept`.
+        let seat = request.extensions().get::<Arc<Seat>>();
+        let seat = seat.ok_or_else(|| Status::internal("a connection without a place"))?;
+        if seat.prove(&node).is_err() {
+            return Err(Status::resource_exhausted("too many connections of a node"));
+        }
         request.extensions_mut().insert(Caller { node, token });
         Ok(request)
     }
+}
+
+impl Gate {
+    fn say_wrong(&self) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|it| it.elapsed() >= SAY_AGAIN) {
+            *said = Some(Instant::now());
+            tracing::warn!("an agent was refused: its join token is not known");
+        }
+    }
+}
+
+impl Service<HttpRequest> for ByCall {
+    type Response = <Gated as Service<HttpRequest>>::Response;
+    type Error = <Gated as Service<HttpRequest>>::Error;
+    type Future = <Gated as Service<HttpRequest>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match <Gated as Service<HttpRequest>>::poll_ready(&mut self.stream, context) {
+            Poll::Ready(Ok(())) => {
+                <Gated as Service<HttpRequest>>::poll_ready(&mut self.sign, context)
+            }
+            other => other,
+        }
+    }
+
+    fn call(&mut self, request: HttpRequest) -> Self::Future {
+        match request.uri().path().rsplit('/').next() {
+            Some("Subscribe") => self.stream.call(request),
+            _ => self.sign.call(request),
+        }
+    }
+}
+
+impl NamedService for ByCall {
+    const NAME: &'static str = <ControlServer<Server> as NamedService>::NAME;
 }
 
 #[tonic::async_trait]

@@ -3,8 +3,9 @@
 //! What is still to be sent is a list of references to shared resources; while an agent is slow,
 //! changes are not collected for it but found out by comparison when it is ready again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use weft_core::Name;
+use weft_proto::convert::{address_bytes, address_from};
 use weft_proto::v1::controller_message::Message as ToAgent;
 use weft_proto::v1::{self, agent_message::Message as FromAgent};
 use weft_proto::{Key, PROTOCOL_VERSION};
@@ -48,7 +50,9 @@ struct Outbox {
     /// Whether the next push that empties the box completes the state.
     completes: bool,
     /// Answers to wants, each after what was pending when it was asked.
-    looked: VecDeque<v1::Looked>,
+    looked: VecDeque<IpAddr>,
+    /// The same, to tell who asks again.
+    asked: HashSet<IpAddr>,
 }
 
 /// How long the agent may take to say hello.
@@ -57,8 +61,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const COLLECT: Duration = Duration::from_millis(20);
 /// A push holds about this many bytes, far below the limit of a message.
 const PUSH_BYTES: usize = 1024 * 1024;
-/// Unanswered questions of an agent.
+/// Unanswered questions of an agent. More get no answer: the agent gives up, and refuses.
 const MAX_WANTS: usize = 4096;
+/// The longest name of a resource: two names and an address, with room.
+const MAX_KEY_BYTES: usize = 1024;
 
 /// Serves the stream until it ends, and tells the agent why.
 pub(super) async fn serve(
@@ -157,7 +163,7 @@ fn received(
             answered(context, node, connected, answer);
             Ok(false)
         }
-        Some(FromAgent::Want(want)) => outbox.want(want).map(|()| true),
+        Some(FromAgent::Want(want)) => outbox.want(&want).map(|()| true),
         Some(FromAgent::Hello(_)) => Err(Status::invalid_argument("a second hello")),
         None => Err(Status::invalid_argument("an empty message")),
     }
@@ -233,6 +239,9 @@ fn held(list: Vec<v1::Held>) -> Result<HashMap<Key, u64>, Status> {
 fn answered(context: &Context, node: &Name, connected: &Connected, answer: v1::Answer) {
     let rejections = answer.rejected.into_iter().filter_map(|it| {
         let key = Key::try_from(it.key?).ok()?;
+        if key.name.len() > MAX_KEY_BYTES {
+            return None;
+        }
         Some((key, shortened(it.reason)))
     });
     let rejections: Vec<_> = rejections.collect();
@@ -260,13 +269,12 @@ impl Outbox {
         self.removed.extend(difference.removed);
     }
 
-    fn want(&mut self, want: v1::Want) -> Result<(), Status> {
-        if self.looked.len() >= MAX_WANTS {
-            return Err(Status::resource_exhausted("too many unanswered wants"));
+    fn want(&mut self, want: &v1::Want) -> Result<(), Status> {
+        let address = address_from("want.address", &want.address);
+        let address = address.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if self.asked.len() < MAX_WANTS && self.asked.insert(address) {
+            self.looked.push_back(address);
         }
-        self.looked.push_back(v1::Looked {
-            address: want.address,
-        });
         Ok(())
     }
 
@@ -281,7 +289,11 @@ impl Outbox {
             *pushes += 1;
             ToAgent::Push(self.push(*pushes, connected, metrics))
         } else {
-            ToAgent::Looked(self.looked.pop_front()?)
+            let address = self.looked.pop_front()?;
+            self.asked.remove(&address);
+            ToAgent::Looked(v1::Looked {
+                address: address_bytes(address),
+            })
         };
         Some(v1::ControllerMessage {
             message: Some(message),
@@ -356,6 +368,23 @@ mod tests {
     use crate::problems::Problems;
 
     #[test]
+    fn questions_are_bounded() {
+        let mut outbox = Outbox::default();
+        let want = |address: Vec<u8>| v1::Want { address };
+        for bytes in [0, 5, 8 * 1024 * 1024] {
+            let refused = outbox.want(&want(vec![7; bytes])).expect_err("no address");
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        }
+        for number in 0..2 * MAX_WANTS as u32 {
+            for _ in 0..2 {
+                let address = number.to_be_bytes().to_vec();
+                outbox.want(&want(address)).expect("an address");
+            }
+        }
+        assert_eq!(outbox.looked.len(), MAX_WANTS);
+    }
+
+    #[test]
     fn large_states_are_cut_into_pushes() {
         let service = |index: usize| {
             let name = format!("namespace-of-a-usual-length/service-{index}");
@@ -381,10 +410,10 @@ mod tests {
             upto: 1,
         });
         outbox
-            .want(v1::Want {
+            .want(&v1::Want {
                 address: vec![10, 0, 0, 1],
             })
-            .expect("room");
+            .expect("an address");
         let agents = Arc::new(Agents::new(Problems::default()));
         let connected = agents.connect(&"one".parse().expect("valid"), 1, String::new());
         let (mut pushes, mut counted, mut looked) = (0, (0, 0), false);

@@ -10,11 +10,12 @@ use rustls::crypto::aws_lc_rs;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::strangers::{Doors, Guarded};
 use crate::authority::Authority;
 use crate::telemetry::{Metrics, Refused};
 
@@ -23,9 +24,7 @@ use crate::telemetry::{Metrics, Refused};
 pub struct Serving(ArcSwapOption<CertifiedKey>);
 
 /// Clients that take longer for a handshake are dropped.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at the same time; more wait.
-const MAX_HANDSHAKES: usize = 256;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// After a failure to renew.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -82,20 +81,16 @@ impl ResolvesServerCert for Serving {
 }
 
 /// Accepts connections and hands over those whose handshake succeeded.
-pub async fn accept(
+pub(super) async fn accept(
     listener: TcpListener,
     config: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
-    accepted: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
+    accepted: mpsc::Sender<std::io::Result<Guarded<TlsStream<TcpStream>>>>,
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(config);
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let doors = Arc::new(Doors::default());
     loop {
-        // Never closed.
-        let Ok(permit) = handshakes.clone().acquire_owned().await else {
-            return;
-        };
         let connection = tokio::select! {
             () = stop.cancelled() => return,
             connection = listener.accept() => connection,
@@ -110,13 +105,20 @@ pub async fn accept(
             }
         };
         let (acceptor, accepted, metrics) = (acceptor.clone(), accepted.clone(), metrics.clone());
+        let seat = doors.enter(peer.ip());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-            drop(permit);
+            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+            let handshake = tokio::select! {
+                handshake = handshake => handshake,
+                () = seat.leave.cancelled() => {
+                    metrics.refused(Refused::Handshake);
+                    return;
+                }
+            };
             match handshake {
                 Ok(Ok(stream)) => {
-                    let _ = accepted.send(Ok(stream)).await;
+                    let _ = accepted.send(Ok(Guarded::new(stream, seat))).await;
                 }
                 Ok(Err(error)) => {
                     metrics.refused(Refused::Handshake);
