@@ -31,7 +31,7 @@ pub struct ControlStream {
     node: Name,
     incarnation: u64,
     asks: Arc<Asks>,
-    wants: mpsc::UnboundedReceiver<IpAddr>,
+    wants: mpsc::Receiver<IpAddr>,
     state: watch::Sender<StreamState>,
     unsaid: Unsaid,
 }
@@ -147,6 +147,8 @@ impl ControlStream {
             state.connected = true;
             state.connects += 1;
         });
+        // What piled up while nobody listened is old, or among these.
+        while self.wants.try_recv().is_ok() {}
         for address in self.asks.outstanding() {
             send(&sender, want(address)).await?;
         }
@@ -156,7 +158,9 @@ impl ControlStream {
                     let message = message.map_err(StreamError::Broken)?;
                     self.receive(message.ok_or(StreamError::Ended)?, &sender).await?;
                 }
-                Some(address) = self.wants.recv() => send(&sender, want(address)).await?,
+                Some(address) = self.wants.recv() => if self.asks.is_outstanding(address) {
+                    send(&sender, want(address)).await?;
+                }
             }
         }
     }

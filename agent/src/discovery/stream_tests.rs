@@ -383,7 +383,11 @@ async fn addresses_are_asked_for_also_across_streams() {
     session.push(push(1, vec![cluster()], true)).await;
     let ask = |address: &str| {
         let (discovery, address) = (world.discovery.clone(), address.parse().expect("valid"));
-        tokio::spawn(async move { discovery.ask(address).await })
+        tokio::spawn(async move {
+            discovery
+                .ask(&"shop/client".parse().expect("valid"), address)
+                .await
+        })
     };
     let (found, absent) = (ask("10.1.0.7"), ask("10.1.0.8"));
     for _ in 0..2 {

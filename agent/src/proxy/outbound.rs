@@ -166,7 +166,7 @@ async fn reach(
     accepted: &Accepted,
     record: &mut Record,
 ) -> Result<Connected, FlowError> {
-    match classify(context, accepted.original).await? {
+    match classify(context, pod, accepted.original).await? {
         Classified::Address => connect(context, pod, accepted, accepted.original, record).await,
         Classified::Service(port) => {
             record.service = Some(port.service.clone());
@@ -186,8 +186,12 @@ async fn reach(
     }
 }
 
-async fn classify(context: &Context, original: SocketAddr) -> Result<Classified, FlowError> {
-    match known(context, original).await? {
+async fn classify(
+    context: &Context,
+    pod: &LocalPod,
+    original: SocketAddr,
+) -> Result<Classified, FlowError> {
+    match known(context, pod, original).await? {
         Destination::Service(port) => Ok(Classified::Service(port)),
         Destination::ServiceWithoutPort(name) => {
             Err(FlowError::UnknownServicePort(name, original.port()))
@@ -199,9 +203,15 @@ async fn classify(context: &Context, original: SocketAddr) -> Result<Classified,
 }
 
 /// What an address is, asked for if need be; never [`Destination::Unknown`].
-async fn known(context: &Context, address: SocketAddr) -> Result<Destination, FlowError> {
+async fn known(
+    context: &Context,
+    pod: &LocalPod,
+    address: SocketAddr,
+) -> Result<Destination, FlowError> {
     let mut destination = context.store.classify(address);
-    if matches!(destination, Destination::Unknown) && context.discovery.ask(address.ip()).await {
+    if matches!(destination, Destination::Unknown)
+        && context.discovery.ask(&pod.id, address.ip()).await
+    {
         destination = context.store.classify(address);
     }
     match destination {
@@ -253,7 +263,7 @@ async fn decide(context: &Context, pod: &LocalPod, to: SocketAddr) -> Result<Way
     if pod.has_address(to.ip()) {
         return Ok(Way::Itself);
     }
-    let workload = match known(context, to).await? {
+    let workload = match known(context, pod, to).await? {
         Destination::Workload(workload) => workload,
         Destination::Outside => return Ok(Way::Plaintext(None)),
         // An endpoint that is a service's address: nothing that could be proven to be anybody.
