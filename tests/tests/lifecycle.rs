@@ -408,10 +408,13 @@ fn series_disappear(cluster: &Cluster, pods: &Pods) -> Result<()> {
     cluster.remove_pod(pod)?;
     eventually("the series to disappear", || {
         let metrics = cluster.node(0).metrics()?;
-        ensure!(
-            !metrics.mentions("pod", "short-lived"),
-            "they are still there"
-        );
+        let left = metrics.samples().iter().find(|sample| {
+            sample
+                .labels
+                .get("pod")
+                .is_some_and(|pod| pod == "short-lived")
+        });
+        ensure!(left.is_none(), "still there: {left:?}");
         Ok(())
     })
 }

@@ -186,7 +186,9 @@ impl Node {
         let context = Arc::clone(&self.context);
         self.draining.spawn(async move {
             pod.finish_flows(grace).await;
-            if context.pods.by_id(&pod.id).is_none() {
+            // Without flows this may run before it is taken out of the index.
+            let current = context.pods.by_id(&pod.id);
+            if current.is_none_or(|current| Arc::ptr_eq(&current, &pod)) {
                 context.telemetry.forget_pod(&pod.id);
             }
         });
