@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weft_core::{NodePod, Workload, WorkloadId};
 
-use super::{EnrollError, LocalPod, listen};
+use super::{EnrollError, LocalPod, listen, loopback};
 use crate::bpf::{BpfError, ListenerRole, PodEntry, Standing};
 use crate::identity::{CertificateState, CertificateStatus};
 use crate::netns::Netns;
@@ -191,6 +191,14 @@ impl Node {
             if current.is_none_or(|current| Arc::ptr_eq(&current, &pod)) {
                 context.telemetry.forget_pod(&pod.id);
             }
+            // The namespace may live on, outside of the mesh or as somebody else.
+            let others = context.pods.all();
+            let mut others = others.iter().filter(|it| !Arc::ptr_eq(it, &pod));
+            let taken = others.any(|it| it.cookie == pod.cookie);
+            if leaving == Leaving::Unwanted && !taken {
+                // Harmless where it stays.
+                let _ = loopback::remove_way_back(&pod.netns);
+            }
         });
     }
 
@@ -246,6 +254,9 @@ impl Node {
                 probe_ports: description.probe_ports.clone(),
             })?;
         }
+        if entry.record.addresses != record.addresses {
+            add_way_back(&entry.pod.netns, &entry.pod.id);
+        }
         entry.pod.record.store(Arc::clone(&record));
         entry.record = record;
         entry.description = Arc::clone(description);
@@ -269,6 +280,7 @@ impl Node {
         if let Some(other) = self.enrolled.values().find(|it| it.pod.cookie == cookie) {
             return Err(EnrollError::NetnsShared(other.pod.id.clone()));
         }
+        add_way_back(&netns, &description.id);
         let [outbound, tunnel, plaintext] = listen::open(&netns).map_err(EnrollError::Listen)?;
         let listeners = [
             (ListenerRole::Outbound, outbound.as_fd()),
@@ -387,6 +399,13 @@ fn is_gone(description: &NodePod, pod: &LocalPod) -> bool {
     match std::fs::metadata(path) {
         Ok(found) => found.ino() != pod.netns_inode,
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Without it IPv6 connections work, but resets may be lost: no reason to keep the pod out.
+fn add_way_back(netns: &Netns, pod: &WorkloadId) {
+    if let Err(error) = loopback::add_way_back(netns) {
+        tracing::warn!(%pod, %error, "adding the route to ::1 that answers without a socket need");
     }
 }
 

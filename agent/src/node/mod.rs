@@ -11,6 +11,7 @@
 
 mod enroll;
 mod listen;
+mod loopback;
 mod pods;
 mod tenure;
 
