@@ -66,6 +66,10 @@ fn lifecycle() {
         "a pod that leaves the mesh, and joins again",
         leaves_and_joins,
     );
+    check(
+        "a deleted pod that lives on is refused everything",
+        deleted_but_alive,
+    );
     check("metrics of a pod that is gone disappear", series_disappear);
     check(
         "churn past the number of ports, the client closing first",
@@ -393,6 +397,63 @@ fn leaves_and_joins(cluster: &Cluster, pods: &Pods) -> Result<()> {
         Ok(())
     })?;
     cluster.remove_pod(pod)
+}
+
+/// Processes may outlive their pod's object. Only the cluster's word that the pod takes no part in
+/// the mesh opens it.
+fn deleted_but_alive(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let pod = cluster.add_pod(PodSpec::new("zombie").on(0))?;
+    let app = Server::start(&pod, 7414, "echo", &[])?;
+    let elsewhere = Server::start(&pods.plain, 7414, "echo", &[])?;
+    let (to, from) = (pods.plain.sockets(7414)[0], pod.sockets(7414)[0]);
+    eventually("the pod to be in the mesh", || {
+        expect_echo(&pod, to, "meshed")?;
+        expect_echo(&pods.plain, from, "meshed").map(drop)
+    })?;
+    let is_closed = || -> Result<()> {
+        let args = ["--send", "alive", "--half-close", "--timeout-ms", "500"];
+        for (source, target) in [(&pod, to), (&pods.plain, from)] {
+            let got = testapp::connect(source, target, &args)?;
+            ensure!(got.outcome != "ok" && got.received == 0, "{got:?}");
+        }
+        Ok(())
+    };
+    cluster.remove(&pod.manifest())?;
+    eventually("the pod to be refused", is_closed)?;
+    let accepted = (app.accepted()?.len(), elsewhere.accepted()?.len());
+    // Longer than flows may drain, and than anything is looked at again.
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while std::time::Instant::now() < end {
+        is_closed()?;
+    }
+    cluster.node(0).kill_agent()?;
+    cluster.node(0).start_agent()?;
+    let end = std::time::Instant::now() + Duration::from_secs(3);
+    while std::time::Instant::now() < end {
+        is_closed()?;
+    }
+    ensure!(
+        accepted == (app.accepted()?.len(), elsewhere.accepted()?.len()),
+        "an application was reached"
+    );
+    let mut manifest = pod.manifest();
+    manifest["metadata"]["labels"]["weft.dev/mesh"] = "disabled".into();
+    cluster.apply(&manifest)?;
+    eventually("the pod to be plain", || {
+        expect_echo(&pod, to, "plain")?;
+        expect_echo(&pods.plain, from, "plain").map(drop)
+    })?;
+    cluster.apply(&pod.manifest())?;
+    cluster.wait_enrolled(&pod)?;
+    expect_echo(&pod, to, "meshed")?;
+    cluster.remove_pod(pod)?;
+    eventually("nothing to be left of the pod", || {
+        let metrics = cluster.node(0).metrics()?;
+        let entries = metrics.sum("weft_map_entries", &[("map", "PODS")]);
+        let enrolled = metrics.sum("weft_pods_enrolled", &[]);
+        ensure!(entries == enrolled, "{entries} entries, {enrolled} pods");
+        Ok(())
+    })
 }
 
 fn series_disappear(cluster: &Cluster, pods: &Pods) -> Result<()> {

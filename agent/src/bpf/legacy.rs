@@ -29,19 +29,7 @@ impl Legacy {
             }
             for cookie in links::lookup_cookies(&folder.join(LINKS))? {
                 let pin = folder.join(LINKS).join(links::lookup_pin(cookie));
-                let attached = match links::open(&pin)? {
-                    Some(link) => {
-                        sys::link_info(link.as_fd())
-                            .map_err(|source| BpfError::Pin {
-                                path: pin.clone(),
-                                source,
-                            })?
-                            .target
-                            != 0
-                    }
-                    None => false,
-                };
-                if attached {
+                if links::is_attached(&pin)? == Some(true) {
                     legacy.cookies.insert(cookie);
                 }
             }
@@ -53,6 +41,17 @@ impl Legacy {
     /// The pods that are still to be enrolled anew, or to be unenrolled.
     pub(super) fn cookies(&self) -> impl Iterator<Item = u64> {
         self.cookies.iter().copied()
+    }
+
+    /// Whether a pod's lookup program still is attached; `None` if it has none here.
+    pub(super) fn is_attached(&self, cookie: u64) -> Result<Option<bool>, BpfError> {
+        for folder in &self.folders {
+            let pin = folder.join(LINKS).join(links::lookup_pin(cookie));
+            if let Some(attached) = links::is_attached(&pin)? {
+                return Ok(Some(attached));
+            }
+        }
+        Ok(None)
     }
 
     /// A pod is enrolled in the current version, or unenrolled. The earlier versions stop to

@@ -138,6 +138,18 @@ pub(crate) fn open(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
     }
 }
 
+/// Whether a pinned link is attached to something that still is there; `None` without a pin.
+pub(crate) fn is_attached(pin: &Path) -> Result<Option<bool>, BpfError> {
+    let Some(link) = open(pin)? else {
+        return Ok(None);
+    };
+    let info = sys::link_info(link.as_fd()).map_err(|source| BpfError::Pin {
+        path: pin.into(),
+        source,
+    })?;
+    Ok(Some(info.target != 0))
+}
+
 /// Detaches a pinned link at once and removes the pin; nothing if there is none.
 pub(crate) fn detach(pin: &Path) -> Result<(), BpfError> {
     let Some(link) = open(pin)? else {

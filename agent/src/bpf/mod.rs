@@ -36,6 +36,7 @@ pub use self::{
     error::BpfError,
     mounts::{bpffs, cgroup2_root},
     ownership::Standing,
+    pods::Namespace,
     verify::{AttachedHook, HookReport},
 };
 use self::{

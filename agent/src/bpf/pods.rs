@@ -63,6 +63,38 @@ impl Bpf {
         self.legacy().done_with(cookie)
     }
 
+    /// Takes the listeners and probe ports from a pod: all it connects, and all that is connected to
+    /// it, is refused until it is enrolled again or unenrolled.
+    pub fn close(&self, cookie: u64) -> Result<(), BpfError> {
+        let _change = self.ownership.change_own()?;
+        for role in ROLES {
+            self.tables.listeners.remove(&listener_key(cookie, role))?;
+        }
+        self.pods().remove_probes(&self.tables, cookie)
+    }
+
+    /// Whether a pod's network namespace still is there.
+    pub fn namespace(&self, cookie: u64) -> Result<Namespace, BpfError> {
+        let pin = self.links().join(links::lookup_pin(cookie));
+        let attached = match links::is_attached(&pin)? {
+            Some(attached) => Some(attached),
+            None => self.legacy().is_attached(cookie)?,
+        };
+        Ok(match attached {
+            Some(true) => Namespace::Alive,
+            Some(false) => Namespace::Gone,
+            None => Namespace::Unknown,
+        })
+    }
+
+    /// The addresses that a pod in the kernel has, whoever enrolled it.
+    pub fn addresses(&self, cookie: u64) -> Vec<IpAddr> {
+        let pods = self.pods();
+        let entries = pods.entries.get(&cookie);
+        let addresses = entries.into_iter().flat_map(|it| &it.addresses);
+        addresses.map(|it| IpAddr::from(*it)).collect()
+    }
+
     /// The cookies of all pods in the kernel, whoever enrolled them.
     pub fn enrolled(&self) -> Result<Vec<u64>, BpfError> {
         let mut cookies: BTreeSet<u64> = self.tables.pods.keys()?.into_iter().collect();
@@ -77,11 +109,7 @@ impl Bpf {
         let mut pods = self.pods();
         self.tables.pods.remove(&cookie)?;
         links::detach(&self.links().join(links::lookup_pin(cookie)))?;
-        for role in [
-            ListenerRole::Outbound,
-            ListenerRole::Tunnel,
-            ListenerRole::Plaintext,
-        ] {
+        for role in ROLES {
             self.tables.listeners.remove(&listener_key(cookie, role))?;
         }
         pods.remove(&self.tables, cookie)?;
@@ -121,6 +149,17 @@ impl Bpf {
             &name,
         )
     }
+}
+
+/// Whether a pod's network namespace still is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// The lookup program is attached to it.
+    Alive,
+    /// The lookup program was attached to it, and no longer is.
+    Gone,
+    /// The lookup program never was attached.
+    Unknown,
 }
 
 /// What the pods have in `OWN_ADDRESSES` and `PROBES`, so that a change is a difference.
@@ -193,18 +232,28 @@ impl Pods {
         Ok(())
     }
 
+    fn remove_probes(&mut self, tables: &Tables, cookie: u64) -> Result<(), BpfError> {
+        if let Some(entries) = self.entries.get_mut(&cookie) {
+            for probe in &entries.probes {
+                remove_probe(tables, cookie, probe)?;
+            }
+            entries.probes.clear();
+        }
+        Ok(())
+    }
+
+    /// What cannot be removed stays known, so that it can be tried again.
     fn remove(&mut self, tables: &Tables, cookie: u64) -> Result<(), BpfError> {
-        let Some(entries) = self.entries.remove(&cookie) else {
-            return Ok(());
-        };
-        for probe in &entries.probes {
-            remove_probe(tables, cookie, probe)?;
+        self.remove_probes(tables, cookie)?;
+        if let Some(entries) = self.entries.get(&cookie) {
+            for address in &entries.addresses {
+                tables.own_addresses.remove(&abi::OwnAddressKey {
+                    cookie,
+                    address: *address,
+                })?;
+            }
         }
-        for address in entries.addresses {
-            tables
-                .own_addresses
-                .remove(&abi::OwnAddressKey { cookie, address })?;
-        }
+        self.entries.remove(&cookie);
         Ok(())
     }
 }
@@ -239,3 +288,9 @@ fn listener_key(cookie: u64, role: ListenerRole) -> abi::ListenerKey {
         padding: 0,
     }
 }
+
+const ROLES: [ListenerRole; 3] = [
+    ListenerRole::Outbound,
+    ListenerRole::Tunnel,
+    ListenerRole::Plaintext,
+];

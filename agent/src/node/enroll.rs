@@ -1,8 +1,7 @@
 //! Makes the pods that are enrolled those that are wanted.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weft_core::{NodePod, Workload, WorkloadId};
 
+use super::closed::{self, Closed};
 use super::{EnrollError, LocalPod, listen, loopback};
 use crate::bpf::{BpfError, ListenerRole, PodEntry, Standing};
 use crate::identity::{CertificateState, CertificateStatus};
@@ -25,12 +25,10 @@ pub(super) struct Node {
     /// Cookie of the agent's own namespace.
     host_cookie: Option<u64>,
     enrolled: HashMap<WorkloadId, Entry>,
-    /// Whether what a previous agent left has been looked through.
-    adopted: bool,
     /// Whether older agents know that this one has all pods.
     settled: bool,
-    /// Cookies whose pod was replaced by one that is not enrolled yet: closed until it is.
-    replaced: HashMap<WorkloadId, u64>,
+    /// Pods that are in the kernel's maps and that this agent does not serve.
+    closed: Closed,
     /// Cookies of pods that are gone and could not be removed from the kernel's maps.
     not_unenrolled: BTreeSet<u64>,
     draining: JoinSet<()>,
@@ -39,8 +37,10 @@ pub(super) struct Node {
 /// Why a pod is let go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
-    /// It is not described any more.
-    Unwanted,
+    /// It takes no part in the mesh any more, although it lives.
+    OptedOut,
+    /// It is not described any more. Its processes may live on.
+    NotDescribed,
     /// Another pod, or another identity, in the same namespace.
     Replaced,
     /// Its namespace does not exist any more, or another has its name.
@@ -60,9 +60,8 @@ impl Node {
             standing: Standing::default(),
             host_cookie: Netns::current().and_then(|netns| netns.cookie()).ok(),
             enrolled: HashMap::new(),
-            adopted: false,
             settled: false,
-            replaced: HashMap::new(),
+            closed: Closed::default(),
             not_unenrolled: BTreeSet::new(),
             draining: JoinSet::new(),
         }
@@ -120,7 +119,6 @@ impl Node {
         let wanted = self.context.store.node_pods();
         self.unenroll_what_failed();
         self.remove_unwanted(&wanted);
-        self.forget_replaced(&wanted);
         self.want_identities(&wanted);
         let mut waiting = Vec::new();
         for description in wanted {
@@ -129,22 +127,21 @@ impl Node {
             }
         }
         if complete && self.standing == Standing::Owner {
-            if waiting.is_empty() {
-                self.adopt();
-            }
+            self.remove_closed();
             self.settle(&waiting);
         }
         self.publish(waiting);
     }
 
     /// Lets go of pods that are no longer described, came back as somebody else, or whose
-    /// namespace is gone. What cannot be found out now is no reason: a pod that is let go is open.
+    /// namespace is gone.
     fn remove_unwanted(&mut self, wanted: &[Arc<NodePod>]) {
         let wanted: HashMap<_, _> = wanted.iter().map(|it| (&it.id, it)).collect();
         let mut gone = Vec::new();
         for (id, entry) in &self.enrolled {
             let leaving = match wanted.get(id) {
-                None => Leaving::Unwanted,
+                _ if self.is_opted_out(&entry.pod) => Leaving::OptedOut,
+                None => Leaving::NotDescribed,
                 Some(description) if is_gone(description, &entry.pod) => Leaving::NamespaceGone,
                 Some(description) if description.uid != entry.pod.uid => Leaving::Replaced,
                 Some(_) if self.is_somebody_else(&entry.pod) => Leaving::Replaced,
@@ -168,20 +165,28 @@ impl Node {
         identity.is_some_and(|it| *it != pod.identity)
     }
 
-    /// Takes a pod out of the kernel's maps, then lets its flows finish if it still lives.
+    fn is_opted_out(&self, pod: &LocalPod) -> bool {
+        let addresses = &pod.record.load().addresses;
+        closed::is_opted_out(&self.context.store, Some(&pod.id), addresses)
+    }
+
+    /// Stops to serve a pod, and lets its flows finish if it still lives. It is refused from then on,
+    /// unless it takes no part in the mesh.
     fn release(&mut self, entry: Entry, leaving: Leaving) {
         let pod = entry.pod;
-        // Its successor in the same namespace takes the entries over; in between nothing is open.
-        if leaving == Leaving::Replaced {
-            self.replaced.insert(pod.id.clone(), pod.cookie);
-        } else {
+        if leaving == Leaving::OptedOut {
             self.unenroll(pod.cookie);
+        } else if self.standing == Standing::Owner {
+            let path = entry.description.netns.as_deref();
+            self.closed.close(&self.context.bpf, &pod, path);
         }
         pod.left.cancel();
         pod.stop_accepting.cancel();
         let grace = match leaving {
             Leaving::NamespaceGone => Duration::ZERO,
-            Leaving::Unwanted | Leaving::Replaced => self.context.config.drain_deadline,
+            Leaving::OptedOut | Leaving::NotDescribed | Leaving::Replaced => {
+                self.context.config.drain_deadline
+            }
         };
         let context = Arc::clone(&self.context);
         self.draining.spawn(async move {
@@ -195,22 +200,11 @@ impl Node {
             let others = context.pods.all();
             let mut others = others.iter().filter(|it| !Arc::ptr_eq(it, &pod));
             let taken = others.any(|it| it.cookie == pod.cookie);
-            if leaving == Leaving::Unwanted && !taken {
+            if leaving == Leaving::OptedOut && !taken {
                 // Harmless where it stays.
                 let _ = loopback::remove_way_back(&pod.netns);
             }
         });
-    }
-
-    /// Lets go of replaced pods whose successors are not wanted any more either.
-    fn forget_replaced(&mut self, wanted: &[Arc<NodePod>]) {
-        let enrolled: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
-        self.replaced.retain(|_, cookie| !enrolled.contains(cookie));
-        let wanted: HashSet<_> = wanted.iter().map(|it| &it.id).collect();
-        let unwanted = self.replaced.extract_if(|id, _| !wanted.contains(id));
-        for cookie in unwanted.map(|(_, cookie)| cookie).collect::<Vec<_>>() {
-            self.unenroll(cookie);
-        }
     }
 
     fn unenroll(&mut self, cookie: u64) {
@@ -336,22 +330,18 @@ impl Node {
         Ok(())
     }
 
-    /// Removes what a previous agent enrolled and nobody wants. Called when everything is known and
-    /// every wanted pod is enrolled: before that, what is found may be a pod that waits.
-    fn adopt(&mut self) {
-        if self.adopted {
-            return;
+    /// Removes what is in the kernel's maps and need not be. Called when everything is known.
+    fn remove_closed(&mut self) {
+        let context = &self.context;
+        let ours = self.enrolled.values().map(|it| it.pod.cookie).collect();
+        if let Err(error) = self.closed.find(&context.bpf, &ours) {
+            tracing::error!(%error, "listing the pods in the kernel's maps");
         }
-        let ours: HashSet<u64> = self.enrolled.values().map(|it| it.pod.cookie).collect();
-        match self.context.bpf.enrolled() {
-            Ok(cookies) => {
-                self.adopted = true;
-                for cookie in cookies.into_iter().filter(|it| !ours.contains(it)) {
-                    tracing::info!(cookie, "removing a pod that a previous agent left");
-                    self.unenroll(cookie);
-                }
-            }
-            Err(error) => tracing::error!(%error, "listing what a previous agent left"),
+        let removable = self
+            .closed
+            .take_removable(&context.bpf, &context.store, &ours);
+        for cookie in removable {
+            self.unenroll(cookie);
         }
     }
 
@@ -390,16 +380,9 @@ impl Node {
     }
 }
 
-/// Whether a pod's namespace is no longer where its description says. Asked without a descriptor,
-/// and only a clear answer counts: when descriptors or memory run out, nothing is gone.
 fn is_gone(description: &NodePod, pod: &LocalPod) -> bool {
-    let Some(path) = description.netns.as_deref() else {
-        return false;
-    };
-    match std::fs::metadata(path) {
-        Ok(found) => found.ino() != pod.netns_inode,
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    }
+    let path = description.netns.as_deref();
+    path.is_some_and(|path| closed::is_gone(path, pod.netns_inode))
 }
 
 /// Without it IPv6 connections work, but resets may be lost: no reason to keep the pod out.

@@ -3,12 +3,14 @@
 //! The control stream says which pods are wanted; [`run`] makes the kernel and the proxy agree. For
 //! each pod it opens its network namespace, opens three listeners inside, enrolls it in the kernel's
 //! maps and lets the proxy serve the listeners. A pod that cannot be enrolled yet (its namespace is
-//! not there) is tried again, and readiness names it meanwhile. What a previous agent enrolled and
-//! nobody wants any more is removed once the whole state is known.
+//! not there) is tried again, and readiness names it meanwhile. A pod that is no longer described,
+//! or that a previous agent left, is refused everything until its namespace is dead or the cluster
+//! says that it is not meshed.
 //!
 //! Removals come before additions, so that a reused address or namespace never meets its
 //! predecessor's entries.
 
+mod closed;
 mod enroll;
 mod listen;
 mod loopback;
