@@ -7,13 +7,16 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
     process,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{FsType, fstatfs},
+};
 use socket2::{Domain, Socket, Type};
 
 /// A network namespace. It lives at least as long as this.
@@ -23,16 +26,31 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// By a path such as `/proc/<pid>/ns/net` or `/run/netns/<name>`.
+    /// By a path such as `/proc/<pid>/ns/net` or `/run/netns/<name>`. Where something else is found,
+    /// it fails and does not wait.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(path)?,
-        })
+        // Opened as a name only, nothing that is there is woken up.
+        let name = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+            .open(path)?;
+        if fstatfs(&name)?.filesystem_type() != NSFS_MAGIC {
+            let error = "it is no network namespace";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
+            .open(format!("/proc/thread-self/fd/{}", name.as_raw_fd()))?;
+        Ok(Self { file })
     }
 
     /// The one the calling thread is in.
     pub fn current() -> io::Result<Self> {
-        Self::open(Path::new("/proc/thread-self/ns/net"))
+        // Opened for every socket: what is there needs no check.
+        Ok(Self {
+            file: File::open("/proc/thread-self/ns/net")?,
+        })
     }
 
     /// Its cookie: unique until the machine restarts, unlike the inode, which is used again.
@@ -107,6 +125,8 @@ impl Drop for WayBack {
 
 /// Not in the libc crate for all targets.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// The file system of namespaces (`linux/magic.h`).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 #[cfg(test)]
 mod tests {
@@ -119,5 +139,17 @@ mod tests {
         assert_eq!(current.inode().unwrap(), again.inode().unwrap());
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
         assert_ne!(netns_cookie(socket.as_fd()).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_not_opened() {
+        // A FIFO without a writer would keep who opens it waiting.
+        let fifo = std::env::temp_dir().join(format!("weft-netns-{}", process::id()));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [fifo.as_path(), Path::new("/dev/null"), Path::new("/proc")] {
+            let error = Netns::open(path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}");
+        }
+        std::fs::remove_file(fifo).unwrap();
     }
 }
