@@ -7,6 +7,7 @@
 mod kernel;
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -21,7 +22,7 @@ use kernel::{
     assert_refusals, connect, eventually, is_idle, talk,
 };
 use socket2::{Domain, Protocol};
-use weft_agent::bpf::{Reason, cgroup2_root};
+use weft_agent::bpf::{Namespace, Reason, cgroup2_root};
 
 #[test]
 fn without_an_agent_everything_is_refused() {
@@ -108,6 +109,40 @@ fn agents_follow_each_other_without_a_gap() {
         .unwrap()
         .unwrap();
     assert_eq!((counters.redirected, counters.pending_outbound), (20, 0));
+}
+
+/// What is closed, and what is to be meshed and cannot be enrolled, is refused.
+#[test]
+fn without_listeners_everything_is_refused() {
+    let meshed = Meshed::new();
+    let world = World::new();
+    let is_refused = |world: &World| {
+        let error = world.connect(address(ELSEWHERE_V4)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let error = TcpStream::connect("10.88.0.2:8080").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    };
+    let app = world.listen("[::]:8080");
+    for _ in 0..2 {
+        let entry = world.entry();
+        meshed.bpf.refuse(&entry, world.pod.as_fd()).unwrap();
+        is_refused(&world);
+    }
+    let listeners = Listeners::open(&world);
+    listeners.enroll(&meshed.bpf, &world, &world.entry());
+    let _client = world.connect(address(ELSEWHERE_V4)).unwrap();
+    accept(&listeners.outbound);
+    meshed.bpf.close(world.cookie).unwrap();
+    is_refused(&world);
+    assert!(is_idle(&app) && is_idle(&listeners.outbound));
+    let addresses = meshed.bpf.addresses(world.cookie).into_iter().collect();
+    let expected = BTreeSet::from_iter(world.entry().addresses);
+    assert_eq!(expected, addresses);
+    assert_eq!(
+        meshed.bpf.namespace(world.cookie).unwrap(),
+        Namespace::Alive
+    );
+    meshed.bpf.verify().unwrap();
 }
 
 #[test]

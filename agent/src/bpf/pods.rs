@@ -45,6 +45,31 @@ impl Bpf {
         self.legacy().done_with(pod.cookie)
     }
 
+    /// Puts a pod that is to be meshed, and cannot be enrolled, into the kernel's maps without
+    /// listeners: it is refused everything. What is there already stays. All that can be done is
+    /// done, whatever fails.
+    pub fn refuse(&self, pod: &PodEntry, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        if pod.cookie == self.host_cookie {
+            return Err(BpfError::HostNamespace);
+        }
+        let _change = self.ownership.change_own()?;
+        let pin = self.links().join(links::lookup_pin(pod.cookie));
+        let present = self.tables.pods.value(&pod.cookie);
+        let attached = links::is_attached(&pin);
+        if matches!((&present, &attached), (Ok(Some(_)), Ok(Some(true)))) {
+            return Ok(());
+        }
+        // Without an entry of its own here a pod is refused as well.
+        let state = self
+            .tables
+            .pod_state
+            .set_new(&pod.cookie, &abi::PodState::default());
+        let steered = self.install_lookup(pod.cookie, netns);
+        let known = self.pods().write(&self.tables, pod);
+        let listed = self.tables.pods.set(&pod.cookie, &kernel_pod(pod));
+        listed.and(steered).and(known).and(state.map(drop))
+    }
+
     /// Changes the addresses or probed ports of an enrolled pod.
     pub fn update(&self, pod: &PodEntry) -> Result<(), BpfError> {
         let _change = self.ownership.change_own()?;

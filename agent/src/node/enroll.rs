@@ -228,7 +228,6 @@ impl Node {
     /// Enrolls a pod, or brings an enrolled one up to date.
     fn ensure(&mut self, description: &Arc<NodePod>) -> Result<(), EnrollError> {
         let record = self.context.store.workload(&description.id);
-        let record = record.ok_or(EnrollError::NoRecord)?;
         let owner = self.standing == Standing::Owner;
         let Some(entry) = self.enrolled.get_mut(&description.id) else {
             if !owner {
@@ -238,6 +237,7 @@ impl Node {
             self.enrolled.insert(description.id.clone(), entry);
             return Ok(());
         };
+        let record = record.ok_or(EnrollError::NoRecord)?;
         if entry.description == *description && entry.record == record {
             return Ok(());
         }
@@ -257,23 +257,60 @@ impl Node {
         Ok(())
     }
 
+    /// Enrolls a pod. If that is not possible as soon as its namespace is known, it is refused
+    /// everything meanwhile.
     fn enroll(
         &self,
         description: &Arc<NodePod>,
-        record: Arc<Workload>,
+        record: Option<Arc<Workload>>,
     ) -> Result<Entry, EnrollError> {
-        let identity = record.identity().ok_or(EnrollError::NoRecord)?.clone();
+        if record.as_ref().is_some_and(|it| it.identity().is_none()) {
+            return Err(EnrollError::NoRecord);
+        }
         let path = description
             .netns
             .as_deref()
             .ok_or(EnrollError::NetnsUnknown)?;
-        let (netns, cookie, netns_inode) = open_netns(path)?;
+        let (netns, cookie, inode) = open_netns(path)?;
         if self.host_cookie.is_none_or(|host| host == cookie) {
             return Err(EnrollError::HostNetns);
         }
         if let Some(other) = self.enrolled.values().find(|it| it.pod.cookie == cookie) {
             return Err(EnrollError::NetnsShared(other.pod.id.clone()));
         }
+        let netns = Arc::new(netns);
+        let addresses = record.as_ref().map(|it| it.addresses.clone());
+        let entry = PodEntry {
+            cookie,
+            addresses: addresses.unwrap_or_default(),
+            probe_ports: description.probe_ports.clone(),
+        };
+        let begun = record.ok_or(EnrollError::NoRecord).and_then(|record| {
+            self.listen(description, record, (Arc::clone(&netns), inode), &entry)
+        });
+        begun.map_err(|error| {
+            let refused = self.context.bpf.refuse(&entry, netns.as_fd());
+            match refused {
+                Ok(()) => EnrollError::Refused(Box::new(error)),
+                Err(refusing) => {
+                    let pod = &description.id;
+                    tracing::error!(%pod, error = %refusing, "refusing a pod that cannot be enrolled");
+                    error
+                }
+            }
+        })
+    }
+
+    /// Opens listeners in a pod and lets the kernel and the proxy know of them.
+    fn listen(
+        &self,
+        description: &Arc<NodePod>,
+        record: Arc<Workload>,
+        (netns, inode): (Arc<Netns>, u64),
+        entry: &PodEntry,
+    ) -> Result<Entry, EnrollError> {
+        let identity = record.identity().ok_or(EnrollError::NoRecord)?.clone();
+        let cookie = entry.cookie;
         add_way_back(&netns, &description.id);
         let [outbound, tunnel, plaintext] = listen::open(&netns).map_err(EnrollError::Listen)?;
         let listeners = [
@@ -281,22 +318,10 @@ impl Node {
             (ListenerRole::Tunnel, tunnel.as_fd()),
             (ListenerRole::Plaintext, plaintext.as_fd()),
         ];
-        let entry = PodEntry {
-            cookie,
-            addresses: record.addresses.clone(),
-            probe_ports: description.probe_ports.clone(),
-        };
-        let pod = Arc::new(LocalPod::new(
-            description,
-            &record,
-            identity,
-            cookie,
-            netns,
-            netns_inode,
-        ));
-        self.context
-            .bpf
-            .enroll(&entry, pod.netns.as_fd(), listeners)?;
+        let pod = LocalPod::new(description, &record, identity, cookie, netns, inode);
+        let pod = Arc::new(pod);
+        let bpf = &self.context.bpf;
+        bpf.enroll(entry, pod.netns.as_fd(), listeners)?;
         self.serve(&pod, outbound, tunnel, plaintext)?;
         tracing::info!(pod = %pod.id, uid = pod.uid, identity = %pod.identity, cookie, "pod joins the mesh");
         Ok(Entry {
@@ -348,6 +373,10 @@ impl Node {
     /// Lets an older agent close its listeners, once it has no pod that this one could not take.
     fn settle(&mut self, waiting: &[(WorkloadId, EnrollError)]) {
         let not_taken = |(_, error): &(_, EnrollError)| {
+            let error = match error {
+                EnrollError::Refused(error) => error,
+                error => error,
+            };
             matches!(error, EnrollError::Listen(_) | EnrollError::Bpf(_))
         };
         if self.settled || waiting.iter().any(not_taken) {

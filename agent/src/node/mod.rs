@@ -53,4 +53,18 @@ pub enum EnrollError {
     /// The kernel refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// Something else is in the way, and its connections are refused meanwhile.
+    #[error("{0}")]
+    Refused(Box<EnrollError>),
+}
+
+impl EnrollError {
+    /// What becomes of the pod's connections meanwhile, as the end of a sentence.
+    pub(crate) fn exposure(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "; until then its connections are refused",
+            Self::HostNetns | Self::NetnsShared(_) => "",
+            _ => "; until then its connections are plaintext, unless an earlier agent had it",
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub struct LocalPod {
     /// The kernel's cookie of its network namespace.
     pub cookie: u64,
     /// Its network namespace.
-    pub netns: Netns,
+    pub netns: Arc<Netns>,
     /// The namespace's inode number on nsfs.
     pub netns_inode: u64,
     /// How metrics name it.
@@ -77,7 +77,7 @@ impl LocalPod {
         record: &Arc<Workload>,
         identity: Identity,
         cookie: u64,
-        netns: Netns,
+        netns: Arc<Netns>,
         netns_inode: u64,
     ) -> Self {
         Self {
@@ -169,7 +169,7 @@ impl Pods {
     ) {
         let mut index = Index::default();
         for (pod, error) in waiting {
-            let reason = error.to_string();
+            let reason = format!("{error}{}", error.exposure());
             index.waiting.push(Waiting { pod, reason });
         }
         for waiting in &index.waiting {
