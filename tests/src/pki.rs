@@ -85,6 +85,32 @@ impl Authority {
         })
     }
 
+    /// The certificate, as PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Its name, as its certificate says it.
+    pub fn name(&self) -> Result<String> {
+        Ok(parse_x509_certificate(&self.certificate)?
+            .1
+            .subject()
+            .to_string())
+    }
+
+    /// Makes it the issuer of a controller's folder.
+    pub fn write(&self, ca_dir: &Path) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let key = ca_dir.join(".issuer.key.test");
+        std::fs::write(&key, self.issuer.key().serialize_pem())?;
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600))?;
+        let certificate = ca_dir.join(".issuer.crt.test");
+        std::fs::write(&certificate, &self.pem)?;
+        std::fs::rename(key, ca_dir.join("issuer.key"))?;
+        std::fs::rename(certificate, ca_dir.join("issuer.crt"))?;
+        Ok(())
+    }
+
     /// A certificate for this identity that is valid now.
     pub fn sign(&self, spiffe_id: &str) -> Result<Identity> {
         let now = SystemTime::now();
@@ -146,6 +172,11 @@ pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<String> {
             _ => None,
         });
     uri.context("no URI among the names")
+}
+
+/// The name of who signed a certificate.
+pub fn issuer(certificate: &CertificateDer<'_>) -> Result<String> {
+    Ok(parse_x509_certificate(certificate)?.1.issuer().to_string())
 }
 
 /// The serial number of a certificate, in hexadecimal.

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use weft_tests::checks::report;
 use weft_tests::scenario::{Watch, eventually, expect_echo};
 use weft_tests::testapp::{self, LOAD_TEXT, Load, Pulse, Server};
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, run};
@@ -90,7 +91,9 @@ fn ten_in_a_row(cluster: &Cluster, pods: &Pods) -> Result<()> {
         ensure!(counts.of("ok") > 100, "{which}: {counts:?}");
         ensure!(counts.of("ok") == counts.total(), "{which}: {counts:?}");
     }
-    eprintln!("takeover: new agents were ready after {times:?} ms");
+    report(&format!(
+        "takeover: new agents were ready after {times:?} ms"
+    ));
     watch.finish_encrypted(&[]).map(drop)?;
     one_program(cluster)
 }
