@@ -246,14 +246,18 @@ pub(super) fn check_networks(
     let mut networks = vec![];
     for (index, written) in spec.networks.iter().enumerate() {
         let field = format!("spec.networks[{index}]");
+        let cidr = network(&format!("{field}.cidr"), &written.cidr)?;
         let mut except = vec![];
         for (position, text) in written.except.iter().flatten().enumerate() {
-            except.push(network(&format!("{field}.except[{position}]"), text)?);
+            let field = format!("{field}.except[{position}]");
+            let excepted = network(&field, text)?;
+            if !super::overlap(&cidr, &excepted) {
+                let reason = format!("{excepted} lies outside of {cidr}, so it excepts nobody");
+                return Err(Fault::new(field, reason));
+            }
+            except.push(excepted);
         }
-        networks.push(NetworkMatch {
-            cidr: network(&format!("{field}.cidr"), &written.cidr)?,
-            except,
-        });
+        networks.push(NetworkMatch { cidr, except });
     }
     Ok(networks)
 }
@@ -462,11 +466,26 @@ fn network(field: &str, text: &str) -> Result<IpNet, Fault> {
         Ok(network) => Ok(network.trunc()),
         Err(_) => text.parse::<std::net::IpAddr>().map(IpNet::from),
     };
-    parsed.map_err(|_| {
+    let refuse = |reason: &str| {
         let shown: String = text.chars().take(64).collect();
-        let reason = format!("{shown:?} is neither a network nor an address");
-        Fault::new(field, reason)
-    })
+        Fault::new(field, format!("{shown:?} {reason}"))
+    };
+    let network = parsed.map_err(|_| refuse("is neither a network nor an address"))?;
+    canonical(network).ok_or_else(|| refuse("is only in part of IPv4: write that part as IPv4"))
+}
+
+/// An IPv4-mapped network as the IPv4 network that it is, as clients' addresses are taken too. None:
+/// it holds mapped addresses and others.
+fn canonical(network: IpNet) -> Option<IpNet> {
+    let IpNet::V6(v6) = network else {
+        return Some(network);
+    };
+    let Some(v4) = v6.network().to_ipv4_mapped() else {
+        return Some(network);
+    };
+    let length = v6.prefix_len().checked_sub(96)?;
+    let network = ipnet::Ipv4Net::new(v4, length).ok()?;
+    Some(network.into())
 }
 
 fn access_policy(written: written::AccessPolicy) -> AccessPolicy {

@@ -607,6 +607,29 @@ fn networks_are_read_as_people_write_them() {
         ("[{cidr: 10.1.0.9}]", "10.1.0.8", false),
         ("[{cidr: 10.1.2.3/16}]", "10.1.0.9", true),
         ("[{cidr: 'fd00::/8'}]", "fd00::1", true),
+        ("[{cidr: '::ffff:10.1.0.0/112'}]", "10.1.0.9", true),
+        (
+            "[{cidr: 10.0.0.0/8, except: ['::ffff:10.1.0.0/112']}]",
+            "10.1.0.9",
+            false,
+        ),
+        (
+            "[{cidr: 10.0.0.0/8, except: ['::ffff:10.1.0.9']}]",
+            "10.1.0.9",
+            false,
+        ),
+        // Refused as a whole: what is excepted would not be.
+        ("[{cidr: '::ffff:10.0.0.0/90'}]", "10.1.0.9", false),
+        (
+            "[{cidr: 10.0.0.0/8, except: ['fd00::/8']}]",
+            "10.1.0.9",
+            false,
+        ),
+        (
+            "[{cidr: 10.0.0.0/8, except: [192.0.2.0/24]}]",
+            "10.1.0.9",
+            false,
+        ),
         (
             "[{cidr: 192.0.2.0/24}, {cidr: 10.1.0.0/16}]",
             "10.1.0.9",
