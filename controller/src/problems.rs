@@ -41,6 +41,8 @@ pub enum Scope {
     Resource(Key),
     /// The certificate authority's files.
     Authority,
+    /// The roots that are not valid now.
+    Roots,
     /// The file of join tokens.
     Tokens,
     /// The flags and what they lack.

@@ -224,7 +224,7 @@ fn translate(
 
 /// Reads the authority's files and the join tokens again when they change.
 async fn look_after(server: control::Server, stop: CancellationToken) {
-    let mut generation = *server.authority.changes().borrow();
+    let mut told = server.authority.trust_bundle();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -237,9 +237,10 @@ async fn look_after(server: control::Server, stop: CancellationToken) {
         });
         // A panic in there is logged by the runtime; the next look may succeed.
         let _ = looked.await;
-        let now = *server.authority.changes().borrow();
-        if now != generation {
-            generation = now;
+        // Changes without being written, too: when a root expires.
+        let now = server.authority.trust_bundle();
+        if now != told && !now.roots.is_empty() {
+            told = now;
             publish_trust(&server.authority, &server.views);
         }
     }

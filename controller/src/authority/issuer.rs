@@ -2,11 +2,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{Issuer, KeyPair, PublicKeyData};
-use rustls_pki_types::CertificateDer;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, PublicKeyData, SanType};
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use weft_core::TrustDomain;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::files::{self, ISSUER_CERTIFICATE, ISSUER_KEY, ROOTS, Stamps};
@@ -21,8 +26,42 @@ pub(super) struct Loaded {
     pub(super) not_after: SystemTime,
     /// What leads from a leaf to a root: the issuer and those above it, without roots.
     pub(super) intermediates: Vec<CertificateDer<'static>>,
-    pub(super) roots: Vec<CertificateDer<'static>>,
+    pub(super) roots: Vec<Root>,
     stamps: Stamps,
+}
+
+/// A root.
+#[derive(Debug)]
+pub(super) struct Root {
+    pub(super) der: CertificateDer<'static>,
+    /// Whom it names.
+    pub(super) subject: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl Root {
+    fn read(der: CertificateDer<'static>) -> Result<Self, IssuerError> {
+        let certificate = parse(ROOTS, &der)?;
+        check_authority(ROOTS, &certificate)?;
+        let validity = certificate.validity();
+        let (subject, not_before, not_after) = (
+            certificate.subject().to_string(),
+            time(validity.not_before.timestamp()),
+            time(validity.not_after.timestamp()),
+        );
+        Ok(Self {
+            der,
+            subject,
+            not_before,
+            not_after,
+        })
+    }
+
+    /// Whether it vouches for anybody at a moment. Verifiers take roots for eternal.
+    pub(super) fn is_valid(&self, at: SystemTime) -> bool {
+        (self.not_before..=self.not_after).contains(&at)
+    }
 }
 
 /// Why the folder cannot be used.
@@ -51,13 +90,12 @@ impl Loaded {
     ///
     /// # Errors
     /// See [`IssuerError`].
-    pub(super) fn read(folder: &Path) -> Result<Self, IssuerError> {
+    pub(super) fn read(folder: &Path, trust_domain: &TrustDomain) -> Result<Self, IssuerError> {
         // Before the content: a change in between is then seen as one.
         let stamps = Stamps::of(folder)?;
         let roots = certificates(ROOTS, &files::read(folder, ROOTS)?)?;
-        for root in &roots {
-            check_authority(ROOTS, &parse(ROOTS, root)?)?;
-        }
+        let roots = roots.into_iter().map(Root::read);
+        let roots = roots.collect::<Result<Vec<_>, _>>()?;
         let chain = certificates(
             ISSUER_CERTIFICATE,
             &files::read(folder, ISSUER_CERTIFICATE)?,
@@ -77,17 +115,17 @@ impl Loaded {
                 "not the key of the issuer's certificate",
             ));
         }
-        check_path(&chain, &roots)?;
+        let path_ends = check_path(&chain, &roots)?;
         let validity = certificate.validity();
         let loaded = Self {
             subject: certificate.subject().to_string(),
             not_before: time(validity.not_before.timestamp()),
-            not_after: time(validity.not_after.timestamp()),
+            not_after: path_ends,
             issuer: Issuer::from_ca_cert_der(own, key)
                 .map_err(|it| content(ISSUER_CERTIFICATE, it))?,
             intermediates: chain
                 .iter()
-                .filter(|it| !roots.contains(it))
+                .filter(|it| roots.iter().all(|root| root.der != **it))
                 .cloned()
                 .collect(),
             roots,
@@ -96,7 +134,32 @@ impl Loaded {
         if loaded.not_after < SystemTime::now() {
             return Err(content(ISSUER_CERTIFICATE, "expired"));
         }
+        loaded
+            .probe(trust_domain)
+            .map_err(|reason| content(ISSUER_CERTIFICATE, format!("not believed: {reason}")))?;
         Ok(loaded)
+    }
+
+    /// Signs a certificate and verifies it as agents would: what they would not believe must not
+    /// come into force.
+    fn probe(&self, trust_domain: &TrustDomain) -> anyhow::Result<()> {
+        let now = SystemTime::now();
+        let mut store = RootCertStore::empty();
+        for root in self.roots.iter().filter(|it| it.is_valid(now)) {
+            store.add(root.der.clone())?;
+        }
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        let uri = format!("spiffe://{trust_domain}/ns/probe/sa/probe");
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        files::set_validity(&mut params, now - super::BACKDATE, now + super::BACKDATE);
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
+        let verifier = verifier.build()?;
+        verifier.verify_client_cert(leaf.der(), &self.intermediates, UnixTime::now())?;
+        Ok(())
     }
 
     /// Whether the files changed since.
@@ -108,26 +171,41 @@ impl Loaded {
     }
 }
 
-/// Refuses an issuer that the agents would not trust: its chain must lead to one of the roots.
+/// Refuses an issuer whose chain does not lead to one of the roots. Returns when the first of the
+/// certificates on the way ends, root included.
 fn check_path(
     chain: &[CertificateDer<'static>],
-    roots: &[CertificateDer<'static>],
-) -> Result<(), IssuerError> {
+    roots: &[Root],
+) -> Result<SystemTime, IssuerError> {
+    let mut ends = None;
     for (index, der) in chain.iter().enumerate() {
-        if roots.contains(der) {
-            return Ok(());
-        }
         let certificate = parse(ISSUER_CERTIFICATE, der)?;
+        let end = time(certificate.validity().not_after.timestamp());
+        let end = ends.map_or(end, |it: SystemTime| it.min(end));
+        ends = Some(end);
+        if roots.iter().any(|it| it.der == *der) {
+            return Ok(end);
+        }
         let signed_by = |issuer: &X509Certificate<'_>| {
             certificate.issuer() == issuer.subject()
                 && certificate
                     .verify_signature(Some(issuer.public_key()))
                     .is_ok()
         };
+        let mut signers = vec![];
         for root in roots {
-            if signed_by(&parse(ROOTS, root)?) {
-                return Ok(());
+            let authority = parse(ROOTS, &root.der)?;
+            if signed_by(&authority) {
+                // Verifiers do not look at a root's own constraint.
+                if path_length(&authority).is_some_and(|it| (it as usize) < index + 1) {
+                    let reason = "its root allows a shorter path only (path length constraint)";
+                    return Err(content(ISSUER_CERTIFICATE, reason));
+                }
+                signers.push(root.not_after);
             }
+        }
+        if let Some(longest) = signers.into_iter().max() {
+            return Ok(end.min(longest));
         }
         let Some(next) = chain.get(index + 1) else {
             break;
@@ -140,6 +218,11 @@ fn check_path(
     }
     let reason = format!("does not lead to any of the roots in {ROOTS}");
     Err(content(ISSUER_CERTIFICATE, reason))
+}
+
+fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {
+    let constraints = certificate.basic_constraints().ok().flatten()?;
+    constraints.value.path_len_constraint
 }
 
 fn check_authority(

@@ -18,7 +18,7 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 use crate::objects::Fault;
 use crate::problems::{Problem, Problems, Scope};
 pub use issuer::IssuerError;
-use issuer::Loaded;
+use issuer::{Loaded, Root};
 
 mod files;
 mod issuer;
@@ -81,7 +81,7 @@ impl Authority {
         if files::make(&folder, &trust_domain)? {
             tracing::info!(folder = %folder.display(), "made a root certificate");
         }
-        let loaded = Loaded::read(&folder)?;
+        let loaded = Loaded::read(&folder, &trust_domain)?;
         Ok(Self {
             folder,
             trust_domain,
@@ -96,9 +96,10 @@ impl Authority {
     /// force stays.
     pub fn reload(&self) {
         let now = self.loaded.load_full();
+        self.report_roots();
         let problems = match now.map_or(Ok(true), |it| it.is_stale(&self.folder)) {
             Ok(false) => return,
-            Ok(true) => match Loaded::read(&self.folder) {
+            Ok(true) => match Loaded::read(&self.folder, &self.trust_domain) {
                 Ok(loaded) => {
                     tracing::info!(issuer = %loaded.subject, "loaded the issuer anew");
                     self.loaded.store(Some(Arc::new(loaded)));
@@ -110,6 +111,20 @@ impl Authority {
             Err(error) => vec![self.problem(&error)],
         };
         self.problems.replace(Scope::Authority, problems);
+    }
+
+    /// Reports roots that agents are not told, as they are not valid now.
+    fn report_roots(&self) {
+        let now = SystemTime::now();
+        let loaded = self.loaded.load();
+        let roots = loaded.iter().flat_map(|it| &it.roots);
+        let problem = |root: &Root| {
+            let fault = Fault::new("", format!("{} is expired, or not valid yet", root.subject));
+            let file = self.folder.join(files::ROOTS).display().to_string();
+            Problem::of_file(file, None, fault, "it vouches for nobody")
+        };
+        let invalid = roots.filter(|it| !it.is_valid(now)).map(problem).collect();
+        self.problems.replace(Scope::Roots, invalid);
     }
 
     fn problem(&self, error: &IssuerError) -> Problem {
@@ -128,13 +143,16 @@ impl Authority {
         self.generation.subscribe()
     }
 
-    /// The roots that vouch for identities.
+    /// The roots that vouch for identities now. With none left nobody is believed anyway, as no
+    /// certificate outlives its root.
     pub fn trust_bundle(&self) -> TrustBundle {
+        let now = SystemTime::now();
         let loaded = self.loaded.load();
         let roots = loaded.iter().flat_map(|it| it.roots.iter());
+        let roots = roots.filter(|it| it.is_valid(now));
         TrustBundle {
             trust_domain: self.trust_domain.clone(),
-            roots: roots.map(|it| it.to_vec()).collect(),
+            roots: roots.map(|it| it.der.to_vec()).collect(),
         }
     }
 

@@ -214,6 +214,13 @@ struct Foreign {
 }
 
 fn foreign(change: impl FnOnce(&mut CertificateParams)) -> Foreign {
+    below(|_| {}, change)
+}
+
+fn below(
+    change_root: impl FnOnce(&mut CertificateParams),
+    change: impl FnOnce(&mut CertificateParams),
+) -> Foreign {
     let authority = |name: &str| {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -222,7 +229,9 @@ fn foreign(change: impl FnOnce(&mut CertificateParams)) -> Foreign {
         params
     };
     let key = KeyPair::generate().expect("made");
-    let root = CertifiedIssuer::self_signed(authority("root"), key).expect("made");
+    let mut params = authority("root");
+    change_root(&mut params);
+    let root = CertifiedIssuer::self_signed(params, key).expect("made");
     let key = KeyPair::generate().expect("made");
     let mut params = authority("issuer");
     change(&mut params);
@@ -282,6 +291,40 @@ fn a_leaf_never_outlives_its_issuer() {
 }
 
 #[test]
+fn a_leaf_never_outlives_its_root() {
+    let folder = tempfile::tempdir().expect("made");
+    let end = SystemTime::now() + Duration::from_secs(600);
+    let foreign = below(
+        |it| files::set_validity(it, SystemTime::now() - DAY, end),
+        |_| {},
+    );
+    foreign.write(&folder, &foreign.root.pem());
+    let authority = open(&folder, DAY).expect("opened");
+    let csr = request(&KeyPair::generate().expect("made"));
+    let signed = authority.sign(&csr, &identity()).expect("signed");
+    let leaf = parse(&signed.chain[0]);
+    assert_eq!(leaf.validity().not_after.timestamp(), seconds(end));
+}
+
+#[test]
+fn an_expired_root_vouches_for_nobody() {
+    let folder = tempfile::tempdir().expect("made");
+    let good = foreign(|_| {});
+    let end = SystemTime::now() + Duration::from_secs(2);
+    let ends = below(
+        |it| files::set_validity(it, SystemTime::now() - DAY, end),
+        |_| {},
+    );
+    good.write(&folder, &(good.root.pem() + &ends.root.pem()));
+    let authority = open(&folder, DAY).expect("opened");
+    assert_eq!(authority.trust_bundle().roots.len(), 2);
+    std::thread::sleep(Duration::from_secs(2));
+    authority.reload();
+    assert_eq!(authority.trust_bundle().roots, [good.root.der().to_vec()]);
+    assert_eq!(authority.problems.count(), 1);
+}
+
+#[test]
 fn short_lives_are_not_over_before_they_begin() {
     let folder = tempfile::tempdir().expect("made");
     let foreign = foreign(|_| {});
@@ -308,6 +351,12 @@ fn unusable_issuers_are_refused() {
     let no_signing = foreign(|it| it.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
     let past = SystemTime::now() - DAY;
     let expired = foreign(|it| files::set_validity(it, past - DAY, past));
+    let early = foreign(|it| files::set_validity(it, SystemTime::now() + DAY, past + 9 * DAY));
+    let dead_root = below(|it| files::set_validity(it, past - DAY, past), |_| {});
+    let path_too_long = below(
+        |it| it.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)),
+        |_| {},
+    );
     let mut wrong_key = foreign(|_| {});
     wrong_key.key = KeyPair::generate().expect("made").serialize_pem();
     for (foreign, roots, says) in [
@@ -318,6 +367,9 @@ fn unusable_issuers_are_refused() {
         (&no_signing, no_signing.root.pem(), "key usage"),
         (&expired, expired.root.pem(), "expired"),
         (&wrong_key, wrong_key.root.pem(), "not the key"),
+        (&path_too_long, path_too_long.root.pem(), "shorter path"),
+        (&dead_root, dead_root.root.pem(), "expired"),
+        (&early, early.root.pem(), "not believed"),
     ] {
         let folder = tempfile::tempdir().expect("made");
         foreign.write(&folder, &roots);
