@@ -1,7 +1,5 @@
 //! What Servers and what opens them are in the state of agents.
 
-use std::collections::BTreeSet;
-
 use weft_core::{
     AccessPolicy, Authentication, Authorization, AuthorizationName, IdentityMatch, NetworkMatch,
     ObjectName, PolicyGroup, Server, ServerName,
@@ -59,11 +57,12 @@ impl Index {
         record: Option<AuthorizationRecord>,
     ) {
         let namespace = name.name.namespace.clone();
-        // Which Servers it opens, or opened, is cheap to find out anew for all of the namespace.
-        let servers = self.policies.servers_in.get(&namespace);
-        self.dirty
-            .servers
-            .extend(servers.into_iter().flatten().cloned());
+        let before = self.policies.authorizations.get(name);
+        let targets = before.iter().copied().chain(record.as_ref());
+        let targets: Vec<_> = targets.map(|it| it.target.clone()).collect();
+        for target in &targets {
+            self.dirty_servers(&namespace, target);
+        }
         self.dirty.authorizations.insert(name.clone());
         let members = self.policies.authorizations_in.entry(namespace);
         let members = members.or_default();
@@ -79,9 +78,30 @@ impl Index {
         }
     }
 
+    /// The Servers that a policy of a namespace opens are to be made anew.
+    fn dirty_servers(&mut self, namespace: &weft_core::Name, target: &Target) {
+        match target {
+            Target::Nothing(_) => {}
+            Target::Namespace => {
+                let servers = self.policies.servers_in.get(namespace);
+                let servers = servers.into_iter().flatten().cloned();
+                self.dirty.servers.extend(servers);
+            }
+            Target::Server(_, name) => {
+                for group in [PolicyGroup::Weft, PolicyGroup::Linkerd] {
+                    let name = ObjectName {
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                    };
+                    self.dirty.servers.insert(ServerName { group, name });
+                }
+            }
+        }
+    }
+
     /// An authentication of this name appeared, changed or went.
     pub(super) fn authentication_changed(&mut self, name: &ObjectName) {
-        let mut namespaces = BTreeSet::new();
+        let mut targets = vec![];
         for (id, policy) in &self.policies.authorizations {
             let named = policy.required.iter().any(|it| {
                 matches!(it, Required::MeshTls(_, named) | Required::Network(_, named)
@@ -89,13 +109,11 @@ impl Index {
             });
             if named {
                 self.dirty.authorizations.insert(id.clone());
-                namespaces.insert(id.name.namespace.clone());
+                targets.push((id.name.namespace.clone(), policy.target.clone()));
             }
         }
-        for namespace in namespaces {
-            let servers = self.policies.servers_in.get(&namespace);
-            let servers = servers.into_iter().flatten().cloned();
-            self.dirty.servers.extend(servers);
+        for (namespace, target) in targets {
+            self.dirty_servers(&namespace, &target);
         }
     }
 

@@ -16,12 +16,12 @@ use super::{Fault, Object, ObjectKey, ObjectKind};
 /// The text as a whole is no YAML, with the place where it stops being so.
 pub fn documents(text: &str) -> Result<Vec<Value>, Fault> {
     let options = serde_saphyr::options! {
-        // Room for a large cluster in one file; the file's size is limited by who reads it, and
-        // what aliases may multiply stays limited.
+        // Room for some thousand pods in one file, as Kubernetes prints them, and not for what takes
+        // everybody's memory; what aliases may multiply stays limited too.
         budget: serde_saphyr::budget! {
             max_documents: 1_000_000,
-            max_events: 50_000_000,
-            max_nodes: 50_000_000,
+            max_events: 5_000_000,
+            max_nodes: 2_500_000,
         },
         // As YAML 1.2 has it: a namespace may be called "no".
         strict_booleans: true,
@@ -353,6 +353,14 @@ mod tests {
             let fault = read(document).expect_err(field);
             assert_eq!(fault.field, field, "{fault}");
         }
+    }
+
+    #[test]
+    fn the_width_of_a_text_is_bounded() {
+        let text = format!("[{}]", "1,".repeat(2_600_000));
+        assert!(documents(&text).is_err());
+        let text = format!("[{}]", "1,".repeat(100_000));
+        assert_eq!(documents(&text).map(|it| it.len()), Ok(1));
     }
 
     #[test]

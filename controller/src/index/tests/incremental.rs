@@ -271,3 +271,44 @@ fn many_pods() {
     }
     println!("a changed pod: {:?}", started.elapsed() / 1000);
 }
+
+/// A policy that changes costs what it opens, not all of its namespace.
+#[test]
+fn a_changed_policy_is_cheap_among_many() {
+    const COUNT: usize = 300;
+    let policy = |number: usize, account: &str| {
+        format!(
+            "---\n{{apiVersion: policy.weft.dev/v1alpha1, kind: AuthorizationPolicy,
+               metadata: {{name: p{number}, namespace: a}},
+               spec: {{targetRef: {{kind: Server, name: s{number}}},
+                 requiredAuthenticationRefs: [{{kind: ServiceAccount, name: {account}}}]}}}}\n"
+        )
+    };
+    let mut text = String::from(
+        "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a,
+          labels: {weft.dev/mesh: enabled}}, spec: {nodeName: one},
+          status: {podIPs: [{ip: 10.1.0.1}]}}\n",
+    );
+    for number in 1..=COUNT {
+        text += &format!(
+            "---\n{{apiVersion: policy.weft.dev/v1alpha1, kind: Server,
+               metadata: {{name: s{number}, namespace: a}},
+               spec: {{podSelector: {{}}, port: {number}}}}}\n"
+        );
+        text += &policy(number, "one");
+    }
+    let mut cluster = Cluster::of(&text);
+    cluster.index.dirty.servers.clear();
+    let documents = decode::documents(&policy(7, "two")).expect("YAML");
+    for document in documents {
+        cluster.index.take(event(document));
+    }
+    assert_eq!(
+        cluster.index.dirty.servers.len(),
+        2,
+        "its name in both groups"
+    );
+    cluster.index.publish();
+    let server = cluster.server("policy.weft.dev/a/s7").expect("there");
+    assert!(format!("{server:?}").contains("two"));
+}
