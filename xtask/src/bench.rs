@@ -22,6 +22,9 @@ pub(crate) struct Options {
     /// Only these rows, or all whose names begin so: `bulk`, `latency-500`, `memory-idle`
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
+    /// Only this path: `across` or `same-node`
+    #[arg(long)]
+    path: Option<String>,
     /// How many repetitions
     #[arg(long, value_name = "N")]
     runs: Option<u32>,
@@ -52,6 +55,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     for row in &options.only {
         bench.args(["--only", row]);
+    }
+    if let Some(path) = &options.path {
+        bench.args(["--path", path]);
     }
     if let Some(runs) = options.runs {
         bench.args(["--runs", &runs.to_string()]);

@@ -20,6 +20,7 @@ pub(crate) struct Budget {
     speed: Duration,
     /// What is left for running disturbed loads again.
     spare: Cell<Duration>,
+    repeats: Cell<Duration>,
 }
 
 impl Budget {
@@ -33,8 +34,9 @@ impl Budget {
                 request_seconds: 1,
                 latency_seconds: 2,
                 handshake_clients: 2,
-                speed: Duration::from_secs(135),
+                speed: Duration::from_secs(150),
                 spare: Cell::new(Duration::from_secs(25)),
+                repeats: Cell::default(),
             }
         } else {
             Budget {
@@ -46,6 +48,7 @@ impl Budget {
                 handshake_clients: 4,
                 speed: Duration::from_secs(17 * 60),
                 spare: Cell::new(Duration::from_secs(4 * 60)),
+                repeats: Cell::default(),
             }
         }
     }
@@ -61,11 +64,17 @@ impl Budget {
         self.elapsed() + repetition <= self.speed
     }
 
+    /// How long disturbed loads have been running again.
+    pub(crate) fn spent(&self) -> Duration {
+        self.repeats.get()
+    }
+
     /// Whether a disturbed load that takes so long may run again; takes the time for it if so.
     pub(crate) fn spend(&self, again: Duration) -> bool {
         let left = self.spare.get().checked_sub(again);
         if let Some(left) = left {
             self.spare.set(left);
+            self.repeats.set(self.repeats.get() + again);
         }
         left.is_some()
     }

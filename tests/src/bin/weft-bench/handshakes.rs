@@ -20,7 +20,8 @@ use crate::stage::{ECHO_PORT, PATIENCE, add_pods, own_command, start_cluster, st
 
 /// Measures the rows of this kind that are asked for.
 pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
-    if !selection.needs(Load::Pods) && !selection.needs(Load::Handshakes) {
+    let asked_for = selection.needs(Load::Pods) || selection.needs(Load::Handshakes);
+    if !asked_for || !selection.routes().contains(&Route::Across) {
         return;
     }
     if let Err(error) = on_node(selection, budget, report) {

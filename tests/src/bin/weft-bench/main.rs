@@ -28,7 +28,7 @@ use weft_tests::run;
 
 use budget::Budget;
 use report::Report;
-use rows::{Selection, choose};
+use rows::{Route, Selection, choose};
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
@@ -83,6 +83,9 @@ struct Options {
     /// Only these rows, or all whose names begin so: `bulk`, `latency-500`, `memory-idle`
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
+    /// Only this path
+    #[arg(long, value_enum)]
+    path: Option<Route>,
     /// How many repetitions
     #[arg(long, value_name = "N")]
     runs: Option<u32>,
@@ -93,7 +96,7 @@ struct Options {
 
 /// Whether everything that was asked for was measured.
 fn bench(options: &Options) -> Result<bool> {
-    let selection = choose(&options.only)?;
+    let selection = choose(&options.only, options.path)?;
     run::clean_up_on_interrupt()?;
     run::cleanup_stale();
     let budget = Budget::start(options.quick, options.runs);

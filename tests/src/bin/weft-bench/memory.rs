@@ -21,7 +21,7 @@ pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Repor
     if !selection.needs(Load::Idle) && !selection.needs(Load::Flows) {
         return;
     }
-    for route in Route::ALL {
+    for route in selection.routes() {
         // Without flows the routes are the same.
         if route == Route::SameNode && !selection.needs(Load::Flows) {
             continue;
@@ -63,11 +63,11 @@ fn on_route(
         let count = flows()?;
         let bytes = with_flows(count, client, server, agents)?;
         let line = format!(
-            "{}: {count} idle flows (the descriptor limit allows so many) make {:.1} MiB of {:.1} MiB: \
-             {:.1} kB each in the larger agent",
+            "{}: {count} idle flows, as the descriptor limit allows, take the larger agent from {:.1} to \
+             {:.1} MiB: {:.1} kB each",
             route.name(),
-            bytes / MIB,
             idle / MIB,
+            bytes / MIB,
             (bytes - idle) / f64::from(count) / 1000.0
         );
         budget.tell(&line);

@@ -1,9 +1,10 @@
 //! The rows of the table: their names, what they are measured in, and the load each comes from.
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 
 /// Where the two applications are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Route {
     /// On two nodes: through a tunnel.
     Across,
@@ -40,18 +41,27 @@ pub(crate) struct Row {
     pub(crate) load: Load,
 }
 
-/// The rows that are asked for.
-pub(crate) struct Selection(Vec<Row>);
+/// The rows that are asked for, and on which routes.
+pub(crate) struct Selection {
+    rows: Vec<Row>,
+    route: Option<Route>,
+}
 
 impl Selection {
     /// Whether a row is asked for.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|row| row.name == name)
+        self.rows.iter().any(|row| row.name == name)
+    }
+
+    /// The routes that are asked for.
+    pub(crate) fn routes(&self) -> Vec<Route> {
+        let wanted = |route: &Route| self.route.is_none_or(|only| only == *route);
+        Route::ALL.into_iter().filter(wanted).collect()
     }
 
     /// Whether a row is asked for that comes from this load.
     pub(crate) fn needs(&self, load: Load) -> bool {
-        self.0.iter().any(|row| row.load == load)
+        self.rows.iter().any(|row| row.load == load)
     }
 }
 
@@ -69,10 +79,7 @@ impl Route {
 }
 
 /// The rows that these words ask for: names, or what names begin with; all without any.
-pub(crate) fn choose(words: &[String]) -> Result<Selection> {
-    if words.is_empty() {
-        return Ok(Selection(ROWS.to_vec()));
-    }
+pub(crate) fn choose(words: &[String], route: Option<Route>) -> Result<Selection> {
     for word in words {
         let known: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
         ensure!(
@@ -83,8 +90,11 @@ pub(crate) fn choose(words: &[String]) -> Result<Selection> {
     }
     let chosen = ROWS
         .into_iter()
-        .filter(|row| words.iter().any(|word| asks_for(word, row.name)));
-    Ok(Selection(chosen.collect()))
+        .filter(|row| words.is_empty() || words.iter().any(|word| asks_for(word, row.name)));
+    Ok(Selection {
+        rows: chosen.collect(),
+        route,
+    })
 }
 
 /// `bulk` asks for `bulk-1`, but `bulk-1` not for a `bulk-16`.
@@ -126,7 +136,8 @@ mod tests {
     fn words_choose_rows() {
         let choice = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            choose(&words).map(|selection| selection.0.iter().map(|row| row.name).collect())
+            choose(&words, None)
+                .map(|selection| selection.rows.iter().map(|row| row.name).collect())
         };
         let names: Vec<&str> = choice(&["bulk", "memory-idle"]).expect("known");
         assert_eq!(names, ["bulk-1", "bulk-4", "bulk-8", "memory-idle"]);

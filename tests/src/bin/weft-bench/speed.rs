@@ -36,8 +36,8 @@ fn repeat(
     let stage = Stage::set()?;
     let cgroup = stage.cgroup()?;
     for repetition in 0..budget.runs {
-        let start = Instant::now();
-        for route in Route::ALL {
+        let (start, repeats_before) = (Instant::now(), budget.spent());
+        for route in selection.routes() {
             for load in loads {
                 let meter = Comparison {
                     stage: &stage,
@@ -54,7 +54,9 @@ fn repeat(
                 }
             }
         }
-        if repetition + 1 < budget.runs && !budget.allows(start.elapsed()) {
+        let repeats = budget.spent().saturating_sub(repeats_before);
+        let undisturbed = start.elapsed().saturating_sub(repeats);
+        if repetition + 1 < budget.runs && !budget.allows(undisturbed) {
             budget.tell("no time for another repetition");
             report.note(format!(
                 "{} of {} repetitions: the time was up.",
