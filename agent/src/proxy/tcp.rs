@@ -27,6 +27,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use inflow::Inflow;
 
+use super::tunnel::FRAME_BYTES;
 use super::tunnel::chunk::{Chunk, Queue};
 use crate::telemetry::{FlowHandle, Peer};
 
@@ -561,7 +562,7 @@ thread_local! {
 
 /// The most that is read at once, and so the most that a direction keeps while its receiver has no
 /// room.
-pub const LARGEST_READ_BYTES: usize = 256 * 1024;
+pub const LARGEST_READ_BYTES: usize = 4 * FRAME_BYTES as usize;
 const SMALLEST_READ_BYTES: usize = 4 * 1024;
 const SMALL_READ_BYTES: usize = 8 * 1024;
 const POOR_READS_TO_SHRINK: u8 = 4;

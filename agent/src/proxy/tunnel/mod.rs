@@ -56,7 +56,9 @@ const STREAMS: u32 = 128;
 const CONNECTION_WINDOW_BYTES: u32 = (STREAMS + 1) * STREAM_WINDOW_BYTES;
 /// The most that HTTP/2 keeps of one stream before it is written.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
-const FRAME_BYTES: u32 = 64 * 1024;
+/// Together with its nine bytes of header, what rustls takes at once and what fits into four records.
+/// One byte more, and the rest of every frame is a record, a system call and a packet of its own.
+pub const FRAME_BYTES: u32 = 64 * 1024 - 9;
 const HEADER_BYTES: u32 = 8 * 1024;
 /// Flows that were reset before they were looked at, of those that one turn of the peer brings.
 const UNSEEN_RESETS: usize = 256;
