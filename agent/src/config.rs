@@ -64,6 +64,11 @@ pub struct Config {
     #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD", default_value_t = 10_000)]
     pub max_flows_per_pod: usize,
 
+    /// How flows go to other nodes' agents of the mesh. Flows that arrive are served whichever way
+    /// they come.
+    #[arg(long, env = "WEFT_TUNNEL", value_enum, default_value_t = TunnelProtocol::WeftH2)]
+    pub tunnel: TunnelProtocol,
+
     /// How log lines are written.
     #[arg(long, env = "WEFT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -124,6 +129,15 @@ pub struct ControllerConfig {
     /// File with this node's join token; read at every connect.
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE")]
     pub join_token_file: PathBuf,
+}
+
+/// What an agent speaks with other agents of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TunnelProtocol {
+    /// `weft/1`: a connection for each flow while it lasts, kept for the next one.
+    Weft,
+    /// `weft-h2/1`: many flows share an HTTP/2 connection.
+    WeftH2,
 }
 
 /// The form of log lines.

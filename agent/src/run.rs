@@ -229,6 +229,7 @@ fn proxy_config(config: &Config) -> ProxyConfig {
     ProxyConfig {
         drain_deadline: config.drain_deadline,
         max_flows_per_pod: config.max_flows_per_pod,
+        tunnel: config.tunnel,
         ..ProxyConfig::default()
     }
 }

@@ -139,6 +139,7 @@ impl Identities {
         alpn: Alpn,
     ) -> Result<Arc<ClientConfig>, IdentityError> {
         let pick = |configs: &Configs| match alpn {
+            Alpn::Weft => Arc::clone(&configs.weft),
             Alpn::WeftH2 => Arc::clone(&configs.weft_h2),
             Alpn::Hbone => Arc::clone(&configs.hbone),
         };
@@ -162,6 +163,18 @@ impl Identities {
         identity: &Identity,
     ) -> Result<Arc<ServerConfig>, IdentityError> {
         self.first(identity, |configs| Arc::clone(&configs.server))
+            .await
+    }
+
+    /// The same for clients that speak `weft/1`.
+    ///
+    /// # Errors
+    /// As [`Self::server`].
+    pub async fn weft_server_when_ready(
+        &self,
+        identity: &Identity,
+    ) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.first(identity, |configs| Arc::clone(&configs.weft_server))
             .await
     }
 

@@ -22,6 +22,8 @@ use weft_core::Identity;
 /// What a client speaks through a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alpn {
+    /// `weft/1`, between Weft's agents: a flow with a connection for itself.
+    Weft,
     /// `weft-h2/1`, between Weft's agents.
     WeftH2,
     /// `h2`: HBONE.
@@ -32,6 +34,7 @@ impl Alpn {
     /// As TLS carries it (RFC 7301).
     pub fn as_bytes(self) -> &'static [u8] {
         match self {
+            Self::Weft => b"weft/1",
             Self::WeftH2 => b"weft-h2/1",
             Self::Hbone => b"h2",
         }

@@ -95,6 +95,17 @@ impl Authority {
     }
 }
 
+/// The configurations of `weft/1` of a workload with that name.
+pub(crate) fn weft_configs(
+    authority: &Authority,
+    uri: &str,
+) -> (Arc<rustls::ClientConfig>, Arc<rustls::ServerConfig>) {
+    let verifier = super::verifier::Verifier::new(&authority.bundle()).expect("good roots");
+    let leaf = authority.leaf(uri);
+    let configs = super::tls::Configs::new(&leaf.certified(), &verifier).expect("builds");
+    (configs.weft, configs.weft_server)
+}
+
 fn leaf_params() -> CertificateParams {
     let now = std::time::SystemTime::now();
     let mut params = CertificateParams::default();

@@ -19,9 +19,11 @@ use super::verifier::Verifier;
 /// The configurations of one identity.
 #[derive(Clone, Debug)]
 pub(super) struct Configs {
+    pub(super) weft: Arc<ClientConfig>,
     pub(super) weft_h2: Arc<ClientConfig>,
     pub(super) hbone: Arc<ClientConfig>,
     pub(super) server: Arc<ServerConfig>,
+    pub(super) weft_server: Arc<ServerConfig>,
 }
 
 impl Configs {
@@ -29,9 +31,12 @@ impl Configs {
     pub(super) fn new(key: &Arc<CertifiedKey>, verifier: &Arc<Verifier>) -> Result<Self, Error> {
         let own = Arc::new(SingleCertAndKey::from(Arc::clone(key)));
         Ok(Self {
-            weft_h2: client(&own, verifier, Alpn::WeftH2)?,
-            hbone: client(&own, verifier, Alpn::Hbone)?,
-            server: server(&own, verifier)?,
+            // Offers the other one too: a peer that speaks no `weft/1` says so by choosing it.
+            weft: client(&own, verifier, &[Alpn::Weft, Alpn::WeftH2])?,
+            weft_h2: client(&own, verifier, &[Alpn::WeftH2])?,
+            hbone: client(&own, verifier, &[Alpn::Hbone])?,
+            server: server(&own, verifier, &[Alpn::WeftH2, Alpn::Hbone])?,
+            weft_server: server(&own, verifier, &[Alpn::Weft])?,
         })
     }
 }
@@ -58,7 +63,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 fn client(
     own: &Arc<SingleCertAndKey>,
     verifier: &Arc<Verifier>,
-    alpn: Alpn,
+    protocols: &[Alpn],
 ) -> Result<Arc<ClientConfig>, Error> {
     let verifier: Arc<Verifier> = Arc::clone(verifier);
     let own: Arc<SingleCertAndKey> = Arc::clone(own);
@@ -67,7 +72,9 @@ fn client(
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(own);
-    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    config.alpn_protocols = names(protocols);
+    // Whoever speaks `weft/1` makes TLS's records without rustls.
+    config.enable_secret_extraction = protocols.contains(&Alpn::Weft);
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.enable_sni = false;
@@ -77,6 +84,7 @@ fn client(
 fn server(
     own: &Arc<SingleCertAndKey>,
     verifier: &Arc<Verifier>,
+    protocols: &[Alpn],
 ) -> Result<Arc<ServerConfig>, Error> {
     let verifier: Arc<Verifier> = Arc::clone(verifier);
     let own: Arc<SingleCertAndKey> = Arc::clone(own);
@@ -84,12 +92,17 @@ fn server(
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(own);
-    let protocols = [Alpn::WeftH2, Alpn::Hbone];
-    config.alpn_protocols = protocols.map(|it| it.as_bytes().to_vec()).to_vec();
+    config.alpn_protocols = names(protocols);
+    config.enable_secret_extraction = protocols.contains(&Alpn::Weft);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+fn names(protocols: &[Alpn]) -> Vec<Vec<u8>> {
+    let names = protocols.iter().map(|it| it.as_bytes().to_vec());
+    names.collect()
 }
 
 #[cfg(test)]

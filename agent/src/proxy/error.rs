@@ -9,6 +9,7 @@ use http::StatusCode;
 use weft_core::{Identity, ObjectName, TUNNEL_PORT, Verdict};
 
 use super::tcp::Broken;
+use super::tunnel::weft1;
 use super::tunnel::wire::BadRequest;
 use crate::telemetry::Refusal;
 
@@ -149,6 +150,9 @@ pub enum TunnelError {
     /// HTTP/2 failed.
     #[error("HTTP/2 failed: {0}")]
     Http2(#[from] h2::Error),
+    /// `weft/1` failed.
+    #[error("{0}")]
+    Weft(#[from] weft1::Error),
     /// The connection ended before a stream could be opened.
     #[error("the tunnel closed while a stream was being opened")]
     Closed,
@@ -233,7 +237,9 @@ impl TunnelError {
             Self::NoCertificate(_) => Refusal::NoCertificate,
             Self::Socket(_) => Refusal::Kernel,
             // The tunnel's port, not the application's: never `ConnectRefused`.
-            Self::Connect { .. } | Self::Http2(_) | Self::Closed => Refusal::ConnectFailed,
+            Self::Connect { .. } | Self::Http2(_) | Self::Weft(_) | Self::Closed => {
+                Refusal::ConnectFailed
+            }
             Self::ConnectTimeout { .. } => Refusal::ConnectTimeout,
             Self::Handshake(_) | Self::PeerCertificate(_) | Self::Protocol(_) => {
                 Refusal::HandshakeFailed

@@ -4,6 +4,8 @@
 //! Flows arrive through tunnels, in plaintext, or from the outbound half on the same node; all pass
 //! [`admit`]. Nothing else in the agent connects to an application on behalf of somebody else.
 
+mod weft1;
+
 use std::future::{Future, poll_fn};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +32,8 @@ use super::tcp::{
 };
 use super::tunnel::chunk::Chunk;
 use super::tunnel::server::Ends;
+use super::tunnel::weft1::channel::Channel;
+use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server, wire};
 use super::{Context, descriptors, socket};
 use crate::identity::{Alpn, peer_identity};
@@ -366,7 +370,11 @@ async fn tunnel(
     };
     drop(permit);
     let (io, peer) = match accepted {
-        Ok(accepted) => accepted,
+        Ok(AcceptedTunnel::Http(io, peer)) => (io, peer),
+        Ok(AcceptedTunnel::Weft(channel, peer)) => {
+            let watch = watch_over(&context, &pod, Some(channel.chain()), changed);
+            return Box::pin(weft1::serve(context, pod, peer, channel, watch)).await;
+        }
         Err(error) => {
             if let Some(refusal) = error.refusal() {
                 context.telemetry.refusal(&pod.id, refusal);
@@ -414,11 +422,17 @@ pub(super) fn watch_over(
     }
 }
 
+/// A tunnel whose peer has been authenticated.
+enum AcceptedTunnel {
+    Http(Box<TlsStream<TcpStream>>, Arc<Peer>),
+    Weft(Box<Channel>, Arc<Peer>),
+}
+
 async fn accept_tunnel(
     context: &Context,
     pod: &LocalPod,
     stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Arc<Peer>), FlowError> {
+) -> Result<AcceptedTunnel, FlowError> {
     prepare(&stream).map_err(|source| FlowError::Kernel {
         doing: "preparing a connection",
         source,
@@ -429,6 +443,15 @@ async fn accept_tunnel(
         return Err(FlowError::RedirectMiss);
     }
     let failed = |error| FlowError::Tunnel(Arc::new(error));
+    let offers = handshake::offers(&stream, Alpn::Weft.as_bytes());
+    let offers = tokio::time::timeout(HANDSHAKE_TIMEOUT, offers)
+        .await
+        .map_err(|_| failed(TunnelError::HandshakeTimeout))?
+        .map_err(|error| failed(TunnelError::Handshake(error)))?;
+    if offers {
+        let (channel, peer) = Box::pin(accept_weft(context, pod, stream, from, local)).await?;
+        return Ok(AcceptedTunnel::Weft(channel, peer));
+    }
     let config = context
         .identities
         .server_when_ready(&pod.identity)
@@ -453,7 +476,43 @@ async fn accept_tunnel(
         connected: local.ip(),
         ours,
     });
-    Ok((io, peer))
+    Ok(AcceptedTunnel::Http(Box::new(io), peer))
+}
+
+async fn accept_weft(
+    context: &Context,
+    pod: &LocalPod,
+    mut stream: TcpStream,
+    from: SocketAddr,
+    local: SocketAddr,
+) -> Result<(Box<Channel>, Arc<Peer>), FlowError> {
+    let failed = |error| FlowError::Tunnel(Arc::new(error));
+    let config = context
+        .identities
+        .weft_server_when_ready(&pod.identity)
+        .await
+        .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
+    let shaking = handshake::accept(config, &mut stream);
+    let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking)
+        .await
+        .map_err(|_| failed(TunnelError::HandshakeTimeout))?
+        .map_err(|error| failed(TunnelError::Handshake(error)))?;
+    let identity = peer_identity(&greeted.chain)
+        .map_err(|error| failed(TunnelError::PeerCertificate(error.to_string())))?;
+    if greeted.alpn.as_deref() != Some(Alpn::Weft.as_bytes()) {
+        return Err(failed(TunnelError::Protocol("weft/1")));
+    }
+    let channel = Channel::new(stream, greeted, true).map_err(|source| FlowError::Kernel {
+        doing: "preparing a connection",
+        source,
+    })?;
+    let peer = Peer {
+        address: from.ip(),
+        identity,
+        connected: local.ip(),
+        ours: true,
+    };
+    Ok((Box::new(channel), Arc::new(peer)))
 }
 
 async fn tunnel_flow(
@@ -463,16 +522,7 @@ async fn tunnel_flow(
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
 ) {
-    let mut record = Record::new(Direction::Inbound, &pod.id);
-    record.path = PathLabel::Tunnel;
-    record.source = context
-        .store
-        .workload_at(peer.address)
-        .filter(|it| it.identity() == Some(&peer.identity))
-        .map(|it| it.id.clone());
-    record.source_identity = Some(peer.identity.clone());
-    record.destination = Some(pod.id.clone());
-    record.destination_identity = Some(pod.identity.clone());
+    let mut record = tunnel_record(&context, &pod, &peer);
     let (head, receive) = request.into_parts();
     let opening = open_tunnel_flow(&context, &pod, &peer, &head, &mut respond, &mut record);
     let result = match Box::pin(opening).await {
@@ -486,6 +536,20 @@ async fn tunnel_flow(
         }
     };
     record.finish(&context.telemetry, &result);
+}
+
+fn tunnel_record(context: &Context, pod: &LocalPod, peer: &Peer) -> Record {
+    let mut record = Record::new(Direction::Inbound, &pod.id);
+    record.path = PathLabel::Tunnel;
+    record.source = context
+        .store
+        .workload_at(peer.address)
+        .filter(|it| it.identity() == Some(&peer.identity))
+        .map(|it| it.id.clone());
+    record.source_identity = Some(peer.identity.clone());
+    record.destination = Some(pod.id.clone());
+    record.destination_identity = Some(pod.identity.clone());
+    record
 }
 
 async fn open_tunnel_flow(

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bpf::Bpf;
+use crate::config::TunnelProtocol;
 use crate::discovery::{Discovery, Store};
 use crate::identity::Identities;
 use crate::node::Pods;
@@ -35,6 +36,7 @@ use crate::telemetry::Telemetry;
 
 use live::LiveFlows;
 use tunnel::client::Pool;
+use tunnel::weft1;
 
 /// What flows need of the rest of the agent, and what they share.
 pub struct Context {
@@ -53,6 +55,7 @@ pub struct Context {
     /// Settings.
     pub config: ProxyConfig,
     tunnels: Arc<Pool>,
+    channels: Arc<weft1::client::Pool>,
     live: Arc<LiveFlows>,
 }
 
@@ -66,6 +69,10 @@ pub struct ProxyConfig {
     /// TLS handshakes of one pod with workloads that may be unfinished, and a quarter as many with
     /// strangers; more are refused.
     pub max_handshakes_per_pod: usize,
+    /// What is spoken to other agents of the mesh.
+    pub tunnel: TunnelProtocol,
+    /// How connections of `weft/1` are kept.
+    pub channels: weft1::client::Limits,
     /// How the tunnels to other nodes are kept.
     pub tunnels: tunnel::client::Limits,
 }
@@ -95,6 +102,7 @@ impl Context {
             telemetry,
             pods,
             tunnels: Pool::new(config.tunnels.clone()),
+            channels: weft1::client::Pool::new(config.channels.clone()),
             config,
             live,
         })
@@ -102,7 +110,7 @@ impl Context {
 
     /// How many tunnels to other nodes are kept.
     pub fn tunnels(&self) -> usize {
-        self.tunnels.connections()
+        self.tunnels.connections() + self.channels.connections()
     }
 }
 
@@ -112,6 +120,8 @@ impl Default for ProxyConfig {
             drain_deadline: Duration::from_secs(10),
             max_flows_per_pod: 10_000,
             max_handshakes_per_pod: 256,
+            tunnel: TunnelProtocol::WeftH2,
+            channels: weft1::client::Limits::default(),
             tunnels: tunnel::client::Limits::default(),
         }
     }

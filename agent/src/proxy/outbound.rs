@@ -1,16 +1,19 @@
 //! The half of a flow that belongs to its client: what did it want to reach, which way leads there,
 //! and who must answer.
 //!
-//! Nothing is read from the client before a server has accepted, so a flow can be tried at another
+//! Nothing is taken from the client before a server has accepted, so a flow can be tried at another
 //! endpoint without losing a byte. Whatever is not known is refused: plaintext leaves only for what
 //! a record says is not meshed, or for what lies outside of the cluster.
+
+mod weft1;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use rustls_pki_types::ServerName;
+use rustls::ClientConfig;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
@@ -26,6 +29,7 @@ use super::tunnel::client::{Dialed, Key, Opened};
 use super::tunnel::wire;
 use super::{Context, socket};
 use crate::balance;
+use crate::config::TunnelProtocol;
 use crate::discovery::{Destination, EndpointTarget, ServicePortEntry};
 use crate::identity::{Alpn, peer_identity};
 use crate::node::LocalPod;
@@ -81,6 +85,8 @@ pub enum Connected {
     SameNode(Box<Admitted>, TaskTrackerToken),
     /// Through a tunnel.
     Tunnel(Box<Opened>),
+    /// Through a tunnel of its own.
+    Channel(Box<weft1::Asked>),
 }
 
 /// Serves the connections of the pod's applications, until its listeners close.
@@ -252,8 +258,7 @@ async fn connect(
             Ok(Connected::SameNode(Box::new(admitted), other.flows.token()))
         }
         Way::Tunnel { identity, alpn, .. } => {
-            let opened = open_tunnel(context, pod, accepted, to, identity, alpn).await?;
-            Ok(Connected::Tunnel(Box::new(opened)))
+            open_tunnel(context, pod, accepted, to, identity, alpn).await
         }
     }
 }
@@ -287,7 +292,10 @@ async fn decide(context: &Context, pod: &LocalPod, to: SocketAddr) -> Result<Way
         return Ok(Way::SameNode(local));
     }
     let alpn = match tunnel {
-        Tunnel::WeftH2 => Alpn::WeftH2,
+        Tunnel::WeftH2 => match context.config.tunnel {
+            TunnelProtocol::Weft => Alpn::Weft,
+            TunnelProtocol::WeftH2 => Alpn::WeftH2,
+        },
         Tunnel::Hbone => Alpn::Hbone,
     };
     Ok(Way::Tunnel {
@@ -322,14 +330,21 @@ async fn open_tunnel(
     to: SocketAddr,
     identity: Identity,
     alpn: Alpn,
-) -> Result<Opened, FlowError> {
-    let key = Key {
+) -> Result<Connected, FlowError> {
+    let mut key = Key {
         source: pod.id.clone(),
         source_uid: pod.uid.as_str().into(),
         destination: to.ip(),
         identity,
         alpn,
     };
+    if alpn == Alpn::Weft {
+        match Box::pin(weft1::ask(context, pod, accepted, to, &key)).await? {
+            Some(asked) => return Ok(Connected::Channel(Box::new(asked))),
+            None => key.alpn = Alpn::WeftH2,
+        }
+    }
+    let alpn = key.alpn;
     let dial = || {
         let (context, pod) = (Arc::clone(context), Arc::clone(pod));
         let (address, identity) = (key.destination, key.identity.clone());
@@ -341,7 +356,7 @@ async fn open_tunnel(
     let opened = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await;
     let opened = opened.map_err(|_| FlowError::ConnectTimeout { to })??;
     match opened.response.status() {
-        StatusCode::OK => Ok(opened),
+        StatusCode::OK => Ok(Connected::Tunnel(Box::new(opened))),
         status => Err(FlowError::RefusedByPeer {
             by: to,
             status,
@@ -361,17 +376,8 @@ async fn dial(
     expected: &Identity,
     alpn: Alpn,
 ) -> Result<Dialed<TlsStream<TcpStream>>, TunnelError> {
-    let config = context
-        .identities
-        .client(&pod.identity, alpn)
-        .await
-        .map_err(|error| TunnelError::NoCertificate(error.to_string()))?;
     let changed = context.identities.changed();
-    let to = SocketAddr::new(address, TUNNEL_PORT);
-    let stream = socket::connect(context, pod, to)
-        .await
-        .map_err(tunnel_error)?;
-    prepare(&stream).map_err(|source| TunnelError::Connect { to, source })?;
+    let (config, stream) = reach_agent(context, pod, address, alpn).await?;
     let handshake =
         TlsConnector::from(config).connect(ServerName::IpAddress(address.into()), stream);
     let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
@@ -380,14 +386,7 @@ async fn dial(
         .map_err(TunnelError::Handshake)?;
     let session = io.get_ref().1;
     let chain = session.peer_certificates();
-    let found = peer_identity(chain.unwrap_or_default())
-        .map_err(|error| TunnelError::PeerCertificate(error.to_string()))?;
-    if found != *expected {
-        return Err(TunnelError::IdentityMismatch {
-            expected: expected.clone(),
-            found,
-        });
-    }
+    check_identity(chain.unwrap_or_default(), expected)?;
     if session.alpn_protocol() != Some(alpn.as_bytes()) {
         return Err(TunnelError::Protocol(alpn_name(alpn)));
     }
@@ -395,8 +394,45 @@ async fn dial(
     Ok(Dialed { io, watch })
 }
 
+/// Connects to the agent's port. Nothing is known of who answers.
+async fn reach_agent(
+    context: &Context,
+    pod: &LocalPod,
+    address: IpAddr,
+    alpn: Alpn,
+) -> Result<(Arc<ClientConfig>, TcpStream), TunnelError> {
+    let config = context
+        .identities
+        .client(&pod.identity, alpn)
+        .await
+        .map_err(|error| TunnelError::NoCertificate(error.to_string()))?;
+    let to = SocketAddr::new(address, TUNNEL_PORT);
+    let stream = socket::connect(context, pod, to)
+        .await
+        .map_err(tunnel_error)?;
+    prepare(&stream).map_err(|source| TunnelError::Connect { to, source })?;
+    Ok((config, stream))
+}
+
+/// Whether a chain that TLS has verified is that of whom it must be.
+fn check_identity(
+    chain: &[CertificateDer<'static>],
+    expected: &Identity,
+) -> Result<(), TunnelError> {
+    let found =
+        peer_identity(chain).map_err(|error| TunnelError::PeerCertificate(error.to_string()))?;
+    if found == *expected {
+        return Ok(());
+    }
+    Err(TunnelError::IdentityMismatch {
+        expected: expected.clone(),
+        found,
+    })
+}
+
 fn alpn_name(alpn: Alpn) -> &'static str {
     match alpn {
+        Alpn::Weft => "weft/1",
         Alpn::WeftH2 => "weft-h2/1",
         Alpn::Hbone => "h2",
     }
@@ -453,6 +489,10 @@ async fn carry(
                 () = ended => Err(FlowError::Drained),
                 result = admission.watch(join_sockets(client, server, &record.moved)) => result,
             }
+        }
+        Connected::Channel(asked) => {
+            record.moved = Moved::metered(vec![meter]);
+            asked.carry(client, pod, &record.moved).await
         }
         Connected::Tunnel(opened) => {
             let Opened { halves, slot, .. } = *opened;

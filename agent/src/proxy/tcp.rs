@@ -29,6 +29,7 @@ use inflow::Inflow;
 
 use super::tunnel::FRAME_BYTES;
 use super::tunnel::chunk::{Chunk, Queue};
+use super::tunnel::weft1;
 use crate::telemetry::{FlowHandle, Peer};
 
 /// A socket whose other side sees a reset unless the flow ended as it should.
@@ -48,7 +49,7 @@ pub struct Moved {
 
 /// One direction of a flow's bytes.
 #[derive(Clone, Copy, Debug)]
-struct Way<'a> {
+pub(super) struct Way<'a> {
     moved: &'a Moved,
     from: Side,
 }
@@ -74,6 +75,9 @@ pub enum Broken {
     /// The tunnel failed.
     #[error("the tunnel failed: {0}")]
     Tunnel(#[source] h2::Error),
+    /// The tunnel failed.
+    #[error("the tunnel failed: {0}")]
+    Weft(#[source] weft1::Error),
 }
 
 /// Both halves of a tunnel's stream.
@@ -178,7 +182,8 @@ impl FlowSocket {
         &self.0
     }
 
-    fn close(self) {
+    /// Closes in order.
+    pub(super) fn close(self) {
         // Failing leaves the reset on close; the bytes that are still queued would be lost, which
         // the peer then sees.
         let _ = SockRef::from(&self.0).set_linger(None);
@@ -204,13 +209,15 @@ impl Moved {
         self.received.load(Ordering::Relaxed)
     }
 
-    fn way(&self, from: Side) -> Way<'_> {
+    /// The bytes that come from a side.
+    pub(super) fn way(&self, from: Side) -> Way<'_> {
         Way { moved: self, from }
     }
 }
 
 impl Way<'_> {
-    fn add(&self, count: usize) {
+    /// Counts some.
+    pub(super) fn add(&self, count: usize) {
         let count = count as u64;
         let (own, from, to) = match self.from {
             Side::Client => (&self.moved.sent, Peer::Source, Peer::Destination),
@@ -235,7 +242,7 @@ impl Side {
 }
 
 impl Broken {
-    fn socket(side: Side, error: io::Error) -> Self {
+    pub(super) fn socket(side: Side, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset(side),
             _ => Self::Socket(side, error),
@@ -499,7 +506,7 @@ async fn write_all(write: &mut WriteHalf<'_>, bytes: &[u8], way: Way<'_>) -> io:
 
 /// Ends when the socket has an error, which for a connection means that it was reset or timed out;
 /// unlike reading, this does not depend on room for what is read.
-async fn failed(socket: &TcpStream) {
+pub(super) async fn failed(socket: &TcpStream) {
     loop {
         match socket.ready(Interest::ERROR).await {
             Ok(ready) if !ready.is_error() => {}
@@ -508,7 +515,7 @@ async fn failed(socket: &TcpStream) {
     }
 }
 
-fn end_of(socket: &TcpStream) -> io::Result<()> {
+pub(super) fn end_of(socket: &TcpStream) -> io::Result<()> {
     match SockRef::from(socket).shutdown(Shutdown::Write) {
         // The peer has reset already; reading says so too.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => {

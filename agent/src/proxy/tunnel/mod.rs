@@ -1,13 +1,14 @@
-//! The authenticated, encrypted connections between nodes: HTTP/2 over mutual TLS, one stream per
-//! flow. `docs/wire.md` says what is on the wire.
+//! The authenticated, encrypted connections between nodes. `docs/wire.md` says what is on the wire.
 //!
-//! [`client`] keeps the connections that a pod's flows leave by, [`server`] serves those that
+//! Weft's agents speak [`weft1`] among themselves, where a flow has a connection for itself. All else is
+//! HTTP/2 over mutual TLS, one stream per flow: [`client`] keeps the connections that a pod's flows leave by, [`server`] serves those that
 //! arrive, [`wire`] has what both sides must agree on. TLS and sockets come from the caller, so
 //! everything here runs over any stream of bytes.
 
 pub mod chunk;
 pub mod client;
 pub mod server;
+pub mod weft1;
 pub mod wire;
 
 use std::time::Duration;
@@ -24,6 +25,23 @@ pub struct Watch {
     pub changed: watch::Receiver<u64>,
     /// Whether the peer's certificates are still vouched for.
     pub trusted: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Watch {
+    /// Counts the changes of trust roots and certificates.
+    pub fn generation(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
+    /// Ends when the peer is no longer vouched for.
+    pub async fn untrusted(&mut self) {
+        loop {
+            next_change(&mut self.changed).await;
+            if !(self.trusted)() {
+                return;
+            }
+        }
+    }
 }
 
 /// Ends when roots or certificates changed; never, if nobody can change them any more.

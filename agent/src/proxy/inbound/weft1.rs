@@ -1,0 +1,161 @@
+//! Flows that arrive by `weft/1`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
+use crate::node::LocalPod;
+use crate::proxy::Context;
+use crate::proxy::error::FlowError;
+use crate::proxy::record::Record;
+use crate::proxy::tcp::{Broken, Moved, Side, failed};
+use crate::proxy::tunnel::Watch;
+use crate::proxy::tunnel::weft1::channel::Channel;
+use crate::proxy::tunnel::weft1::frame::{Open, Refuse};
+use crate::proxy::tunnel::weft1::{copy, server};
+use crate::telemetry::{Refusal, TlsLabel};
+
+/// Serves one flow after the other, until the client leaves or the connection has to end.
+pub(super) async fn serve(
+    context: Arc<Context>,
+    pod: Arc<LocalPod>,
+    peer: Arc<Peer>,
+    mut channel: Box<Channel>,
+    mut watch: Watch,
+) {
+    let mut last_used = Instant::now();
+    let mut idle_check = interval(IDLE_CHECK);
+    idle_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let asked = tokio::select! {
+            biased;
+            asked = server::next(&mut channel) => asked,
+            () = pod.stop_accepting.cancelled() => return server::leave(channel).await,
+            () = watch.untrusted() => {
+                tracing::info!(peer = %peer.identity, "a tunnel's peer is no longer vouched for");
+                return;
+            }
+            () = pod.end_flows.cancelled() => return,
+            _ = idle_check.tick() => {
+                if last_used.elapsed() > IDLE {
+                    return server::leave(channel).await;
+                }
+                continue;
+            }
+        };
+        let open = match asked {
+            Ok(Some(open)) => open,
+            Ok(None) => return,
+            Err(error) => {
+                context.telemetry.refusal(&pod.id, Refusal::BadRequest);
+                tracing::info!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+                return;
+            }
+        };
+        let flow = flow(&context, &pod, &peer, open, channel, &mut watch);
+        channel = match Box::pin(flow).await {
+            Some(channel) => channel,
+            None => return,
+        };
+        last_used = Instant::now();
+    }
+}
+
+/// Serves a flow. Yields the connection if it can take another one.
+async fn flow(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    peer: &Peer,
+    open: Open,
+    mut channel: Box<Channel>,
+    watch: &mut Watch,
+) -> Option<Box<Channel>> {
+    let mut record = tunnel_record(context, pod, peer);
+    let admitted = tokio::select! {
+        admitted = enter(context, pod, peer, open, &mut record) => admitted,
+        () = failed(channel.socket()) => Err(Broken::Reset(Side::Client).into()),
+        () = watch.untrusted() => Err(Broken::Reset(Side::Client).into()),
+        () = pod.end_flows.cancelled() => Err(FlowError::Drained),
+    };
+    let (result, channel) = match admitted {
+        Ok(admitted) => carry(admitted, pod, channel, watch, &mut record).await,
+        // There is nobody left to be told.
+        Err(error @ (FlowError::Broken(_) | FlowError::Drained)) => (Err(error), None),
+        Err(error) => {
+            let refuse = Refuse {
+                status: error.status().as_u16(),
+                reason: error.refusal().map_or("", Refusal::as_str).to_owned(),
+            };
+            let refused = server::refuse(&mut channel, &refuse).await;
+            if let Err(error) = &refused
+                && !error.is_gone()
+            {
+                context.telemetry.refusal(&pod.id, Refusal::BadRequest);
+                tracing::info!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+            }
+            (Err(error), refused.is_ok().then_some(channel))
+        }
+    };
+    if let Err(FlowError::Broken(Broken::Weft(error))) = &result {
+        context.telemetry.refusal(&pod.id, Refusal::BadRequest);
+        tracing::info!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+    }
+    record.finish(&context.telemetry, &result);
+    channel
+}
+
+async fn enter(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    peer: &Peer,
+    open: Open,
+    record: &mut Record,
+) -> Result<Admitted, FlowError> {
+    let to = SocketAddr::new(peer.connected, open.port.get());
+    let port = open.source_port.map_or_else(made_up_port, |it| it.get());
+    let client = SocketAddr::new(peer.address, port);
+    record.client = Some(client);
+    record.original = Some(to);
+    record.endpoint = Some(to);
+    let arrival = Arrival {
+        client,
+        identity: Some(&peer.identity),
+        to,
+        tls: TlsLabel::Mutual,
+    };
+    admit(context, pod, arrival).await
+}
+
+async fn carry(
+    admitted: Admitted,
+    pod: &LocalPod,
+    mut channel: Box<Channel>,
+    watch: &mut Watch,
+    record: &mut Record,
+) -> (Result<(), FlowError>, Option<Box<Channel>>) {
+    let (server, meter, verdict, admission) = admitted.part();
+    record.verdict = Some(verdict);
+    record.moved = Moved::metered(vec![meter]);
+    if let Err(error) = server::accept(&mut channel) {
+        return (Err(Broken::Weft(error).into()), None);
+    }
+    let mut back = None;
+    let copying = async {
+        back = Some(copy::join(server, Side::Server, channel, &record.moved, 0).await?);
+        Ok(())
+    };
+    let result = tokio::select! {
+        biased;
+        result = admission.watch(copying) => result,
+        () = watch.untrusted() => Err(Broken::Reset(Side::Client).into()),
+        () = pod.end_flows.cancelled() => Err(FlowError::Drained),
+    };
+    (result, back)
+}
+
+/// The client owns idle closing; this is for clients that do not.
+const IDLE: Duration = Duration::from_secs(600);
+const IDLE_CHECK: Duration = Duration::from_secs(60);

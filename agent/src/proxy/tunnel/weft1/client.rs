@@ -1,0 +1,661 @@
+//! The connections that flows leave by, kept per pair of workloads: a flow takes one for itself, and
+//! puts it back if it ends well.
+//!
+//! Nothing is locked while a connection is being made or while bytes move. Whoever finds none that is
+//! free waits for one: for the next that is put back, or for one that a task of its own makes. A pair
+//! has a bounded number of connections; beyond it, flows go by HTTP/2.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::Error;
+use super::channel::{Channel, Heard};
+use super::frame::{END_FRAME, Event, Open, Refuse};
+use crate::proxy::error::TunnelError;
+use crate::proxy::tunnel::Watch;
+use crate::proxy::tunnel::client::Key;
+
+/// All connections of the node that lead elsewhere.
+#[derive(Debug)]
+pub struct Pool {
+    pairs: Mutex<HashMap<Key, Pair>>,
+    limits: Limits,
+    idle_came: Arc<Notify>,
+}
+
+/// Limits of what is kept.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections of a pair, in use or not.
+    pub connections: usize,
+    /// Connections of a pair that are being made at a time.
+    pub making: usize,
+    /// Closed when unused for so long.
+    pub idle: Duration,
+    /// Takes no new flows when so old.
+    pub age: Duration,
+}
+
+/// What came of connecting to a peer whose identity has been checked.
+pub enum Dialed {
+    /// It speaks `weft/1`.
+    Channel {
+        /// The connection.
+        channel: Box<Channel>,
+        /// What ends it from outside.
+        watch: Watch,
+        /// [`Watch::generation`] before the handshake.
+        generation: u64,
+    },
+    /// It does not.
+    Otherwise,
+}
+
+/// How a flow may go.
+#[derive(Debug)]
+pub enum Taken {
+    /// On this connection, alone.
+    Lent(Box<Lent>),
+    /// By HTTP/2: the pair has enough connections, or the peer speaks nothing else.
+    Http,
+}
+
+/// A connection, in use by one flow. It is closed when dropped, unless it is given back.
+pub struct Lent {
+    kept: Kept,
+    pool: Arc<Pool>,
+    reused: bool,
+    leaving: bool,
+}
+
+/// The server's answer.
+#[derive(Debug)]
+pub enum Answer {
+    /// Its application has accepted. So many bytes of ours have been sent already, and are still in
+    /// its socket.
+    Accepted {
+        /// How many.
+        early: usize,
+    },
+    /// It has not.
+    Refused(Refuse),
+    /// There is none. Nobody knows what has become of the early bytes.
+    Lost {
+        /// Why.
+        error: Error,
+        /// Bytes that had been sent.
+        early: usize,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Pair {
+    idle: Vec<Kept>,
+    /// Connections that are there, in use or not.
+    open: Arc<AtomicUsize>,
+    making: usize,
+    waiting: VecDeque<oneshot::Sender<Given>>,
+    /// The peer has spoken something else; not asked again before this.
+    otherwise_until: Option<Instant>,
+}
+
+struct Kept {
+    channel: Box<Channel>,
+    watch: Watch,
+    key: Arc<Key>,
+    /// Of the trust roots and certificates that it was made with.
+    generation: u64,
+    born: Instant,
+    idle_since: Instant,
+    place: Place,
+}
+
+/// One of a pair's connections.
+struct Place(Arc<AtomicUsize>);
+
+#[derive(Debug)]
+enum Given {
+    Kept(Box<Kept>),
+    Http,
+    Failed(Arc<TunnelError>),
+}
+
+impl Pool {
+    /// An empty pool. Needs a runtime.
+    pub fn new(limits: Limits) -> Arc<Self> {
+        let pool = Arc::new(Self {
+            pairs: Mutex::default(),
+            limits,
+            idle_came: Arc::default(),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&pool), Arc::clone(&pool.idle_came)));
+        pool
+    }
+
+    /// A connection of the pair, which `dial` makes if none is free. The caller bounds the time.
+    ///
+    /// # Errors
+    /// None could be made.
+    pub async fn take<D, F>(self: &Arc<Self>, key: &Key, dial: D) -> Result<Taken, Arc<TunnelError>>
+    where
+        D: Fn() -> F + Send + 'static,
+        F: Future<Output = Result<Dialed, TunnelError>> + Send + 'static,
+    {
+        let mut unusable = Vec::new();
+        let given = {
+            let mut pairs = self.pairs();
+            let pair = match pairs.get_mut(key) {
+                Some(pair) => pair,
+                None => pairs.entry(key.clone()).or_default(),
+            };
+            loop {
+                match pair.idle.pop() {
+                    Some(kept) if kept.is_usable(&self.limits) => break Ok(kept),
+                    Some(kept) => unusable.push(kept),
+                    None => break self.wait_in_line(key, pair, dial),
+                }
+            }
+        };
+        // Not while the pool is locked: closing is a system call.
+        drop(unusable);
+        let waiting = match given {
+            Ok(kept) => return Ok(self.lend(kept, true)),
+            Err(None) => return Ok(Taken::Http),
+            Err(Some(waiting)) => waiting,
+        };
+        match waiting.await {
+            Ok(Given::Kept(kept)) => {
+                let reused = kept.idle_since != kept.born;
+                Ok(self.lend(*kept, reused))
+            }
+            Ok(Given::Http) => Ok(Taken::Http),
+            Ok(Given::Failed(error)) => Err(error),
+            // The task that made one has panicked.
+            Err(_) => Err(Arc::new(TunnelError::Closed)),
+        }
+    }
+
+    /// How many connections are there.
+    pub fn connections(&self) -> usize {
+        let pairs = self.pairs();
+        let open = pairs.values().map(|it| it.open.load(Ordering::Relaxed));
+        open.sum()
+    }
+
+    fn lend(self: &Arc<Self>, kept: Kept, reused: bool) -> Taken {
+        Taken::Lent(Box::new(Lent {
+            kept,
+            pool: Arc::clone(self),
+            reused,
+            leaving: false,
+        }))
+    }
+
+    /// None: the flow must go another way.
+    fn wait_in_line<D, F>(
+        self: &Arc<Self>,
+        key: &Key,
+        pair: &mut Pair,
+        dial: D,
+    ) -> Result<Kept, Option<oneshot::Receiver<Given>>>
+    where
+        D: Fn() -> F + Send + 'static,
+        F: Future<Output = Result<Dialed, TunnelError>> + Send + 'static,
+    {
+        if pair.otherwise_until.is_some_and(|it| it > Instant::now()) {
+            return Err(None);
+        }
+        pair.waiting.retain(|it| !it.is_closed());
+        let open = pair.open.load(Ordering::Relaxed);
+        if open + pair.waiting.len() >= self.limits.connections {
+            return Err(None);
+        }
+        let (sender, receiver) = oneshot::channel();
+        pair.waiting.push_back(sender);
+        if pair.making < self.limits.making && pair.making < pair.waiting.len() {
+            pair.making += 1;
+            // A task of its own: it goes on if the flow that started it gives up.
+            tokio::spawn(make(Arc::downgrade(self), Arc::new(key.clone()), dial));
+        }
+        Err(Some(receiver))
+    }
+
+    /// Passes a connection to whoever waits longest, or keeps it.
+    fn put(&self, kept: Kept) {
+        let mut pairs = self.pairs();
+        let Some(pair) = pairs.get_mut(&*kept.key) else {
+            return;
+        };
+        let mut kept = Box::new(kept);
+        while let Some(waiting) = pair.waiting.pop_front() {
+            match waiting.send(Given::Kept(kept)) {
+                Ok(()) => return,
+                Err(Given::Kept(back)) => kept = back,
+                Err(_) => return,
+            }
+        }
+        let first = pair.idle.is_empty();
+        pair.idle.push(*kept);
+        if first {
+            self.idle_came.notify_one();
+        }
+    }
+
+    /// Settles an attempt. Says whether another must be made, for those who still wait.
+    fn made(&self, key: &Arc<Key>, result: Result<Dialed, TunnelError>) -> bool {
+        let mut pairs = self.pairs();
+        let pair = pairs.entry((**key).clone()).or_default();
+        let give_all = |pair: &mut Pair, given: &dyn Fn() -> Given| {
+            for waiting in pair.waiting.drain(..) {
+                let _ = waiting.send(given());
+            }
+        };
+        match result {
+            Ok(Dialed::Channel {
+                channel,
+                watch,
+                generation,
+            }) => {
+                let now = Instant::now();
+                let kept = Kept {
+                    channel,
+                    watch,
+                    generation,
+                    key: Arc::clone(key),
+                    born: now,
+                    idle_since: now,
+                    place: Place::new(&pair.open),
+                };
+                drop(pairs);
+                self.put(kept);
+                pairs = self.pairs();
+            }
+            Ok(Dialed::Otherwise) => {
+                pair.otherwise_until = Some(Instant::now() + ASK_AGAIN);
+                give_all(pair, &|| Given::Http);
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                give_all(pair, &|| Given::Failed(Arc::clone(&error)));
+            }
+        }
+        let Some(pair) = pairs.get_mut(&**key) else {
+            return false;
+        };
+        pair.waiting.retain(|it| !it.is_closed());
+        let again = pair.waiting.len() >= pair.making && !pair.waiting.is_empty();
+        if !again {
+            pair.making = pair.making.saturating_sub(1);
+        }
+        again
+    }
+
+    /// Takes out what must not be kept, and pairs that are forgotten. Says whether anything is left to
+    /// look after.
+    fn sweep(&self) -> bool {
+        let mut unusable = Vec::new();
+        let mut idle = false;
+        self.pairs().retain(|_, pair| {
+            let is_good = |kept: &mut Kept| {
+                kept.is_usable(&self.limits) && kept.idle_since.elapsed() < self.limits.idle
+            };
+            unusable.extend(pair.idle.extract_if(.., |kept| !is_good(kept)));
+            idle |= !pair.idle.is_empty();
+            let remembered = pair.otherwise_until.is_some_and(|it| it > Instant::now());
+            let used = pair.making > 0 || pair.open.load(Ordering::Relaxed) > 0;
+            used || remembered || !pair.waiting.is_empty()
+        });
+        for kept in unusable {
+            kept.channel.close();
+        }
+        idle
+    }
+
+    fn pairs(&self) -> MutexGuard<'_, HashMap<Key, Pair>> {
+        // Every change under the lock is complete in itself.
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.idle_came.notify_one();
+    }
+}
+
+/// Makes connections until nobody waits for one that is not being made by somebody else.
+async fn make<D, F>(pool: Weak<Pool>, key: Arc<Key>, dial: D)
+where
+    D: Fn() -> F + Send + 'static,
+    F: Future<Output = Result<Dialed, TunnelError>> + Send + 'static,
+{
+    loop {
+        let mut note = Note {
+            pool: &pool,
+            key: &key,
+            result: None,
+        };
+        let again = {
+            note.result = Some(dial().await);
+            note.settle()
+        };
+        if !again {
+            return;
+        }
+    }
+}
+
+/// Settles an attempt however it ends, a panic included.
+struct Note<'a> {
+    pool: &'a Weak<Pool>,
+    key: &'a Arc<Key>,
+    result: Option<Result<Dialed, TunnelError>>,
+}
+
+impl Note<'_> {
+    fn settle(mut self) -> bool {
+        match (self.pool.upgrade(), self.result.take()) {
+            (Some(pool), Some(result)) => {
+                let again = pool.made(self.key, result);
+                std::mem::forget(self);
+                again
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Note<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            let result = self.result.take().unwrap_or(Err(TunnelError::Closed));
+            pool.made(self.key, result);
+        }
+    }
+}
+
+/// Looks after the connections that wait: closes what is old, unused, no longer trusted, or was closed
+/// at the other end.
+async fn sweep(pool: Weak<Pool>, idle_came: Arc<Notify>) {
+    loop {
+        let idle = match pool.upgrade() {
+            Some(pool) => pool.sweep(),
+            None => return,
+        };
+        if !idle {
+            idle_came.notified().await;
+        }
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+    }
+}
+
+impl Lent {
+    /// Asks for a flow, and sends what the application has already said, without waiting for an
+    /// answer; those bytes stay in its socket too. The caller bounds the time.
+    pub async fn ask(&mut self, open: Open, socket: &TcpStream) -> Answer {
+        let mut asking = Asking {
+            early: 0,
+            watches: true,
+        };
+        let channel = &mut *self.kept.channel;
+        let leaving = &mut self.leaving;
+        let started = asking.start(channel, open, socket);
+        let answered = match started {
+            Ok(()) => poll_fn(|context| asking.poll(channel, leaving, socket, context)).await,
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok(None) => Answer::Accepted {
+                early: asking.early,
+            },
+            Ok(Some(refuse)) => Answer::Refused(refuse),
+            Err(error) => Answer::Lost {
+                error,
+                early: asking.early,
+            },
+        }
+    }
+
+    /// Whether the connection had been used before: the peer may have gone away meanwhile.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Parts the connection from what is needed to give it back.
+    pub fn part(self) -> (Box<Channel>, Watch, GiveBack) {
+        let Self {
+            kept,
+            pool,
+            leaving,
+            ..
+        } = self;
+        let Kept {
+            channel,
+            watch,
+            key,
+            generation,
+            born,
+            place,
+            ..
+        } = kept;
+        let give_back = GiveBack {
+            pool,
+            key,
+            generation,
+            born,
+            leaving,
+            place,
+        };
+        (channel, watch, give_back)
+    }
+}
+
+/// Takes a connection back when its flow has ended well.
+pub struct GiveBack {
+    pool: Arc<Pool>,
+    key: Arc<Key>,
+    generation: u64,
+    born: Instant,
+    leaving: bool,
+    place: Place,
+}
+
+impl GiveBack {
+    /// For the next flow, if it may have one.
+    pub fn give(self, channel: Box<Channel>, watch: Watch) {
+        let kept = Kept {
+            channel,
+            watch,
+            key: self.key,
+            generation: self.generation,
+            born: self.born,
+            idle_since: Instant::now(),
+            place: self.place,
+        };
+        if !self.leaving && kept.channel.is_clean() && kept.is_usable(&self.pool.limits) {
+            self.pool.put(kept);
+        } else {
+            kept.channel.close();
+        }
+    }
+}
+
+impl Kept {
+    fn is_usable(&self, limits: &Limits) -> bool {
+        // Whatever the peer says to a connection that waits, it means that it is over.
+        self.born.elapsed() < limits.age
+            && self.watch.generation() == self.generation
+            && !self.watch.pod_gone.is_cancelled()
+            && !self.channel.stirs()
+    }
+}
+
+impl Place {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A flow between its question and the answer.
+struct Asking {
+    /// Bytes of the application that were sent.
+    early: usize,
+    /// Whether more may be.
+    watches: bool,
+}
+
+impl Asking {
+    fn start(
+        &mut self,
+        channel: &mut Channel,
+        open: Open,
+        socket: &TcpStream,
+    ) -> Result<(), Error> {
+        channel.parser().asked();
+        channel.say(&open.encode())?;
+        // What is there goes along in the same write.
+        self.say_early(channel, socket).map(drop)
+    }
+
+    fn poll(
+        &mut self,
+        channel: &mut Channel,
+        leaving: &mut bool,
+        socket: &TcpStream,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Refuse>, Error>> {
+        while self.watches && socket.poll_read_ready(context).is_ready() {
+            let before = self.early;
+            let mut said = Ok(true);
+            let _ = socket.try_io(Interest::READABLE, || {
+                said = self.say_early(channel, socket);
+                match said {
+                    // It is readable as long as nobody takes the bytes: wait for the next ones.
+                    Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => Ok(()),
+                }
+            });
+            said?;
+            if self.early == before {
+                // It has closed, or failed, which is the caller's to see.
+                self.watches = false;
+            }
+        }
+        if let Poll::Ready(flushed) = channel.poll_flush(context) {
+            flushed?;
+        }
+        loop {
+            match channel.hear()? {
+                Some(Heard::Event(Event::Accept)) => {
+                    channel.shrink_inbox();
+                    return Poll::Ready(Ok(None));
+                }
+                Some(Heard::Event(Event::Refuse(refuse))) => {
+                    // Ends our direction too, so that the connection can take the next flow.
+                    channel.say(&END_FRAME)?;
+                    if let Poll::Ready(flushed) = channel.poll_flush(context) {
+                        flushed?;
+                    }
+                    channel.shrink_inbox();
+                    return Poll::Ready(Ok(Some(refuse)));
+                }
+                Some(Heard::Event(Event::Leaving)) => *leaving = true,
+                Some(_) => return Poll::Ready(Err(Error::Closed)),
+                None => match channel.poll_receive(context) {
+                    Poll::Ready(received) => received?,
+                    Poll::Pending => {
+                        channel.shrink_inbox();
+                        return Poll::Pending;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Sends what the application has said beyond what has been sent. Says whether it may have said
+    /// more.
+    fn say_early(&mut self, channel: &mut Channel, socket: &TcpStream) -> Result<bool, Error> {
+        let descriptor = socket.as_raw_fd();
+        let sent = self.early;
+        let mut filled = false;
+        let said = channel.say_data(1, |places| {
+            let Some(place) = places.first_mut() else {
+                return Ok(None);
+            };
+            let room = place.len().min(MOST_EARLY_BYTES - sent);
+            let new = if sent == 0 {
+                recv(descriptor, &mut place[..room], MsgFlags::MSG_PEEK)?
+            } else {
+                let mut all = vec![0; sent + room];
+                let seen = recv(descriptor, &mut all, MsgFlags::MSG_PEEK)?;
+                let new = all.get(sent..seen).unwrap_or_default();
+                place[..new.len()].copy_from_slice(new);
+                new.len()
+            };
+            filled = new == room;
+            Ok((new > 0).then_some(new))
+        })?;
+        // An error of the socket is seen by who reads it in earnest.
+        if let Ok(Some(count)) = said {
+            self.early += count;
+        }
+        if self.early >= MOST_EARLY_BYTES || channel.is_full() {
+            self.watches = false;
+        }
+        Ok(filled)
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kept.fmt(formatter)
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Kept")
+            .field("channel", &self.channel)
+            .field("born", &self.born)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            making: 16,
+            idle: Duration::from_secs(90),
+            age: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// The most that is sent of a flow before it is accepted.
+pub const MOST_EARLY_BYTES: usize = 64 * 1024;
+/// A connection that was closed at the other end is never used; this is how long it may still be held.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// When a peer that did not speak `weft/1` is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
