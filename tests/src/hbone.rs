@@ -123,7 +123,7 @@ pub struct Answer {
 
 async fn attempt(attempt: Attempt) -> Result<Answer> {
     let seen: Arc<Mutex<Vec<CertificateDer<'static>>>> = Arc::default();
-    let config = client_config(&attempt, seen.clone())?;
+    let config = client_config(&attempt.alpn, attempt.identity.as_ref(), seen.clone())?;
     let tcp = TcpStream::connect(attempt.server)
         .await
         .context("connecting")?;
@@ -223,8 +223,14 @@ async fn exchange(
     }
 }
 
+/// A client that offers these protocols and accepts every server.
+pub(crate) fn any_server(alpn: &[Vec<u8>], identity: Option<&Identity>) -> Result<ClientConfig> {
+    client_config(alpn, identity, Arc::default())
+}
+
 fn client_config(
-    attempt: &Attempt,
+    alpn: &[Vec<u8>],
+    identity: Option<&Identity>,
     seen: Arc<Mutex<Vec<CertificateDer<'static>>>>,
 ) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -236,13 +242,13 @@ fn client_config(
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match &attempt.identity {
+    let mut config = match identity {
         Some(identity) => {
             builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols.clone_from(&attempt.alpn);
+    config.alpn_protocols = alpn.to_vec();
     Ok(config)
 }
 

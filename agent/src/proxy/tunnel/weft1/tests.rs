@@ -266,7 +266,8 @@ async fn both_directions_at_once() {
             client_read.read_to_end(&mut down),
         )
     };
-    soon(all).await;
+    let (_, _, read_up, read_down) = soon(all).await;
+    read_up.and(read_down).expect("reads");
     assert!(up == bytes && down == bytes);
     soon(copying).await.expect("no panic").expect("ends well");
 }
