@@ -64,8 +64,9 @@ fn a_forged_self_connection_is_not_believed() {
         world,
         instance,
     } = Meshed::new();
-    let app = world.listen("[::]:8080");
-    // Without the listener, what is steered to it is counted.
+    let _app = world.listen("[::]:8080");
+    // Without the listener, what is steered to it is counted. The application would not see a lone
+    // SYN, so only the count tells.
     drop(listeners);
     let raw = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(IPPROTO_RAW))).unwrap();
     let pod: Ipv6Addr = POD_V6.parse().unwrap();
@@ -75,7 +76,6 @@ fn a_forged_self_connection_is_not_believed() {
     eventually("steered packet", || {
         (count(&bpf, Reason::NoListener) > 0).then_some(())
     });
-    assert!(is_idle(&app));
     drop(instance);
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use kernel::{
-    ELSEWHERE_V4, ELSEWHERE_V6, HOST_V4, Listeners, Meshed, POD_V4, POD_V6, accept, address,
+    ELSEWHERE_V4, ELSEWHERE_V6, HOST_V4, Listeners, Meshed, POD_V4, POD_V6, World, accept, address,
     assert_refusals, connect, disconnect, eventually, ip_address, is_idle, talk,
 };
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
@@ -503,6 +503,13 @@ fn a_pod_can_use_up_its_own_share_only() {
         .unwrap();
     assert_eq!((counters.pending_outbound, counters.quota_refusals), (4, 1));
     assert_refusals(&meshed, &[(Reason::Quota, 1)]);
+
+    // Another pod has its own share.
+    let other = World::new();
+    let theirs = Listeners::open(&other);
+    theirs.enroll(&meshed.bpf, &other, &other.entry());
+    let _client = other.connect(address(ELSEWHERE_V4)).unwrap();
+    accept(&theirs.outbound);
 
     // The other direction has its own share.
     let app = meshed.world.listen("10.88.0.2:8080");
