@@ -4,6 +4,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::info;
 
 use super::Admin;
@@ -24,7 +25,7 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
     let method = request.method().clone();
     let read = matches!(method, Method::GET | Method::HEAD);
     match (surface, request.uri().path()) {
-        (_, "/metrics") if read => reply(StatusCode::OK, OPEN_METRICS, (admin.metrics)()),
+        (_, "/metrics") if read => reply(StatusCode::OK, OPEN_METRICS, slow(|| (admin.metrics)())),
         (Surface::Port, "/live") if read => text(StatusCode::OK, "alive"),
         (_, "/ready") if read => {
             let readiness = (admin.readiness)();
@@ -36,7 +37,7 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
             json(status, &readiness)
         }
         (Surface::Socket, "/config_dump") if read => {
-            reply(StatusCode::OK, "application/json", (admin.dump)())
+            reply(StatusCode::OK, "application/json", slow(|| (admin.dump)()))
         }
         (Surface::Socket, "/log_level") if read => text(StatusCode::OK, &(admin.log_level)()),
         (Surface::Socket, "/log_level") if method == Method::PUT => {
@@ -47,6 +48,14 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
         | (Surface::Socket, "/config_dump") => not_allowed("GET, HEAD"),
         (Surface::Socket, "/log_level") => not_allowed("GET, HEAD, PUT"),
         _ => text(StatusCode::NOT_FOUND, "no such page"),
+    }
+}
+
+/// Does something that takes long, without keeping flows from being served.
+fn slow<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

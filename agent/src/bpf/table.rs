@@ -4,11 +4,13 @@
 #![allow(unsafe_code)]
 
 use std::{
+    collections::HashSet,
     io,
     marker::PhantomData,
     mem::{size_of, zeroed},
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    slice,
 };
 
 use super::{error::BpfError, sys};
@@ -97,12 +99,14 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         self.named(sys::map_delete(self.map.as_fd(), key))
     }
 
-    /// The keys of a hash map. What changes meanwhile may be missing or there twice.
+    /// The keys of a hash map, each once. What changes meanwhile may be missing.
     pub(crate) fn keys(&self) -> Result<Vec<K>, BpfError> {
         let mut keys = Vec::new();
+        let mut seen = HashSet::new();
         let mut previous = None;
-        // A map that changes all the time could make the walk start over for ever.
-        while keys.len() < 2 * self.info.max_entries as usize {
+        // The walk starts over when a key vanishes under it, in a map that changes all the time for
+        // ever.
+        for _ in 0..2 * u64::from(self.info.max_entries) {
             // SAFETY: `Pod`: any bits are a value.
             let mut next: K = unsafe { zeroed() };
             if !self.named(sys::map_next_key(
@@ -112,7 +116,9 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
             ))? {
                 break;
             }
-            keys.push(next);
+            if seen.insert(Box::<[u8]>::from(bytes(&next))) {
+                keys.push(next);
+            }
             previous = Some(next);
         }
         Ok(keys)
@@ -124,6 +130,12 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
             source,
         })
     }
+}
+
+fn bytes<K: aya::Pod>(key: &K) -> &[u8] {
+    // SAFETY: keys of maps have no padding but what their types name, so all bytes are set; the
+    // result lives as long as the key.
+    unsafe { slice::from_raw_parts((&raw const *key).cast(), size_of::<K>()) }
 }
 
 const ANY: u64 = 0;
