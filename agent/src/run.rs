@@ -61,8 +61,18 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
     let kernel = kernel(&config.kernel)?;
     let bpf = Bpf::open(&kernel).context("installing the kernel programs")?;
-    let hooks = bpf.verify().context("checking the kernel programs")?;
-    tracing::info!(pins = %kernel.pin_root.display(), ?hooks, "kernel programs are in place");
+    let pods = Arc::new(Pods::default());
+    match bpf.verify() {
+        Ok(hooks) => {
+            tracing::info!(pins = %kernel.pin_root.display(), ?hooks, "kernel programs are in place");
+        }
+        // To end would not mend it. What can be is mended as soon as this agent owns the hooks.
+        Err(error) => {
+            let problem = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(problem, "the kernel programs are not as they should be");
+            pods.set_hooks(Some(problem), 0);
+        }
+    }
 
     let store = Store::new();
     let controller = Arc::new(Controller::new(ControllerConfig {
@@ -82,7 +92,7 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
         discovery,
         Arc::clone(&identities),
         telemetry,
-        Arc::new(Pods::default()),
+        pods,
         proxy_config(&config),
     );
     sources::add_all(&context.telemetry, &context);

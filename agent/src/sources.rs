@@ -108,6 +108,10 @@ impl Source for Enrolled {
         let enrolled = self.0.all().len() as f64;
         let help = "Pods of this node that take part in the mesh";
         samples.add(Kind::Gauge, "weft_pods_enrolled", help, vec![], enrolled);
+        let repaired = self.0.hooks().repaired as f64;
+        let help = "Kernel programs that were detached by somebody else and attached again";
+        let name = "weft_hooks_repaired";
+        samples.add(Kind::Counter, name, help, vec![], repaired);
         let waiting = self.0.waiting().len() as f64;
         let help = "Pods of this node that should take part and cannot yet; readiness names them";
         samples.add(Kind::Gauge, "weft_pods_waiting", help, vec![], waiting);

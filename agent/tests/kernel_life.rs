@@ -200,8 +200,10 @@ fn namespaces_that_went_away_are_forgotten() {
     assert_eq!(bpf.enrolled().unwrap(), [cookie]);
     // The kernel takes namespaces down in its own time.
     eventually("end of the namespace", || {
-        bpf.verify().is_err().then_some(())
+        (bpf.namespace(cookie).unwrap() == Namespace::Gone).then_some(())
     });
+    // That is nobody's fault.
+    bpf.verify().unwrap();
     let bpf = instance.open();
     assert_eq!(bpf.enrolled().unwrap(), [0u64; 0]);
     bpf.verify().unwrap();
@@ -307,6 +309,48 @@ fn an_earlier_layout_refuses_until_it_is_replaced() {
 }
 
 #[test]
+fn hooks_that_somebody_detached_come_back() {
+    let meshed = Meshed::new();
+    let before = meshed.bpf.verify().unwrap().hooks.len();
+    assert_eq!(meshed.bpf.repair().unwrap(), [""; 0]);
+    let links = meshed.instance.config.pin_root.join("v1/links");
+    // A link without a pin is gone.
+    for name in ["weft_connect4", "weft_sock_ops"] {
+        fs::remove_file(links.join(name)).unwrap();
+    }
+    let lookup = links.join(format!("sk_lookup-{:016x}", meshed.world.cookie));
+    fs::remove_file(lookup).unwrap();
+    assert!(meshed.bpf.verify().is_err());
+    let mut repaired = meshed.bpf.repair().unwrap();
+    repaired.sort();
+    assert_eq!(repaired, ["weft_connect4", "weft_sock_ops"]);
+    for expected in [true, false] {
+        let netns = meshed.world.pod.as_fd();
+        let repaired = meshed.bpf.repair_pod(meshed.world.cookie, netns).unwrap();
+        assert_eq!(repaired, expected);
+    }
+    assert_eq!(meshed.bpf.verify().unwrap().hooks.len(), before);
+    let _client = meshed.world.connect(address(ELSEWHERE_V4)).unwrap();
+    meshed.accept_redirected(address(ELSEWHERE_V4));
+    let _client = TcpStream::connect("10.88.0.2:8080").unwrap();
+    accept(&meshed.listeners.plaintext);
+}
+
+/// An agent died when a link was pinned aside and not yet in its place.
+#[test]
+fn a_link_that_was_left_unfinished_is_removed() {
+    let instance = Instance::new();
+    let bpf = instance.open();
+    let links = instance.config.pin_root.join("v1/links");
+    let (place, aside) = (links.join("weft_connect4"), links.join("weft_connect4-new"));
+    fs::rename(&place, &aside).unwrap();
+    drop(bpf);
+    let bpf = instance.open();
+    assert!(place.exists() && !aside.exists());
+    bpf.verify().unwrap();
+}
+
+#[test]
 fn a_control_group_that_was_made_anew_gets_its_hooks_back() {
     let _alone = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
     let group = Group::new("anew");
@@ -317,7 +361,8 @@ fn a_control_group_that_was_made_anew_gets_its_hooks_back() {
     fs::remove_dir(&group.path).unwrap();
     fs::create_dir(&group.path).unwrap();
     assert!(bpf.verify().is_err());
-    let after = instance.open().verify().unwrap();
+    assert!(!bpf.repair().unwrap().is_empty());
+    let after = bpf.verify().unwrap();
     assert_eq!(before.hooks.len(), after.hooks.len());
 }
 

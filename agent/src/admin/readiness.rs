@@ -15,6 +15,8 @@ use crate::identity::{CertificateState, CertificateStatus};
 pub struct Facts {
     /// What this agent is to the node's pods.
     pub standing: Standing,
+    /// What is wrong with the kernel programs.
+    pub hooks: Option<String>,
     /// Everything was received once.
     pub complete: bool,
     /// A control stream is open.
@@ -58,6 +60,7 @@ pub struct Readiness {
 pub fn readiness(facts: &Facts) -> Readiness {
     let mut reasons = Vec::new();
     let mut warnings = Vec::new();
+    reasons.extend(facts.hooks.clone());
     let because = |error: &Option<String>| {
         error
             .as_ref()
@@ -161,6 +164,8 @@ mod tests {
         };
         assert_eq!(with(|_| {}), (true, 0, 0));
         assert_eq!(with(|it| it.complete = false), (false, 1, 0));
+        let broken = |it: &mut Facts| it.hooks = Some("weft_connect4 is not attached".to_owned());
+        assert_eq!(with(broken), (false, 1, 0));
         assert_eq!(with(|it| it.standing = Standing::Starting), (false, 1, 0));
         assert_eq!(
             with(|it| it.standing = Standing::Superseded { settled: false }),

@@ -32,6 +32,7 @@ impl Views {
         let waiting = self.waiting();
         readiness(&Facts {
             standing: self.pods.standing(),
+            hooks: self.pods.hooks().problem.clone(),
             complete: self.store.is_complete(),
             connected: state.connected,
             knowledge_age: state.knowledge_age(),

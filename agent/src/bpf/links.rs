@@ -114,7 +114,7 @@ pub(crate) fn install(
         });
     }
     // A dot is not allowed in a name there.
-    let aside = pin.with_file_name(format!("{name}-new"));
+    let aside = pin.with_file_name(format!("{name}{UNFINISHED}"));
     let _ = fs::remove_file(&aside);
     sys::pin(link.as_fd(), &aside).map_err(|source| BpfError::Pin {
         path: aside.clone(),
@@ -165,6 +165,13 @@ pub(crate) fn detach(pin: &Path) -> Result<(), BpfError> {
     })
 }
 
+/// Detaches the links that an agent was putting in the place of others when it died.
+pub(crate) fn detach_unfinished(links: &Path) -> Result<(), BpfError> {
+    let names = names(links)?;
+    let mut unfinished = names.iter().filter(|name| name.ends_with(UNFINISHED));
+    unfinished.try_for_each(|name| detach(&links.join(name)))
+}
+
 /// Detaches all links pinned in a folder: connects first, so that nothing is redirected to where
 /// nobody is, then the lookups, then the rest.
 pub(crate) fn detach_all(links: &Path) -> Result<(), BpfError> {
@@ -197,3 +204,4 @@ fn names(links: &Path) -> Result<Vec<String>, BpfError> {
 }
 
 const LOOKUP_PREFIX: &str = "sk_lookup-";
+const UNFINISHED: &str = "-new";

@@ -13,6 +13,7 @@ mod log;
 mod mounts;
 mod ownership;
 mod pods;
+mod repair;
 mod sys;
 mod table;
 mod verify;
@@ -72,6 +73,7 @@ pub struct Bpf {
     ownership: Ownership,
     hooks: Vec<Hook>,
     host_cookie: u64,
+    constants: load::Constants,
     lookups: Mutex<Lookups>,
     tables: Tables,
     pods: Mutex<Pods>,
@@ -172,6 +174,7 @@ impl Bpf {
         let bpf = Self {
             hooks: links::hooks(&config.cgroup, config.kubelet_cgroup.as_deref())?,
             host_cookie,
+            constants,
             lookups: Mutex::new(Lookups::new(&maps, config.log)?),
             tables: Tables::open(&maps)?,
             pods: Mutex::default(),
@@ -187,6 +190,8 @@ impl Bpf {
             hook.install(&bpf.links(), program.as_fd())?;
         }
         bpf.remove_hooks_no_longer_wanted()?;
+        // Last, as such a link may have been the one that worked.
+        links::detach_unfinished(&bpf.links())?;
         drop(change);
         Ok(bpf)
     }
@@ -317,20 +322,35 @@ impl Bpf {
         }))
     }
 
-    /// How full the maps are. Walks them.
+    /// How full the maps are. Walks most of them.
     pub fn occupancy(&self) -> Result<Vec<MapOccupancy>, BpfError> {
         let tables = &self.tables;
         Ok(vec![
             occupied(&tables.pods)?,
             occupied(&tables.own_addresses)?,
-            occupied(&tables.pending)?,
+            self.pending()?,
             occupied(&tables.listeners)?,
             occupied(&tables.probes)?,
             occupied(&tables.refused)?,
         ])
     }
 
-    /// Checks that every hook has exactly one program of this instance.
+    /// The largest map is not walked: what is in it is counted by pod.
+    fn pending(&self) -> Result<MapOccupancy, BpfError> {
+        let mut entries = 0;
+        for cookie in self.tables.pod_state.keys()? {
+            let counters = self.pod_counters(cookie)?.unwrap_or_default();
+            entries += counters.pending_outbound + counters.pending_inbound;
+        }
+        Ok(MapOccupancy {
+            map: self.tables.pending.name(),
+            entries: usize::try_from(entries).unwrap_or(usize::MAX),
+            capacity: self.tables.pending.capacity(),
+        })
+    }
+
+    /// Checks that every hook has exactly one program of this instance. Pods whose network namespace
+    /// is gone have none.
     pub fn verify(&self) -> Result<HookReport, BpfError> {
         // A link that is being made is not pinned yet.
         let _change = self.ownership.change()?;

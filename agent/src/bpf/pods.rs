@@ -151,7 +151,11 @@ impl Bpf {
         self.tables.pod_state.remove(&cookie).map(drop)
     }
 
-    fn install_lookup(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+    pub(super) fn install_lookup(
+        &self,
+        cookie: u64,
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), BpfError> {
         let name = links::lookup_pin(cookie);
         let inode = netns
             .try_clone_to_owned()

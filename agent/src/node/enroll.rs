@@ -370,6 +370,38 @@ impl Node {
         }
     }
 
+    /// Whether the kernel programs are attached where they should be. Attaches those again that are
+    /// not.
+    pub(super) fn check_hooks(&self) -> bool {
+        let bpf = &self.context.bpf;
+        let mut repaired = Vec::new();
+        let mut check = || {
+            repaired.extend(bpf.repair()?);
+            for pod in self.enrolled.values().map(|it| &it.pod) {
+                if bpf.repair_pod(pod.cookie, pod.netns.as_fd())? {
+                    repaired.push(format!("sk_lookup of {}", pod.id));
+                }
+            }
+            bpf.verify().map(drop)
+        };
+        let problem = match check() {
+            Ok(()) => None,
+            Err(BpfError::NotOwner) => return true,
+            Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
+        };
+        if let Some(problem) = &problem
+            && self.context.pods.hooks().problem.as_ref() != Some(problem)
+        {
+            tracing::error!(problem, "the kernel programs are not as they should be");
+        }
+        if !repaired.is_empty() {
+            tracing::error!(?repaired, "kernel programs were detached by somebody else");
+        }
+        let whole = problem.is_none();
+        self.context.pods.set_hooks(problem, repaired.len() as u64);
+        whole
+    }
+
     /// Lets an older agent close its listeners, once it has no pod that this one could not take.
     fn settle(&mut self, waiting: &[(WorkloadId, EnrollError)]) {
         let not_taken = |(_, error): &(_, EnrollError)| {

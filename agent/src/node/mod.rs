@@ -17,7 +17,7 @@ mod loopback;
 mod pods;
 mod tenure;
 
-pub use pods::{LocalPod, Pods, Waiting};
+pub use pods::{Hooks, LocalPod, Pods, Waiting};
 pub use tenure::run;
 
 use weft_core::WorkloadId;

@@ -53,6 +53,16 @@ pub struct LocalPod {
 pub struct Pods {
     index: ArcSwap<Index>,
     standing: watch::Sender<Standing>,
+    hooks: ArcSwap<Hooks>,
+}
+
+/// How the kernel programs are attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// What is wrong with them, as they were looked at last.
+    pub problem: Option<String>,
+    /// How many this agent had to attach again.
+    pub repaired: u64,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +155,16 @@ impl Pods {
     /// What this agent is to the node's pods.
     pub fn standing(&self) -> Standing {
         *self.standing.borrow()
+    }
+
+    /// How the kernel programs are attached.
+    pub fn hooks(&self) -> Arc<Hooks> {
+        self.hooks.load_full()
+    }
+
+    pub(crate) fn set_hooks(&self, problem: Option<String>, repaired: u64) {
+        let repaired = self.hooks.load().repaired + repaired;
+        self.hooks.store(Arc::new(Hooks { problem, repaired }));
     }
 
     /// Waits until a newer agent has all pods.

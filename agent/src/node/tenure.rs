@@ -27,6 +27,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         stopping_since: None,
         stepped_down: false,
         reconciled: None,
+        check_hooks_at: Instant::now(),
     };
     let mut changes = context.store.changes();
     let mut certificates = context.identities.changed();
@@ -69,6 +70,8 @@ struct Tenure {
     /// When, and for which generation of the node's pods, what is enrolled was last made what is
     /// wanted.
     reconciled: Option<(Instant, u64, Standing)>,
+    /// When to look whether the kernel programs still are attached.
+    check_hooks_at: Instant,
 }
 
 impl Tenure {
@@ -89,6 +92,10 @@ impl Tenure {
         if !fresh {
             self.node.reconcile();
             self.reconciled = Some((now, seen, standing));
+        }
+        if standing == Standing::Owner && self.check_hooks_at <= now {
+            let whole = self.node.check_hooks();
+            self.check_hooks_at = now + if whole { HOOKS_WHOLE } else { RECHECK };
         }
         if standing == (Standing::Superseded { settled: true }) {
             let since = *self.superseded_since.get_or_insert(now);
@@ -150,3 +157,5 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long an agent waits for certificates before it takes over without. The older agent's expire
 /// too.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the kernel programs are looked at.
+const HOOKS_WHOLE: Duration = Duration::from_secs(10);
