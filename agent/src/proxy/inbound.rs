@@ -36,6 +36,7 @@ use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server, wire};
 use super::{Context, descriptors, socket};
+use crate::config::TunnelProtocol;
 use crate::identity::{Alpn, peer_identity};
 use crate::node::LocalPod;
 use crate::telemetry::{AuthzLabels, Direction, FlowHandle, FlowLabels, Refusal, TlsLabel};
@@ -443,14 +444,17 @@ async fn accept_tunnel(
         return Err(FlowError::RedirectMiss);
     }
     let failed = |error| FlowError::Tunnel(Arc::new(error));
-    let offers = handshake::offers(&stream, Alpn::Weft.as_bytes());
-    let offers = tokio::time::timeout(HANDSHAKE_TIMEOUT, offers)
-        .await
-        .map_err(|_| failed(TunnelError::HandshakeTimeout))?
-        .map_err(|error| failed(TunnelError::Handshake(error)))?;
-    if offers {
-        let (channel, peer) = Box::pin(accept_weft(context, pod, stream, from, local)).await?;
-        return Ok(AcceptedTunnel::Weft(channel, peer));
+    // Accepted only where it is also asked for, until it is the default.
+    if matches!(context.config.tunnel, TunnelProtocol::Weft) {
+        let offers = handshake::offers(&stream, Alpn::Weft.as_bytes());
+        let offers = tokio::time::timeout(HANDSHAKE_TIMEOUT, offers)
+            .await
+            .map_err(|_| failed(TunnelError::HandshakeTimeout))?
+            .map_err(|error| failed(TunnelError::Handshake(error)))?;
+        if offers {
+            let (channel, peer) = Box::pin(accept_weft(context, pod, stream, from, local)).await?;
+            return Ok(AcceptedTunnel::Weft(channel, peer));
+        }
     }
     let config = context
         .identities
