@@ -64,8 +64,8 @@ pub struct Config {
     #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD", default_value_t = 10_000)]
     pub max_flows_per_pod: usize,
 
-    /// How flows go to other nodes' agents of the mesh. Flows that arrive are served whichever way
-    /// they come.
+    /// How flows go to other nodes' agents of the mesh. `weft` is new and not the default yet; an
+    /// agent that does not ask for it does not accept it either.
     #[arg(long, env = "WEFT_TUNNEL", value_enum, default_value_t = TunnelProtocol::WeftH2)]
     pub tunnel: TunnelProtocol,
 
