@@ -75,16 +75,12 @@ impl Closed {
     ) -> Vec<u64> {
         self.0.retain(|cookie, _| !ours.contains(cookie));
         let removable = self.0.extract_if(.., |cookie, left| {
-            let why = match bpf.namespace(*cookie) {
-                Ok(Namespace::Gone) if left.is_gone() => "its network namespace is gone",
-                _ if is_opted_out(store, left.id.as_ref(), &left.addresses) => {
-                    "it takes no part in the mesh"
-                }
-                Ok(_) => return false,
-                Err(error) => {
-                    tracing::warn!(cookie, %error, "looking for a pod's network namespace");
-                    return false;
-                }
+            let why = if left.is_gone(bpf, *cookie) {
+                "its network namespace is gone"
+            } else if is_opted_out(store, left.id.as_ref(), &left.addresses) {
+                "it takes no part in the mesh"
+            } else {
+                return false;
             };
             tracing::info!(cookie, pod = ?left.id, why, "removing a pod from the kernel's maps");
             true
@@ -94,12 +90,20 @@ impl Closed {
 }
 
 impl Left {
-    /// A link that somebody detached looks like one whose namespace is gone; the place tells.
-    fn is_gone(&self) -> bool {
-        let Some((path, inode)) = &self.place else {
-            return true;
-        };
-        is_gone(path, *inode)
+    /// Whether its namespace was taken away. Where its place is known, that tells: connections that
+    /// nobody answers any more keep a namespace without processes for minutes. Else the link's
+    /// target does; a link that is not there says nothing.
+    fn is_gone(&self, bpf: &Bpf, cookie: u64) -> bool {
+        if let Some((path, inode)) = &self.place {
+            return is_gone(path, *inode);
+        }
+        bpf.namespace(cookie).map_or_else(
+            |error| {
+                tracing::warn!(cookie, %error, "looking for a pod's network namespace");
+                false
+            },
+            |namespace| namespace == Namespace::Gone,
+        )
     }
 }
 
