@@ -211,10 +211,11 @@ fn live_policy(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     tell(&format!(
         "order$ nc {service} holds a connection to payment"
     ));
+    let for_somebody_else = PAYMENT_POLICY.replace("order-service", "audit-service");
     stage
         .cluster
         .manifests()
-        .apply("payment-policy", PAYMENT_POLICY_CLOSED)?;
+        .apply("payment-policy", &for_somebody_else)?;
     let start = Instant::now();
     tell("changed the AuthorizationPolicy: order-service is out, audit-service is in");
     held.wait(DEADLINE)?;
@@ -328,23 +329,4 @@ spec:
   targetRef: {kind: Server, name: payment-api}
   requiredAuthenticationRefs:
   - {kind: ServiceAccount, name: order-service, namespace: production}
-";
-
-/// The same for somebody else.
-const PAYMENT_POLICY_CLOSED: &str = "\
-apiVersion: policy.linkerd.io/v1beta1
-kind: Server
-metadata: {name: payment-api, namespace: production}
-spec:
-  podSelector: {matchLabels: {app: payment}}
-  port: 8080
-  proxyProtocol: HTTP/2
----
-apiVersion: policy.linkerd.io/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: payment-access, namespace: production}
-spec:
-  targetRef: {kind: Server, name: payment-api}
-  requiredAuthenticationRefs:
-  - {kind: ServiceAccount, name: audit-service, namespace: production}
 ";
