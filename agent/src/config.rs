@@ -64,9 +64,9 @@ pub struct Config {
     #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD", default_value_t = 10_000)]
     pub max_flows_per_pod: usize,
 
-    /// How flows go to other nodes' agents of the mesh. `weft` is new and not the default yet; an
-    /// agent that does not ask for it does not accept it either.
-    #[arg(long, env = "WEFT_TUNNEL", value_enum, default_value_t = TunnelProtocol::WeftH2)]
+    /// How flows go to and come from other nodes' agents of the mesh. With `weft-h2` this agent neither
+    /// asks for `weft/1` nor accepts it; agents that differ find what both speak.
+    #[arg(long, env = "WEFT_TUNNEL", value_enum, default_value_t = TunnelProtocol::Weft)]
     pub tunnel: TunnelProtocol,
 
     /// How log lines are written.
@@ -134,9 +134,10 @@ pub struct ControllerConfig {
 /// What an agent speaks with other agents of the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TunnelProtocol {
-    /// `weft/1`: a connection for each flow while it lasts, kept for the next one.
+    /// `weft/1`: a connection for each flow while it lasts, kept for the next one. `weft-h2/1` with
+    /// agents that do not speak it, and for the flows of a pair of workloads that has very many.
     Weft,
-    /// `weft-h2/1`: many flows share an HTTP/2 connection.
+    /// `weft-h2/1` only: many flows share an HTTP/2 connection.
     WeftH2,
 }
 

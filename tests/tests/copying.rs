@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use weft_tests::scenario::Watch;
 use weft_tests::testapp::{self, Server};
-use weft_tests::{Checks, Cluster, Pod, PodSpec};
+use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec};
 
+/// What all flows across nodes go by: `weft/1`.
 #[test]
 fn copying() {
     let cluster = Cluster::start().expect("a cluster");
@@ -23,47 +24,76 @@ fn copying() {
         ("on one node", &near),
         ("to plaintext", &plain),
     ] {
-        checks.check(&format!("the client ends first, {place}"), || {
-            client_ends(&client, server)
-        });
-        checks.check(&format!("the server ends first, {place}"), || {
-            server_ends(&client, server)
-        });
-        checks.check(&format!("the server resets, {place}"), || {
-            server_resets(&client, server)
-        });
-        checks.check(&format!("the client resets, {place}"), || {
-            client_resets(&client, server)
-        });
-        checks.check(&format!("the client leaves in the middle, {place}"), || {
-            client_leaves(&client, server)
-        });
-        checks.check(&format!("the server leaves in the middle, {place}"), || {
-            server_leaves(&client, server)
-        });
-        checks.check(
-            &format!("a server that closes with data unread, {place}"),
-            || closes_unread(&client, server),
-        );
+        ends(&mut checks, place, &client, server);
     }
     for (place, server) in [("across nodes", &far), ("on one node", &near)] {
-        checks.check(&format!("a gigabyte each way at once, {place}"), || {
-            exchange(&cluster, &client, server)
-        });
-        checks.check(
-            &format!("a slow server holds the client back, {place}"),
-            || slow_server(&cluster, &client, server),
-        );
-        checks.check(
-            &format!("a slow client holds the server back, {place}"),
-            || slow_client(&cluster, &client, server),
-        );
+        amounts(&mut checks, place, &cluster, &client, server);
     }
     checks.check("many flows at once, each intact", || many(&client, &far));
     checks.check("a burst of connections between two pods", || {
         burst(&client, &far)
     });
     checks.finish();
+}
+
+/// The same by `weft-h2/1`, which agents speak that have no `weft/1`.
+#[test]
+fn copying_by_http2() {
+    let cluster = Cluster::with(ClusterOptions {
+        agent_args: vec!["--tunnel".into(), "weft-h2".into()],
+        ..ClusterOptions::default()
+    })
+    .expect("a cluster");
+    let client = cluster.add_pod(PodSpec::new("client").on(0));
+    let client = client.expect("a pod");
+    let far = cluster.add_pod(PodSpec::new("far").on(1)).expect("a pod");
+    let mut checks = Checks::new("copying_by_http2");
+    ends(&mut checks, "by HTTP/2", &client, &far);
+    amounts(&mut checks, "by HTTP/2", &cluster, &client, &far);
+    checks.check("many flows at once, each intact", || many(&client, &far));
+    checks.check("a burst of connections between two pods", || {
+        burst(&client, &far)
+    });
+    checks.finish();
+}
+
+fn ends(checks: &mut Checks, place: &str, client: &Pod, server: &Pod) {
+    checks.check(&format!("the client ends first, {place}"), || {
+        client_ends(client, server)
+    });
+    checks.check(&format!("the server ends first, {place}"), || {
+        server_ends(client, server)
+    });
+    checks.check(&format!("the server resets, {place}"), || {
+        server_resets(client, server)
+    });
+    checks.check(&format!("the client resets, {place}"), || {
+        client_resets(client, server)
+    });
+    checks.check(&format!("the client leaves in the middle, {place}"), || {
+        client_leaves(client, server)
+    });
+    checks.check(&format!("the server leaves in the middle, {place}"), || {
+        server_leaves(client, server)
+    });
+    checks.check(
+        &format!("a server that closes with data unread, {place}"),
+        || closes_unread(client, server),
+    );
+}
+
+fn amounts(checks: &mut Checks, place: &str, cluster: &Cluster, client: &Pod, server: &Pod) {
+    checks.check(&format!("a gigabyte each way at once, {place}"), || {
+        exchange(cluster, client, server)
+    });
+    checks.check(
+        &format!("a slow server holds the client back, {place}"),
+        || slow_server(cluster, client, server),
+    );
+    checks.check(
+        &format!("a slow client holds the server back, {place}"),
+        || slow_client(cluster, client, server),
+    );
 }
 
 fn client_ends(client: &Pod, server: &Pod) -> Result<()> {

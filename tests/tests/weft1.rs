@@ -24,11 +24,7 @@ struct Wire {
 
 #[test]
 fn weft1() {
-    let cluster = Cluster::with(ClusterOptions {
-        agent_args: vec!["--tunnel".into(), "weft".into()],
-        ..ClusterOptions::default()
-    })
-    .expect("a cluster");
+    let cluster = Cluster::start().expect("a cluster");
     let add = |spec| cluster.add_pod(spec).expect("a pod");
     let wire = Wire {
         outside: add(PodSpec::new("outside").on(0).unmeshed()),
@@ -65,6 +61,56 @@ fn weft1() {
     check("new keys", new_keys);
     check("a change of policy ends a flow", policy_change);
     check("an agent that leaves says so", leaving);
+    checks.finish();
+}
+
+/// Agents of which only one speaks `weft/1`, as in an upgrade, or where it was turned off.
+#[test]
+fn mixed() {
+    let cluster = Cluster::with(ClusterOptions {
+        node_args: vec![(1, vec!["--tunnel".into(), "weft-h2".into()])],
+        ..ClusterOptions::default()
+    })
+    .expect("a cluster");
+    let add = |spec| cluster.add_pod(spec).expect("a pod");
+    let outside = add(PodSpec::new("outside").on(0).unmeshed());
+    let speaks = add(PodSpec::new("speaks").on(0));
+    let does_not = add(PodSpec::new("does-not").on(1));
+    let _first = Server::start(&speaks, 7400, "echo", &[]).expect("a server");
+    let _second = Server::start(&does_not, 7400, "echo", &[]).expect("a server");
+    let mut checks = Checks::new("mixed");
+    for (name, from, to) in [
+        ("to an agent that does not speak it", &speaks, &does_not),
+        ("from an agent that does not speak it", &does_not, &speaks),
+    ] {
+        checks.check(name, || {
+            let watch = Watch::start(&cluster, &[from, to])?;
+            for target in to.sockets(7400) {
+                for _ in 0..10 {
+                    expect_echo(from, target, "whatever-it-speaks")?;
+                }
+            }
+            let captured = watch.finish_encrypted(&["whatever-it-speaks"])?;
+            let handshakes = captured.tls(15008).client_hellos;
+            // For each address one that finds out, and one that is used.
+            ensure!(handshakes <= 4, "{handshakes} handshakes for 20 flows");
+            let labels = [
+                ("direction", "inbound"),
+                ("pod", to.name()),
+                ("tls", "true"),
+            ];
+            let node = cluster.node(to.node_index());
+            wait_for_metric(node, "tcp_open_total", &labels, 20.0).map(drop)
+        });
+    }
+    checks.check("what is turned off is not accepted", || {
+        let ca = cluster.controller()?.ca_dir();
+        let identity = Authority::of_cluster(ca)?.sign(GOOD_ID)?;
+        let connect = |to: &Pod| Tunnel::connect(outside.netns(), to.sockets(7400)[0], &identity);
+        connect(&speaks)?;
+        ensure!(connect(&does_not).is_err(), "it was accepted");
+        Ok(())
+    });
     checks.finish();
 }
 

@@ -444,7 +444,7 @@ async fn accept_tunnel(
         return Err(FlowError::RedirectMiss);
     }
     let failed = |error| FlowError::Tunnel(Arc::new(error));
-    // Accepted only where it is also asked for, until it is the default.
+    // Where it is not asked for it is not accepted either, so that it can be turned off.
     if matches!(context.config.tunnel, TunnelProtocol::Weft) {
         let offers = handshake::offers(&stream, Alpn::Weft.as_bytes());
         let offers = tokio::time::timeout(HANDSHAKE_TIMEOUT, offers)

@@ -69,7 +69,7 @@ pub struct ProxyConfig {
     /// TLS handshakes of one pod with workloads that may be unfinished, and a quarter as many with
     /// strangers; more are refused.
     pub max_handshakes_per_pod: usize,
-    /// What is spoken to other agents of the mesh.
+    /// What is spoken with other agents of the mesh.
     pub tunnel: TunnelProtocol,
     /// How connections of `weft/1` are kept.
     pub channels: weft1::client::Limits,
@@ -120,7 +120,7 @@ impl Default for ProxyConfig {
             drain_deadline: Duration::from_secs(10),
             max_flows_per_pod: 10_000,
             max_handshakes_per_pod: 256,
-            tunnel: TunnelProtocol::WeftH2,
+            tunnel: TunnelProtocol::Weft,
             channels: weft1::client::Limits::default(),
             tunnels: tunnel::client::Limits::default(),
         }

@@ -42,6 +42,8 @@ pub struct ClusterOptions {
     pub controller_args: Vec<String>,
     /// Further arguments for every agent.
     pub agent_args: Vec<String>,
+    /// Further arguments for the agents of single nodes, by their numbers.
+    pub node_args: Vec<(usize, Vec<String>)>,
 }
 
 impl Default for ClusterOptions {
@@ -51,6 +53,7 @@ impl Default for ClusterOptions {
             mesh: true,
             controller_args: vec![],
             agent_args: vec![],
+            node_args: vec![],
         }
     }
 }
@@ -246,7 +249,11 @@ impl Cluster {
         started.map_err(|error| error.context(self.logs(40)))?;
         for node in &self.nodes {
             let trust_bundle = self.controller()?.ca_dir().join("ca.crt");
-            node.configure_agent(&trust_bundle, &options.agent_args);
+            let mut args = options.agent_args.clone();
+            let own = options.node_args.iter();
+            let own = own.filter(|(index, _)| *index == node.index());
+            args.extend(own.flat_map(|(_, args)| args.clone()));
+            node.configure_agent(&trust_bundle, &args);
             node.spawn_agent()?;
         }
         for node in &self.nodes {
