@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    cell::Cell,
     fs::File,
     io,
     os::{
@@ -11,6 +12,7 @@ use std::{
     },
     path::Path,
     process,
+    sync::OnceLock,
 };
 
 use nix::{
@@ -47,7 +49,7 @@ impl Netns {
 
     /// The one the calling thread is in.
     pub fn current() -> io::Result<Self> {
-        // Opened for every socket: what is there needs no check.
+        // What is there needs no check.
         Ok(Self {
             file: File::open("/proc/thread-self/ns/net")?,
         })
@@ -70,12 +72,25 @@ impl Netns {
     /// Should the thread not come back, the process aborts: a thread that is in the wrong namespace
     /// must never serve.
     pub fn within<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let home = Self::current()?;
+        let nested = VISITING.get();
+        let home = match HOME.get() {
+            Some(home) if !nested => Home::Kept(home),
+            _ => Home::Opened(Self::current()?),
+        };
+        let way_back = WayBack { home, nested };
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-        let way_back = WayBack(home);
+        VISITING.set(true);
         let result = f();
         drop(way_back);
         Ok(result)
+    }
+
+    /// Says that all threads of the process belong into the namespace that the calling one is in,
+    /// for good: it is kept open, instead of being opened at each visit elsewhere.
+    pub fn stay_here() -> io::Result<()> {
+        let here = Self::current()?;
+        HOME.get_or_init(|| here);
+        Ok(())
     }
 }
 
@@ -112,15 +127,36 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Takes the thread home when dropped.
-struct WayBack(Netns);
+struct WayBack {
+    home: Home,
+    nested: bool,
+}
+
+enum Home {
+    Kept(&'static Netns),
+    Opened(Netns),
+}
 
 impl Drop for WayBack {
     fn drop(&mut self) {
-        if let Err(errno) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
+        let home = match &self.home {
+            Home::Kept(home) => home,
+            Home::Opened(home) => home,
+        };
+        if let Err(errno) = setns(&home.file, CloneFlags::CLONE_NEWNET) {
             tracing::error!(%errno, "a thread cannot leave a pod's network namespace: aborting");
             process::abort();
         }
+        VISITING.set(self.nested);
     }
+}
+
+/// Where all threads belong, see [`Netns::stay_here`].
+static HOME: OnceLock<Netns> = OnceLock::new();
+
+thread_local! {
+    /// Whether the thread is elsewhere: from a visit inside a visit it must not go home.
+    static VISITING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Not in the libc crate for all targets.
@@ -139,6 +175,31 @@ mod tests {
         assert_eq!(current.inode().unwrap(), again.inode().unwrap());
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
         assert_ne!(netns_cookie(socket.as_fd()).unwrap(), 0);
+    }
+
+    /// Needs root, for network namespaces of its own.
+    #[test]
+    fn a_thread_comes_back_to_where_it_was() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let elsewhere = || {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            Netns::current().unwrap()
+        };
+        let [one, other] = [(); 2].map(|()| std::thread::spawn(elsewhere).join().unwrap());
+        let here = || Netns::current().unwrap().inode().unwrap();
+        let home = here();
+        // For all tests of this process: they come home from wherever they go.
+        Netns::stay_here().unwrap();
+        let inside = |netns: &Netns| netns.within(here).unwrap();
+        assert_eq!(inside(&one), one.inode().unwrap());
+        assert_eq!(here(), home);
+        let nested = one.within(|| (inside(&other), here())).unwrap();
+        assert_eq!(nested, (other.inode().unwrap(), one.inode().unwrap()));
+        assert_eq!(here(), home);
+        assert_eq!(inside(&other), other.inode().unwrap());
+        assert_eq!(here(), home);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::config::{Config, KernelConfig};
 use crate::discovery::{ControlStream, Controller, ControllerConfig, Store, StreamState};
 use crate::identity::{ControllerSigner, Identities};
 use crate::log::{self, LogControl};
+use crate::netns::Netns;
 use crate::node::{self, Pods};
 use crate::proxy::{Context, ProxyConfig};
 use crate::sources;
@@ -40,6 +41,8 @@ use crate::telemetry::{Refusal, Telemetry};
 pub fn run(config: Config) -> Result<()> {
     let log = log::init(&config.log_level, config.log_format)?;
     raise_descriptor_limit();
+    // There are no other threads yet, and none ever leaves for long.
+    Netns::stay_here().context("opening the network namespace")?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

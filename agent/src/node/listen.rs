@@ -13,10 +13,16 @@ use std::ops::RangeInclusive;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
+use crate::proxy::tcp;
 
 /// Opens the outbound, the tunnel and the plaintext listener; non-blocking.
 pub(super) fn open(netns: &Netns) -> io::Result<[TcpListener; 3]> {
-    netns.within(|| Ok([listener()?, listener()?, listener()?]))?
+    let [outbound, tunnel, plaintext] =
+        netns.within(|| io::Result::Ok([listener()?, listener()?, listener()?]))??;
+    tcp::prepare_flows(&outbound)?;
+    tcp::prepare(&tunnel)?;
+    tcp::prepare_flows(&plaintext)?;
+    Ok([outbound, tunnel, plaintext])
 }
 
 /// A listener on an ephemeral port, or on one of those that applications use the least: a process of

@@ -27,9 +27,7 @@ use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
 use super::error::{FlowError, TunnelError};
 use super::live::LiveEntry;
 use super::record::{PathLabel, Record};
-use super::tcp::{
-    Broken, FlowSocket, Moved, Side, TunnelHalves, join_sockets, join_tunnel, prepare,
-};
+use super::tcp::{Broken, FlowSocket, Moved, Side, TunnelHalves, join_sockets, join_tunnel};
 use super::tunnel::chunk::Chunk;
 use super::tunnel::server::Ends;
 use super::tunnel::weft1::channel::Channel;
@@ -184,12 +182,12 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
     // Half of what the pod may have: strangers cannot take the places of those who have proven who
     // they are.
     let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod.div_ceil(2)));
-    accept_each(&context, &pod, listener, |stream| {
+    accept_each(&context, &pod, listener, |stream, from| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream);
+        let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream, from);
         pod.flows.spawn(async move {
             flow.await;
             drop(place);
@@ -208,14 +206,12 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
     // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
     // so that a peer is told, and not cut off, when they are too many.
     let tunnels = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
-    accept_each(&context, &pod, listener, |stream| {
+    accept_each(&context, &pod, listener, |stream, from| {
         let Ok(open) = Arc::clone(&tunnels).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let is_workload = stream
-            .peer_addr()
-            .is_ok_and(|it| context.store.workload_at(it.ip().to_canonical()).is_some());
+        let is_workload = context.store.workload_at(from.ip()).is_some();
         let handshakes = if is_workload {
             &of_workloads
         } else {
@@ -225,7 +221,8 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
             refuse(&context, &pod, stream, &FlowError::TooManyHandshakes);
             return;
         };
-        let tunnel = tunnel(Arc::clone(&context), Arc::clone(&pod), stream, permit);
+        let parts = (Arc::clone(&context), Arc::clone(&pod));
+        let tunnel = tunnel(parts.0, parts.1, (stream, from), permit);
         pod.flows.spawn(async move {
             tunnel.await;
             drop(open);
@@ -239,15 +236,15 @@ pub(super) async fn accept_each(
     context: &Context,
     pod: &LocalPod,
     listener: TcpListener,
-    mut serve: impl FnMut(TcpStream),
+    mut serve: impl FnMut(TcpStream, SocketAddr),
 ) {
     let mut admit = |accepted: std::io::Result<(TcpStream, SocketAddr)>| match accepted {
         Ok((stream, _)) if descriptors::none_left_for_flows(&stream) => {
             refuse(context, pod, stream, &FlowError::NoDescriptors);
             true
         }
-        Ok((stream, _)) => {
-            serve(stream);
+        Ok((stream, from)) => {
+            serve(stream, socket::canonical(from));
             true
         }
         Err(error) => {
@@ -298,26 +295,28 @@ pub(super) fn refuse(context: &Context, pod: &LocalPod, stream: TcpStream, error
     tracing::debug!(pod = %pod.id, %error, "connection refused");
 }
 
-async fn plaintext_flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: TcpStream) {
+async fn plaintext_flow(
+    context: Arc<Context>,
+    pod: Arc<LocalPod>,
+    stream: TcpStream,
+    from: SocketAddr,
+) {
     let mut record = Record::new(Direction::Inbound, &pod.id);
     record.path = PathLabel::Plaintext;
     record.destination = Some(pod.id.clone());
     record.destination_identity = Some(pod.identity.clone());
-    let result = Box::pin(plaintext(&context, &pod, stream, &mut record)).await;
+    let result = Box::pin(plaintext(&context, &pod, (stream, from), &mut record)).await;
     record.finish(&context.telemetry, &result);
 }
 
 async fn plaintext(
     context: &Context,
     pod: &Arc<LocalPod>,
-    stream: TcpStream,
+    (stream, from): (TcpStream, SocketAddr),
     record: &mut Record,
 ) -> Result<(), FlowError> {
-    let client = FlowSocket::new(stream).map_err(|source| FlowError::Kernel {
-        doing: "preparing a connection",
-        source,
-    })?;
-    let (to, from) = socket::addresses(client.socket())?;
+    let client = FlowSocket::accepted(stream);
+    let to = socket::local_address(client.socket())?;
     record.client = Some(from);
     record.original = Some(to);
     record.endpoint = Some(to);
@@ -361,7 +360,7 @@ struct Peer {
 async fn tunnel(
     context: Arc<Context>,
     pod: Arc<LocalPod>,
-    stream: TcpStream,
+    stream: (TcpStream, SocketAddr),
     permit: OwnedSemaphorePermit,
 ) {
     let changed = context.identities.changed();
@@ -432,13 +431,9 @@ enum AcceptedTunnel {
 async fn accept_tunnel(
     context: &Context,
     pod: &LocalPod,
-    stream: TcpStream,
+    (stream, from): (TcpStream, SocketAddr),
 ) -> Result<AcceptedTunnel, FlowError> {
-    prepare(&stream).map_err(|source| FlowError::Kernel {
-        doing: "preparing a connection",
-        source,
-    })?;
-    let (local, from) = socket::addresses(&stream)?;
+    let local = socket::local_address(&stream)?;
     if local.port() != TUNNEL_PORT || !pod.has_address(local.ip()) {
         socket::refuse(stream);
         return Err(FlowError::RedirectMiss);

@@ -92,12 +92,12 @@ pub enum Connected {
 /// Serves the connections of the pod's applications, until its listeners close.
 pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
-    accept_each(&context, &pod, listener, |stream| {
+    accept_each(&context, &pod, listener, |stream, peer| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let flow = flow(Arc::clone(&context), Arc::clone(&pod), stream);
+        let flow = flow(Arc::clone(&context), Arc::clone(&pod), (stream, peer));
         pod.flows.spawn(async move {
             flow.await;
             drop(place);
@@ -106,7 +106,7 @@ pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListe
     .await;
 }
 
-async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: TcpStream) {
+async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: (TcpStream, SocketAddr)) {
     let mut record = Record::new(Direction::Outbound, &pod.id);
     record.source = Some(pod.id.clone());
     record.source_identity = Some(pod.identity.clone());
@@ -117,7 +117,7 @@ async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: TcpStream) {
 async fn run(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
-    stream: TcpStream,
+    stream: (TcpStream, SocketAddr),
     record: &mut Record,
 ) -> Result<(), FlowError> {
     let accepted = accept(context, pod, stream)?;
@@ -137,13 +137,13 @@ async fn run(
     carry(context, pod, accepted.socket, connected, record).await
 }
 
-fn accept(context: &Context, pod: &LocalPod, stream: TcpStream) -> Result<Accepted, FlowError> {
-    let socket = FlowSocket::new(stream).map_err(|source| FlowError::Kernel {
-        doing: "preparing a connection",
-        source,
-    })?;
+fn accept(
+    context: &Context,
+    pod: &LocalPod,
+    (stream, peer): (TcpStream, SocketAddr),
+) -> Result<Accepted, FlowError> {
+    let socket = FlowSocket::accepted(stream);
     let original = socket::original_destination(context, socket.socket())?;
-    let (_, peer) = socket::addresses(socket.socket())?;
     Ok(Accepted {
         client: client_address(pod, peer, original.ip())?,
         original,

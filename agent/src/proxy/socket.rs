@@ -59,28 +59,20 @@ pub(super) async fn connect(
 }
 
 /// Connects to an application of the pod from inside its namespace; the application sees `client`.
-///
-/// Over IPv6 the kernel does not say that nothing listens: its reset to `::1` finds no route
-/// (tried on 6.18). So when an answer is overdue, a second connect comes from the pod's own
-/// address, where it does; not at once, because a port that is used there stays taken for a minute.
 pub(super) async fn deliver(
     context: &Context,
     pod: &LocalPod,
     to: SocketAddr,
     client: SocketAddr,
 ) -> Result<FlowSocket, FlowError> {
-    let from = loopback(to.ip());
-    let mut first = Box::pin(deliver_from(context, pod, from, to, client));
-    if to.is_ipv4() {
-        return first.await;
-    }
-    match tokio::time::timeout(ANSWER_OVERDUE, &mut first).await {
-        Ok(done) => done,
-        Err(_) => tokio::select! {
-            biased;
-            done = first => done,
-            done = deliver_from(context, pod, to.ip(), to, client) => done,
-        },
+    let usual = deliver_from(context, pod, loopback(to.ip()), to, client).await;
+    match usual {
+        Err(FlowError::Connect { source, .. })
+            if source.kind() == io::ErrorKind::AddrNotAvailable =>
+        {
+            deliver_from(context, pod, spare(to.ip()), to, client).await
+        }
+        usual => usual,
     }
 }
 
@@ -100,8 +92,8 @@ async fn deliver_from(
         .bpf
         .mark_deliver(socket.as_fd(), client)
         .map_err(|error| kernel("marking a socket of the agent", error))?;
-    let socket = finish(socket, to, DELIVER_TIMEOUT).await?;
-    FlowSocket::new(socket).map_err(|source| FlowError::Connect { to, source })
+    let socket = finish_near(socket, to).await?;
+    FlowSocket::near(socket).map_err(|source| FlowError::Connect { to, source })
 }
 
 /// Ends a connection that is not served: its client sees a reset.
@@ -110,14 +102,13 @@ pub(super) fn refuse(socket: TcpStream) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Local and peer address of a connection; no IPv4-mapped ones.
-pub(super) fn addresses(socket: &TcpStream) -> Result<(SocketAddr, SocketAddr), FlowError> {
-    let both = || Ok((socket.local_addr()?, socket.peer_addr()?));
-    let (local, peer) = both().map_err(|source| FlowError::Kernel {
-        doing: "reading the addresses of a connection",
+/// The address at which a connection was accepted; not as an IPv4-mapped one.
+pub(super) fn local_address(socket: &TcpStream) -> Result<SocketAddr, FlowError> {
+    let local = socket.local_addr().map_err(|source| FlowError::Kernel {
+        doing: "reading the address of a connection",
         source,
     })?;
-    Ok((canonical(local), canonical(peer)))
+    Ok(canonical(local))
 }
 
 /// An IPv4-mapped IPv6 address as what it is.
@@ -144,16 +135,30 @@ fn open(pod: &LocalPod, to: SocketAddr) -> Result<Socket, FlowError> {
     Ok(socket)
 }
 
-/// Deliveries come from loopback addresses, whose ports are free again at once; of IPv4's there are
-/// 16 million, so that ports never run short.
+/// Deliveries come from loopback addresses, whose ports are free again at once. Of IPv4's it is a
+/// few, each with all ports: the kernel remembers something of every address that it has seen.
 fn loopback(to: IpAddr) -> IpAddr {
+    match to {
+        IpAddr::V4(_) => {
+            let [a, b, c, _] = FIRST_SOURCE.octets();
+            let number = rand::random::<u8>() % SOURCES;
+            Ipv4Addr::new(a, b, c, 1 + number).into()
+        }
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// Where a delivery comes from when all ports of the usual address are taken: one of 16 million
+/// others, or of IPv6, that has none, the pod's own, where a port that was used stays taken for a
+/// minute.
+fn spare(to: IpAddr) -> IpAddr {
     match to {
         IpAddr::V4(_) => {
             let [_, b, c, d] = rand::random::<u32>().to_be_bytes();
             // 127.0.0.0/16 is left to applications, 127.255.0.0/16 to the kernel programs.
             Ipv4Addr::new(127, b.clamp(1, 254), c, d.clamp(1, 254)).into()
         }
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => to,
     }
 }
 
@@ -171,6 +176,36 @@ async fn finish(socket: Socket, to: SocketAddr, limit: Duration) -> Result<TcpSt
         .map_err(|source| FlowError::Connect { to, source })
 }
 
+/// Connects within the kernel. There the handshake is over when the call returns, which says "in
+/// progress" nevertheless: asked again, it says how it went, and nobody has to wait for an event.
+async fn finish_near(socket: Socket, to: SocketAddr) -> Result<TcpStream, FlowError> {
+    let failed = |source| FlowError::Connect { to, source };
+    let goes_on = |result: &io::Result<()>| {
+        let code = result.as_ref().err().and_then(io::Error::raw_os_error);
+        matches!(code, Some(libc::EINPROGRESS | libc::EALREADY))
+    };
+    let address = to.into();
+    let mut connected = socket.connect(&address);
+    if goes_on(&connected) {
+        connected = socket.connect(&address);
+    }
+    let waits = goes_on(&connected);
+    if !waits {
+        connected.map_err(failed)?;
+    }
+    let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
+    if waits {
+        tokio::time::timeout(DELIVER_TIMEOUT, stream.writable())
+            .await
+            .map_err(|_| FlowError::ConnectTimeout { to })?
+            .map_err(failed)?;
+        if let Some(error) = stream.take_error().map_err(failed)? {
+            return Err(failed(error));
+        }
+    }
+    Ok(stream)
+}
+
 fn kernel(doing: &'static str, error: BpfError) -> FlowError {
     FlowError::Kernel {
         doing,
@@ -178,8 +213,10 @@ fn kernel(doing: &'static str, error: BpfError) -> FlowError {
     }
 }
 
-/// Connects inside a namespace take microseconds, unless the application is overloaded.
-const ANSWER_OVERDUE: Duration = Duration::from_millis(30);
+/// Where deliveries over IPv4 come from: this address and the next ones.
+const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+/// With some 28,000 ports each that is more than a pod may have flows.
+const SOURCES: u8 = 64;
 /// A server somewhere may be slow to answer; the client, already connected to us, waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An agent of the mesh is not.

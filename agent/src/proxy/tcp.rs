@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -107,13 +108,13 @@ pub async fn join_sockets(
             (client_read, Side::Client),
             (server_write, Side::Server),
             moved.way(Side::Client),
-            &sent_all,
+            (&sent_all, &received_all),
         );
         let down = socket_to_socket(
             (server_read, Side::Server),
             (client_write, Side::Client),
             moved.way(Side::Server),
-            &received_all,
+            (&received_all, &sent_all),
         );
         until_both(up, &sent_all, down, &received_all).await
     };
@@ -145,7 +146,8 @@ pub async fn join_tunnel(
         let received_all = AtomicBool::new(false);
         let outgoing = (&mut send, &queue);
         let up = socket_to_tunnel(read, socket_side, outgoing, into_tunnel, &sent_all);
-        let down = tunnel_to_socket(receive, write, socket_side, from_tunnel, &received_all);
+        let done = (&received_all, &sent_all);
+        let down = tunnel_to_socket(receive, write, socket_side, from_tunnel, done);
         // From the tunnel first: what arrived before a reset is passed on before the reset is seen.
         until_both(down, &received_all, up, &sent_all).await
     };
@@ -167,9 +169,26 @@ impl FlowSocket {
     /// # Errors
     /// The socket does not take the options.
     pub fn new(socket: TcpStream) -> io::Result<Self> {
-        prepare(&socket)?;
-        SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+        prepare_flows(&socket)?;
         Ok(Self(socket))
+    }
+
+    /// The same for a connection that stays in the kernel: a peer cannot vanish from it without a
+    /// word, so none is looked for.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn near(socket: TcpStream) -> io::Result<Self> {
+        let options = SockRef::from(&socket);
+        options.set_tcp_nodelay(true)?;
+        options.set_linger(Some(Duration::ZERO))?;
+        Ok(Self(socket))
+    }
+
+    /// Takes a connection of a listener that has the options already ([`prepare_flows`]), as what is
+    /// accepted inherits them.
+    pub fn accepted(socket: TcpStream) -> Self {
+        Self(socket)
     }
 
     /// Ends when the socket was reset, whatever is still to be read from it.
@@ -258,14 +277,23 @@ impl Broken {
     }
 }
 
-/// Lets a socket send small writes at once and notice a dead peer.
+/// Lets a socket, or what a listener accepts, send small writes at once and notice a dead peer.
 ///
 /// # Errors
 /// The socket does not take the options.
-pub fn prepare(socket: &TcpStream) -> io::Result<()> {
+pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     let options = SockRef::from(socket);
     options.set_tcp_nodelay(true)?;
     options.set_tcp_keepalive(&KEEPALIVE)
+}
+
+/// The same, and lets it reset unless closed: all that a [`FlowSocket`] must have.
+///
+/// # Errors
+/// As of [`prepare`].
+pub fn prepare_flows(socket: &impl AsFd) -> io::Result<()> {
+    prepare(socket)?;
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
 /// Polls both directions in one task. A direction that is done goes on watching for resets, so it
@@ -300,7 +328,7 @@ async fn socket_to_socket(
     (mut read, from): (ReadHalf<'_>, Side),
     (mut write, to): (WriteHalf<'_>, Side),
     way: Way<'_>,
-    done: &AtomicBool,
+    (done, other_done): (&AtomicBool, &AtomicBool),
 ) -> Result<(), Broken> {
     let mut size = ReadSize::default();
     loop {
@@ -323,7 +351,7 @@ async fn socket_to_socket(
             Step::WriteFailed(error) => return Err(Broken::socket(to, error)),
         }
     }
-    end_of(write.as_ref()).map_err(|error| Broken::socket(to, error))?;
+    end_unless_last(write.as_ref(), other_done).map_err(|error| Broken::socket(to, error))?;
     done.store(true, Ordering::Relaxed);
     failed(read.as_ref()).await;
     Err(Broken::Reset(from))
@@ -458,11 +486,11 @@ async fn tunnel_to_socket(
     mut write: WriteHalf<'_>,
     side: Side,
     way: Way<'_>,
-    done: &AtomicBool,
+    (done, other_done): (&AtomicBool, &AtomicBool),
 ) -> Result<(), Broken> {
     let mut inflow = Inflow::new(receive);
     poll_fn(|context| inflow.poll(&mut write, side, way, context)).await?;
-    end_of(write.as_ref()).map_err(|error| Broken::socket(side, error))?;
+    end_unless_last(write.as_ref(), other_done).map_err(|error| Broken::socket(side, error))?;
     done.store(true, Ordering::Relaxed);
     Ok(())
 }
@@ -513,6 +541,15 @@ pub(super) async fn failed(socket: &TcpStream) {
             Ok(_) | Err(_) => return,
         }
     }
+}
+
+/// Ends the direction into a socket. The one that ends last needs no word of its own: the socket is
+/// closed at once, which says so too.
+fn end_unless_last(socket: &TcpStream, other_done: &AtomicBool) -> io::Result<()> {
+    if other_done.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    end_of(socket)
 }
 
 pub(super) fn end_of(socket: &TcpStream) -> io::Result<()> {

@@ -221,7 +221,10 @@ impl Copying<'_> {
                 continue;
             }
             if self.peer_ended {
-                end_of(self.socket).map_err(|error| Broken::socket(self.side, error))?;
+                // After the last direction the socket is closed at once, which says so too.
+                if !self.sent_all {
+                    end_of(self.socket).map_err(|error| Broken::socket(self.side, error))?;
+                }
                 self.received_all = true;
                 self.channel.shrink_inbox();
                 return Poll::Ready(Ok(()));
