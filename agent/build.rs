@@ -1,7 +1,7 @@
 //! Hands the compiled kernel programs to the agent, which embeds them.
 //!
 //! They come from `WEFT_BPF_DIR`, else from the workspace's `target/bpf`, where `cargo xtask
-//! build-ebpf` puts them. Where there are none, empty objects are embedded, so that checks and
+//! build-ebpf` puts them; those of the layout that upgrades are tested with are in `bpf-next-layout`. Where there are none, empty objects are embedded, so that checks and
 //! documentation work without the kernel toolchain; an agent built like that says so and does not
 //! start.
 
@@ -38,9 +38,14 @@ fn objects() -> PathBuf {
     if let Some(folder) = env::var_os("WEFT_BPF_DIR") {
         return folder.into();
     }
+    // Set by cargo for the feature that says so.
+    let name = match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
+        Some(_) => "bpf-next-layout",
+        None => "bpf",
+    };
     env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from("../target"), PathBuf::from)
-        .join("bpf")
+        .join(name)
 }
 
 fn variable(name: &str) -> io::Result<PathBuf> {

@@ -19,3 +19,22 @@ pub mod proxy;
 pub mod run;
 pub mod sources;
 pub mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The agent's process: reads the configuration, puts the parts together, waits for a signal, drains.
+pub fn main() -> ExitCode {
+    let done = match config::Cli::parse().command {
+        config::Command::Run(config) => run::run(*config),
+        config::Command::Uninstall(config) => run::uninstall(&config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -273,10 +273,7 @@ fn what_is_not_the_meshs_business_is_left_alone() {
     // The agent's own sockets in the pod.
     let socket = meshed.world.socket(Domain::IPV4, Protocol::TCP);
     meshed.bpf.mark_outbound(socket.as_fd()).unwrap();
-    assert_eq!(
-        meshed.bpf.flow(socket.as_fd()).unwrap(),
-        Some(Flow::AgentOutbound)
-    );
+    assert_eq!(meshed.bpf.flow(socket.as_fd()).unwrap(), None);
     let client = connect(socket, other.local_addr().unwrap());
     let (_, peer) = accept(&other);
     assert_eq!(peer, client.local_addr().unwrap());

@@ -10,12 +10,12 @@ use aya_ebpf::{
 };
 use weft_ebpf_abi::{
     Address, Direction, Flow, FlowRole, OwnAddressKey, PROTOCOL_MPTCP, PROTOCOL_TCP, Pod, Reason,
-    RefusedKey, Target, refusing, target,
+    RefusedKey, SPARE, Stance, Target, refusing, target,
 };
 
 use crate::{
     context::{
-        AF_INET6, SOCK_STREAM, flow, netns_cookie, read_address, read_field, set_flow,
+        AF_INET6, SOCK_STREAM, flow, is_agents, netns_cookie, read_address, read_field, set_flow,
         set_user_address4, set_user_address6, set_user_port, sock_addr_socket, user_address4,
         user_address6, user_port,
     },
@@ -89,12 +89,15 @@ fn decide(ctx: *mut bpf_sock_addr, destination: Address) -> Verdict {
     if !known.is_null() {
         // SAFETY: checked; the storage lives as long as the socket.
         let role = unsafe { (*known).role };
-        if role == FlowRole::AgentOutbound as u16 || role == FlowRole::AgentDeliver as u16 {
+        if role == FlowRole::AgentDeliver as u16 {
             return Verdict::Untouched;
         }
         // Whatever it was before, it is now about to be something else.
         // SAFETY: as above.
         unsafe { (*known).role = FlowRole::None as u16 };
+    }
+    if pod.stance == Stance::Aside as u32 || is_agents(socket.cast()) {
+        return Verdict::Untouched;
     }
     if destination.is_loopback() || destination.is_unspecified() {
         return Verdict::Untouched;
@@ -133,7 +136,7 @@ fn redirect(
             address: destination,
             port,
             role: FlowRole::Redirected as u16,
-            padding: 0,
+            spare: SPARE,
         },
     );
     if !kept {

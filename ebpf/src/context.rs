@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use weft_ebpf_abi::{Address, Flow};
 
-use crate::maps::FLOWS;
+use crate::maps::{FLOWS, OWN_SOCKETS};
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -185,6 +185,15 @@ pub fn sock_ops_socket(context: *mut bpf_sock_ops) -> *mut bpf_sock {
 pub fn flow(socket: *mut c_void) -> *mut Flow {
     // SAFETY: the verifier checks that it is a socket.
     unsafe { bpf_sk_storage_get(flows(), socket.cast(), core::ptr::null_mut(), 0).cast() }
+}
+
+/// Whether it is a socket of an agent, of whichever layout, to be left alone.
+#[inline(always)]
+pub fn is_agents(socket: *mut c_void) -> bool {
+    let own = (&raw const OWN_SOCKETS).cast_mut().cast();
+    // SAFETY: as above.
+    let mark = unsafe { bpf_sk_storage_get(own, socket.cast(), core::ptr::null_mut(), 0) };
+    !mark.is_null()
 }
 
 /// Keeps a flow with a socket; false if the kernel has no memory for it.

@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use weft_ebpf_abi::{
-    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, TUNNEL_PORT, TupleKey, is_target,
+    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, TUNNEL_PORT, TupleKey, is_target,
 };
 
 use crate::{
@@ -31,7 +31,7 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         server,
         client_port,
         server_port,
-        padding: 0,
+        spare: SPARE,
     };
     // SAFETY: read at once.
     if let Some(found) = unsafe { PENDING.get(key) } {
@@ -90,6 +90,8 @@ fn assign(context: &SkLookupContext, cookie: u64, role: ListenerRole) -> u32 {
     };
     match LISTENERS.redirect_sk_lookup(context, key, 0) {
         Ok(()) => SK_PASS,
+        // The program of another layout, whose agent has the pod or had it until now, came first.
+        Err(EXISTS) => SK_PASS,
         Err(error) => {
             count(if error == NOT_FOUND {
                 Reason::NoListener
@@ -102,3 +104,4 @@ fn assign(context: &SkLookupContext, cookie: u64, role: ListenerRole) -> u32 {
 }
 
 const NOT_FOUND: i32 = -2;
+const EXISTS: i32 = -17;

@@ -27,6 +27,11 @@ pub static POD_STATE: HashMap<u64, PodState, 4096, NO_PREALLOC> = HashMap::new()
 #[btf_map]
 pub static FLOWS: SkStorage<Flow> = SkStorage::new();
 
+/// The sockets of agents of all layouts: those that connect, in a pod's namespace, to elsewhere. Pinned
+/// beside the layouts: what one agent marks, the programs of another leave alone too.
+#[btf_map]
+pub static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
+
 /// Connections being opened: from just before the SYN until the accepted socket is established.
 #[btf_map]
 pub static PENDING: HashMap<TupleKey, Pending, 65536, NO_PREALLOC> = HashMap::new();

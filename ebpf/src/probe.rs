@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops},
     programs::SockOpsContext,
 };
-use weft_ebpf_abi::{Flow, FlowRole, PendingKind, ProbeKey, Reason};
+use weft_ebpf_abi::{Flow, FlowRole, PendingKind, ProbeKey, Reason, SPARE};
 
 use crate::{
     context::{flow, netns_cookie, set_flow, sock_ops_ends, sock_ops_socket},
@@ -58,7 +58,7 @@ fn connecting(ctx: *mut bpf_sock_ops) {
             address,
             port,
             role: FlowRole::Probe as u16,
-            padding: 0,
+            spare: SPARE,
         },
     );
     if !kept {

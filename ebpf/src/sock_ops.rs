@@ -13,13 +13,13 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use weft_ebpf_abi::{
-    Address, Flow, FlowRole, Pending, PendingKind, REFUSING_V4, REFUSING_V6, Reason, TupleKey,
-    is_target,
+    Address, Flow, FlowRole, Pending, PendingKind, REFUSING_V4, REFUSING_V6, Reason, SPARE,
+    TupleKey, is_target,
 };
 
 use crate::{
     connect::is_own,
-    context::{flow, netns_cookie, read_field, set_flow, sock_ops_ends, sock_ops_socket},
+    context::{flow, is_agents, netns_cookie, read_field, set_flow, sock_ops_ends, sock_ops_socket},
     log::decided,
     maps::{HAS_MPTCP, PENDING, PODS, count},
     pending,
@@ -74,7 +74,7 @@ pub fn publish(
         server,
         client_port,
         server_port,
-        padding: 0,
+        spare: SPARE,
     };
     let value = Pending {
         // SAFETY: a valid context.
@@ -82,7 +82,7 @@ pub fn publish(
         address,
         port,
         kind: kind as u16,
-        padding: 0,
+        spare: SPARE,
     };
     pending::publish(&key, &value);
     // Others' flags stay.
@@ -101,7 +101,7 @@ pub fn closed(ctx: *mut bpf_sock_ops, cookie: u64) {
         server,
         client_port,
         server_port,
-        padding: 0,
+        spare: SPARE,
     };
     // SAFETY: read at once.
     let Some(found) = (unsafe { PENDING.get(key) }) else {
@@ -131,11 +131,8 @@ fn connecting(ctx: *mut bpf_sock_ops) {
         if flow.role == FlowRole::AgentDeliver as u16 {
             return publish(ctx, cookie, PendingKind::Deliver, flow.address, flow.port);
         }
-        if flow.role == FlowRole::AgentOutbound as u16 {
-            return;
-        }
     }
-    if PODS.get_ptr(cookie).is_some() {
+    if PODS.get_ptr(cookie).is_some() && !is_agents(socket.cast()) {
         connecting_unknown(ctx, cookie);
     }
 }
@@ -180,7 +177,7 @@ fn accepted(ctx: *mut bpf_sock_ops) {
         server,
         client_port,
         server_port,
-        padding: 0,
+        spare: SPARE,
     };
     // SAFETY: copied at once. That the copy is this tuple's is known when it can be taken out.
     let Some(found) = (unsafe { PENDING.get(key) }) else {
@@ -205,7 +202,7 @@ fn accepted(ctx: *mut bpf_sock_ops) {
             address: found.address,
             port: found.port,
             role: role as u16,
-            padding: 0,
+            spare: SPARE,
         },
     );
     if !kept {

@@ -246,7 +246,12 @@ pub struct Load {
 impl Load {
     /// Starts it and waits for the first outcome.
     pub fn start(pod: &Pod, target: SocketAddr, further_args: &[&str]) -> Result<Load> {
-        let mut process = command(pod)?
+        Load::spawn(command(pod)?, target, further_args)
+    }
+
+    /// The same from anywhere: `program` is `weft-testapp` somewhere.
+    pub fn spawn(program: Program, target: SocketAddr, further_args: &[&str]) -> Result<Load> {
+        let mut process = program
             .args(["load", &target.to_string()])
             .args(further_args)
             .with_stdin()

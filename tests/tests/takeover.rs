@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use weft_tests::checks::report;
-use weft_tests::scenario::{Watch, eventually, expect_echo};
+use weft_tests::scenario::{Watch, eventually, expect_echo, expect_refusal};
 use weft_tests::testapp::{self, LOAD_TEXT, Load, Pulse, Server};
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, run};
 
@@ -19,35 +20,69 @@ struct Pods {
 
 #[test]
 fn takeover() {
+    let all = [
+        TEN,
+        FLOWS,
+        POD_CHURN,
+        NEWCOMER_KILLED,
+        OLDER_KILLED,
+        IGNORANT,
+    ];
+    run_checks("takeover", ClusterOptions::default(), &all);
+}
+
+/// Every upgrade is one to another layout of the kernel's maps: there, and back, and there again.
+#[test]
+fn takeover_between_layouts() {
+    let options = ClusterOptions {
+        alternate_layouts: true,
+        ..ClusterOptions::default()
+    };
+    let most = [
+        TEN,
+        FLOWS,
+        POD_CHURN,
+        NEWCOMER_KILLED,
+        OLDER_KILLED,
+        OPTED_OUT,
+    ];
+    run_checks("takeover between layouts", options, &most);
+}
+
+/// Agents that run as services of the host: each in a cgroup of its own, apart from the pods.
+#[test]
+fn takeover_in_separate_cgroups() {
+    let options = ClusterOptions {
+        separate_cgroups: true,
+        ..ClusterOptions::default()
+    };
+    run_checks(
+        "takeover in separate cgroups",
+        options,
+        &[TEN, OLDER_KILLED],
+    );
+}
+
+fn run_checks(test: &str, options: ClusterOptions, wanted: &[Check]) {
     let deadline = format!("{}s", DRAIN.as_secs());
     let cluster = Cluster::with(ClusterOptions {
         agent_args: ["--drain-deadline", &deadline].map(Into::into).to_vec(),
-        ..ClusterOptions::default()
+        ..options
     })
     .expect("a cluster");
     let add = |spec| cluster.add_pod(spec).expect("a pod");
+    let probe = json!({"tcpSocket": {"port": 7500}});
+    let near = PodSpec::new("near").on(0).probe("livenessProbe", probe);
     let pods = Pods {
         client: add(PodSpec::new("client").on(0)),
-        near: add(PodSpec::new("near").on(0)),
+        near: add(near),
         server: add(PodSpec::new("server").on(1)),
         plain: add(PodSpec::new("plain").on(0).unmeshed()),
     };
-    let mut checks = Checks::new("takeover");
-    let mut check = |name: &str, run: fn(&Cluster, &Pods) -> Result<()>| {
+    let mut checks = Checks::new(test);
+    for (name, run) in wanted {
         checks.check(name, || run(&cluster, &pods));
-    };
-    check("ten upgrades in a row under load", ten_in_a_row);
-    check("short flows finish, long ones are reset and counted", flows);
-    check("pods come and go while two agents run", pods_come_and_go);
-    check(
-        "the newcomer is killed before and after it took over",
-        newcomer_killed,
-    );
-    check("the older agent is killed meanwhile", older_killed);
-    check(
-        "a newcomer that knows nothing leaves all as it is",
-        knows_nothing,
-    );
+    }
     checks.finish();
     let name = cluster.name().to_owned();
     drop((pods, cluster));
@@ -58,11 +93,31 @@ fn takeover() {
     );
 }
 
+type Check = (&'static str, fn(&Cluster, &Pods) -> Result<()>);
+
+const TEN: Check = ("ten upgrades in a row under load", ten_in_a_row);
+const FLOWS: Check = ("short flows finish, long ones are reset and counted", flows);
+const POD_CHURN: Check = ("pods come and go while two agents run", pods_come_and_go);
+const NEWCOMER_KILLED: Check = (
+    "the newcomer is killed before and after it took over",
+    newcomer_killed,
+);
+const OLDER_KILLED: Check = ("the older agent is killed meanwhile", older_killed);
+const IGNORANT: Check = (
+    "a newcomer that knows nothing leaves all as it is",
+    knows_nothing,
+);
+const OPTED_OUT: Check = (
+    "a pod that is opted out while no agent runs is let go by another layout",
+    opted_out_meanwhile,
+);
+
 fn ten_in_a_row(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let _app = Server::start(&pods.server, 7500, "echo", &["--quiet"])?;
     let _near = Server::start(&pods.near, 7500, "echo", &["--quiet"])?;
     let watch = Watch::start(cluster, &[&pods.client, &pods.near, &pods.server])?;
     let args = ["--timeout-ms", "8000"];
+    let app = testapp::path()?.display().to_string();
     let (across, same) = (pods.server.sockets(7500), pods.near.sockets(7500));
     let loads = [
         ("across", Load::start(&pods.client, across[0], &args)?),
@@ -72,6 +127,11 @@ fn ten_in_a_row(cluster: &Cluster, pods: &Pods) -> Result<()> {
         (
             "plaintext across",
             Load::start(&pods.plain, across[0], &args)?,
+        ),
+        ("to itself", Load::start(&pods.near, same[0], &args)?),
+        (
+            "the kubelet's probes",
+            Load::spawn(cluster.node(0).kubelet_command(&app)?, same[0], &args)?,
         ),
     ];
     let mut times = Vec::new();
@@ -219,6 +279,26 @@ fn knows_nothing(cluster: &Cluster, pods: &Pods) -> Result<()> {
     ensure!(counts.of("ok") == counts.total(), "{counts:?}");
     node.take_over(false)?;
     node.wait_left()
+}
+
+fn opted_out_meanwhile(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let node = cluster.node(0);
+    let _app = Server::start(&pods.plain, 7506, "echo", &["--quiet"])?;
+    let target = pods.plain.sockets(7506)[0];
+    let leaver = cluster.add_pod(PodSpec::new("leaver").on(0))?;
+    node.kill_agent()?;
+    expect_refusal(&leaver, target, "while no agent runs")?;
+    let mut manifest = leaver.manifest();
+    manifest["metadata"]["labels"]["weft.dev/mesh"] = "disabled".into();
+    cluster.apply(&manifest)?;
+    node.start_agent()?;
+    eventually("the pod to be let go", || {
+        let said = expect_echo(&leaver, target, "out of the mesh")?;
+        let seen = said.local.context("no address")?;
+        ensure!(seen.ip() == leaver.v4(), "{seen}");
+        Ok(())
+    })?;
+    cluster.remove_pod(leaver)
 }
 
 /// Every hook has one program: what the last agent that started found, as the kernel told it.

@@ -14,7 +14,21 @@ pub(crate) fn build(workspace: &Workspace, debug_log: bool) -> Result<()> {
     } else {
         &[]
     };
-    build_with(workspace, features)
+    build_with(workspace, features, &workspace.bpf_objects())
+}
+
+/// Builds the agent with another layout of the kernel's maps, which upgrades are tested with, and the
+/// kernel programs that it embeds. A debug build: of the crates that it depends on, the tests need the
+/// same.
+pub(crate) fn build_next_layout(workspace: &Workspace) -> Result<()> {
+    let objects = workspace.path("target/bpf-next-layout");
+    build_with(workspace, &["--features", NEXT_LAYOUT_FEATURE], &objects)?;
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(["build", "--workspace", "--bin", NEXT_LAYOUT_AGENT])
+        .args(["--features", "weft-agent/next-layout"])
+        .env_remove("WEFT_BPF_DIR");
+    process::run(&mut cargo)
 }
 
 /// Builds every object, and fails on a compiler warning.
@@ -23,10 +37,11 @@ pub(crate) fn build_for_test(workspace: &Workspace) -> Result<()> {
     build_with(
         workspace,
         &["-Z", "warnings", "--config", "build.warnings=\"deny\""],
+        &workspace.bpf_objects(),
     )
 }
 
-fn build_with(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
+fn build_with(workspace: &Workspace, arguments: &[&str], objects: &Path) -> Result<()> {
     let toolchain = BpfToolchain::find_or_install(workspace)?;
     ui::note(&format!(
         "rustc {} ({}), {}",
@@ -49,7 +64,7 @@ fn build_with(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
     process::run(&mut cargo).context("the kernel programs do not build")?;
     let built = target.join(BPF_TARGET).join("release");
     for program in OBJECTS {
-        let object = workspace.bpf_objects().join(format!("{program}.o"));
+        let object = objects.join(format!("{program}.o"));
         let state = if copy_if_changed(&built.join(program), &object)? {
             "written"
         } else {
@@ -90,6 +105,9 @@ const BPF_TARGET: &str = "bpfel-unknown-none";
 const OBJECTS: [&str; 2] = ["weft-cgroup", "weft-lookup"];
 /// The feature of `ebpf/` that compiles the log statements in.
 const DEBUG_LOG_FEATURE: &str = "debug-log";
+/// The feature that changes the layouts, of `ebpf/` and of the agent, and the agent that it makes.
+const NEXT_LAYOUT_FEATURE: &str = "next-layout";
+const NEXT_LAYOUT_AGENT: &str = "weft-agent-next-layout";
 
 #[cfg(test)]
 mod tests {

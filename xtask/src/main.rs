@@ -83,6 +83,10 @@ enum Task {
         #[arg(long)]
         debug_log: bool,
     },
+    /// Build the agent that upgrades between two layouts of the kernel's maps are tested with
+    ///
+    /// target/debug/weft-agent-next-layout, which nobody ships; see CONTRIBUTING.md.
+    BuildNextLayout,
     /// Write daemonset/crds from the controller's types
     Crds {
         /// Write nothing; fail if the files are not what would be written
@@ -107,6 +111,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::Check => checks::quick(&workspace),
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
+        Task::BuildNextLayout => bpf::build_next_layout(&workspace),
         Task::Crds { check } => crds::run(&workspace, check),
         Task::Fuzz { target, seconds } => fuzz::run(&workspace, target.as_deref(), seconds),
     }

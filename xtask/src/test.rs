@@ -38,6 +38,9 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
             crds::check(workspace, &controller)
         })?;
     }
+    steps.step("agent of another layout", || {
+        bpf::build_next_layout(workspace)
+    })?;
     steps.step("end-to-end tests", || end_to_end(workspace, filter))?;
     steps.finish();
     Ok(())

@@ -1,22 +1,41 @@
-//! The pins of an earlier version of the map layouts. They cannot be taken over, and must not be
-//! removed before their pods are meshed by the new set: until then their programs, whose listeners
-//! died with the earlier agent, refuse what the pods connect. So they go when the last of their
-//! pods is enrolled anew or gone.
+//! The pins of another version of the map layouts: an earlier one's, or a later one's when an upgrade
+//! is taken back. The maps cannot be taken over, so pods move from one set of programs to the other,
+//! one by one, while both sets are attached.
+//!
+//! **Without an older agent** the other set's programs refuse what the pods connect, for its listeners
+//! are gone. So it stays until the last of its pods is enrolled anew or gone.
+//!
+//! **Beside an older agent** connections go on through the other set: those that its agent has accepted
+//! and not yet connected or delivered, and all that are open (the names that applications see of
+//! their peers). So a pod that moves is put *aside* there: its connects are left to the new set, and
+//! what passes the new set's lookup program passes the old one's. The set goes when that agent has
+//! gone.
+//!
+//! What is read and written here is the same in every layout ([`abi::SCHEMA`]).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::fd::AsFd,
+    mem::offset_of,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use super::{LINKS, MAPS, error::BpfError, links, sys};
+use weft_ebpf_abi as abi;
 
-/// What is left of earlier versions.
+use super::{
+    LINKS, ListenerRole, MAPS, error::BpfError, links, pods::listener_key, sys, table::Table,
+};
+
+/// What is left of other versions.
 #[derive(Debug, Default)]
 pub(super) struct Legacy {
     folders: Vec<PathBuf>,
-    cookies: BTreeSet<u64>,
+    /// The pods that are still to be enrolled anew, or to be unenrolled.
+    waiting: BTreeSet<u64>,
+    /// The pods that this version has by now, and that are aside in the other.
+    moved: BTreeSet<u64>,
+    addresses: BTreeMap<u64, Vec<abi::Address>>,
 }
 
 impl Legacy {
@@ -30,17 +49,33 @@ impl Legacy {
             for cookie in links::lookup_cookies(&folder.join(LINKS))? {
                 let pin = folder.join(LINKS).join(links::lookup_pin(cookie));
                 if links::is_attached(&pin)? == Some(true) {
-                    legacy.cookies.insert(cookie);
+                    legacy.waiting.insert(cookie);
                 }
             }
+            legacy.read_addresses(&folder)?;
             legacy.folders.push(folder);
         }
         Ok(legacy)
     }
 
+    /// Whether nothing is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.folders.is_empty()
+    }
+
     /// The pods that are still to be enrolled anew, or to be unenrolled.
-    pub(super) fn cookies(&self) -> impl Iterator<Item = u64> {
-        self.cookies.iter().copied()
+    pub(super) fn waiting(&self) -> impl Iterator<Item = u64> {
+        self.waiting.iter().copied()
+    }
+
+    /// Whether another version still has something of the pod.
+    pub(super) fn has(&self, cookie: u64) -> bool {
+        self.waiting.contains(&cookie) || self.moved.contains(&cookie)
+    }
+
+    /// The addresses that the pod has there.
+    pub(super) fn addresses(&self, cookie: u64) -> &[abi::Address] {
+        self.addresses.get(&cookie).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a pod's lookup program still is attached; `None` if it has none here.
@@ -54,47 +89,143 @@ impl Legacy {
         Ok(None)
     }
 
-    /// A pod is enrolled in the current version, or unenrolled. The earlier versions stop to
-    /// redirect it, and then to steer what arrives.
+    /// A pod is enrolled in the current version, and an agent of another one has connections of it.
+    pub(super) fn hand_over(&mut self, cookie: u64) -> Result<(), BpfError> {
+        for folder in &self.folders {
+            put_aside(folder, cookie)?;
+        }
+        self.waiting.remove(&cookie);
+        self.moved.insert(cookie);
+        Ok(())
+    }
+
+    /// A pod is enrolled in the current version and no other agent has connections of it, or it is
+    /// unenrolled. The other versions stop to redirect it, and then to steer what arrives; where they
+    /// no longer redirect it, they must not stop to publish for their lookup program before that is
+    /// gone.
     pub(super) fn done_with(&mut self, cookie: u64) -> Result<(), BpfError> {
-        if self.cookies.contains(&cookie) {
+        if self.has(cookie) {
+            let aside = self.moved.contains(&cookie);
             for folder in &self.folders {
+                let lookup = folder.join(LINKS).join(links::lookup_pin(cookie));
+                if aside {
+                    links::detach(&lookup)?;
+                }
                 forget(folder, cookie)?;
-                links::detach(&folder.join(LINKS).join(links::lookup_pin(cookie)))?;
+                links::detach(&lookup)?;
             }
-            self.cookies.remove(&cookie);
+            self.waiting.remove(&cookie);
+            self.moved.remove(&cookie);
         }
         self.finish_if_empty()
     }
 
-    /// Removes the earlier versions if no pod needs them any more.
-    pub(super) fn finish_if_empty(&mut self) -> Result<(), BpfError> {
-        if self.cookies.is_empty() {
+    /// No agent of another version is left: so nothing of the pods that moved is needed there.
+    pub(super) fn retire(&mut self) -> Result<(), BpfError> {
+        while let Some(cookie) = self.moved.first().copied() {
+            self.done_with(cookie)?;
+        }
+        self.finish_if_empty()
+    }
+
+    /// Removes the other versions if no pod needs them any more.
+    fn finish_if_empty(&mut self) -> Result<(), BpfError> {
+        if self.waiting.is_empty() && self.moved.is_empty() {
             for folder in self.folders.drain(..) {
                 remove(&folder)?;
             }
+            self.addresses.clear();
+        }
+        Ok(())
+    }
+
+    fn read_addresses(&mut self, folder: &Path) -> Result<(), BpfError> {
+        let maps = folder.join(MAPS);
+        if !maps.join("OWN_ADDRESSES").exists() {
+            return Ok(());
+        }
+        let table: Table<abi::OwnAddressKey, u8> = Table::open(&maps, "OWN_ADDRESSES")?;
+        for key in table.keys()? {
+            self.addresses
+                .entry(key.cookie)
+                .or_default()
+                .push(key.address);
         }
         Ok(())
     }
 }
 
-/// Takes a pod out of a version's `PODS`, whose key has always been the cookie.
-fn forget(folder: &Path, cookie: u64) -> Result<(), BpfError> {
-    let pin = folder.join(MAPS).join("PODS");
-    let failed = |source| BpfError::Pin {
-        path: pin.clone(),
-        source,
+/// Lets the connects of a pod to the programs of the current version, and what arrives from elsewhere
+/// to its listeners. The listener for connects stays as long as its agent: a connect that was
+/// redirected a moment ago is still on its way there.
+fn put_aside(folder: &Path, cookie: u64) -> Result<(), BpfError> {
+    let Some(pods) = Raw::open(folder, "PODS", size_of::<u64>())? else {
+        return Ok(());
     };
-    let pods = match sys::open_pin(&pin) {
-        Ok(pods) => pods,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
+    let mut value = vec![0u8; pods.info.value_size as usize];
+    let found = sys::map_lookup(pods.map.as_fd(), &cookie, value.as_mut_slice());
+    if pods.failed(found)? {
+        let at = offset_of!(abi::Pod, stance);
+        let aside = (abi::Stance::Aside as u32).to_ne_bytes();
+        if let Some(stance) = value.get_mut(at..at + aside.len()) {
+            stance.copy_from_slice(&aside);
+        }
+        let set = sys::map_update(pods.map.as_fd(), &cookie, value.as_slice(), 0);
+        pods.failed(set)?;
+    }
+    let Some(listeners) = Raw::open(folder, "LISTENERS", size_of::<abi::ListenerKey>())? else {
+        return Ok(());
     };
-    let info = sys::map_info(pods.as_fd()).map_err(failed)?;
-    if info.key_size as usize == size_of::<u64>() {
-        sys::map_delete(pods.as_fd(), &cookie).map_err(failed)?;
+    for role in [ListenerRole::Tunnel, ListenerRole::Plaintext] {
+        let removed = sys::map_delete(listeners.map.as_fd(), &listener_key(cookie, role));
+        listeners.failed(removed)?;
     }
     Ok(())
+}
+
+/// Takes a pod out of a version's `PODS`.
+fn forget(folder: &Path, cookie: u64) -> Result<(), BpfError> {
+    match Raw::open(folder, "PODS", size_of::<u64>())? {
+        Some(pods) => {
+            let removed = sys::map_delete(pods.map.as_fd(), &cookie);
+            pods.failed(removed).map(drop)
+        }
+        None => Ok(()),
+    }
+}
+
+/// A map whose keys are known, and whose values are not.
+struct Raw {
+    map: OwnedFd,
+    info: sys::MapInfo,
+    pin: PathBuf,
+}
+
+impl Raw {
+    /// `None` if it is not there, as in a version that was not installed completely.
+    fn open(folder: &Path, name: &str, key_size: usize) -> Result<Option<Self>, BpfError> {
+        let pin = folder.join(MAPS).join(name);
+        let map = match sys::open_pin(&pin) {
+            Ok(map) => map,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(BpfError::Pin { path: pin, source }),
+        };
+        let info = match sys::map_info(map.as_fd()) {
+            Ok(info) => info,
+            Err(source) => return Err(BpfError::Pin { path: pin, source }),
+        };
+        if info.key_size as usize != key_size {
+            return Err(BpfError::Layout { path: pin });
+        }
+        Ok(Some(Self { map, info, pin }))
+    }
+
+    fn failed<T>(&self, result: io::Result<T>) -> Result<T, BpfError> {
+        result.map_err(|source| BpfError::Pin {
+            path: self.pin.clone(),
+            source,
+        })
+    }
 }
 
 /// The folders of all versions of an instance.
@@ -132,7 +263,8 @@ pub(super) fn remove(folder: &Path) -> Result<(), BpfError> {
     remove_folder(folder)
 }
 
-fn remove_folder(folder: &Path) -> Result<(), BpfError> {
+/// Removes a folder with all that is in it; nothing if there is none.
+pub(super) fn remove_folder(folder: &Path) -> Result<(), BpfError> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BpfError::File {
             what: "removing",

@@ -21,16 +21,23 @@ pub(crate) struct Hook {
 
 /// The hooks of an instance. `sock_ops` must see both ends: the pods' sockets and the agent's own,
 /// which live in the agent's cgroup. Where one of the two contains the other, one hook there serves
-/// both.
+/// both. Else each agent has a hook of its own: an older one that still runs, in another cgroup, needs
+/// its own to the end.
 pub(crate) fn hooks(cgroup: &Path, kubelet: Option<&Path>) -> Result<Vec<Hook>, BpfError> {
     let own = mounts::own_cgroup()?;
+    let id = fs::metadata(&own).map_err(|source| BpfError::File {
+        what: "looking at the cgroup",
+        path: own.clone(),
+        source,
+    })?;
+    let of_agent = format!("{AGENT_SUFFIX}{}", id.ino());
     let mut hooks = Vec::new();
     for (program, attach_type) in load::CGROUP_PROGRAMS {
         let places: Vec<(&Path, &str)> = match program {
             load::PROBE_SOCK_OPS => kubelet.into_iter().map(|path| (path, "")).collect(),
             load::SOCK_OPS if own.starts_with(cgroup) => vec![(cgroup, "")],
             load::SOCK_OPS if cgroup.starts_with(&own) => vec![(&own, "")],
-            load::SOCK_OPS => vec![(cgroup, ""), (&own, "-agent")],
+            load::SOCK_OPS => vec![(cgroup, ""), (&own, &of_agent)],
             _ => vec![(cgroup, "")],
         };
         hooks.extend(places.into_iter().map(|(path, suffix)| Hook {
@@ -68,6 +75,14 @@ impl Hook {
         let id = cgroup.metadata().map_err(file)?.ino();
         Ok((cgroup, id))
     }
+}
+
+/// The pins of the hooks that agents outside of the pods' cgroup have at their own.
+pub(crate) fn agents_pins(links: &Path) -> Result<Vec<String>, BpfError> {
+    let prefix = format!("{}{AGENT_SUFFIX}", load::SOCK_OPS);
+    let mut names = names(links)?;
+    names.retain(|name| name.starts_with(&prefix) && !name.ends_with(UNFINISHED));
+    Ok(names)
 }
 
 /// The name of the pin of a namespace's lookup link.
@@ -203,5 +218,7 @@ fn names(links: &Path) -> Result<Vec<String>, BpfError> {
     }
 }
 
+/// Followed by the cgroup's id.
+const AGENT_SUFFIX: &str = "-agent-";
 const LOOKUP_PREFIX: &str = "sk_lookup-";
 const UNFINISHED: &str = "-new";

@@ -32,6 +32,9 @@ pub(crate) const MAPS: [&str; 9] = [
     "COUNTERS",
 ];
 
+/// The map that agents of all layouts share, pinned apart from the others.
+pub(crate) const OWN_SOCKETS: &str = "OWN_SOCKETS";
+
 /// The program of `weft-lookup`.
 pub(crate) const LOOKUP: &str = "weft_sk_lookup";
 
@@ -140,7 +143,11 @@ pub(crate) fn probe() -> Result<Features, BpfError> {
 
 /// Loads the cgroup programs. Maps that are pinned already are used, the others are made and
 /// pinned.
-pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf, BpfError> {
+pub(crate) fn cgroup_programs(
+    maps: &Path,
+    own_sockets: &Path,
+    constants: &Constants,
+) -> Result<Ebpf, BpfError> {
     let object = object(CGROUP_OBJECT)?;
     let has_mptcp = u8::from(constants.has_mptcp);
     let mut loader = EbpfLoader::new();
@@ -151,6 +158,7 @@ pub(crate) fn cgroup_programs(maps: &Path, constants: &Constants) -> Result<Ebpf
         .map_max_entries("PENDING", constants.max_pending);
     loader.override_global(aya_log::LEVEL, log::level(constants.log), false);
     pin_maps(&mut loader, maps);
+    loader.map_pin_path(OWN_SOCKETS, own_sockets);
     let mut ebpf = load(&mut loader, object, "weft-cgroup")?;
     for (name, _) in CGROUP_PROGRAMS {
         let failed = |source| BpfError::Program {

@@ -109,8 +109,6 @@ pub enum Flow {
         /// What the application sees as its peer.
         client: SocketAddr,
     },
-    /// The agent's own socket, left alone.
-    AgentOutbound,
     /// The agent's own socket towards an application.
     AgentDeliver {
         /// What the application will see as its peer.
@@ -150,9 +148,15 @@ impl Bpf {
     pub fn open(config: &BpfConfig) -> Result<Self, BpfError> {
         let features = load::probe()?;
         let folder = config.pin_root.join(format!("v{}", abi::SCHEMA));
-        make_folders(&folder)?;
+        // The owner may be about to remove the pins of this very layout, as an earlier one's; not once
+        // it sees that somebody comes who uses them.
+        make_folder(&config.pin_root)?;
         let ownership = Ownership::join(&config.pin_root)?;
         let change = ownership.change()?;
+        for path in [folder.join(MAPS), folder.join(LINKS)] {
+            make_folder(&path)?;
+        }
+        make_folder(&config.pin_root.join(SHARED))?;
         let host_cookie = Netns::current()
             .and_then(|netns| netns.cookie())
             .map_err(|source| BpfError::System {
@@ -167,7 +171,8 @@ impl Bpf {
             log: config.log,
         };
         let maps = folder.join(MAPS);
-        let mut programs = load::cgroup_programs(&maps, &constants)?;
+        let own_sockets = config.pin_root.join(SHARED).join(load::OWN_SOCKETS);
+        let mut programs = load::cgroup_programs(&maps, &own_sockets, &constants)?;
         if config.log {
             log::start(&mut programs)?;
         }
@@ -176,7 +181,7 @@ impl Bpf {
             host_cookie,
             constants,
             lookups: Mutex::new(Lookups::new(&maps, config.log)?),
-            tables: Tables::open(&maps)?,
+            tables: Tables::open(&maps, &config.pin_root.join(SHARED))?,
             pods: Mutex::default(),
             legacy: Mutex::default(),
             pin_root: config.pin_root.clone(),
@@ -206,9 +211,30 @@ impl Bpf {
         self.ownership.claim(&change)?;
         // The previous agent may have changed them until now.
         *self.pods() = Pods::read(&self.tables)?;
-        let mut legacy = self.legacy();
-        *legacy = Legacy::find(&self.pin_root, &self.folder)?;
-        legacy.finish_if_empty()
+        *self.legacy() = Legacy::find(&self.pin_root, &self.folder)?;
+        self.refuse_abandoned()?;
+        self.retire(&change)
+    }
+
+    /// Removes what is left of earlier agents, of this layout or another, once nothing of it is used
+    /// any more: no older agent runs that has connections through it, and no newer one that may need
+    /// it.
+    pub fn retire_predecessors(&self) -> Result<(), BpfError> {
+        if self.legacy().is_empty() && self.others_hooks()?.is_empty() {
+            return Ok(());
+        }
+        let change = self.ownership.change_own()?;
+        self.retire(&change)
+    }
+
+    fn retire(&self, _: &ownership::Change) -> Result<(), BpfError> {
+        if self.ownership.has_predecessor()? || self.ownership.has_successor()? {
+            return Ok(());
+        }
+        for pin in self.others_hooks()? {
+            links::detach(&self.links().join(pin))?;
+        }
+        self.legacy().retire()
     }
 
     /// Lets older agents know that all pods are this one's now, so that they may close their
@@ -244,7 +270,6 @@ impl Bpf {
             Some(abi::FlowRole::Redirected) => Some(Flow::Redirected { original: address }),
             Some(abi::FlowRole::Accepted) => Some(Flow::Accepted { original: address }),
             Some(abi::FlowRole::Delivered) => Some(Flow::Delivered { client: address }),
-            Some(abi::FlowRole::AgentOutbound) => Some(Flow::AgentOutbound),
             Some(abi::FlowRole::AgentDeliver) => Some(Flow::AgentDeliver { client: address }),
             Some(abi::FlowRole::None | abi::FlowRole::Probe) | None => None,
         })
@@ -252,23 +277,20 @@ impl Bpf {
 
     /// Marks a socket of the agent, before its connect, to be left alone.
     pub fn mark_outbound(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        self.mark(
-            socket,
-            abi::FlowRole::AgentOutbound,
-            abi::Address::default(),
-            0,
-        )
+        self.tables.own_sockets.set(&socket.as_raw_fd(), &OWN)
     }
 
     /// Marks a socket of the agent, before its connect, as a delivery to an application, which sees
     /// `client` as its peer.
     pub fn mark_deliver(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), BpfError> {
-        self.mark(
-            socket,
-            abi::FlowRole::AgentDeliver,
-            client.ip().into(),
-            client.port(),
-        )
+        let flow = abi::Flow {
+            cookie: 0,
+            address: client.ip().into(),
+            port: client.port(),
+            role: abi::FlowRole::AgentDeliver as u16,
+            spare: abi::SPARE,
+        };
+        self.tables.flows.set(&socket.as_raw_fd(), &flow)
     }
 
     /// Lets the pod's connects to a destination be refused at once for a while.
@@ -383,6 +405,7 @@ impl Bpf {
         for folder in legacy::versions(pin_root)? {
             legacy::remove(&folder)?;
         }
+        legacy::remove_folder(&pin_root.join(SHARED))?;
         ownership::remove_all(pin_root)?;
         match fs::remove_dir(pin_root) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BpfError::File {
@@ -418,34 +441,35 @@ impl Bpf {
         Ok(())
     }
 
-    /// A previous agent may have been in another cgroup, or have had a kubelet to look at.
-    fn remove_hooks_no_longer_wanted(&self) -> Result<(), BpfError> {
-        for pin in [
-            load::PROBE_SOCK_OPS.to_owned(),
-            format!("{}-agent", load::SOCK_OPS),
-        ] {
-            if !self.hooks.iter().any(|hook| hook.pin == pin) {
-                links::detach(&self.links().join(pin))?;
+    /// Pods that are aside here and that no other layout steers, whatever became of it: nobody would
+    /// redirect them.
+    fn refuse_abandoned(&self) -> Result<(), BpfError> {
+        let legacy = self.legacy();
+        for cookie in self.tables.pods.keys()? {
+            if let Some(mut pod) = self.tables.pods.value(&cookie)?
+                && pod.stance != abi::Stance::Serving as u32
+                && !legacy.has(cookie)
+            {
+                pod.stance = abi::Stance::Serving as u32;
+                self.tables.pods.set(&cookie, &pod)?;
             }
         }
         Ok(())
     }
 
-    fn mark(
-        &self,
-        socket: BorrowedFd<'_>,
-        role: abi::FlowRole,
-        address: abi::Address,
-        port: u16,
-    ) -> Result<(), BpfError> {
-        let flow = abi::Flow {
-            cookie: 0,
-            address,
-            port,
-            role: role as u16,
-            padding: 0,
-        };
-        self.tables.flows.set(&socket.as_raw_fd(), &flow)
+    /// A previous agent may have had a kubelet to look at.
+    fn remove_hooks_no_longer_wanted(&self) -> Result<(), BpfError> {
+        if self.hooks.iter().any(|it| it.pin == load::PROBE_SOCK_OPS) {
+            return Ok(());
+        }
+        links::detach(&self.links().join(load::PROBE_SOCK_OPS))
+    }
+
+    /// The pins of the hooks at other agents' cgroups.
+    fn others_hooks(&self) -> Result<Vec<String>, BpfError> {
+        let mut pins = links::agents_pins(&self.links())?;
+        pins.retain(|pin| !self.hooks.iter().any(|hook| hook.pin == *pin));
+        Ok(pins)
     }
 
     fn lookups(&self) -> MutexGuard<'_, Lookups> {
@@ -478,10 +502,11 @@ struct Tables {
     probes: Table<abi::ProbeKey, u64>,
     refused: Table<abi::RefusedKey, u64>,
     counters: Table<u32, u64>,
+    own_sockets: Table<i32, u32>,
 }
 
 impl Tables {
-    fn open(folder: &Path) -> Result<Self, BpfError> {
+    fn open(folder: &Path, shared: &Path) -> Result<Self, BpfError> {
         Ok(Self {
             pods: Table::open(folder, "PODS")?,
             own_addresses: Table::open(folder, "OWN_ADDRESSES")?,
@@ -492,25 +517,24 @@ impl Tables {
             probes: Table::open(folder, "PROBES")?,
             refused: Table::open(folder, "REFUSED")?,
             counters: Table::open(folder, "COUNTERS")?,
+            own_sockets: Table::open(shared, load::OWN_SOCKETS)?,
         })
     }
 }
 
-fn make_folders(folder: &Path) -> Result<(), BpfError> {
-    for path in [folder.join(MAPS), folder.join(LINKS)] {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .map_err(|source| BpfError::File {
-                what: "creating",
-                path: path.clone(),
-                source,
-            })?;
-        if !mounts::is_bpffs(&path) {
-            let _ = fs::remove_dir(&path);
-            return Err(BpfError::NotBpffs { path });
-        }
+fn make_folder(path: &Path) -> Result<(), BpfError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| BpfError::File {
+            what: "creating",
+            path: path.into(),
+            source,
+        })?;
+    if !mounts::is_bpffs(path) {
+        let _ = fs::remove_dir(path);
+        return Err(BpfError::NotBpffs { path: path.into() });
     }
     Ok(())
 }
@@ -534,3 +558,7 @@ fn occupied<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<MapOccupanc
 
 const MAPS: &str = "maps";
 const LINKS: &str = "links";
+/// What all layouts share.
+const SHARED: &str = "shared";
+/// The mark of an agent's socket: that there is one is what counts.
+const OWN: u32 = 1;

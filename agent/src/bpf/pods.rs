@@ -38,11 +38,27 @@ impl Bpf {
                 .listeners
                 .set(&listener_key(pod.cookie, role), &socket)?;
         }
-        self.install_lookup(pod.cookie, netns)?;
         pods.write(&self.tables, pod)?;
-        self.tables.pods.set(&pod.cookie, &kernel_pod(pod))?;
         drop(pods);
-        self.legacy().done_with(pod.cookie)
+        let mut legacy = self.legacy();
+        let from_legacy = legacy.has(pod.cookie);
+        if from_legacy {
+            // What the other set's agent delivers, and the pod's connects to itself, must be published
+            // for this set's lookup program before that is attached. If this set redirects the pod
+            // already, it goes on.
+            let aside = kernel_pod(pod, abi::Stance::Aside);
+            self.tables.pods.set_new(&pod.cookie, &aside)?;
+        }
+        self.install_lookup(pod.cookie, netns)?;
+        let serving = kernel_pod(pod, abi::Stance::Serving);
+        self.tables.pods.set(&pod.cookie, &serving)?;
+        if !from_legacy {
+            Ok(())
+        } else if self.ownership.has_predecessor()? {
+            legacy.hand_over(pod.cookie)
+        } else {
+            legacy.done_with(pod.cookie)
+        }
     }
 
     /// Puts a pod that is to be meshed, and cannot be enrolled, into the kernel's maps without
@@ -66,7 +82,8 @@ impl Bpf {
             .set_new(&pod.cookie, &abi::PodState::default());
         let steered = self.install_lookup(pod.cookie, netns);
         let known = self.pods().write(&self.tables, pod);
-        let listed = self.tables.pods.set(&pod.cookie, &kernel_pod(pod));
+        let serving = kernel_pod(pod, abi::Stance::Serving);
+        let listed = self.tables.pods.set(&pod.cookie, &serving);
         listed.and(steered).and(known).and(state.map(drop))
     }
 
@@ -76,7 +93,8 @@ impl Bpf {
         let mut pods = self.pods();
         pods.write(&self.tables, pod)?;
         if self.tables.pods.value(&pod.cookie)?.is_some() {
-            self.tables.pods.set(&pod.cookie, &kernel_pod(pod))?;
+            let serving = kernel_pod(pod, abi::Stance::Serving);
+            self.tables.pods.set(&pod.cookie, &serving)?;
         }
         Ok(())
     }
@@ -117,14 +135,16 @@ impl Bpf {
         let pods = self.pods();
         let entries = pods.entries.get(&cookie);
         let addresses = entries.into_iter().flat_map(|it| &it.addresses);
-        addresses.map(|it| IpAddr::from(*it)).collect()
+        let legacy = self.legacy();
+        let earlier = legacy.addresses(cookie);
+        addresses.chain(earlier).map(|it| (*it).into()).collect()
     }
 
     /// The cookies of all pods in the kernel, whoever enrolled them.
     pub fn enrolled(&self) -> Result<Vec<u64>, BpfError> {
         let mut cookies: BTreeSet<u64> = self.tables.pods.keys()?.into_iter().collect();
         cookies.extend(links::lookup_cookies(&self.links())?);
-        cookies.extend(self.legacy().cookies());
+        cookies.extend(self.legacy().waiting());
         Ok(cookies.into_iter().collect())
     }
 
@@ -295,7 +315,7 @@ fn remove_probe(tables: &Tables, cookie: u64, probe: &abi::ProbeKey) -> Result<(
     Ok(())
 }
 
-fn kernel_pod(pod: &PodEntry) -> abi::Pod {
+fn kernel_pod(pod: &PodEntry, stance: abi::Stance) -> abi::Pod {
     let first = |wanted: fn(&&IpAddr) -> bool| {
         pod.addresses
             .iter()
@@ -305,12 +325,14 @@ fn kernel_pod(pod: &PodEntry) -> abi::Pod {
             .unwrap_or_default()
     };
     abi::Pod {
+        stance: stance as u32,
+        spare: abi::SPARE,
         primary_v4: first(|address| address.is_ipv4()),
         primary_v6: first(|address| address.is_ipv6()),
     }
 }
 
-fn listener_key(cookie: u64, role: ListenerRole) -> abi::ListenerKey {
+pub(super) fn listener_key(cookie: u64, role: ListenerRole) -> abi::ListenerKey {
     abi::ListenerKey {
         cookie,
         role: role as u32,

@@ -29,7 +29,9 @@ impl Bpf {
         if broken.is_empty() {
             return Ok(Vec::new());
         }
-        let programs = load::cgroup_programs(&self.folder.join(super::MAPS), &self.constants)?;
+        let shared = self.pin_root.join(super::SHARED).join(load::OWN_SOCKETS);
+        let maps = self.folder.join(super::MAPS);
+        let programs = load::cgroup_programs(&maps, &shared, &self.constants)?;
         for hook in &broken {
             let program = load::descriptor(&programs, hook.program)?;
             hook.install(&self.links(), program.as_fd())?;

@@ -47,7 +47,7 @@ pub(crate) struct MapInfo {
 
 /// `BPF_MAP_UPDATE_ELEM`. `K` and `V` have the sizes of the map's keys and values (checked by
 /// [`super::table::Table`]).
-pub(crate) fn map_update<K, V>(
+pub(crate) fn map_update<K, V: ?Sized>(
     map: BorrowedFd<'_>,
     key: &K,
     value: &V,
@@ -57,7 +57,7 @@ pub(crate) fn map_update<K, V>(
         bpf_cmd::BPF_MAP_UPDATE_ELEM,
         map,
         (&raw const *key).addr_u64(),
-        (&raw const *value).addr_u64(),
+        (&raw const *value).cast::<u8>().addr_u64(),
         flags,
     )
 }

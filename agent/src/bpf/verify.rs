@@ -66,7 +66,12 @@ pub(crate) fn verify(
             Some(hook) => report.hooks.push(hook),
         }
     }
-    problems.extend(strangers(&report, maps)?);
+    let mut known: BTreeSet<u32> = report.hooks.iter().map(|hook| hook.link).collect();
+    // Those of other agents.
+    for name in links::agents_pins(folder)? {
+        known.extend(pinned(folder, &name)?.map(|hook| hook.link));
+    }
+    problems.extend(strangers(&known, maps)?);
     if problems.is_empty() {
         Ok(report)
     } else {
@@ -98,8 +103,7 @@ fn pinned(folder: &Path, name: &str) -> Result<Option<AttachedHook>, BpfError> {
 }
 
 /// Links in the kernel that run a program on this instance's maps but are none of its pins.
-fn strangers(report: &HookReport, maps: &[u32]) -> Result<Vec<String>, BpfError> {
-    let known: BTreeSet<u32> = report.hooks.iter().map(|hook| hook.link).collect();
+fn strangers(known: &BTreeSet<u32>, maps: &[u32]) -> Result<Vec<String>, BpfError> {
     let mut found = Vec::new();
     for link in sys::links().map_err(system("listing links"))? {
         let info = sys::link_info(link.as_fd()).map_err(system("reading a link"))?;

@@ -370,6 +370,15 @@ impl Node {
         }
     }
 
+    /// Lets go of what earlier agents had in the kernel once nobody needs it any more.
+    pub(super) fn retire_predecessors(&self) {
+        if self.standing == Standing::Owner
+            && let Err(error) = self.context.bpf.retire_predecessors()
+        {
+            tracing::error!(%error, "removing what an earlier agent left");
+        }
+    }
+
     /// Whether the kernel programs are attached where they should be. Attaches those again that are
     /// not.
     pub(super) fn check_hooks(&self) -> bool {

@@ -91,6 +91,7 @@ impl Tenure {
         });
         if !fresh {
             self.node.reconcile();
+            self.node.retire_predecessors();
             self.reconciled = Some((now, seen, standing));
         }
         if standing == Standing::Owner && self.check_hooks_at <= now {

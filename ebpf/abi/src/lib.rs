@@ -15,13 +15,17 @@ mod target;
 pub use address::Address;
 pub use maps::{
     Direction, Flow, FlowRole, ListenerKey, ListenerRole, OwnAddressKey, Pending, PendingKind, Pod,
-    PodState, ProbeKey, Reason, RefusedKey, TupleKey,
+    PodState, ProbeKey, Reason, RefusedKey, SPARE, Spare, Stance, TupleKey,
 };
 pub use target::{REFUSING_V4, REFUSING_V6, Target, is_target, refusing, target};
 
 /// Version of the layouts below. Pins live under a folder of this name, so that an agent never
 /// reads maps of another layout.
-pub const SCHEMA: u32 = 1;
+///
+/// An agent takes pods over from one with another layout, in either direction, so some things never
+/// change: the names of the maps; the keys of `PODS`, `OWN_ADDRESSES` and `LISTENERS`; that a value of
+/// `PODS` begins with a [`Stance`]; and `OWN_SOCKETS`, which all layouts share.
+pub const SCHEMA: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
 
 /// `IPPROTO_TCP`.
 pub const PROTOCOL_TCP: u32 = 6;

@@ -1,18 +1,52 @@
 //! The keys and values. Every structure is `repr(C)` with explicit padding that is zero.
+//!
+//! What another layout's agent reads and writes while pods move from one set of programs to the other
+//! is the same in every layout: see [`crate::SCHEMA`].
 
 use crate::Address;
+
+/// What fills a structure up to a multiple of eight bytes; zero. The size of it is what layouts
+/// differ in when upgrades between two of them are tested.
+#[cfg(not(feature = "next-layout"))]
+pub type Spare = u32;
+/// The same in a layout that is nobody's but the tests'.
+#[cfg(feature = "next-layout")]
+pub type Spare = [u32; 3];
+
+/// The only value of [`Spare`].
+#[cfg(not(feature = "next-layout"))]
+pub const SPARE: Spare = 0;
+/// The only value of [`Spare`].
+#[cfg(feature = "next-layout")]
+pub const SPARE: Spare = [0; 3];
 
 /// Value of `PODS`, by network namespace cookie. A namespace that is not in there is untouched.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
+    /// A [`Stance`]. First in every layout.
+    pub stance: u32,
+    /// Zero.
+    pub spare: Spare,
     /// Shown by `getsockname` of redirected IPv4 sockets; all zero: none.
     pub primary_v4: Address,
     /// Shown by `getsockname` of redirected IPv6 sockets; all zero: none.
     pub primary_v6: Address,
 }
 
-/// Key of `OWN_ADDRESSES`.
+/// What a set of programs does for a pod.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stance {
+    /// It redirects the pod's connects.
+    #[default]
+    Serving = 0,
+    /// Programs of another layout redirect them, so this set leaves connects alone. It still publishes
+    /// what goes to the pod itself: its own lookup program must let that pass too.
+    Aside = 1,
+}
+
+/// Key of `OWN_ADDRESSES`, in every layout.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OwnAddressKey {
@@ -58,8 +92,6 @@ pub enum FlowRole {
     Accepted = 2,
     /// An application's accepted socket; the address is the real client's.
     Delivered = 3,
-    /// The agent's own socket, to be left alone.
-    AgentOutbound = 4,
     /// The agent's own socket that delivers to an application; the address is the real client's.
     AgentDeliver = 5,
     /// A probing socket of the kubelet; `cookie` is the probed pod's.
@@ -74,7 +106,6 @@ impl FlowRole {
             1 => Self::Redirected,
             2 => Self::Accepted,
             3 => Self::Delivered,
-            4 => Self::AgentOutbound,
             5 => Self::AgentDeliver,
             6 => Self::Probe,
             _ => return None,
@@ -95,7 +126,7 @@ pub struct Flow {
     /// A [`FlowRole`].
     pub role: u16,
     /// Zero.
-    pub padding: u32,
+    pub spare: Spare,
 }
 
 /// Key of `PENDING`: a connection that is being opened, seen from the client.
@@ -113,7 +144,7 @@ pub struct TupleKey {
     /// Host byte order.
     pub server_port: u16,
     /// Zero.
-    pub padding: u32,
+    pub spare: Spare,
 }
 
 /// What a published tuple means.
@@ -155,7 +186,7 @@ pub struct Pending {
     /// A [`PendingKind`].
     pub kind: u16,
     /// Zero.
-    pub padding: u32,
+    pub spare: Spare,
 }
 
 /// Which of the agent's listeners in a pod.
@@ -170,7 +201,7 @@ pub enum ListenerRole {
     Plaintext = 2,
 }
 
-/// Key of `LISTENERS`.
+/// Key of `LISTENERS`, in every layout.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerKey {
@@ -311,12 +342,13 @@ mod tests {
     fn no_padding() {
         let address = size_of::<Address>();
         assert_eq!(address, 16);
-        assert_eq!(size_of::<Pod>(), 2 * address);
+        let spare = size_of::<Spare>();
+        assert_eq!(size_of::<Pod>(), 4 + spare + 2 * address);
         assert_eq!(size_of::<OwnAddressKey>(), 8 + address);
         assert_eq!(size_of::<PodState>(), 4 * 8);
-        assert_eq!(size_of::<Flow>(), 8 + address + 2 + 2 + 4);
-        assert_eq!(size_of::<TupleKey>(), 8 + 2 * address + 2 + 2 + 4);
-        assert_eq!(size_of::<Pending>(), 8 + address + 2 + 2 + 4);
+        assert_eq!(size_of::<Flow>(), 8 + address + 2 + 2 + spare);
+        assert_eq!(size_of::<TupleKey>(), 8 + 2 * address + 2 + 2 + spare);
+        assert_eq!(size_of::<Pending>(), 8 + address + 2 + 2 + spare);
         assert_eq!(size_of::<ListenerKey>(), 8 + 4 + 4);
         assert_eq!(size_of::<ProbeKey>(), address + 2 + 2);
         assert_eq!(size_of::<RefusedKey>(), 8 + address + 2 + 6);

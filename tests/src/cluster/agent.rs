@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::controller::{grpc_address, lock, write_private};
-use super::{Node, START_DEADLINE};
+use super::{ClusterOptions, Node, START_DEADLINE};
 use crate::command::{Process, Program};
 use crate::http;
 use crate::metrics::Metrics;
@@ -24,10 +24,23 @@ pub(super) struct AgentState {
     leaving: Vec<Process>,
     log_files: Vec<PathBuf>,
     args: Vec<String>,
+    alternate_layouts: bool,
+    separate_cgroups: bool,
+    /// How many were started.
+    started: usize,
 }
 
 impl Node {
-    pub(super) fn configure_agent(&self, trust_bundle: &Path, further_args: &[String]) {
+    pub(super) fn configure_agent(
+        &self,
+        trust_bundle: &Path,
+        further_args: &[String],
+        options: &ClusterOptions,
+    ) -> Result<()> {
+        let pods = match options.separate_cgroups {
+            true => self.cgroup().child("pods")?,
+            false => self.cgroup().clone(),
+        };
         let text = |path: &Path| path.display().to_string();
         let mut args = vec!["run".to_owned()];
         let mut option = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
@@ -37,12 +50,16 @@ impl Node {
         option("--controller-name", "weft-controller");
         option("--trust-bundle", &text(trust_bundle));
         option("--join-token-file", &text(&self.dir().join("join-token")));
-        option("--cgroup", &text(self.cgroup().path()));
+        option("--cgroup", &text(pods.path()));
         option("--kubelet-cgroup", &text(self.kubelet_cgroup().path()));
         option("--admin", &ADMIN.to_string());
         option("--admin-socket", &text(&self.admin_socket()));
         args.extend_from_slice(further_args);
-        lock(&self.agent).args = args;
+        let mut state = lock(&self.agent);
+        state.args = args;
+        state.alternate_layouts = options.alternate_layouts;
+        state.separate_cgroups = options.separate_cgroups;
+        Ok(())
     }
 
     /// Starts the agent and waits until it is ready.
@@ -140,19 +157,23 @@ impl Node {
     fn spawn_process(&self) -> Result<Process> {
         let mut state = lock(&self.agent);
         write_private(&self.dir().join("join-token"), self.join_token())?;
-        let program = super::binary("weft-agent")?;
-        let process = Program::new(
-            program,
-            Some(self.netns()),
-            Some(self.agent_cgroup()),
-            self.dir(),
-        )?
-        .args(&state.args)
-        .env(
-            "WEFT_LOG",
-            std::env::var("WEFT_TEST_LOG").unwrap_or("info".into()),
-        )
-        .spawn()?;
+        let name = match state.alternate_layouts && state.started % 2 == 1 {
+            true => "weft-agent-next-layout",
+            false => "weft-agent",
+        };
+        let cgroup = match state.separate_cgroups {
+            true => &self.agent_cgroup().child(&state.started.to_string())?,
+            false => self.agent_cgroup(),
+        };
+        state.started += 1;
+        let program = super::binary(name)?;
+        let process = Program::new(program, Some(self.netns()), Some(cgroup), self.dir())?
+            .args(&state.args)
+            .env(
+                "WEFT_LOG",
+                std::env::var("WEFT_TEST_LOG").unwrap_or("info".into()),
+            )
+            .spawn()?;
         state.log_files.extend(process.logs().map(Path::to_owned));
         Ok(process)
     }

@@ -44,6 +44,11 @@ pub struct ClusterOptions {
     pub agent_args: Vec<String>,
     /// Further arguments for the agents of single nodes, by their numbers.
     pub node_args: Vec<(usize, Vec<String>)>,
+    /// Whether every second agent that a node starts has another layout of the kernel's maps.
+    pub alternate_layouts: bool,
+    /// Whether every agent has a cgroup of its own beside that of the pods, as a service of the host
+    /// has, rather than one for all agents inside of the one that is intercepted.
+    pub separate_cgroups: bool,
 }
 
 impl Default for ClusterOptions {
@@ -54,6 +59,8 @@ impl Default for ClusterOptions {
             controller_args: vec![],
             agent_args: vec![],
             node_args: vec![],
+            alternate_layouts: false,
+            separate_cgroups: false,
         }
     }
 }
@@ -253,7 +260,7 @@ impl Cluster {
             let own = options.node_args.iter();
             let own = own.filter(|(index, _)| *index == node.index());
             args.extend(own.flat_map(|(_, args)| args.clone()));
-            node.configure_agent(&trust_bundle, &args);
+            node.configure_agent(&trust_bundle, &args, options)?;
             node.spawn_agent()?;
         }
         for node in &self.nodes {

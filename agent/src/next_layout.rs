@@ -1,0 +1,8 @@
+//! The node agent with another layout of the kernel's maps. Nobody ships it: the tests upgrade from the
+//! agent to this one, and back.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weft_agent::main()
+}
