@@ -163,6 +163,8 @@ impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (all, nodes) = self.views.counts();
         let expires = self.authority.issuer_not_after().map_or(0, seconds);
+        let runtime = tokio::runtime::Handle::try_current();
+        let tasks = runtime.map_or(0, |it| it.metrics().num_alive_tasks() as u64);
         for (name, help, value) in [
             ("agents", "Agents connected", self.agents.count() as u64),
             (
@@ -186,6 +188,7 @@ impl Collector for State {
                 "When the issuer's certificate ends",
                 expires,
             ),
+            ("tasks", "Tasks of the runtime", tasks),
         ] {
             let gauge = ConstGauge::new(value as f64);
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;

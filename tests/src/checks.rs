@@ -78,3 +78,21 @@ pub fn report(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{line}");
 }
+
+/// A figure that belongs into the summary of a long run: said like [`report`], and added to the file
+/// that `WEFT_FIGURES` names, for `cargo xtask soak`.
+pub fn figure(what: &str, value: impl std::fmt::Display) {
+    use std::io::Write;
+    report(&format!("{what}: {value}"));
+    let Some(path) = std::env::var_os("WEFT_FIGURES") else {
+        return;
+    };
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    let written = file.and_then(|mut file| writeln!(file, "{what}\t{value}"));
+    if let Err(error) = written {
+        report(&format!("WEFT_FIGURES: {error}"));
+    }
+}

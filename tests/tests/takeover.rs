@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::checks::report;
+use weft_tests::checks::figure;
 use weft_tests::scenario::{Watch, eventually, expect_echo, expect_refusal};
 use weft_tests::testapp::{self, LOAD_TEXT, Load, Pulse, Server};
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, run};
@@ -146,14 +146,18 @@ fn ten_in_a_row(cluster: &Cluster, pods: &Pods) -> Result<()> {
     for node in cluster.nodes() {
         node.wait_left()?;
     }
+    let mut total = 0;
     for (which, load) in loads {
         let counts = load.stop()?;
         ensure!(counts.of("ok") > 100, "{which}: {counts:?}");
         ensure!(counts.of("ok") == counts.total(), "{which}: {counts:?}");
+        total += counts.total();
     }
-    report(&format!(
-        "takeover: new agents were ready after {times:?} ms"
-    ));
+    figure("flows meanwhile, none failed", total);
+    figure(
+        "upgrades in a row under load: ms until ready",
+        format!("{times:?}"),
+    );
     watch.finish_encrypted(&[]).map(drop)?;
     one_program(cluster)
 }

@@ -12,6 +12,7 @@ mod demo;
 mod fuzz;
 mod process;
 mod setup;
+mod soak;
 mod steps;
 mod test;
 mod ui;
@@ -71,6 +72,11 @@ enum Task {
     /// prints a table in Markdown. Needs root, and a machine that does nothing else meanwhile.
     /// docs/benchmarks.md says what the rows are.
     Bench(bench::Options),
+    /// Run what must hold for long, and print a table of how it went
+    ///
+    /// An hour, all together. Needs root. Exits with 0 only if all held. CONTRIBUTING.md says what is
+    /// looked at.
+    Soak(soak::Options),
     /// Check format, lints and docs: the quick part of `test`
     Check,
     /// Build the kernel programs into target/bpf
@@ -109,6 +115,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Demo { keep, arguments } => demo::run(&workspace, keep, &arguments),
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Soak(options) => soak::run(&workspace, &options),
         Task::Check => checks::quick(&workspace),
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
         Task::BuildNextLayout => bpf::build_next_layout(&workspace),

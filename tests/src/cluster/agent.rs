@@ -263,6 +263,24 @@ impl Node {
             .resident_bytes()
     }
 
+    /// What the node's agents have pinned: maps, links, and who they are.
+    pub fn pins(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for mount in crate::run::mounts("bpf")? {
+            let mut folders = vec![mount.join("weft").join(self.instance())];
+            while let Some(folder) = folders.pop() {
+                for entry in fs::read_dir(folder).into_iter().flatten() {
+                    let entry = entry?;
+                    if entry.file_type()?.is_dir() {
+                        folders.push(entry.path());
+                    }
+                    found.push(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Scrapes the agent's metrics, as a collector on the node would.
     pub fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&http::get(self.netns(), ADMIN, "/metrics")?.ok()?)

@@ -118,6 +118,11 @@ impl Controller {
         process.context("the controller is not running")?.kill()
     }
 
+    /// Its process id, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        lock(&self.process).as_ref().map(Process::pid)
+    }
+
     /// Where the certificate authority's files are.
     pub fn ca_dir(&self) -> &Path {
         &self.ca_dir

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weft_tests::checks::report;
+use weft_tests::checks::figure;
 use weft_tests::cluster::Node;
 use weft_tests::hbone::Attempt;
 use weft_tests::pki::Authority;
@@ -12,7 +12,7 @@ use weft_tests::scenario::{Watch, expect_echo};
 use weft_tests::testapp::{LOAD_TEXT, Load, Pulse, Server};
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, wait_for};
 
-use crate::extent;
+use crate::{extent, is_long};
 
 #[test]
 fn rotation() {
@@ -35,14 +35,20 @@ fn rotation() {
     checks.finish();
 }
 
+/// In the long form issuer and root are replaced meanwhile, some times.
 fn short_lived(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     let target = server.sockets(7800)[0];
     let watch = Watch::start_short(cluster, &[client, server])?;
     let pulse = Pulse::start(client, target)?;
     let load = Load::start(client, target, &["--timeout-ms", "8000"])?;
-    let until = Instant::now() + extent(Duration::from_secs(22), Duration::from_secs(600));
+    let start = Instant::now();
     let mut last = f64::MAX;
-    while Instant::now() < until {
+    let mut roots = 0;
+    while start.elapsed() < extent(Duration::from_secs(22), Duration::from_secs(600)) {
+        if is_long() && start.elapsed() > (roots + 1) * ROOTS_LAST {
+            replace_root(cluster, client, server)?;
+            roots += 1;
+        }
         std::thread::sleep(Duration::from_millis(500));
         for node in cluster.nodes() {
             last = last.min(shortest_life(node)?);
@@ -52,9 +58,13 @@ fn short_lived(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     ensure!(counts.of("ok") == counts.total(), "{counts:?}");
     let end = pulse.stop()?;
     ensure!(end.outcome == "ok", "{end:?}");
-    report(&format!(
-        "rotation: the shortest life that was left: {last:.1} s"
-    ));
+    figure("seconds with leaves of 20 s", start.elapsed().as_secs());
+    figure("issuer and root replaced meanwhile", roots);
+    figure("flows meanwhile, none failed", counts.total());
+    figure(
+        "shortest life that a certificate had left (s)",
+        format!("{last:.1}"),
+    );
     ensure!(last > 1.0, "a certificate was hardly valid: {last} s");
     watch
         .capture_only()?
@@ -63,12 +73,26 @@ fn short_lived(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
 
 fn replaced(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     let target = server.sockets(7800)[0];
+    let watch = Watch::start(cluster, &[client, server])?;
+    let load = Load::start(client, target, &["--timeout-ms", "8000"])?;
+    replace_root(cluster, client, server)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let counts = load.stop()?;
+    ensure!(counts.of("ok") == counts.total(), "{counts:?}");
+    watch.finish_encrypted(&[LOAD_TEXT])?;
+    // Whoever starts anew knows nothing of the old root.
+    cluster.node(0).kill_agent()?;
+    cluster.node(0).start_agent()?;
+    expect_echo(client, target, "a new agent").map(drop)
+}
+
+/// Replaces issuer and root; what is open under the new ones goes on.
+pub(crate) fn replace_root(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
+    let target = server.sockets(7800)[0];
     let dir = cluster.controller()?.ca_dir();
     let old = Authority::of_cluster(dir)?;
     let old_root = std::fs::read_to_string(dir.join("ca.crt"))?;
     let new = Authority::foreign()?;
-    let watch = Watch::start(cluster, &[client, server])?;
-    let load = Load::start(client, target, &["--timeout-ms", "8000"])?;
     // First everybody trusts both,
     replace(dir, "ca.crt", &format!("{old_root}{}", new.pem()))?;
     wait_roots(cluster, 2)?;
@@ -96,16 +120,9 @@ fn replaced(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     })?;
     ensure!(is_served(&new)?.status == 200, "the new one is trusted");
     expect_echo(client, target, "after all that")?;
-    std::thread::sleep(Duration::from_secs(1));
-    let counts = load.stop()?;
-    ensure!(counts.of("ok") == counts.total(), "{counts:?}");
     let end = pulse.stop()?;
     ensure!(end.outcome == "ok", "a flow under the new root: {end:?}");
-    watch.finish_encrypted(&[LOAD_TEXT])?;
-    // Whoever starts anew knows nothing of the old root.
-    cluster.node(0).kill_agent()?;
-    cluster.node(0).start_agent()?;
-    expect_echo(client, target, "a new agent").map(drop)
+    Ok(())
 }
 
 /// How long the certificate that ends first is still valid, in seconds.
@@ -138,4 +155,6 @@ fn replace(dir: &Path, name: &str, content: &str) -> Result<()> {
     Ok(())
 }
 
+/// From one replacement of issuer and root to the next one, in the long form.
+const ROOTS_LAST: Duration = Duration::from_secs(110);
 const PATIENCE: Duration = Duration::from_secs(30);
