@@ -52,10 +52,9 @@ fn come_and_go(cluster: &Cluster) -> Result<()> {
     report(&format!("churn: before: {before}"));
     let once = phase(rounds, count)?;
     report(&format!("churn: after:  {once}"));
-    nothing_more(cluster, &before, once)?;
+    let once = nothing_more(cluster, &before, once)?;
     if is_long() {
         // As much again: what is held for good was allocated the first time.
-        let once = Held::by(cluster)?;
         let twice = phase(rounds, count)?;
         report(&format!("churn: again:  {twice}"));
         let twice = nothing_more(cluster, &once, twice)?;
