@@ -78,8 +78,10 @@ struct Entry {
 /// A resource may take this many bytes: far less than a message, so that no object of anybody can
 /// end the streams of others.
 pub const MAX_RESOURCE_BYTES: usize = 1024 * 1024;
-/// How many removals per layer are remembered for streams that are behind.
-const REMEMBERED_REMOVALS: usize = 65_536;
+/// How many removals are remembered for streams that are behind; who is further behind is compared with
+/// what it holds. For each node far fewer: there are many nodes, and pods come and go on each for ever.
+const REMEMBERED_REMOVALS: usize = 16_384;
+const REMEMBERED_REMOVALS_OF_NODE: usize = 1_024;
 
 impl Default for Views {
     fn default() -> Self {
@@ -105,11 +107,14 @@ impl Views {
                 too_large.push((audience, key));
                 continue;
             }
-            let layer = match audience {
-                Audience::All => all,
-                Audience::Node(node) => nodes.entry(node).or_default(),
+            let (layer, remembered) = match audience {
+                Audience::All => (all, REMEMBERED_REMOVALS),
+                Audience::Node(node) => {
+                    (nodes.entry(node).or_default(), REMEMBERED_REMOVALS_OF_NODE)
+                }
             };
             layer.put(last, key, resource);
+            layer.forget(remembered);
         }
         let last = state.last;
         drop(state);
@@ -259,11 +264,11 @@ impl Layer {
         self.log.insert(*last, key.clone());
         let number = *last;
         self.entries.insert(key, Entry { number, resource });
-        self.forget();
     }
 
-    fn forget(&mut self) {
-        while self.gone.len() > REMEMBERED_REMOVALS {
+    /// Forgets all removals but the latest.
+    fn forget(&mut self, remembered: usize) {
+        while self.gone.len() > remembered {
             let Some((number, ())) = self.gone.pop_first() else {
                 return;
             };

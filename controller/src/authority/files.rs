@@ -18,6 +18,9 @@ pub(super) const ROOTS: &str = "ca.crt";
 pub(super) const ISSUER_CERTIFICATE: &str = "issuer.crt";
 pub(super) const ISSUER_KEY: &str = "issuer.key";
 
+/// There as long as the others are being made.
+const MAKING: &str = ".making";
+
 /// Life of a root made here.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -47,7 +50,10 @@ pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, Is
     let names = [ROOTS, ISSUER_CERTIFICATE, ISSUER_KEY];
     match names.iter().filter(|name| present(name)).count() {
         0 => {}
+        3 if present(MAKING) => return remove(folder, MAKING).map(|()| false),
         3 => return Ok(false),
+        // Nobody has seen what a controller was making here when it died.
+        _ if present(MAKING) => names.iter().try_for_each(|name| remove(folder, name))?,
         _ => {
             let missing = names.into_iter().find(|name| !present(name));
             // Never repaired by guessing: a new root would cut off everybody who has the old one.
@@ -67,10 +73,20 @@ pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, Is
         reason: format!("cannot be made: {error}"),
     })?;
     // The key first and the roots last: what is incomplete is never taken for complete.
+    write(folder, MAKING, b"", 0o600)?;
     write(folder, ISSUER_KEY, key.as_bytes(), 0o600)?;
     write(folder, ISSUER_CERTIFICATE, certificate.as_bytes(), 0o600)?;
     write(folder, ROOTS, certificate.as_bytes(), 0o644)?;
+    remove(folder, MAKING)?;
     Ok(true)
+}
+
+fn remove(folder: &Path, name: &str) -> Result<(), IssuerError> {
+    let path = folder.join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path, error)),
+        _ => Ok(()),
+    }
 }
 
 fn root(trust_domain: &TrustDomain) -> Result<(String, String), rcgen::Error> {

@@ -403,3 +403,29 @@ fn a_new_issuer_is_taken_over_and_a_broken_one_is_not() {
     let signed = authority.sign(&csr, &identity()).expect("signed");
     assert_eq!(signed.chain.len(), 2);
 }
+
+/// Killed at any moment of its first start, the next one makes a root; later nothing is made anew.
+#[test]
+fn a_first_start_that_was_cut_short_is_done_again() {
+    let names = ["ca.crt", "issuer.crt", "issuer.key"];
+    for written in 0..=names.len() {
+        let folder = tempfile::tempdir().expect("made");
+        drop(open(&folder, DAY).expect("opened"));
+        let ca = folder.path().join("ca");
+        let root = std::fs::read(ca.join("ca.crt")).expect("there");
+        let marker = ca.join(".making");
+        assert!(!marker.exists());
+        std::fs::write(&marker, "").expect("written");
+        // The key is written first, the roots last.
+        for missing in &names[..names.len() - written] {
+            std::fs::remove_file(ca.join(missing)).expect("removed");
+        }
+        drop(open(&folder, DAY).expect("opened"));
+        let same = std::fs::read(ca.join("ca.crt")).expect("there") == root;
+        assert_eq!(same, written == names.len(), "{written} were written");
+        assert!(!marker.exists());
+        std::fs::remove_file(ca.join("issuer.crt")).expect("removed");
+        let error = open(&folder, DAY).expect_err("nothing is guessed");
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+}
