@@ -33,6 +33,17 @@ pub fn peer_identity(certificates: &[CertificateDer<'_>]) -> Result<Identity, Id
     Ok(Leaf::read(leaf)?.identity)
 }
 
+/// When the first certificate of a chain ends; long ago if one cannot be read or there is none.
+pub fn valid_until(chain: &[CertificateDer<'_>]) -> SystemTime {
+    let ends = chain.iter().map(|der| {
+        let read = X509Certificate::from_der(der);
+        read.map_or(SystemTime::UNIX_EPOCH, |(_, it)| {
+            time(it.validity().not_after.timestamp())
+        })
+    });
+    ends.min().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
 impl Leaf {
     /// Reads a leaf.
     pub(super) fn read(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {

@@ -202,6 +202,13 @@ impl Identities {
             .is_some_and(|it| it.verifier.vouches(chain, at))
     }
 
+    /// When the certificate of an identity ends; long ago if there is none.
+    pub fn valid_until(&self, identity: &Identity) -> SystemTime {
+        let entries = self.entries.load();
+        let held = entries.get(identity).and_then(|it| it.held.load_full());
+        held.map_or(SystemTime::UNIX_EPOCH, |it| it.leaf.not_after)
+    }
+
     /// How they all are, by name.
     pub fn status(&self) -> Vec<CertificateStatus> {
         let now = SystemTime::now();

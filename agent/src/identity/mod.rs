@@ -11,7 +11,7 @@ mod signer;
 mod tls;
 mod verifier;
 
-pub use certificate::peer_identity;
+pub use certificate::{peer_identity, valid_until};
 pub use identities::{CertificateStatus, Identities};
 pub use schedule::CertificateState;
 pub use signer::{ControllerSigner, SignError, Signer};

@@ -35,7 +35,7 @@ use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server, wire};
 use super::{Context, descriptors, socket};
 use crate::config::TunnelProtocol;
-use crate::identity::{Alpn, peer_identity};
+use crate::identity::{Alpn, peer_identity, valid_until};
 use crate::node::LocalPod;
 use crate::telemetry::{AuthzLabels, Direction, FlowHandle, FlowLabels, Refusal, TlsLabel};
 
@@ -415,7 +415,11 @@ pub(super) fn watch_over(
     let identities = Arc::clone(&context.identities);
     let chain: Vec<_> = peer.unwrap_or_default().to_vec();
     let at = UnixTime::now();
+    // Own certificates are renewed long before they end: where that is read after the handshake and not
+    // before, it is the same one or a later one, of which the pools are told.
+    let own = identities.valid_until(&pod.identity);
     Watch {
+        valid_until: own.min(valid_until(&chain)),
         pod_gone: pod.end_flows.clone(),
         changed,
         trusted: Box::new(move || identities.vouches(&chain, at)),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
 use crate::node::LocalPod;
 use crate::proxy::Context;
-use crate::proxy::error::FlowError;
+use crate::proxy::error::{FlowError, TunnelError};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, Moved, Side, failed};
 use crate::proxy::tunnel::Watch;
@@ -40,7 +40,7 @@ pub(super) async fn serve(
             }
             () = pod.end_flows.cancelled() => return,
             _ = idle_check.tick() => {
-                if last_used.elapsed() > IDLE {
+                if last_used.elapsed() > IDLE || watch.is_expired() {
                     return server::leave(channel).await;
                 }
                 continue;
@@ -75,6 +75,11 @@ async fn flow(
 ) -> Option<Box<Channel>> {
     let mut record = tunnel_record(context, pod, peer);
     let admitted = tokio::select! {
+        biased;
+        () = std::future::ready(()), if watch.is_long_expired() => {
+            let expired = "a certificate of the tunnel has expired".to_owned();
+            Err(FlowError::Tunnel(Arc::new(TunnelError::NoCertificate(expired))))
+        }
         admitted = enter(context, pod, peer, open, &mut record) => admitted,
         () = failed(channel.socket()) => Err(Broken::Reset(Side::Client).into()),
         () = watch.untrusted() => Err(Broken::Reset(Side::Client).into()),

@@ -11,7 +11,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -107,6 +107,8 @@ struct Tunnel {
 struct Usage {
     id: u64,
     flows: AtomicUsize,
+    /// See [`Watch::valid_until`].
+    valid_until: SystemTime,
     born: Instant,
     last_used: Mutex<Instant>,
 }
@@ -274,6 +276,7 @@ where
     let usage = Arc::new(Usage {
         id: strong.next_id.fetch_add(1, Ordering::Relaxed),
         flows: AtomicUsize::new(0),
+        valid_until: watch.valid_until,
         born: Instant::now(),
         last_used: Mutex::new(Instant::now()),
     });
@@ -372,7 +375,8 @@ async fn upkeep(
                 }
             }
             () = tokio::time::sleep(step) => {
-                if usage.born.elapsed() >= limits.age || usage.idle() >= limits.idle {
+                let expired = SystemTime::now() >= usage.valid_until;
+                if expired || usage.born.elapsed() >= limits.age || usage.idle() >= limits.idle {
                     retire();
                 }
             }
@@ -385,6 +389,9 @@ impl Tunnel {
     /// idle.
     fn claim(self: &Arc<Self>, limits: &Limits) -> Option<Slot> {
         let most = limits.streams.min(self.sender.current_max_send_streams());
+        if SystemTime::now() >= self.usage.valid_until {
+            return None;
+        }
         if self.usage.flows.load(Ordering::Relaxed) >= most {
             return None;
         }

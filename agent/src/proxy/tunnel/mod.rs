@@ -11,7 +11,7 @@ pub mod server;
 pub mod weft1;
 pub mod wire;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use h2::{Ping, PingPong};
 use tokio::sync::watch;
@@ -25,12 +25,25 @@ pub struct Watch {
     pub changed: watch::Receiver<u64>,
     /// Whether the peer's certificates are still vouched for.
     pub trusted: Box<dyn Fn() -> bool + Send + Sync>,
+    /// When the first of the certificates ends that it was made with. What is open then goes on; no
+    /// flow may begin.
+    pub valid_until: SystemTime,
 }
 
 impl Watch {
     /// Counts the changes of trust roots and certificates.
     pub fn generation(&self) -> u64 {
         *self.changed.borrow()
+    }
+
+    /// Whether one of the certificates has ended.
+    pub fn is_expired(&self) -> bool {
+        SystemTime::now() >= self.valid_until
+    }
+
+    /// The same for the server, whose clock may be ahead of that of a client that knows its duty.
+    pub fn is_long_expired(&self) -> bool {
+        SystemTime::now() >= self.valid_until + CLOCKS_APART
     }
 
     /// Ends when the peer is no longer vouched for.
@@ -43,6 +56,9 @@ impl Watch {
         }
     }
 }
+
+/// How far a client's clock may be behind.
+const CLOCKS_APART: Duration = Duration::from_secs(5);
 
 /// Ends when roots or certificates changed; never, if nobody can change them any more.
 async fn next_change(changes: &mut watch::Receiver<u64>) {

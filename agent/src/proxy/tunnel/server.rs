@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -49,6 +49,11 @@ where
     loop {
         tokio::select! {
             request = connection.accept() => match request {
+                Some(Ok((_, mut respond))) if watch.is_long_expired() => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
                 Some(Ok((request, respond))) => {
                     last_used = Instant::now();
                     on_request(request, respond);

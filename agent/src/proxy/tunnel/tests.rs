@@ -1,8 +1,8 @@
 //! Both ends of tunnels in one process, over byte pipes and real sockets.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -28,6 +28,7 @@ struct Far {
     deadline: CancellationToken,
     changed: watch::Sender<u64>,
     trusted: AtomicBool,
+    valid_until: Mutex<SystemTime>,
     applications: tokio::sync::mpsc::UnboundedSender<TcpStream>,
 }
 
@@ -48,6 +49,7 @@ impl Near {
             deadline: CancellationToken::new(),
             changed: watch::Sender::new(0),
             trusted: AtomicBool::new(true),
+            valid_until: Mutex::new(SystemTime::now() + Duration::from_secs(3600)),
             applications: sender,
         });
         Self {
@@ -93,10 +95,12 @@ impl Near {
 impl Far {
     fn watch(self: &Arc<Self>) -> Watch {
         let far = Arc::clone(self);
+        let valid_until = *self.valid_until.lock().expect("not poisoned");
         Watch {
             pod_gone: CancellationToken::new(),
             changed: self.changed.subscribe(),
             trusted: Box::new(move || far.trusted.load(Ordering::SeqCst)),
+            valid_until,
         }
     }
 
@@ -389,6 +393,23 @@ async fn a_refusal_says_why() {
     assert_eq!(opened.response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let reason = wire::read_reason(opened.response.headers());
     assert_eq!(reason.as_deref(), Some("connect_refused"));
+}
+
+#[tokio::test]
+async fn no_flow_begins_with_an_expired_certificate() {
+    let mut near = Near::new(Limits::default(), StatusCode::OK);
+    let soon = SystemTime::now() + Duration::from_millis(300);
+    *near.far.valid_until.lock().expect("not poisoned") = soon;
+    let (mut client, mut application, _copying) = near.flow().await;
+    let _second = near.flow().await;
+    assert_eq!(near.dials(), 1);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    *near.far.valid_until.lock().expect("not poisoned") = soon + Duration::from_secs(3600);
+    let _third = near.flow().await;
+    assert_eq!(near.dials(), 2, "not on the connection of before");
+    // What is open goes on.
+    client.write_all(b"x").await.expect("sends");
+    assert_eq!(application.read_u8().await.expect("arrives"), b'x');
 }
 
 #[tokio::test]

@@ -498,6 +498,7 @@ impl Kept {
         // Whatever the peer says to a connection that waits, it means that it is over.
         self.born.elapsed() < limits.age
             && self.watch.generation() == self.generation
+            && !self.watch.is_expired()
             && !self.watch.pod_gone.is_cancelled()
             && !self.channel.stirs()
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
@@ -35,6 +35,7 @@ struct Far {
     stopping: CancellationToken,
     changed: watch::Sender<u64>,
     trusted: AtomicBool,
+    valid_until: Mutex<SystemTime>,
     applications: mpsc::UnboundedSender<TcpStream>,
 }
 
@@ -61,6 +62,7 @@ impl Near {
             stopping: CancellationToken::new(),
             changed: watch::Sender::new(0),
             trusted: AtomicBool::new(true),
+            valid_until: Mutex::new(SystemTime::now() + Duration::from_secs(3600)),
             applications: sender,
         });
         tokio::spawn(Arc::clone(&far).listen(listener, config));
@@ -116,10 +118,12 @@ impl Near {
 impl Far {
     fn watch(self: &Arc<Self>) -> Watch {
         let far = Arc::clone(self);
+        let valid_until = *self.valid_until.lock().expect("not poisoned");
         Watch {
             pod_gone: CancellationToken::new(),
             changed: self.changed.subscribe(),
             trusted: Box::new(move || far.trusted.load(Ordering::SeqCst)),
+            valid_until,
         }
     }
 
@@ -470,6 +474,27 @@ async fn a_far_end_that_leaves_is_asked_no_more() {
     soon(copying).await.expect("no panic").expect("ends well");
     let pool = Arc::clone(&near.pool);
     eventually("the other one closes", || pool.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn no_flow_begins_with_an_expired_certificate() {
+    let mut near = Near::new(Limits::default()).await;
+    let soon_over = SystemTime::now() + Duration::from_millis(300);
+    *near.far.valid_until.lock().expect("not poisoned") = soon_over;
+    for wait_ms in [0, 400, 0] {
+        let (mut client, mut application, copying) = near.flow().await;
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        // What is open goes on.
+        cross(&mut client, &mut application, b"x").await;
+        cross(&mut application, &mut client, b"x").await;
+        soon(copying).await.expect("no panic").expect("ends well");
+        if wait_ms > 0 {
+            assert_eq!(near.connections(), 1);
+            let later = soon_over + Duration::from_secs(3600);
+            *near.far.valid_until.lock().expect("not poisoned") = later;
+        }
+    }
+    assert_eq!(near.connections(), 2, "not on the connection of before");
 }
 
 #[tokio::test]
