@@ -90,15 +90,22 @@ pub async fn offers(socket: &TcpStream, alpn: &[u8]) -> io::Result<bool> {
     let mut hello = vec![0; MOST_HELLO_BYTES];
     let mut seen = 0;
     loop {
+        let ready = socket.ready(Interest::READABLE).await?;
         let before = seen;
         let peek = || match recv(socket.as_raw_fd(), &mut hello, MsgFlags::MSG_PEEK) {
             // Nothing new: wait for more instead of turning round and round.
             Ok(count) if count == before && count > 0 => Err(io::ErrorKind::WouldBlock.into()),
             other => other.map_err(io::Error::from),
         };
-        seen = socket.async_io(Interest::READABLE, peek).await?;
-        if seen == 0 {
-            return Ok(false);
+        match socket.try_io(Interest::READABLE, peek) {
+            Ok(0) => return Ok(false),
+            Ok(count) => seen = count,
+            // A peer that has ended keeps the socket ready for ever, and nothing more will come.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready.is_read_closed() => {
+                return Ok(false);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
         }
         let mut acceptor = Acceptor::default();
         let mut rest = &hello[..seen];
@@ -257,3 +264,35 @@ const MOST_RECORD_BYTES: usize = 5 + 16 * 1024 + 256;
 /// A message of the handshake may go over several records, but chains of certificates are short.
 const MOST_FLIGHT_BYTES: usize = 64 * 1024;
 const ALERT_TURNS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Whoever ends in the middle of a hello once kept a worker turning round until the handshake's limit.
+    #[tokio::test]
+    async fn half_a_hello_and_an_end_offer_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for start in [&[][..], &[22, 3, 1, 2, 0], &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc]] {
+            let mut peer = TcpStream::connect(address).await.unwrap();
+            let (socket, _) = listener.accept().await.unwrap();
+            peer.write_all(start).await.unwrap();
+            // So that the start is looked at before the end comes.
+            let looking = offers(&socket, b"weft/1");
+            let ending = async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                peer.shutdown().await.unwrap();
+            };
+            let both = async { tokio::join!(looking, ending) };
+            let (offered, ()) = tokio::time::timeout(Duration::from_secs(2), both)
+                .await
+                .expect("it waits for what cannot come");
+            assert!(!offered.unwrap());
+        }
+    }
+}
