@@ -24,8 +24,12 @@ use crate::telemetry::{self, State};
 
 /// Connections at the same time; more wait.
 const MAX_CONNECTIONS: usize = 64;
+/// A request has a path and little else.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// A request's header has to arrive within this time.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// And its answer has to be taken within this.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is shown.
 #[derive(Debug)]
@@ -69,14 +73,18 @@ impl Admin {
                     let response = admin.answer(&request);
                     async move { Ok::<_, Infallible>(response) }
                 });
-                let served = hyper::server::conn::http1::Builder::new()
+                let serving = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADER_TIMEOUT)
+                    .max_buf_size(MAX_HEADER_BYTES)
                     .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), answer)
-                    .await;
-                if let Err(error) = served {
-                    tracing::debug!(%error, "an administrative connection failed");
+                    .serve_connection(TokioIo::new(stream), answer);
+                match tokio::time::timeout(CONNECTION_TIMEOUT, serving).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "an administrative connection failed");
+                    }
+                    Err(_) => tracing::debug!("an administrative connection took too long"),
                 }
                 drop(permit);
             });
