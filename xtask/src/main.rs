@@ -61,7 +61,7 @@ enum Task {
     ///
     /// In this order, stopping at the first failure: root and kernel, programs for the tests,
     /// format, kernel programs, clippy, docs, dependencies, unit tests, custom resource
-    /// definitions, release build, end-to-end tests. Installs what is missing. Needs root.
+    /// definitions, release build, end-to-end tests, fuzzing. Installs what is missing. Needs root.
     Test {
         /// Run only the tests whose names contain this, and none of the other checks
         filter: Option<String>,
@@ -100,13 +100,11 @@ enum Task {
         check: bool,
     },
     /// Run the fuzz targets, each for a while
-    Fuzz {
-        /// Only this target
-        target: Option<String>,
-        /// How long to run each target
-        #[arg(long, value_name = "N", default_value_t = 60)]
-        seconds: u32,
-    },
+    ///
+    /// Builds them with the address sanitizer, and all that they use with instrumentation, which takes
+    /// some minutes the first time. Starts from fuzz/corpus. An input that fails is saved in
+    /// fuzz/artifacts.
+    Fuzz(fuzz::Options),
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
@@ -120,6 +118,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
         Task::BuildNextLayout => bpf::build_next_layout(&workspace),
         Task::Crds { check } => crds::run(&workspace, check),
-        Task::Fuzz { target, seconds } => fuzz::run(&workspace, target.as_deref(), seconds),
+        Task::Fuzz(options) => fuzz::run(&workspace, &options),
     }
 }

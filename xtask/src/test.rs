@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    bpf, checks, crds, process,
+    bpf, checks, crds, fuzz, process,
     setup::{kernel, packages},
     steps::Steps,
     workspace::Workspace,
@@ -42,6 +42,9 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
         bpf::build_next_layout(workspace)
     })?;
     steps.step("end-to-end tests", || end_to_end(workspace, filter))?;
+    if filter.is_none() {
+        steps.step("fuzzing", || fuzz::run_briefly(workspace))?;
+    }
     steps.finish();
     Ok(())
 }
@@ -86,6 +89,7 @@ fn end_to_end(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     }
     process::run(
         command
+            .args(["--test", ADVERSARY])
             .args(filter)
             .args(["--", "--test-threads=1"])
             .env("WEFT_BIN_DIR", workspace.release_programs()),
@@ -122,6 +126,8 @@ fn test_command(workspace: &Workspace) -> Command {
 const PURE: [&str; 3] = ["core/tests", "proto/tests", "controller/tests"];
 /// Where the tests are that need root and the machine to themselves.
 const WHOLE_MACHINE: [&str; 2] = ["agent/tests", "tests/tests"];
+/// The adversarial suite, which has a folder of its own: `tests/adversary`.
+const ADVERSARY: &str = "adversary";
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,71 @@
+//! Manifests as a directory may hold them: any text is read into objects or refused with a fault, and
+//! the index takes in whatever was read, as agents will be told.
+#![no_main]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use weft_controller::index::{Index, Settings};
+use weft_controller::objects::decode;
+use weft_controller::problems::{Origin, Problems};
+use weft_controller::source::{Batch, Event};
+use weft_controller::views::Views;
+use weft_core::AccessPolicy;
+use weft_proto::Resource;
+
+fuzz_target!(|text: &str| {
+    let Ok(documents) = decode::documents(text) else {
+        return;
+    };
+    let origin = Origin {
+        place: "fuzzed".into(),
+        document: None,
+    };
+    let mut events = BTreeMap::new();
+    for document in documents {
+        let _ = decode::unsupported(&document);
+        let Ok(Some(key)) = decode::identify(&document) else {
+            continue;
+        };
+        let (same, origin) = (key.clone(), origin.clone());
+        let event = match decode::decode(&key, &document) {
+            Ok(object) => Event::Upsert {
+                key,
+                object: Box::new(object),
+                origin,
+            },
+            Err(fault) => Event::Invalid {
+                key,
+                fault,
+                document: Arc::new(document),
+                origin,
+            },
+        };
+        events.insert(same, event);
+    }
+    let views = Arc::new(Views::default());
+    let mut index = Index::new(settings(), views.clone(), Problems::default());
+    let gone = events.keys().cloned().map(|key| Event::Delete { key });
+    let gone = gone.collect();
+    index.apply(Batch {
+        events: events.into_values().collect(),
+    });
+    // An agent accepts everything that it is told.
+    let told = views.beyond(&"one".parse().expect("a name"), HashMap::new());
+    for resource in told.changed {
+        let resource = weft_proto::v1::Resource::clone(&resource);
+        Resource::try_from(resource).expect("agents accept it");
+    }
+    index.apply(Batch { events: gone });
+});
+
+fn settings() -> Settings {
+    Settings {
+        trust_domain: "cluster.local".parse().expect("valid"),
+        pod_ranges: vec!["10.1.0.0/16".parse().expect("valid")],
+        service_ranges: vec!["10.2.0.0/16".parse().expect("valid")],
+        default_policy: AccessPolicy::AllUnauthenticated,
+        force_tunnels: false,
+    }
+}

@@ -1,0 +1,56 @@
+//! Policy as an agent is told it: whatever an agent accepts, it can decide by, and what no Server
+//! selects and no default allows is denied.
+#![no_main]
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use weft_core::{Client, ClusterSettings, Identity, authorize};
+use weft_proto::{Resource, v1};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(push) = v1::Push::decode(bytes) else {
+        return;
+    };
+    let mut cluster = ClusterSettings {
+        trust_domain: "cluster.local".parse().expect("a trust domain"),
+        pod_ranges: vec!["10.0.0.0/8".parse().expect("a range")],
+        service_ranges: vec![],
+        force_tunnels: false,
+    };
+    let mut servers = Vec::new();
+    let mut policies = Vec::new();
+    for resource in push.changed {
+        match Resource::try_from(resource) {
+            Ok(Resource::Cluster(settings)) => cluster = settings,
+            Ok(Resource::Server(server)) => servers.push(server),
+            Ok(Resource::WorkloadPolicy(policy)) => policies.push(policy),
+            _ => {}
+        }
+    }
+    let identity: Identity = "spiffe://cluster.local/ns/shop/sa/web"
+        .parse()
+        .expect("an identity");
+    for policy in &policies {
+        for port in policy
+            .servers
+            .iter()
+            .map(|it| it.port)
+            .chain([1, 80, 65535])
+        {
+            for identity in [None, Some(&identity)] {
+                let client = Client {
+                    address: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
+                    identity,
+                };
+                let find = |name: &_| servers.iter().find(|it| it.name == *name);
+                let verdict = authorize(&cluster, Some(policy), find, port, client);
+                let _ = (verdict.is_allowed(), verdict.by(), verdict.server());
+                let named = policy.servers.iter().find(|it| it.port == port);
+                let known = named.is_none_or(|it| find(&it.server).is_some());
+                assert!(known || !verdict.is_allowed(), "an unknown Server let in");
+            }
+        }
+    }
+});
