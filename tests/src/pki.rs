@@ -129,6 +129,20 @@ impl Authority {
         self.sign_for(&[spiffe_id], now + 60 * MINUTE, now + 120 * MINUTE)
     }
 
+    /// A certificate for `id` whose issuer is no authority: the leaf of a workload, which this one signed.
+    pub fn sign_through_leaf(&self, workload: &str, id: &str) -> Result<Identity> {
+        let between = self.sign(workload)?;
+        let key = KeyPair::from_pem(&between.key_pem)?;
+        let issuer = Authority {
+            certificate: between.chain[0].clone(),
+            issuer: Issuer::from_ca_cert_der(&between.chain[0], key)?,
+            pem: between.chain_pem.clone(),
+        };
+        let mut identity = issuer.sign(id)?;
+        identity.chain.push(self.certificate.clone());
+        Ok(identity)
+    }
+
     /// A certificate with any number of identities and any validity.
     pub fn sign_for(&self, ids: &[&str], from: SystemTime, until: SystemTime) -> Result<Identity> {
         let key = KeyPair::generate()?;

@@ -158,6 +158,11 @@ impl Tunnel {
         }
     }
 
+    /// Gives up sending what is not taken within this time.
+    pub fn impatient(&mut self, time: Duration) -> Result<()> {
+        Ok(self.tls.sock.set_write_timeout(Some(time))?)
+    }
+
     /// Waits until the connection ends, whatever comes before.
     pub fn ended(&mut self) -> Result<End> {
         let start = Instant::now();

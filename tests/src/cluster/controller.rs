@@ -141,6 +141,16 @@ impl Controller {
             .collect()
     }
 
+    /// Where agents connect to.
+    pub fn address(&self) -> SocketAddr {
+        grpc_address()
+    }
+
+    /// Where it tells about itself, in its namespace.
+    pub fn admin_address(&self) -> SocketAddr {
+        ADMIN
+    }
+
     /// The namespace it runs in.
     pub fn netns(&self) -> &Netns {
         &self.netns

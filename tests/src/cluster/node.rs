@@ -157,7 +157,8 @@ impl Node {
         })
     }
 
-    pub(super) fn join_token(&self) -> &str {
+    /// What proves to the controller that an agent is this node's.
+    pub fn join_token(&self) -> &str {
         &self.join_token
     }
 

@@ -65,6 +65,9 @@ pub(crate) struct SocketOptions {
     /// Makes an MPTCP socket.
     #[arg(long)]
     mptcp: bool,
+    /// Binds to an address that is not the pod's (`IP_TRANSPARENT`, which takes `NET_ADMIN`).
+    #[arg(long)]
+    transparent: bool,
     /// The longest wait of each step.
     #[arg(long, default_value_t = 10_000)]
     timeout_ms: u64,
@@ -257,6 +260,9 @@ pub(crate) fn open(target: SocketAddr, options: &SocketOptions) -> Result<TcpStr
             options.source_port.unwrap_or(0),
         );
         socket.set_reuse_address(true).map_err(fail("bind"))?;
+        if options.transparent {
+            any_source(&socket, target).map_err(fail("bind"))?;
+        }
         socket.bind(&source.into()).map_err(fail("bind"))?;
     }
     let timeout = Duration::from_millis(options.timeout_ms);
@@ -272,6 +278,14 @@ pub(crate) fn open(target: SocketAddr, options: &SocketOptions) -> Result<TcpStr
         .set_write_timeout(Some(timeout))
         .map_err(fail("socket"))?;
     Ok(socket.into())
+}
+
+fn any_source(socket: &Socket, target: SocketAddr) -> std::io::Result<()> {
+    if target.is_ipv4() {
+        socket.set_ip_transparent_v4(true)
+    } else {
+        socket.set_ip_transparent_v6(true)
+    }
 }
 
 fn connect(

@@ -4,6 +4,7 @@
 //! It runs as a process of a pod, so that the hooks see it as any application. Each event is one
 //! line of JSON on standard output; `weft_tests::testapp` reads them.
 
+mod attack;
 mod client;
 mod datagram;
 mod fast_open;
@@ -40,6 +41,9 @@ enum Command {
     UdpPing(datagram::UdpPing),
     /// Sends a TCP SYN with addresses of choice.
     Syn(spoof::Syn),
+    /// Does what only somebody does who means harm.
+    #[command(subcommand)]
+    Attack(attack::Attack),
 }
 
 fn main() -> Result<()> {
@@ -54,6 +58,7 @@ fn main() -> Result<()> {
         Command::UdpEcho(echo) => echo.run(),
         Command::UdpPing(ping) => ping.run(),
         Command::Syn(syn) => syn.run(),
+        Command::Attack(attack) => attack.run(),
     }
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct Serve {
     /// Says nothing about connections.
     #[arg(long)]
     quiet: bool,
+    /// Shares the port with whoever has it and allows that (`SO_REUSEPORT`).
+    #[arg(long)]
+    reuse_port: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -86,6 +89,7 @@ impl Serve {
     fn open(&self, address: SocketAddr) -> Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(self.reuse_port)?;
         if address.is_ipv6() {
             socket.set_only_v6(!self.dual)?;
         }

@@ -6,18 +6,20 @@ use anyhow::{Result, bail};
 use clap::Args;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Sends one SYN.
+/// Sends one SYN, or a row of them.
 #[derive(Args)]
 pub(crate) struct Syn {
     #[arg(long)]
     source: SocketAddr,
     #[arg(long)]
     destination: SocketAddr,
+    /// How many, each from the next port.
+    #[arg(long, default_value_t = 1)]
+    count: u16,
 }
 
 impl Syn {
-    pub(crate) fn run(self) -> Result<()> {
-        let packet = self.packet()?;
+    pub(crate) fn run(mut self) -> Result<()> {
         let socket = Socket::new(
             Domain::for_address(self.destination),
             Type::RAW,
@@ -30,7 +32,11 @@ impl Syn {
         }
         // Raw sockets take no port.
         let target = SocketAddr::new(self.destination.ip(), 0);
-        socket.send_to(&packet, &target.into())?;
+        for _ in 0..self.count {
+            socket.send_to(&self.packet()?, &target.into())?;
+            self.source
+                .set_port(self.source.port().wrapping_add(1).max(1));
+        }
         Ok(())
     }
 
