@@ -9,7 +9,7 @@ mod weft1;
 use std::future::{Future, poll_fn};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
 
+use super::ends::unless;
 use super::error::{FlowError, TunnelError};
 use super::live::LiveEntry;
 use super::record::{PathLabel, Record};
@@ -165,14 +166,18 @@ impl Admission {
     /// How the copying ended, or why it had to.
     pub async fn watch(
         &self,
-        copying: impl Future<Output = Result<(), Broken>>,
+        copying: Pin<&mut impl Future<Output = Result<(), Broken>>>,
     ) -> Result<(), FlowError> {
+        // Looked at before the copying, which fails at the same moment if it goes through a tunnel.
+        Ok(unless(pin!(self.ended()), copying).await??)
+    }
+
+    /// Ends when policy no longer allows the flow, or the pod leaves.
+    pub async fn ended(&self) -> FlowError {
         tokio::select! {
             biased;
-            // Before the copying, which fails at the same moment if it goes through a tunnel.
-            () = self.pod.end_flows.cancelled() => Err(FlowError::Drained),
-            result = copying => Ok(result?),
-            verdict = self.live.revoked() => Err(FlowError::PolicyChanged(verdict)),
+            () = self.pod.end_flows.cancelled() => FlowError::Drained,
+            verdict = self.live.revoked() => FlowError::PolicyChanged(verdict),
         }
     }
 }
@@ -340,7 +345,7 @@ async fn plaintext(
     let (server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved = Moved::metered(vec![meter]);
-    let copying = join_sockets(client, server, &record.moved);
+    let copying = pin!(join_sockets(client, server, &record.moved));
     admission.watch(copying).await
 }
 
@@ -527,7 +532,7 @@ async fn tunnel_flow(
 ) {
     let mut record = tunnel_record(&context, &pod, &peer);
     let (head, receive) = request.into_parts();
-    let opening = open_tunnel_flow(&context, &pod, &peer, &head, &mut respond, &mut record);
+    let opening = open_tunnel_flow(&context, &pod, &peer, head, &mut respond, &mut record);
     let result = match Box::pin(opening).await {
         Ok(admitted) => Box::pin(carry_tunnel_flow(admitted, receive, respond, &mut record)).await,
         Err(error) => {
@@ -559,11 +564,12 @@ async fn open_tunnel_flow(
     context: &Context,
     pod: &Arc<LocalPod>,
     peer: &Peer,
-    head: &http::request::Parts,
+    head: http::request::Parts,
     respond: &mut SendResponse<Chunk>,
     record: &mut Record,
 ) -> Result<Admitted, FlowError> {
-    let asked = wire::read_request(head, peer.connected, peer.ours)?;
+    let asked = wire::read_request(&head, peer.connected, peer.ours)?;
+    drop(head);
     let to = SocketAddr::new(peer.connected, asked.port.get());
     let port = asked.source_port.map_or_else(made_up_port, |it| it.get());
     let client = SocketAddr::new(peer.address, port);
@@ -596,7 +602,7 @@ fn carry_tunnel_flow<'a>(
             .send_response(wire::write_response(StatusCode::OK, None), false)
             .map_err(Broken::Tunnel)?;
         let halves = TunnelHalves { send, receive };
-        let copying = join_tunnel(server, Side::Server, halves, &record.moved);
+        let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
         admission.watch(copying).await
     })
 }

@@ -15,6 +15,7 @@
 //! nodes `tunnel` joins them, on one node the outbound half calls the inbound half directly.
 
 mod descriptors;
+mod ends;
 pub mod error;
 pub mod inbound;
 mod live;

@@ -8,9 +8,11 @@
 mod weft1;
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::StatusCode;
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -21,6 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload};
 
+use super::ends::unless;
 use super::error::{FlowError, TunnelError};
 use super::inbound::{self, Admitted, Arrival, accept_each, refuse};
 use super::record::{PathLabel, Record};
@@ -110,7 +113,7 @@ async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: (TcpStream, Soc
     let mut record = Record::new(Direction::Outbound, &pod.id);
     record.source = Some(pod.id.clone());
     record.source_identity = Some(pod.identity.clone());
-    let result = Box::pin(run(&context, &pod, stream, &mut record)).await;
+    let result = run(&context, &pod, stream, &mut record).await;
     record.finish(&context.telemetry, &result);
 }
 
@@ -123,8 +126,10 @@ async fn run(
     let accepted = accept(context, pod, stream)?;
     record.client = Some(accepted.client);
     record.original = Some(accepted.original);
+    // Boxed: nothing of it is needed while bytes are copied.
+    let reaching = Box::pin(reach(context, pod, &accepted, record));
     let connected = tokio::select! {
-        connected = reach(context, pod, &accepted, record) => connected,
+        connected = reaching => connected,
         () = accepted.socket.failed() => return Err(Broken::Reset(Side::Client).into()),
         () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
     };
@@ -446,15 +451,64 @@ fn tunnel_error(error: FlowError) -> TunnelError {
     }
 }
 
-/// Copies until both sides closed.
-async fn carry(
+/// Copies until both sides closed. What it yields is as large as this way of copying needs it.
+fn carry<'a>(
     context: &Context,
-    pod: &LocalPod,
+    pod: &'a LocalPod,
     client: FlowSocket,
     connected: Connected,
-    record: &mut Record,
-) -> Result<(), FlowError> {
-    let meter = context.telemetry.flow(FlowLabels {
+    record: &'a mut Record,
+) -> BoxFuture<'a, Result<(), FlowError>> {
+    let meter = context.telemetry.flow(labels(pod, record));
+    record.moved = Moved::metered(vec![meter]);
+    match connected {
+        Connected::Socket(server) => {
+            let moved = &record.moved;
+            Box::pin(async move {
+                let copying = pin!(join_sockets(client, server, moved));
+                Ok(unless(pin!(drained(pod)), copying).await??)
+            })
+        }
+        Connected::SameNode(admitted, tracked) => {
+            let (server, inbound_meter, verdict, admission) = admitted.part();
+            record.verdict = Some(verdict);
+            record.moved.meter_too(inbound_meter);
+            let moved = &record.moved;
+            Box::pin(async move {
+                let _tracked = tracked;
+                let copying = pin!(join_sockets(client, server, moved));
+                let end = pin!(async {
+                    tokio::select! {
+                        biased;
+                        error = drained(pod) => error,
+                        error = admission.ended() => error,
+                    }
+                });
+                Ok(unless(end, copying).await??)
+            })
+        }
+        Connected::Channel(asked) => Box::pin(asked.carry(client, pod, &record.moved)),
+        Connected::Tunnel(opened) => {
+            let Opened { halves, slot, .. } = *opened;
+            let moved = &record.moved;
+            Box::pin(async move {
+                let _slot = slot;
+                let copying = pin!(join_tunnel(client, Side::Client, halves, moved));
+                Ok(unless(pin!(drained(pod)), copying).await??)
+            })
+        }
+    }
+}
+
+/// Ends when the pod's flows must. It is looked at before the copying, which fails at the same moment
+/// if it goes through a tunnel.
+async fn drained(pod: &LocalPod) -> FlowError {
+    pod.end_flows.cancelled().await;
+    FlowError::Drained
+}
+
+fn labels(pod: &LocalPod, record: &Record) -> FlowLabels {
+    FlowLabels {
         direction: Direction::Outbound,
         pod: pod.labels.clone(),
         destination: record.destination.clone(),
@@ -468,43 +522,6 @@ async fn carry(
         client: None,
         server: record.destination_identity.clone(),
         verdict: None,
-    });
-    // Looked at before the copying, which fails at the same moment if it goes through a tunnel.
-    let ended = pod.end_flows.cancelled();
-    match connected {
-        Connected::Socket(server) => {
-            record.moved = Moved::metered(vec![meter]);
-            tokio::select! {
-                biased;
-                () = ended => Err(FlowError::Drained),
-                result = join_sockets(client, server, &record.moved) => Ok(result?),
-            }
-        }
-        Connected::SameNode(admitted, _tracked) => {
-            let (server, inbound_meter, verdict, admission) = admitted.part();
-            record.verdict = Some(verdict);
-            record.moved = Moved::metered(vec![meter, inbound_meter]);
-            tokio::select! {
-                biased;
-                () = ended => Err(FlowError::Drained),
-                result = admission.watch(join_sockets(client, server, &record.moved)) => result,
-            }
-        }
-        Connected::Channel(asked) => {
-            record.moved = Moved::metered(vec![meter]);
-            asked.carry(client, pod, &record.moved).await
-        }
-        Connected::Tunnel(opened) => {
-            let Opened { halves, slot, .. } = *opened;
-            record.moved = Moved::metered(vec![meter]);
-            let result = tokio::select! {
-                biased;
-                () = ended => Err(FlowError::Drained),
-                result = join_tunnel(client, Side::Client, halves, &record.moved) => result.map_err(Into::into),
-            };
-            drop(slot);
-            result
-        }
     }
 }
 
@@ -522,3 +539,39 @@ const REFUSED_FOR: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a tunnel, if one must be made, and for the other agent's connect to the application.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A flow that waits is what a node has most of. These sizes are a part of the memory that it takes, in
+/// a test so that they grow on purpose only.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn yielded<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn yielded_by<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn flows_are_small() {
+        let sockets = |client, server, moved: &'static Moved| join_sockets(client, server, moved);
+        let tunnel =
+            |client, side, halves, moved: &'static Moved| join_tunnel(client, side, halves, moved);
+        let channel =
+            |asked: weft1::Asked, client, pod_and_moved: (&'static LocalPod, &'static Moved)| {
+                asked.carry(client, pod_and_moved.0, pod_and_moved.1)
+            };
+        let sizes = [
+            ("a flow", yielded(flow), 1100),
+            ("copying between sockets", yielded(sockets), 448),
+            ("copying into a stream", yielded_by(tunnel), 1400),
+            ("copying into a channel", yielded(channel), 1400),
+        ];
+        for (what, size, most) in sizes {
+            println!("{what}: {size} bytes");
+            assert!(size <= most, "{what}: {size} bytes, not {most}");
+        }
+    }
+}

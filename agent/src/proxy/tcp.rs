@@ -8,6 +8,7 @@
 //! [`LARGEST_READ_BYTES`] per direction.
 
 mod inflow;
+mod sockets;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -22,11 +23,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use inflow::Inflow;
+pub use sockets::join_sockets;
 
 use super::tunnel::FRAME_BYTES;
 use super::tunnel::chunk::{Chunk, Queue};
@@ -90,41 +92,6 @@ pub struct TunnelHalves {
     pub receive: RecvStream,
 }
 
-/// Copies between two sockets until both sides closed.
-///
-/// # Errors
-/// [`Broken`]; both sides have then been reset.
-pub async fn join_sockets(
-    mut client: FlowSocket,
-    mut server: FlowSocket,
-    moved: &Moved,
-) -> Result<(), Broken> {
-    let result = {
-        let (client_read, client_write) = client.0.split();
-        let (server_read, server_write) = server.0.split();
-        let sent_all = AtomicBool::new(false);
-        let received_all = AtomicBool::new(false);
-        let up = socket_to_socket(
-            (client_read, Side::Client),
-            (server_write, Side::Server),
-            moved.way(Side::Client),
-            (&sent_all, &received_all),
-        );
-        let down = socket_to_socket(
-            (server_read, Side::Server),
-            (client_write, Side::Client),
-            moved.way(Side::Server),
-            (&received_all, &sent_all),
-        );
-        until_both(up, &sent_all, down, &received_all).await
-    };
-    if result.is_ok() {
-        client.close();
-        server.close();
-    }
-    result
-}
-
 /// Copies between an application's socket and a tunnel's stream until both sides closed.
 /// `socket_side` says which of the two the socket is.
 ///
@@ -145,9 +112,21 @@ pub async fn join_tunnel(
         let sent_all = AtomicBool::new(false);
         let received_all = AtomicBool::new(false);
         let outgoing = (&mut send, &queue);
-        let up = socket_to_tunnel(read, socket_side, outgoing, into_tunnel, &sent_all);
+        let up = pin!(socket_to_tunnel(
+            read,
+            socket_side,
+            outgoing,
+            into_tunnel,
+            &sent_all
+        ));
         let done = (&received_all, &sent_all);
-        let down = tunnel_to_socket(receive, write, socket_side, from_tunnel, done);
+        let down = pin!(tunnel_to_socket(
+            receive,
+            write,
+            socket_side,
+            from_tunnel,
+            done
+        ));
         // From the tunnel first: what arrived before a reset is passed on before the reset is seen.
         until_both(down, &received_all, up, &sent_all).await
     };
@@ -216,6 +195,11 @@ impl Moved {
             meters,
             ..Self::default()
         }
+    }
+
+    /// Counts in this metric too.
+    pub fn meter_too(&mut self, meter: FlowHandle) {
+        self.meters.push(meter);
     }
 
     /// Bytes from the client to the server.
@@ -299,12 +283,11 @@ pub fn prepare_flows(socket: &impl AsFd) -> io::Result<()> {
 /// Polls both directions in one task. A direction that is done goes on watching for resets, so it
 /// is its flag that counts, not its end.
 async fn until_both(
-    one: impl Future<Output = Result<(), Broken>>,
+    mut one: Pin<&mut impl Future<Output = Result<(), Broken>>>,
     one_is_done: &AtomicBool,
-    other: impl Future<Output = Result<(), Broken>>,
+    mut other: Pin<&mut impl Future<Output = Result<(), Broken>>>,
     other_is_done: &AtomicBool,
 ) -> Result<(), Broken> {
-    let (mut one, mut other) = (pin!(one), pin!(other));
     let (mut one_ended, mut other_ended) = (false, false);
     poll_fn(|context| {
         if !one_ended && let Poll::Ready(result) = one.as_mut().poll(context) {
@@ -322,85 +305,6 @@ async fn until_both(
         }
     })
     .await
-}
-
-async fn socket_to_socket(
-    (mut read, from): (ReadHalf<'_>, Side),
-    (mut write, to): (WriteHalf<'_>, Side),
-    way: Way<'_>,
-    (done, other_done): (&AtomicBool, &AtomicBool),
-) -> Result<(), Broken> {
-    let mut size = ReadSize::default();
-    loop {
-        let step = poll_fn(|context| pass_on(&mut read, &mut write, &mut size, context)).await;
-        match step {
-            Step::Passed(count) => {
-                way.add(count);
-            }
-            Step::Kept { passed, rest } => {
-                way.add(passed);
-                let writing = write_all(&mut write, &rest, way);
-                tokio::select! {
-                    biased;
-                    written = writing => written.map_err(|error| Broken::socket(to, error))?,
-                    () = failed(read.as_ref()) => return Err(Broken::Reset(from)),
-                }
-            }
-            Step::End => break,
-            Step::ReadFailed(error) => return Err(Broken::socket(from, error)),
-            Step::WriteFailed(error) => return Err(Broken::socket(to, error)),
-        }
-    }
-    end_unless_last(write.as_ref(), other_done).map_err(|error| Broken::socket(to, error))?;
-    done.store(true, Ordering::Relaxed);
-    failed(read.as_ref()).await;
-    Err(Broken::Reset(from))
-}
-
-/// What came of one read.
-enum Step {
-    /// So many bytes were read and written.
-    Passed(usize),
-    /// Some were written; the receiver has no room for the rest.
-    Kept {
-        passed: usize,
-        rest: Vec<u8>,
-    },
-    /// The sender closed.
-    End,
-    ReadFailed(io::Error),
-    WriteFailed(io::Error),
-}
-
-fn pass_on(
-    read: &mut ReadHalf<'_>,
-    write: &mut WriteHalf<'_>,
-    size: &mut ReadSize,
-    context: &mut Context<'_>,
-) -> Poll<Step> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let mut buffer = ReadBuf::new(&mut scratch[..size.bytes()]);
-        if let Err(error) = ready!(Pin::new(read).poll_read(context, &mut buffer)) {
-            return Poll::Ready(Step::ReadFailed(error));
-        }
-        let filled = buffer.filled();
-        if filled.is_empty() {
-            return Poll::Ready(Step::End);
-        }
-        size.was_read(filled.len());
-        let mut passed = 0;
-        while passed < filled.len() {
-            match Pin::new(&mut *write).poll_write(context, &filled[passed..]) {
-                Poll::Ready(Ok(count)) => passed += count,
-                Poll::Ready(Err(error)) => return Poll::Ready(Step::WriteFailed(error)),
-                Poll::Pending => {
-                    let rest = filled[passed..].to_vec();
-                    return Poll::Ready(Step::Kept { passed, rest });
-                }
-            }
-        }
-        Poll::Ready(Step::Passed(passed))
-    })
 }
 
 async fn socket_to_tunnel(
@@ -424,10 +328,14 @@ async fn socket_to_tunnel(
         queue.has_room().await;
         // Room is asked for only when there is something to send: a stream that holds room it does
         // not use takes it from the others of its connection.
-        let room = tokio::select! {
-            biased;
-            room = capacity(send, size.bytes()) => room.map_err(|error| Broken::tunnel(side.other(), error))?,
-            () = failed(read.as_ref()) => return Err(Broken::Reset(side)),
+        send.reserve_capacity(size.bytes());
+        let room = match send.capacity() {
+            0 => tokio::select! {
+                biased;
+                room = capacity(send) => room.map_err(|error| Broken::tunnel(side.other(), error))?,
+                () = Box::pin(failed(read.as_ref())) => return Err(Broken::Reset(side)),
+            },
+            room => room,
         };
         match poll_fn(|context| Poll::Ready(read_chunk(&mut read, room, &mut size, context))).await
         {
@@ -446,7 +354,7 @@ async fn socket_to_tunnel(
         .map_err(|error| Broken::tunnel(side.other(), error))?;
     done.store(true, Ordering::Relaxed);
     tokio::select! {
-        () = failed(read.as_ref()) => Err(Broken::Reset(side)),
+        () = Box::pin(failed(read.as_ref())) => Err(Broken::Reset(side)),
         broken = poll_fn(|context| poll_tunnel_reset(send, side.other(), context)) => Err(broken),
     }
 }
@@ -490,14 +398,14 @@ async fn tunnel_to_socket(
 ) -> Result<(), Broken> {
     let mut inflow = Inflow::new(receive);
     poll_fn(|context| inflow.poll(&mut write, side, way, context)).await?;
-    end_unless_last(write.as_ref(), other_done).map_err(|error| Broken::socket(side, error))?;
+    end_unless_last(write.as_ref(), other_done.load(Ordering::Relaxed))
+        .map_err(|error| Broken::socket(side, error))?;
     done.store(true, Ordering::Relaxed);
     Ok(())
 }
 
 /// Waits until the stream may send, and says how much.
-async fn capacity(send: &mut SendStream<Chunk>, wanted: usize) -> Result<usize, h2::Error> {
-    send.reserve_capacity(wanted);
+async fn capacity(send: &mut SendStream<Chunk>) -> Result<usize, h2::Error> {
     loop {
         let room = send.capacity();
         if room > 0 {
@@ -522,16 +430,6 @@ fn poll_tunnel_reset(
     })
 }
 
-async fn write_all(write: &mut WriteHalf<'_>, bytes: &[u8], way: Way<'_>) -> io::Result<()> {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let count = poll_fn(|context| Pin::new(&mut *write).poll_write(context, rest)).await?;
-        way.add(count);
-        rest = &rest[count..];
-    }
-    Ok(())
-}
-
 /// Ends when the socket has an error, which for a connection means that it was reset or timed out;
 /// unlike reading, this does not depend on room for what is read.
 pub(super) async fn failed(socket: &TcpStream) {
@@ -545,20 +443,70 @@ pub(super) async fn failed(socket: &TcpStream) {
 
 /// Ends the direction into a socket. The one that ends last needs no word of its own: the socket is
 /// closed at once, which says so too.
-fn end_unless_last(socket: &TcpStream, other_done: &AtomicBool) -> io::Result<()> {
-    if other_done.load(Ordering::Relaxed) {
+pub(super) fn end_unless_last(socket: &TcpStream, other_done: bool) -> io::Result<()> {
+    if other_done {
         return Ok(());
     }
     end_of(socket)
 }
 
-pub(super) fn end_of(socket: &TcpStream) -> io::Result<()> {
+/// A watch on a socket's failure, made when it is first needed.
+pub(super) type Failure<'a> = Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>;
+
+/// Ready when the socket has an error: [`failed`].
+pub(super) fn poll_failed<'a>(
+    watch: &mut Failure<'a>,
+    socket: &'a TcpStream,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let watch = watch.get_or_insert_with(|| Box::pin(failed(socket)));
+    watch.as_mut().poll(context)
+}
+
+fn end_of(socket: &TcpStream) -> io::Result<()> {
     match SockRef::from(socket).shutdown(Shutdown::Write) {
         // The peer has reset already; reading says so too.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => {
             Err(io::ErrorKind::ConnectionReset.into())
         }
         other => other,
+    }
+}
+
+/// One read or write. `operation` says how many bytes and whether that was all the socket had or
+/// took; then the next one waits for the socket instead of finding that out. None: it would block.
+pub(super) fn once(
+    stream: &TcpStream,
+    interest: Interest,
+    operation: impl FnOnce(&socket2::Socket) -> io::Result<(usize, bool)>,
+) -> io::Result<Option<usize>> {
+    let mut count = None;
+    let result = stream.try_io(interest, || {
+        let (moved, was_all) = operation(&SockRef::from(stream))?;
+        count = Some(moved);
+        if was_all && moved > 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    });
+    match result {
+        Ok(()) => Ok(count),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(count),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets others have the thread after so many turns.
+pub(super) fn yield_now(turns: &mut usize, context: &mut Context<'_>) -> Poll<()> {
+    match turns.checked_sub(1) {
+        Some(left) => {
+            *turns = left;
+            Poll::Ready(())
+        }
+        None => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
     }
 }
 
@@ -607,6 +555,8 @@ thread_local! {
 /// The most that is read at once, and so the most that a direction keeps while its receiver has no
 /// room.
 pub const LARGEST_READ_BYTES: usize = 4 * FRAME_BYTES as usize;
+/// Reads of a flow before others have the thread.
+pub(super) const TURNS: usize = 16;
 const SMALLEST_READ_BYTES: usize = 4 * 1024;
 const SMALL_READ_BYTES: usize = 8 * 1024;
 const POOR_READS_TO_SHRINK: u8 = 4;

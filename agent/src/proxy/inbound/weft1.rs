@@ -1,6 +1,7 @@
 //! Flows that arrive by `weft/1`.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
 use crate::node::LocalPod;
 use crate::proxy::Context;
+use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, Moved, Side, failed};
@@ -74,19 +76,21 @@ async fn flow(
     watch: &mut Watch,
 ) -> Option<Box<Channel>> {
     let mut record = tunnel_record(context, pod, peer);
+    // Boxed: nothing of it is needed while bytes are copied.
+    let entering = Box::pin(enter(context, pod, peer, open, &mut record));
     let admitted = tokio::select! {
         biased;
         () = std::future::ready(()), if watch.is_long_expired() => {
             let expired = "a certificate of the tunnel has expired".to_owned();
             Err(FlowError::Tunnel(Arc::new(TunnelError::NoCertificate(expired))))
         }
-        admitted = enter(context, pod, peer, open, &mut record) => admitted,
+        admitted = entering => admitted,
         () = failed(channel.socket()) => Err(Broken::Reset(Side::Client).into()),
         () = watch.untrusted() => Err(Broken::Reset(Side::Client).into()),
         () = pod.end_flows.cancelled() => Err(FlowError::Drained),
     };
     let (result, channel) = match admitted {
-        Ok(admitted) => carry(admitted, pod, channel, watch, &mut record).await,
+        Ok(admitted) => Box::pin(carry(admitted, channel, watch, &mut record)).await,
         // There is nobody left to be told.
         Err(error @ (FlowError::Broken(_) | FlowError::Drained)) => (Err(error), None),
         Err(error) => {
@@ -136,7 +140,6 @@ async fn enter(
 
 async fn carry(
     admitted: Admitted,
-    pod: &LocalPod,
     mut channel: Box<Channel>,
     watch: &mut Watch,
     record: &mut Record,
@@ -147,18 +150,19 @@ async fn carry(
     if let Err(error) = server::accept(&mut channel) {
         return (Err(Broken::Weft(error).into()), None);
     }
-    let mut back = None;
-    let copying = async {
-        back = Some(copy::join(server, Side::Server, channel, &record.moved, 0).await?);
-        Ok(())
-    };
-    let result = tokio::select! {
-        biased;
-        result = admission.watch(copying) => result,
-        () = watch.untrusted() => Err(Broken::Reset(Side::Client).into()),
-        () = pod.end_flows.cancelled() => Err(FlowError::Drained),
-    };
-    (result, back)
+    let end = pin!(async {
+        tokio::select! {
+            biased;
+            error = admission.ended() => error,
+            () = watch.untrusted() => Broken::Reset(Side::Client).into(),
+        }
+    });
+    let copying = pin!(copy::join(server, Side::Server, channel, &record.moved, 0));
+    match unless(end, copying).await {
+        Ok(Ok(channel)) => (Ok(()), Some(channel)),
+        Ok(Err(broken)) => (Err(broken.into()), None),
+        Err(ended) => (Err(ended), None),
+    }
 }
 
 /// The client owns idle closing; this is for clients that do not.

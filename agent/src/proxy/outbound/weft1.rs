@@ -1,6 +1,7 @@
 //! Flows that leave by `weft/1`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use std::num::NonZeroU16;
 use super::{ANSWER_TIMEOUT, Accepted, HANDSHAKE_TIMEOUT, alpn_name, check_identity, reach_agent};
 use crate::identity::Alpn;
 use crate::node::LocalPod;
+use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side};
 use crate::proxy::tunnel::Watch;
@@ -105,11 +107,15 @@ impl Asked {
             give_back,
             early,
         } = self;
-        let channel = tokio::select! {
-            biased;
-            copied = copy::join(client, Side::Client, channel, moved, early) => copied?,
-            () = watch.untrusted() => return Err(Broken::Reset(Side::Server).into()),
-            () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
+        let channel = {
+            let end = pin!(async {
+                tokio::select! {
+                    () = watch.untrusted() => FlowError::from(Broken::Reset(Side::Server)),
+                    () = pod.end_flows.cancelled() => FlowError::Drained,
+                }
+            });
+            let copying = pin!(copy::join(client, Side::Client, channel, moved, early));
+            unless(end, copying).await??
         };
         give_back.give(channel, watch);
         Ok(())

@@ -18,6 +18,7 @@ use super::buffer::{Buffer, RECORD_BYTES};
 use super::frame::{self, Event, Parser};
 use super::handshake::Greeted;
 use super::record::{self, Opened, Records};
+use crate::proxy::tcp::once;
 
 /// A connection between two agents.
 #[derive(Debug)]
@@ -169,9 +170,9 @@ impl Channel {
             let buffer = &mut self.inbox.buffer;
             buffer.enlarge();
             let room = buffer.room();
-            let read = once(&self.socket, Interest::READABLE, |socket| {
+            let read = once(&self.socket, Interest::READABLE, |mut socket| {
                 let wanted = room.len();
-                io::Read::read(&mut &**socket, room).map(|count| (count, count < wanted))
+                io::Read::read(&mut socket, room).map(|count| (count, count < wanted))
             });
             match read {
                 Ok(Some(0)) => return Poll::Ready(Err(Error::Cut)),
@@ -291,8 +292,8 @@ impl Channel {
                 }
             }
             let bytes = self.outbox.filled();
-            let written = once(&self.socket, Interest::WRITABLE, |socket| {
-                let count = io::Write::write(&mut &**socket, bytes)?;
+            let written = once(&self.socket, Interest::WRITABLE, |mut socket| {
+                let count = io::Write::write(&mut socket, bytes)?;
                 Ok((count, count < bytes.len()))
             });
             match written {
@@ -323,29 +324,6 @@ impl Channel {
     pub(super) fn stirs(&self) -> bool {
         let ready = self.socket.ready(Interest::READABLE);
         ready.now_or_never().is_some()
-    }
-}
-
-/// One read or write. `operation` says how many bytes and whether that was all the socket had or
-/// took; then the next one waits for the socket instead of finding that out. None: it would block.
-pub(super) fn once(
-    stream: &TcpStream,
-    interest: Interest,
-    operation: impl FnOnce(&SockRef<'_>) -> io::Result<(usize, bool)>,
-) -> io::Result<Option<usize>> {
-    let mut count = None;
-    let result = stream.try_io(interest, || {
-        let (moved, was_all) = operation(&SockRef::from(stream))?;
-        count = Some(moved);
-        if was_all && moved > 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(())
-    });
-    match result {
-        Ok(()) => Ok(count),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(count),
-        Err(error) => Err(error),
     }
 }
 

@@ -5,10 +5,9 @@
 //! A flow that waits holds no buffer. What could not be passed on at once is kept, at most
 //! [`super::buffer::BUFFER_BYTES`] per direction, and nothing more is read.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io::{self, IoSlice, Read, Write};
 use std::ops::Range;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,9 +18,11 @@ use tokio::net::TcpStream;
 
 use super::Error;
 use super::buffer::RECORDS;
-use super::channel::{Channel, Heard, once};
+use super::channel::{Channel, Heard};
 use super::frame::{END_FRAME, Event};
-use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side, Way, end_of, failed};
+use crate::proxy::tcp::{
+    Broken, FlowSocket, Moved, Side, TURNS, Way, end_unless_last, once, poll_failed, yield_now,
+};
 
 /// Copies until both sides closed; the channel can then take the next flow. `early` bytes of the
 /// application have been sent already and are still in its socket.
@@ -115,8 +116,9 @@ struct Copying<'a> {
 impl Copying<'_> {
     async fn run(&mut self) -> Result<(), Broken> {
         let tunnel = Arc::clone(&self.channel.socket);
-        let mut socket_failed = pin!(failed(self.socket));
-        let mut tunnel_failed = pin!(failed(&tunnel));
+        // Made only where they are looked at: not in a flow that waits for either side.
+        let mut socket_failed = None;
+        let mut tunnel_failed = None;
         poll_fn(|context| {
             let mut turns = TURNS;
             // From the tunnel first: what arrived before a reset is passed on before the reset is
@@ -130,12 +132,12 @@ impl Copying<'_> {
             }
             // A side that is not being read is watched for its end in another way.
             if (self.read_ended || self.channel.has_unsent())
-                && socket_failed.as_mut().poll(context).is_ready()
+                && poll_failed(&mut socket_failed, self.socket, context).is_ready()
             {
                 return Poll::Ready(Err(Broken::Reset(self.side)));
             }
             if (self.peer_ended || !self.places.is_empty())
-                && tunnel_failed.as_mut().poll(context).is_ready()
+                && poll_failed(&mut tunnel_failed, &tunnel, context).is_ready()
             {
                 return Poll::Ready(Err(Broken::Reset(self.side.other())));
             }
@@ -182,8 +184,8 @@ impl Copying<'_> {
         let mut wanted = 0;
         let read = self.channel.say_data(records, |places| {
             wanted = places.iter().map(|it| it.len()).sum();
-            once(socket, Interest::READABLE, |socket| {
-                let count = Read::read_vectored(&mut &**socket, places)?;
+            once(socket, Interest::READABLE, |mut socket| {
+                let count = Read::read_vectored(&mut socket, places)?;
                 Ok((count, count < wanted))
             })
         });
@@ -223,7 +225,8 @@ impl Copying<'_> {
             if self.peer_ended {
                 // After the last direction the socket is closed at once, which says so too.
                 if !self.sent_all {
-                    end_of(self.socket).map_err(|error| Broken::socket(self.side, error))?;
+                    end_unless_last(self.socket, self.sent_all)
+                        .map_err(|error| Broken::socket(self.side, error))?;
                 }
                 self.received_all = true;
                 self.channel.shrink_inbox();
@@ -266,10 +269,10 @@ impl Copying<'_> {
         });
         let slices = &slices[..self.places.count()];
         let wanted: usize = slices.iter().map(|it| it.len()).sum();
-        let written = once(self.socket, Interest::WRITABLE, |socket| {
+        let written = once(self.socket, Interest::WRITABLE, |mut socket| {
             let count = match slices {
-                [one] => Write::write(&mut &**socket, one)?,
-                many => Write::write_vectored(&mut &**socket, many)?,
+                [one] => Write::write(&mut socket, one)?,
+                many => Write::write_vectored(&mut socket, many)?,
             };
             Ok((count, count < wanted))
         });
@@ -286,20 +289,6 @@ impl Copying<'_> {
             Broken::Reset(self.side.other())
         } else {
             Broken::Weft(error)
-        }
-    }
-}
-
-/// Lets others have the thread after so many turns.
-fn yield_now(turns: &mut usize, context: &mut Context<'_>) -> Poll<()> {
-    match turns.checked_sub(1) {
-        Some(left) => {
-            *turns = left;
-            Poll::Ready(())
-        }
-        None => {
-            context.waker().wake_by_ref();
-            Poll::Pending
         }
     }
 }
@@ -411,7 +400,6 @@ impl ReadSize {
 
 const PLACES: usize = 16;
 const SHORT_BYTES: usize = 1024;
-const TURNS: usize = 16;
 const POOR_READS_TO_SHRINK: u8 = 4;
 const TRASH_BYTES: usize = 64 * 1024;
 /// How long an end may wait for the bytes that were sent before it.
