@@ -18,8 +18,8 @@ use std::{
 };
 
 use kernel::{
-    ELSEWHERE_V4, ELSEWHERE_V6, HOST_V4, Instance, Listeners, Meshed, World, accept, address,
-    assert_refusals, connect, eventually, is_idle, talk,
+    ELSEWHERE_V4, ELSEWHERE_V6, HOST_V4, Instance, Listeners, Meshed, POD_V4, World, accept,
+    address, assert_refusals, connect, eventually, ip_address, is_idle, talk,
 };
 use socket2::{Domain, Protocol};
 use weft_agent::bpf::{Namespace, Reason, cgroup2_root};
@@ -306,6 +306,76 @@ fn an_earlier_layout_refuses_until_it_is_replaced() {
     meshed.bpf.verify().unwrap();
     let _client = meshed.world.connect(address(ELSEWHERE_V4)).unwrap();
     meshed.accept_redirected(address(ELSEWHERE_V4));
+}
+
+/// The same beside an agent of the other layout that still runs: what it has is connected and delivered,
+/// what comes goes to the new one.
+#[test]
+fn an_agent_of_another_layout_finishes_what_it_has() {
+    let old = Meshed::new();
+    let app = old.world.listen("[::]:8080");
+    let elsewhere = TcpListener::bind((HOST_V4, 0)).unwrap();
+    let to = address(ELSEWHERE_V4);
+    let mut before = old.world.connect(to).unwrap();
+    let mut accepted = old.accept_redirected(to);
+    let root = old.instance.config.pin_root.clone();
+    fs::rename(root.join("v1"), root.join("v0")).unwrap();
+
+    let new = old.instance.open();
+    let listeners = Listeners::open(&old.world);
+    listeners.enroll(&new, &old.world, &old.world.entry());
+    assert!(root.join("v0").exists());
+    // What the older agent connects to elsewhere is left alone,
+    let socket = old.world.socket(Domain::IPV4, Protocol::TCP);
+    old.bpf.mark_outbound(socket.as_fd()).unwrap();
+    connect(socket, elsewhere.local_addr().unwrap());
+    assert_eq!(accept(&elsewhere).1.ip(), ip_address(POD_V4));
+    // and what either delivers arrives, from whom it is said to be.
+    for (bpf, from) in [(&old.bpf, "127.0.0.9:0"), (&new, "127.0.0.8:0")] {
+        let socket = old.world.socket(Domain::IPV4, Protocol::TCP);
+        socket.bind(&address(from).into()).unwrap();
+        bpf.mark_deliver(socket.as_fd(), address("198.51.100.7:4000"))
+            .unwrap();
+        connect(socket, address("10.88.0.2:8080"));
+        let peer = accept(&app).1;
+        assert_eq!(
+            (peer.ip().to_canonical(), peer.port()),
+            (ip_address("198.51.100.7"), 4000)
+        );
+    }
+    // New connections are the new one's.
+    let _out = old.world.connect(to).unwrap();
+    accept(&listeners.outbound);
+    let _plain = TcpStream::connect("10.88.0.2:8080").unwrap();
+    accept(&listeners.plaintext);
+    let _tunnel = TcpStream::connect("10.88.0.2:15008").unwrap();
+    accept(&listeners.tunnel);
+    // The pod reaches itself.
+    let _itself = old.world.connect(address("10.88.0.2:8080")).unwrap();
+    assert_eq!(accept(&app).1.ip().to_canonical(), ip_address(POD_V4));
+    assert_eq!(before.peer_addr().unwrap(), to);
+    talk(&mut before, &mut accepted);
+    for listener in [&old.listeners.outbound, &old.listeners.plaintext] {
+        assert!(is_idle(listener));
+    }
+
+    // Nothing of it goes as long as that agent lives.
+    new.retire_predecessors().unwrap();
+    assert!(root.join("v0").exists());
+    let Meshed {
+        listeners: theirs,
+        bpf,
+        world,
+        instance: _instance,
+    } = old;
+    drop((theirs, bpf));
+    new.retire_predecessors().unwrap();
+    assert!(!root.join("v0").exists());
+    new.verify().unwrap();
+    let _out = world.connect(to).unwrap();
+    accept(&listeners.outbound);
+    let _itself = world.connect(address("10.88.0.2:8080")).unwrap();
+    accept(&app);
 }
 
 #[test]

@@ -40,7 +40,10 @@ fn short_lived(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     let target = server.sockets(7800)[0];
     let watch = Watch::start_short(cluster, &[client, server])?;
     let pulse = Pulse::start(client, target)?;
-    let load = Load::start(client, target, &["--timeout-ms", "8000"])?;
+    // For ten minutes a load that leaves the machine some air.
+    let pause = extent("5", "20");
+    let args = ["--timeout-ms", "8000", "--pause-ms", pause];
+    let load = Load::start(client, target, &args)?;
     let start = Instant::now();
     let mut last = f64::MAX;
     let mut roots = 0;
