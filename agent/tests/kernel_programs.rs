@@ -432,6 +432,25 @@ fn slow_handshakes_keep_their_destination() {
 }
 
 #[test]
+fn entries_are_counted_thousands_at_a_time() {
+    let meshed = Meshed::new();
+    let (cookie, keep) = (meshed.world.cookie, Duration::from_secs(60));
+    for number in 0..5_000u32 {
+        let to = (std::net::Ipv4Addr::from(0xcb00_7100 + number), 80).into();
+        meshed.bpf.remember_refused(cookie, to, keep).unwrap();
+    }
+    let start = Instant::now();
+    let maps = meshed.bpf.occupancy().unwrap();
+    let entries = |map: &str| maps.iter().find(|it| it.map == map).unwrap().entries;
+    assert_eq!(entries("REFUSED"), 5_000);
+    assert_eq!((entries("PODS"), entries("LISTENERS")), (1, 3));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    meshed.bpf.unenroll(cookie).unwrap();
+    let maps = meshed.bpf.occupancy().unwrap();
+    assert!(maps.iter().all(|it| it.entries == 0), "{maps:?}");
+}
+
+#[test]
 fn a_destination_that_refused_refuses_for_a_moment() {
     let meshed = Meshed::new();
     let cookie = meshed.world.cookie;

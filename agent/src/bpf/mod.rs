@@ -551,7 +551,7 @@ fn refused_key(cookie: u64, destination: SocketAddr) -> abi::RefusedKey {
 fn occupied<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<MapOccupancy, BpfError> {
     Ok(MapOccupancy {
         map: table.name(),
-        entries: table.keys()?.len(),
+        entries: table.entries()?,
         capacity: table.capacity(),
     })
 }

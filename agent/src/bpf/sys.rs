@@ -103,6 +103,55 @@ pub(crate) fn map_next_key<K>(
     ))
 }
 
+/// How many entries a hash map has, by `BPF_MAP_LOOKUP_BATCH` (Linux 5.6): a call for thousands of
+/// them, where a walk makes one for each.
+pub(crate) fn map_count(map: BorrowedFd<'_>, info: &MapInfo) -> io::Result<usize> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: i32,
+        element_flags: u64,
+        flags: u64,
+    }
+    const BATCH: u32 = 4096;
+    let mut keys = vec![0u8; (BATCH * info.key_size) as usize];
+    let mut values = vec![0u8; (BATCH * info.value_size.next_multiple_of(8)) as usize];
+    let mut position = 0u32;
+    let mut next = 0u32;
+    let mut found = 0;
+    let mut begun = false;
+    loop {
+        let mut attributes = Attributes {
+            in_batch: if begun {
+                (&raw const position).addr_u64()
+            } else {
+                0
+            },
+            out_batch: (&raw mut next).addr() as u64,
+            keys: keys.as_mut_ptr().addr() as u64,
+            values: values.as_mut_ptr().addr() as u64,
+            count: BATCH,
+            map: map.as_raw_fd(),
+            ..Attributes::default()
+        };
+        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes);
+        match result {
+            Ok(_) => found += attributes.count as usize,
+            // The end; what was found before it counts.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(found + attributes.count as usize);
+            }
+            Err(error) => return Err(error),
+        }
+        (position, begun) = (next, true);
+    }
+}
+
 /// `BPF_OBJ_PIN`.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     object_path(bpf_cmd::BPF_OBJ_PIN, path, object.as_raw_fd()).map(drop)

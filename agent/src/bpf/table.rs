@@ -124,6 +124,15 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(keys)
     }
 
+    /// How many entries there are.
+    pub(crate) fn entries(&self) -> Result<usize, BpfError> {
+        match sys::map_count(self.map.as_fd(), &self.info) {
+            Ok(count) => Ok(count),
+            // Not every kind of map, and not for buckets of thousands.
+            Err(_) => Ok(self.keys()?.len()),
+        }
+    }
+
     fn named<T>(&self, result: io::Result<T>) -> Result<T, BpfError> {
         result.map_err(|source| BpfError::Map {
             map: self.name,
