@@ -1,13 +1,14 @@
 //! Addresses that are not the attacker's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use weft_tests::Pod;
-use weft_tests::scenario::{expect_echo, expect_refusal};
-use weft_tests::testapp;
+use weft_tests::capture::Capture;
+use weft_tests::scenario::{eventually, expect_echo};
+use weft_tests::testapp::{self, Server};
 
-use crate::stage::{SECRET, Stage, expect_all, expect_nothing};
+use crate::stage::{GUARDED, OPEN, SECRET, Stage, expect_all, expect_nothing};
 
 /// Binds a socket to the friend's address, which `IP_TRANSPARENT` allows to who has `NET_ADMIN`, and
 /// connects to the target. It must count as the attacker all the same: refused where only the friend may,
@@ -67,7 +68,7 @@ pub(crate) fn forged_packets(stage: &Stage) -> Result<()> {
             let nobody = ["198.51.100.7".parse()?, "2001:db8::7".parse()?][family];
             let claimed = [stage.friend.addresses()[family], target, node, nobody];
             for source in claimed {
-                for port in [crate::stage::GUARDED, crate::stage::OPEN, 15008, 1] {
+                for port in [GUARDED, OPEN, 15008, 1] {
                     let target = SocketAddr::new(target, port);
                     for source_port in [port, 40_000] {
                         syn(attacker, SocketAddr::new(source, source_port), target)?;
@@ -78,17 +79,10 @@ pub(crate) fn forged_packets(stage: &Stage) -> Result<()> {
     }
     let seen = stage.seen_at_open()?.len();
     ensure!(seen == before, "{} connections came of it", seen - before);
-    // The control: packets of this socket arrive. A SYN in the attacker's own name is answered by the
-    // agent's side of the target, which counts the connection that is never finished as none, so what is
-    // looked at is the wire.
-    let capture =
-        weft_tests::capture::Capture::start(stage.target.netns(), "eth0", stage.cluster.dir())?;
+    // The control: packets of this socket do arrive.
+    let capture = Capture::start(stage.target.netns(), "eth0", stage.cluster.dir())?;
     let own = SocketAddr::new(stage.outside.v4().into(), 40_001);
     syn(&stage.outside, own, stage.open()[0])?;
-    let arrived = weft_tests::scenario::eventually("the answer to a SYN", || {
-        syn(&stage.outside, own, stage.open()[0])
-    });
-    arrived?;
     expect_echo(&stage.friend, stage.open()[0], "meanwhile")?;
     let captured = capture.finish()?;
     ensure!(
@@ -103,7 +97,7 @@ pub(crate) fn forged_packets(stage: &Stage) -> Result<()> {
 /// and nothing from outside may look like the agent's own deliveries.
 pub(crate) fn loopback(stage: &Stage) -> Result<()> {
     let port = 7017;
-    let private = testapp::Server::start_on(
+    let private = Server::start_on(
         &stage.target,
         &[format!("127.0.0.1:{port}"), format!("[::1]:{port}")],
         "echo",
@@ -127,20 +121,11 @@ pub(crate) fn loopback(stage: &Stage) -> Result<()> {
     for (source, target) in [
         (attacker.v4().to_string(), format!("127.0.0.1:{port}")),
         ("127.0.0.1".to_owned(), format!("127.0.0.1:{port}")),
-        (
-            "127.0.0.1".to_owned(),
-            format!("{via}:{}", crate::stage::GUARDED),
-        ),
-        (
-            "127.9.9.9".to_owned(),
-            format!("{via}:{}", crate::stage::GUARDED),
-        ),
+        ("127.0.0.1".to_owned(), format!("{via}:{}", GUARDED)),
+        ("127.9.9.9".to_owned(), format!("{via}:{}", GUARDED)),
         // As a redirected connection, and as a delivery, would look.
         (via.clone(), "127.1.2.3:4".to_owned()),
-        (
-            "127.200.1.1".to_owned(),
-            format!("{via}:{}", crate::stage::OPEN),
-        ),
+        ("127.200.1.1".to_owned(), format!("{via}:{}", OPEN)),
     ] {
         syn(
             &attacker,
@@ -150,13 +135,10 @@ pub(crate) fn loopback(stage: &Stage) -> Result<()> {
     }
     let v6 = stage.target.v6();
     for (source, target) in [
-        (
-            "[::1]:40002".to_owned(),
-            format!("[{v6}]:{}", crate::stage::GUARDED),
-        ),
+        ("[::1]:40002".to_owned(), format!("[{v6}]:{}", GUARDED)),
         (
             "[::ffff:127.0.0.1]:40002".to_owned(),
-            format!("[{v6}]:{}", crate::stage::GUARDED),
+            format!("[{v6}]:{}", GUARDED),
         ),
     ] {
         syn(&attacker, source.parse()?, target.parse()?)?;
@@ -168,64 +150,75 @@ pub(crate) fn loopback(stage: &Stage) -> Result<()> {
     stage.cluster.remove_pod(attacker)
 }
 
-/// Takes the target's address for its own, as neighbour on the same network, and serves its ports. Whoever
-/// connects to the target must reach the target or nobody: an address proves nothing. What the friend says
-/// must not reach the attacker, and must not be readable.
+/// Takes the target's addresses for its own, serves its ports, and has the network believe it: what goes to
+/// the target comes to the attacker, who is meshed itself. Whoever connects to the target must reach the target or
+/// nobody, for an address proves nothing; and what the friend says must not be readable.
 pub(crate) fn taken_address(stage: &Stage) -> Result<()> {
     let attacker = stage.another("thief", 1)?;
-    let fake = testapp::Server::start(&attacker, crate::stage::GUARDED, "echo", &[])?;
+    let fake = Server::start(&attacker, GUARDED, "echo", &[])?;
+    let stolen = stage.target.addresses().map(|address| match address {
+        IpAddr::V4(_) => (address.to_string(), format!("{address}/24")),
+        IpAddr::V6(_) => (address.to_string(), format!("{address}/64")),
+    });
+    let capture = Capture::start(attacker.netns(), "eth0", stage.cluster.dir())?;
     stage.watched(|| {
-        for address in stage.target.addresses() {
-            let with = if address.is_ipv4() {
-                format!("{address}/24")
-            } else {
-                format!("{address}/64")
-            };
-            let mut add = vec!["addr", "add", &with, "dev", "eth0"];
-            if address.is_ipv6() {
-                add.push("nodad");
-            }
-            attacker.netns().ip(&add)?;
-            announce(&attacker, &address.to_string());
-        }
-        // Whatever comes of these, it is not the attacker who answers; what is lost is lost to a network
-        // that believes everybody, which is not the mesh's to mend.
-        for _ in 0..3 {
-            for target in stage.guarded() {
-                let args = ["--send", SECRET, "--half-close", "--timeout-ms", "1500"];
-                stage.expect_visits(1);
-                let said = testapp::connect(&stage.friend, target, &args)?;
-                ensure!(said.outcome != "ok" || said.text == SECRET, "{said:?}");
-            }
-        }
-        // In plaintext, from a pod of the same node.
-        let said = testapp::say(&stage.near, stage.guarded()[0], "who are you?")?;
-        expect_nothing("the neighbour", &said)?;
-        ensure!(
-            fake.accepted()?.is_empty(),
-            "the attacker got {:?}",
-            fake.accepted()?
-        );
-        for address in stage.target.addresses() {
-            let with = if address.is_ipv4() {
-                format!("{address}/24")
-            } else {
-                format!("{address}/64")
-            };
+        let router = stage.cluster.node(1).netns();
+        let link = link_address(&attacker)?;
+        for (address, with_prefix) in &stolen {
+            // Last, so that it is no preferred source: its own connections are its own.
+            let add = ["addr", "add", with_prefix, "dev", "eth0"];
             attacker
                 .netns()
-                .ip(&["addr", "del", &with, "dev", "eth0"])?;
+                .ip(&[&add[..], &["preferred_lft", "0"]].concat())?;
+            // As announcements of the address would have it, if they were faster.
+            router.ip(&["neigh", "replace", address, "lladdr", &link, "dev", "br0"])?;
         }
-        forget(stage)
+        for target in stage.guarded() {
+            let args = ["--send", SECRET, "--half-close", "--timeout-ms", "1500"];
+            stage.expect_visits(1);
+            let said = testapp::connect(&stage.friend, target, &args)?;
+            ensure!(said.outcome != "ok" || said.text == SECRET, "{said:?}");
+            // In plaintext, from a pod that is not meshed.
+            let said = testapp::connect(
+                &stage.outside,
+                target,
+                &["--send", "x", "--timeout-ms", "1500"],
+            )?;
+            expect_nothing("an unmeshed client", &said)?;
+        }
+        let seen = fake.accepted()?;
+        ensure!(seen.is_empty(), "the attacker got {seen:?}");
+        for (address, with_prefix) in &stolen {
+            attacker
+                .netns()
+                .ip(&["addr", "del", with_prefix, "dev", "eth0"])?;
+            router.ip(&["neigh", "del", address, "dev", "br0"])?;
+        }
+        eventually("the target to be there again", || {
+            stage.expect_visits(1);
+            expect_echo(&stage.friend, stage.guarded()[0], SECRET).map(drop)
+        })
     })?;
-    // The control: by its own address the same application is reached.
-    expect_echo(
-        &stage.friend,
-        attacker.sockets(crate::stage::GUARDED)[0],
-        "hello thief",
-    )?;
-    expect_refusal(&attacker, stage.guarded()[0], "and back")?;
+    // The controls: packets for the target did come to the attacker, and its application does serve.
+    let captured = capture.finish()?;
+    let stolen = stage.target.addresses();
+    ensure!(
+        captured
+            .tcp_packets()
+            .any(|it| stolen.contains(&it.destination.ip())),
+        "nothing was stolen"
+    );
+    captured.ensure_without(SECRET)?;
+    expect_echo(&stage.friend, attacker.sockets(GUARDED)[0], "hello thief")?;
     stage.cluster.remove_pod(attacker)
+}
+
+/// The link-layer address of a pod's interface.
+fn link_address(pod: &Pod) -> Result<String> {
+    let shown = pod.netns().ip(&["-j", "link", "show", "eth0"])?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let address = shown[0]["address"].as_str();
+    Ok(address.context("no link address")?.to_owned())
 }
 
 fn syn(from: &Pod, source: SocketAddr, destination: SocketAddr) -> Result<()> {
@@ -235,21 +228,4 @@ fn syn(from: &Pod, source: SocketAddr, destination: SocketAddr) -> Result<()> {
         .args(["--destination", &destination.to_string()])
         .output(weft_tests::DEADLINE)
         .map(drop)
-}
-
-/// Tells the neighbours, as a host does that has just got an address.
-fn announce(attacker: &Pod, address: &str) {
-    // Where the tool is not there, the kernel's own announcements must do.
-    if let Ok(program) = attacker.command("arping") {
-        let _ = program.args(["-c", "2", "-A", "-I", "eth0", address]).run();
-    }
-}
-
-/// Lets everybody on the target's network find out again who has which address.
-fn forget(stage: &Stage) -> Result<()> {
-    let netns = [stage.cluster.node(1).netns(), stage.near.netns()];
-    for netns in netns {
-        netns.ip(&["neigh", "flush", "all"])?;
-    }
-    Ok(())
 }
