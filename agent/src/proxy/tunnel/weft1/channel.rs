@@ -238,14 +238,19 @@ impl Channel {
         let mut places: [io::IoSliceMut<'_>; super::buffer::RECORDS] =
             std::array::from_fn(|_| io::IoSliceMut::new(&mut []));
         let mut count = 0;
+        // Never so many that there is no room for what is said beside data: an end, or new keys.
+        let for_data = room.len().saturating_sub(CONTROL_BYTES);
         for (place, chunk) in places
             .iter_mut()
             .take(records)
-            .zip(room.chunks_exact_mut(RECORD_BYTES))
+            .zip(room[..for_data].chunks_exact_mut(RECORD_BYTES))
         {
             let text = &mut chunk[TEXT_AT..TEXT_AT + frame::MOST_DATA_BYTES];
             *place = io::IoSliceMut::new(text);
             count += 1;
+        }
+        if count == 0 {
+            return Err(Error::Overfull);
         }
         let read = match read(&mut places[..count]) {
             Ok(Some(read)) => read,
@@ -329,6 +334,8 @@ impl Channel {
 
 /// Where data lies in a record.
 const TEXT_AT: usize = record::HEAD_BYTES + frame::HEAD_BYTES;
+/// Room that data leaves: ten short records.
+const CONTROL_BYTES: usize = 300;
 /// TLS allows records without text, to hide how much is said. A peer of good will has no use for many.
 const MOST_EMPTY_RECORDS: u8 = 32;
 /// A peer that vanished without a word is noticed after 40 seconds: there are no other signs of life

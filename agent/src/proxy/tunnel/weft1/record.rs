@@ -290,3 +290,7 @@ const MOST_SEALED_PER_KEY: u64 = 1 << 24;
 const MOST_OPENED_PER_KEY: u64 = 1 << 36;
 /// Key updates cost; a peer of good will sends one in millions of records.
 const MOST_IDLE_UPDATES: u8 = 8;
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;
