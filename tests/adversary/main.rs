@@ -13,6 +13,7 @@ mod control;
 mod descriptors;
 mod exhaustion;
 mod flood;
+mod http2;
 mod namespaces;
 mod peer;
 mod ports;
@@ -64,6 +65,7 @@ fn hostile_pod() {
             ),
             ("a new user namespace", namespaces::user),
             ("control groups of its own", namespaces::cgroups),
+            ("its own network broken", namespaces::sabotage),
             ("MPTCP", sockets::mptcp),
             ("Fast Open", sockets::fast_open),
             ("io_uring", sockets::ring),
@@ -113,6 +115,8 @@ fn hostile_peer() {
             ("never reading", peer::never_reading),
             ("connections left half-open", peer::half_open),
             ("HTTP/2 out of order", peer::http2),
+            ("frames of HTTP/2 without end", http2::floods),
+            ("frames of HTTP/2 that are none", http2::broken),
         ],
     );
 }

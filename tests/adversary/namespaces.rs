@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use weft_tests::Pod;
+use weft_tests::capture::Capture;
 use weft_tests::cgroup::Cgroup;
 use weft_tests::command::Program;
 use weft_tests::testapp::{self, Connected};
@@ -80,32 +81,90 @@ pub(crate) fn cgroups(stage: &Stage) -> Result<()> {
                     "the guarded port",
                     &program(stage.guarded()[family], "from below")?,
                 )?;
-                let before = stage
-                    .cluster
-                    .node(1)
-                    .metrics()?
-                    .sum("inbound_tcp_authz_allow_total", &mine(stage));
+                let before = let_in(stage)?;
                 expect_all(
                     "the open port",
                     &program(stage.open()[family], "from below")?,
                     "from below",
                 )?;
-                let after = stage
-                    .cluster
-                    .node(1)
-                    .metrics()?
-                    .sum("inbound_tcp_authz_allow_total", &mine(stage));
-                ensure!(after > before, "it was not meshed any more");
+                ensure!(let_in(stage)? > before, "it was not meshed any more");
             }
         }
     }
     Ok(())
 }
 
-fn mine(stage: &Stage) -> [(&'static str, &'static str); 3] {
-    // Leaked once in a test: the labels are looked up by reference.
-    let id: &'static str = Box::leak(stage.near.identity().into_boxed_str());
-    [("pod", "target"), ("client_id", id), ("tls", "true")]
+/// Breaks its own network under the hooks: takes the loopback down, the loopback's routes away, leaves one local
+/// port, sends what is for the stand-ins elsewhere. Its connections may fail; none may leave in plaintext, and
+/// nobody else may notice.
+pub(crate) fn sabotage(stage: &Stage) -> Result<()> {
+    let text = "out-by-the-back-door";
+    for node in 0..2 {
+        let attacker = stage.another("saboteur", node)?;
+        let netns = attacker.netns();
+        let capture = Capture::start(netns, "eth0", stage.cluster.dir())?;
+        let [a, b, c, _] = attacker.v4().octets();
+        let gateway = format!("{a}.{b}.{c}.1");
+        let attempts = |what: &str| -> Result<()> {
+            for family in 0..2 {
+                let args = ["--send", text, "--half-close", "--timeout-ms", "300"];
+                let said = testapp::connect(&attacker, stage.guarded()[family], &args)?;
+                expect_nothing(what, &said)?;
+                testapp::connect(&attacker, stage.open()[family], &args)?;
+            }
+            Ok(())
+        };
+        netns.sysctl("ipv4/conf/all/route_localnet", "1")?;
+        netns.sysctl("ipv4/ip_local_port_range", "40000 40001")?;
+        attempts("with two local ports")?;
+        netns.sysctl("ipv4/ip_local_port_range", "32768 60999")?;
+        netns.ip(&[
+            "route",
+            "del",
+            "local",
+            "127.0.0.0/8",
+            "dev",
+            "lo",
+            "table",
+            "local",
+        ])?;
+        netns.ip(&["route", "add", "127.0.0.0/8", "via", &gateway])?;
+        attempts("with the loopback's network elsewhere")?;
+        netns.ip(&["route", "del", "127.0.0.0/8"])?;
+        netns.ip(&[
+            "route",
+            "add",
+            "local",
+            "127.0.0.0/8",
+            "dev",
+            "lo",
+            "table",
+            "local",
+        ])?;
+        netns.ip(&["link", "set", "lo", "down"])?;
+        attempts("without a loopback")?;
+        netns.ip(&["link", "set", "lo", "up"])?;
+        // The control: with what it needs, it is as everybody.
+        let args = ["--send", text, "--half-close"];
+        weft_tests::scenario::eventually("the network to be whole again", || {
+            expect_all(
+                "as before",
+                &testapp::connect(&attacker, stage.open()[0], &args)?,
+                text,
+            )
+        })?;
+        capture.finish()?.ensure_without(text)?;
+        stage.cluster.remove_pod(attacker)?;
+    }
+    Ok(())
+}
+
+/// How often the attackers' identity was let in to the target.
+fn let_in(stage: &Stage) -> Result<f64> {
+    let id = stage.near.identity();
+    let labels = [("pod", "target"), ("client_id", &id), ("tls", "true")];
+    let metrics = stage.cluster.node(1).metrics()?;
+    Ok(metrics.sum("inbound_tcp_authz_allow_total", &labels))
 }
 
 /// From a nested namespace: refused at the guarded port, let in at the open one, without an identity.

@@ -45,12 +45,22 @@ pub enum End {
 impl Tunnel {
     /// Connects from a namespace, and agrees on `weft/1`.
     pub fn connect(from: &Netns, target: SocketAddr, identity: &Identity) -> Result<Tunnel> {
+        Tunnel::connect_by(from, target, identity, "weft/1")
+    }
+
+    /// Connects and agrees on another protocol, for whoever sends bytes of it.
+    pub fn connect_by(
+        from: &Netns,
+        target: SocketAddr,
+        identity: &Identity,
+        alpn: &str,
+    ) -> Result<Tunnel> {
         let server = SocketAddr::new(target.ip(), TUNNEL_PORT);
         let socket = from.run(move || TcpStream::connect_timeout(&server, PATIENCE))??;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.set_nodelay(true)?;
-        let config = any_server(&[b"weft/1".to_vec()], Some(identity))?;
+        let config = any_server(&[alpn.as_bytes().to_vec()], Some(identity))?;
         let name = ServerName::IpAddress(target.ip().into());
         let mut connection = ClientConnection::new(Arc::new(config), name)?;
         let mut socket = socket;
@@ -60,7 +70,7 @@ impl Tunnel {
                 .context("the handshake")?;
         }
         ensure!(
-            connection.alpn_protocol() == Some(b"weft/1"),
+            connection.alpn_protocol() == Some(alpn.as_bytes()),
             "agreed on {:?}",
             connection.alpn_protocol()
         );
@@ -116,6 +126,15 @@ impl Tunnel {
         let reason = rest.get(..usize::from(*length)).context("the reason")?;
         let status = u16::from_be_bytes([*high, *low]);
         Ok((status, String::from_utf8(reason.to_vec())?))
+    }
+
+    /// Some bytes, of whatever is spoken. An error if the connection ends instead.
+    pub fn some(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; 4096];
+        let count = self.tls.read(&mut bytes)?;
+        ensure!(count > 0, "the connection ended");
+        bytes.truncate(count);
+        Ok(bytes)
     }
 
     /// Exactly so many bytes of the flow.
