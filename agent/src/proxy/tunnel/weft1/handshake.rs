@@ -199,9 +199,13 @@ impl<'a> Wire<'a> {
                 Want::Read if done => return Ok(()),
                 Want::Read => self.show_next().await?,
                 Want::Fail(error) => {
-                    // The alert that says why.
+                    // The alert that says why. What was shown must be shown again: rustls knows places
+                    // in it.
                     for _ in 0..ALERT_TURNS {
-                        let _ = next(&mut [], &mut self.outgoing);
+                        let shown = &mut self.incoming[..self.shown];
+                        let (turn, _) = next(shown, &mut self.outgoing);
+                        self.incoming.drain(..turn.discard);
+                        self.shown = self.shown.saturating_sub(turn.discard);
                     }
                     let _ = self.send().await;
                     return Err(tls_error(error));
@@ -272,6 +276,21 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::identity::testing::{Authority, WEB, weft_configs};
+
+    /// Found by fuzzing: of a hello that says to be longer than any, rustls looked for the rest where it
+    /// was shown nothing any more, and panicked.
+    #[tokio::test]
+    async fn a_hello_that_is_too_long_fails_in_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_, config) = weft_configs(&Authority::new(), WEB);
+        let mut peer = TcpStream::connect(address).await.unwrap();
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let record = [22, 3, 1, 0, 6, 1, 4, 0, 0xe5, 3, 3];
+        peer.write_all(&record).await.unwrap();
+        assert!(accept(config, &mut socket).await.is_err());
+    }
 
     /// Whoever ends in the middle of a hello once kept a worker turning round until the handshake's limit.
     #[tokio::test]
