@@ -1,6 +1,7 @@
 //! Certificates that nobody should accept, and some that anybody should.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -66,16 +67,16 @@ impl Authority {
         })
     }
 
-    /// One that nobody knows.
+    /// One that nobody knows, with a name that no other has.
     pub fn foreign() -> Result<Authority> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("somebody else {}", COUNT.fetch_add(1, Ordering::Relaxed));
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "somebody else");
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.self_signed(&key)?;
         let (pem, certificate) = (certificate.pem(), certificate.der().clone());
         Ok(Authority {

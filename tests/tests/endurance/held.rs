@@ -156,6 +156,9 @@ impl Process {
     }
 }
 
+/// The runtime keeps threads for calls that block for ten seconds, and there always are some.
+const IDLE_THREADS: usize = 4;
+
 /// The resident memory of a process.
 pub(crate) fn resident_mib(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;

@@ -112,8 +112,9 @@ pub(crate) fn replace_root(cluster: &Cluster, client: &Pod, server: &Pod) -> Res
         let shown = is_served(&old)?.server_certificate;
         Ok((weft_tests::pki::issuer(&shown)? == issuer).then_some(()))
     })?;
-    // (all others are renewed within half of their life, too)
-    std::thread::sleep(Duration::from_secs(12));
+    // (all others are renewed within half of their life, too; and a connection that was made with the
+    // server's old one takes new flows until the client's next certificate)
+    std::thread::sleep(Duration::from_secs(24));
     let pulse = Pulse::start(client, target)?;
     // and then the old root is no longer trusted.
     replace(dir, "ca.crt", new.pem())?;

@@ -1,5 +1,5 @@
-//! Everything at once for long: traffic of several kinds, pods that come and go, certificates of a
-//! minute, roots that change, and one node's agent replaced again and again by one with another
+//! Everything at once for long: traffic of several kinds, pods that come and go, certificates of
+//! twenty seconds, roots that change, and one node's agent replaced again and again by one with another
 //! layout of the kernel's maps. The other node's agent and the controller live through it all, and
 //! their memory must be flat.
 
@@ -19,7 +19,7 @@ use crate::{churn, rotation};
 #[ignore = "half an hour: cargo xtask soak soak"]
 fn soak() {
     let cluster = Cluster::with(ClusterOptions {
-        controller_args: ["--leaf-lifetime", "60s"].map(Into::into).to_vec(),
+        controller_args: ["--leaf-lifetime", "20s"].map(Into::into).to_vec(),
         agent_args: ["--drain-deadline", "5s"].map(Into::into).to_vec(),
         alternate_layouts: true,
         ..ClusterOptions::default()
