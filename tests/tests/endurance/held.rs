@@ -102,11 +102,12 @@ impl Held {
                     slack,
                 );
             }
+            let threads = slack + IDLE_THREADS;
             compare(
                 &format!("threads of {name}"),
                 before.threads,
                 now.threads,
-                slack,
+                threads,
             );
             let tasks = (before.tasks as usize, now.tasks as usize);
             compare(&format!("tasks of {name}"), tasks.0, tasks.1, slack);
