@@ -59,10 +59,9 @@ pub struct Config {
     #[arg(long, env = "WEFT_DRAIN_DEADLINE", default_value = "10s", value_parser = duration)]
     pub drain_deadline: Duration,
 
-    /// Most flows that one pod may have open in each direction; more are refused. Of those that
-    /// arrive, half may come in plaintext.
-    #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD", default_value_t = 10_000)]
-    pub max_flows_per_pod: usize,
+    /// How much pods and peers may have at once.
+    #[command(flatten)]
+    pub limits: LimitsConfig,
 
     /// How flows go to and come from other nodes' agents of the mesh. With `weft-h2` this agent neither
     /// asks for `weft/1` nor accepts it; agents that differ find what both speak.
@@ -129,6 +128,40 @@ pub struct ControllerConfig {
     /// File with this node's join token; read at every connect.
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE")]
     pub join_token_file: PathBuf,
+}
+
+/// How much pods and peers may have at once; what is not given comes from the limit of descriptors,
+/// the memory and the CPUs, and is in the log at the start.
+#[derive(Clone, Debug, Default, Args)]
+pub struct LimitsConfig {
+    /// Most flows that one pod may have open in each direction; more are refused. Of those that
+    /// arrive, half may come in plaintext. By default two fifths of the descriptors, so that one pod's
+    /// flows leave some to others even if each takes two, and one for each 64 KiB of memory at most.
+    #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD")]
+    pub max_flows_per_pod: Option<usize>,
+
+    /// Most MiB that one pod's flows may keep in the agent because a receiver has no room. A flow that
+    /// would keep more is reset. By default a sixteenth of the memory, from 32 to 1024.
+    #[arg(long, env = "WEFT_MAX_BUFFERED_MIB_PER_POD")]
+    pub max_buffered_mib_per_pod: Option<usize>,
+
+    /// Most unfinished handshakes with those who connect to one pod, a quarter of them with addresses
+    /// of no workload; more are refused. [default: 256]
+    #[arg(long, env = "WEFT_MAX_HANDSHAKES_PER_POD")]
+    pub max_handshakes_per_pod: Option<usize>,
+
+    /// The same from one address, to whichever pods of the node. [default: 32]
+    #[arg(long, env = "WEFT_MAX_HANDSHAKES_PER_PEER")]
+    pub max_handshakes_per_peer: Option<usize>,
+
+    /// The same, of the whole node. By default 128 for each CPU, and at least 512.
+    #[arg(long, env = "WEFT_MAX_HANDSHAKES")]
+    pub max_handshakes: Option<usize>,
+
+    /// Tunnels that one pod may be making at a time; others wait for up to 5 s, then are refused.
+    /// [default: 16]
+    #[arg(long, env = "WEFT_MAX_DIALS_PER_POD")]
+    pub max_dials_per_pod: Option<usize>,
 }
 
 /// What an agent speaks with other agents of the mesh.

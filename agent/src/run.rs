@@ -24,12 +24,13 @@ use weft_core::WorkloadId;
 
 use crate::admin::{self, Admin, Views};
 use crate::bpf::{self, Bpf, BpfConfig, Standing};
-use crate::config::{Config, KernelConfig};
+use crate::config::{Config, KernelConfig, LimitsConfig};
 use crate::discovery::{ControlStream, Controller, ControllerConfig, Store, StreamState};
 use crate::identity::{ControllerSigner, Identities};
 use crate::log::{self, LogControl};
 use crate::netns::Netns;
 use crate::node::{self, Pods};
+use crate::proxy::limits::{Limits, Resources};
 use crate::proxy::{Context, ProxyConfig};
 use crate::sources;
 use crate::telemetry::{Refusal, Telemetry};
@@ -241,10 +242,40 @@ async fn drain(context: &Context) {
 fn proxy_config(config: &Config) -> ProxyConfig {
     ProxyConfig {
         drain_deadline: config.drain_deadline,
-        max_flows_per_pod: config.max_flows_per_pod,
+        limits: limits(&config.limits),
         tunnel: config.tunnel,
         ..ProxyConfig::default()
     }
+}
+
+/// Those that are asked for, and for the rest what fits this process.
+fn limits(config: &LimitsConfig) -> Limits {
+    let resources = Resources::of_process();
+    let fitting = Limits::from_resources(resources);
+    let mib = config.max_buffered_mib_per_pod;
+    let limits = Limits {
+        flows_per_pod: config.max_flows_per_pod.unwrap_or(fitting.flows_per_pod),
+        buffered_bytes_per_pod: mib.map_or(fitting.buffered_bytes_per_pod, |it| {
+            it.saturating_mul(1024 * 1024)
+        }),
+        handshakes_per_pod: config
+            .max_handshakes_per_pod
+            .unwrap_or(fitting.handshakes_per_pod),
+        handshakes_per_peer: config
+            .max_handshakes_per_peer
+            .unwrap_or(fitting.handshakes_per_peer),
+        handshakes: config.max_handshakes.unwrap_or(fitting.handshakes),
+        dials_per_pod: config.max_dials_per_pod.unwrap_or(fitting.dials_per_pod),
+        ..fitting
+    };
+    let Resources {
+        descriptors,
+        memory_bytes,
+        cpus,
+    } = resources;
+    let memory_mib = memory_bytes / (1024 * 1024);
+    tracing::info!(descriptors, memory_mib, cpus, "limits: {limits}");
+    limits
 }
 
 fn kernel(config: &KernelConfig) -> Result<BpfConfig> {

@@ -15,6 +15,7 @@ use super::{EnrollError, LocalPod, listen, loopback};
 use crate::bpf::{BpfError, ListenerRole, PodEntry, Standing};
 use crate::identity::{CertificateState, CertificateStatus};
 use crate::netns::Netns;
+use crate::proxy::usage::Usage;
 use crate::proxy::{self, Context};
 
 /// The node's pods, as this agent has them.
@@ -318,7 +319,9 @@ impl Node {
             (ListenerRole::Tunnel, tunnel.as_fd()),
             (ListenerRole::Plaintext, plaintext.as_fd()),
         ];
-        let pod = LocalPod::new(description, &record, identity, cookie, netns, inode);
+        let usage = Usage::new(&self.context.config.limits);
+        let place = (netns, inode);
+        let pod = LocalPod::new(description, &record, identity, cookie, place, usage);
         let pod = Arc::new(pod);
         let bpf = &self.context.bpf;
         bpf.enroll(entry, pod.netns.as_fd(), listeners)?;

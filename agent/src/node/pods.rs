@@ -15,6 +15,7 @@ use weft_core::{Identity, NodePod, Workload, WorkloadId};
 use super::EnrollError;
 use crate::bpf::Standing;
 use crate::netns::Netns;
+use crate::proxy::usage::Usage;
 use crate::telemetry::PodLabels;
 
 /// A meshed pod of this node while it is enrolled.
@@ -46,6 +47,8 @@ pub struct LocalPod {
     pub accepting: TaskTracker,
     /// Its flows, in both directions.
     pub flows: TaskTracker,
+    /// What it uses of its limits.
+    pub usage: Arc<Usage>,
 }
 
 /// The enrolled pods and those that wait.
@@ -87,8 +90,8 @@ impl LocalPod {
         record: &Arc<Workload>,
         identity: Identity,
         cookie: u64,
-        netns: Arc<Netns>,
-        netns_inode: u64,
+        (netns, netns_inode): (Arc<Netns>, u64),
+        usage: Arc<Usage>,
     ) -> Self {
         Self {
             id: description.id.clone(),
@@ -107,6 +110,7 @@ impl LocalPod {
             end_flows: CancellationToken::new(),
             accepting: TaskTracker::new(),
             flows: TaskTracker::new(),
+            usage,
         }
     }
 
@@ -145,6 +149,11 @@ impl Pods {
     /// All enrolled pods.
     pub fn all(&self) -> Vec<Arc<LocalPod>> {
         self.index.load().by_id.values().cloned().collect()
+    }
+
+    /// How many are enrolled.
+    pub fn count(&self) -> usize {
+        self.index.load().by_id.len()
     }
 
     /// The pods that could not be enrolled yet.

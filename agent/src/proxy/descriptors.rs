@@ -9,10 +9,21 @@ use std::sync::LazyLock;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Whether a new connection's descriptor is one that must be given back: later ones are needed for
-/// its other side.
-pub(super) fn none_left_for_flows(socket: &impl AsRawFd) -> bool {
-    reaches_into(socket.as_raw_fd(), RESERVED_FOR_ALL, *LIMIT)
+/// Whether a new connection of a pod with so many flows must be given back: later descriptors are
+/// needed for its other side, and when few are left, those who have many must leave them to others.
+pub(super) fn none_left_for_flows(socket: &impl AsRawFd, flows: usize, pods: usize) -> bool {
+    let descriptor = socket.as_raw_fd();
+    if reaches_into(descriptor, RESERVED_FOR_ALL, *LIMIT) {
+        return true;
+    }
+    let shared = *LIMIT / SHARED_PART;
+    reaches_into(descriptor, shared, *LIMIT) && flows as u64 >= share(shared, pods)
+}
+
+/// What each pod may have of the descriptors that are shared out, in flows.
+fn share(shared: u64, pods: usize) -> u64 {
+    let for_flows = shared.saturating_sub(RESERVED_FOR_ALL) / 2;
+    for_flows / pods.max(1) as u64
 }
 
 /// The same for the socket that is a flow's other side.
@@ -29,6 +40,8 @@ static LIMIT: LazyLock<u64> =
     LazyLock::new(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(DEFAULT_LIMIT, |(soft, _)| soft));
 
 const DEFAULT_LIMIT: u64 = 1024;
+/// The last fifth is shared out: who has more than a pod's share of it gets none of it.
+const SHARED_PART: u64 = 5;
 /// Enough for the listeners of a hundred new pods.
 const RESERVED_FOR_ALL: u64 = 512;
 
@@ -43,5 +56,12 @@ mod tests {
         assert!(!reaches_into(743, 256, 1000));
         assert!(reaches_into(744, 256, 1000));
         assert!(reaches_into(3, 512, 100));
+    }
+
+    #[test]
+    fn what_is_shared_out_is_enough_for_all() {
+        assert_eq!(share(4000, 10), 174);
+        assert_eq!(share(4000, 1), 1744);
+        assert_eq!(share(100, 5), 0);
     }
 }

@@ -77,11 +77,11 @@ pub enum FlowError {
     /// The pod has as many flows as it may.
     #[error("the pod has too many flows")]
     TooManyFlows,
-    /// The last descriptors are not for flows.
-    #[error("the agent has no descriptors left for flows")]
+    /// The last descriptors are not for flows, nor some before them for pods with many flows.
+    #[error("the agent has no descriptors left for the pod's flows")]
     NoDescriptors,
-    /// The pod has as many unfinished handshakes as it may.
-    #[error("the pod has too many unfinished handshakes")]
+    /// The pod, its peer or the node has as many unfinished handshakes as it may.
+    #[error("there are too many unfinished handshakes")]
     TooManyHandshakes,
     /// The agent is leaving.
     #[error("the agent shut down while the flow was open")]
@@ -127,6 +127,9 @@ pub enum TunnelError {
     /// No socket to connect with.
     #[error("{0}")]
     Socket(String),
+    /// The source makes as many tunnels as it may.
+    #[error("the pod is making too many tunnels at once")]
+    TooMany,
     /// TLS failed.
     #[error("the TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
@@ -186,6 +189,7 @@ impl FlowError {
             Self::Drained => Refusal::Drained,
             Self::PodGone => Refusal::PodGone,
             Self::Kernel { .. } => Refusal::Kernel,
+            Self::Broken(Broken::TooManyBytes) => Refusal::TooManyBytes,
             Self::Broken(_) => return None,
         })
     }
@@ -236,6 +240,7 @@ impl TunnelError {
         match self {
             Self::NoCertificate(_) => Refusal::NoCertificate,
             Self::Socket(_) => Refusal::Kernel,
+            Self::TooMany => Refusal::TooManyHandshakes,
             // The tunnel's port, not the application's: never `ConnectRefused`.
             Self::Connect { .. } | Self::Http2(_) | Self::Weft(_) | Self::Closed => {
                 Refusal::ConnectFailed

@@ -34,6 +34,7 @@ use super::tunnel::server::Ends;
 use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server, wire};
+use super::usage::{PeerPlace, Usage};
 use super::{Context, descriptors, socket};
 use crate::config::TunnelProtocol;
 use crate::identity::{Alpn, peer_identity, valid_until};
@@ -94,7 +95,7 @@ pub async fn admit(
         address: from.ip(),
         identity,
     };
-    let most = context.config.max_flows_per_pod;
+    let most = context.config.limits.flows_per_pod;
     let live = context.live.enter(&pod.id, to.port(), client, most);
     let live = live.ok_or(FlowError::TooManyFlows)?;
     let verdict = context.store.authorize(&pod.id, to.port(), client);
@@ -160,6 +161,11 @@ impl Admitted {
 }
 
 impl Admission {
+    /// What the server's pod uses.
+    pub fn usage(&self) -> &Arc<Usage> {
+        &self.pod.usage
+    }
+
     /// Copies as long as policy allows it and the pod is there.
     ///
     /// # Errors
@@ -186,7 +192,9 @@ impl Admission {
 pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
     // Half of what the pod may have: strangers cannot take the places of those who have proven who
     // they are.
-    let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod.div_ceil(2)));
+    let room = Arc::new(Semaphore::new(
+        context.config.limits.flows_per_pod.div_ceil(2),
+    ));
     accept_each(&context, &pod, listener, |stream, from| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
@@ -205,12 +213,12 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
 pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
     // Who has no workload's address gets a share of its own: strangers who never finish a handshake
     // keep nobody else from one.
-    let of_workloads = Arc::new(Semaphore::new(context.config.max_handshakes_per_pod));
-    let of_strangers = context.config.max_handshakes_per_pod.div_ceil(4);
+    let of_workloads = Arc::new(Semaphore::new(context.config.limits.handshakes_per_pod));
+    let of_strangers = context.config.limits.handshakes_per_pod.div_ceil(4);
     let of_strangers = Arc::new(Semaphore::new(of_strangers));
     // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
     // so that a peer is told, and not cut off, when they are too many.
-    let tunnels = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
+    let tunnels = Arc::new(Semaphore::new(context.config.limits.flows_per_pod));
     accept_each(&context, &pod, listener, |stream, from| {
         let Ok(open) = Arc::clone(&tunnels).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
@@ -222,12 +230,14 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
         } else {
             &of_strangers
         };
-        let Ok(permit) = Arc::clone(handshakes).try_acquire_owned() else {
+        let permit = Arc::clone(handshakes).try_acquire_owned().ok();
+        let place = permit.zip(context.handshakes.enter(from.ip()));
+        let Some(place) = place else {
             refuse(&context, &pod, stream, &FlowError::TooManyHandshakes);
             return;
         };
         let parts = (Arc::clone(&context), Arc::clone(&pod));
-        let tunnel = tunnel(parts.0, parts.1, (stream, from), permit);
+        let tunnel = tunnel(parts.0, parts.1, (stream, from), place);
         pod.flows.spawn(async move {
             tunnel.await;
             drop(open);
@@ -244,7 +254,9 @@ pub(super) async fn accept_each(
     mut serve: impl FnMut(TcpStream, SocketAddr),
 ) {
     let mut admit = |accepted: std::io::Result<(TcpStream, SocketAddr)>| match accepted {
-        Ok((stream, _)) if descriptors::none_left_for_flows(&stream) => {
+        Ok((stream, _))
+            if descriptors::none_left_for_flows(&stream, pod.flows.len(), context.pods.count()) =>
+        {
             refuse(context, pod, stream, &FlowError::NoDescriptors);
             true
         }
@@ -258,6 +270,7 @@ pub(super) async fn accept_each(
             false
         }
     };
+    let mut turn = 0;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -267,6 +280,11 @@ pub(super) async fn accept_each(
         if !admit(accepted) {
             // Most likely out of descriptors: flows must end before there is room again.
             tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        // Each is a task to be run before others have their turn again.
+        turn = (turn + 1) % ACCEPTS_PER_TURN;
+        if turn == 0 {
+            tokio::task::yield_now().await;
         }
     }
     // Straight from the kernel: the runtime may not have heard yet of what is in the queue.
@@ -344,7 +362,7 @@ async fn plaintext(
     };
     let (server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
-    record.moved = Moved::metered(vec![meter]);
+    record.moved = Moved::metered(vec![meter], admission.usage());
     let copying = pin!(join_sockets(client, server, &record.moved));
     admission.watch(copying).await
 }
@@ -366,14 +384,14 @@ async fn tunnel(
     context: Arc<Context>,
     pod: Arc<LocalPod>,
     stream: (TcpStream, SocketAddr),
-    permit: OwnedSemaphorePermit,
+    place: (OwnedSemaphorePermit, PeerPlace),
 ) {
     let changed = context.identities.changed();
     let accepted = tokio::select! {
         accepted = Box::pin(accept_tunnel(&context, &pod, stream)) => accepted,
         () = pod.end_flows.cancelled() => return,
     };
-    drop(permit);
+    drop(place);
     let (io, peer) = match accepted {
         Ok(AcceptedTunnel::Http(io, peer)) => (io, peer),
         Ok(AcceptedTunnel::Weft(channel, peer)) => {
@@ -466,6 +484,7 @@ async fn accept_tunnel(
         .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let handshake = TlsAcceptor::from(config).accept(stream);
+    let handshake = context.handshakes.in_turn(handshake);
     let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| failed(TunnelError::HandshakeTimeout))?
@@ -501,6 +520,7 @@ async fn accept_weft(
         .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let shaking = handshake::accept(config, &mut stream);
+    let shaking = context.handshakes.in_turn(shaking);
     let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking)
         .await
         .map_err(|_| failed(TunnelError::HandshakeTimeout))?
@@ -596,7 +616,7 @@ fn carry_tunnel_flow<'a>(
 ) -> Pin<Box<dyn Future<Output = Result<(), FlowError>> + Send + 'a>> {
     let (server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
-    record.moved = Moved::metered(vec![meter]);
+    record.moved = Moved::metered(vec![meter], admission.usage());
     Box::pin(async move {
         let send = respond
             .send_response(wire::write_response(StatusCode::OK, None), false)
@@ -617,4 +637,6 @@ fn made_up_port() -> u16 {
 
 const FIRST_MADE_UP_PORT: u16 = 32768;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that a pod's listener takes before others have their turn.
+const ACCEPTS_PER_TURN: usize = 8;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -18,12 +18,14 @@ mod descriptors;
 mod ends;
 pub mod error;
 pub mod inbound;
+pub mod limits;
 mod live;
 pub mod outbound;
 pub mod record;
 mod socket;
 pub mod tcp;
 pub mod tunnel;
+pub mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +37,11 @@ use crate::identity::Identities;
 use crate::node::Pods;
 use crate::telemetry::Telemetry;
 
+use limits::Limits;
 use live::LiveFlows;
 use tunnel::client::Pool;
 use tunnel::weft1;
+use usage::Handshakes;
 
 /// What flows need of the rest of the agent, and what they share.
 pub struct Context {
@@ -58,6 +62,7 @@ pub struct Context {
     tunnels: Arc<Pool>,
     channels: Arc<weft1::client::Pool>,
     live: Arc<LiveFlows>,
+    handshakes: Arc<Handshakes>,
 }
 
 /// Settings of the data plane.
@@ -65,11 +70,8 @@ pub struct Context {
 pub struct ProxyConfig {
     /// How long flows may go on when their pod leaves the mesh or the agent stops.
     pub drain_deadline: Duration,
-    /// Flows of one pod in each direction; more are refused.
-    pub max_flows_per_pod: usize,
-    /// TLS handshakes of one pod with workloads that may be unfinished, and a quarter as many with
-    /// strangers; more are refused.
-    pub max_handshakes_per_pod: usize,
+    /// How much pods and peers may have at once.
+    pub limits: Limits,
     /// What is spoken with other agents of the mesh.
     pub tunnel: TunnelProtocol,
     /// How connections of `weft/1` are kept.
@@ -104,6 +106,7 @@ impl Context {
             pods,
             tunnels: Pool::new(config.tunnels.clone()),
             channels: weft1::client::Pool::new(config.channels.clone()),
+            handshakes: Handshakes::new(&config.limits),
             config,
             live,
         })
@@ -119,8 +122,7 @@ impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
             drain_deadline: Duration::from_secs(10),
-            max_flows_per_pod: 10_000,
-            max_handshakes_per_pod: 256,
+            limits: Limits::default(),
             tunnel: TunnelProtocol::Weft,
             channels: weft1::client::Limits::default(),
             tunnels: tunnel::client::Limits::default(),

@@ -94,7 +94,7 @@ pub enum Connected {
 
 /// Serves the connections of the pod's applications, until its listeners close.
 pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    let room = Arc::new(Semaphore::new(context.config.max_flows_per_pod));
+    let room = Arc::new(Semaphore::new(context.config.limits.flows_per_pod));
     accept_each(&context, &pod, listener, |stream, peer| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
@@ -383,12 +383,15 @@ async fn dial(
 ) -> Result<Dialed<TlsStream<TcpStream>>, TunnelError> {
     let changed = context.identities.changed();
     let (config, stream) = reach_agent(context, pod, address, alpn).await?;
-    let handshake =
-        TlsConnector::from(config).connect(ServerName::IpAddress(address.into()), stream);
+    let turn = pod.usage.dial().await.ok_or(TunnelError::TooMany)?;
+    let name = ServerName::IpAddress(address.into());
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    let handshake = context.handshakes.in_turn(handshake);
     let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| TunnelError::HandshakeTimeout)?
         .map_err(TunnelError::Handshake)?;
+    drop(turn);
     let session = io.get_ref().1;
     let chain = session.peer_certificates();
     check_identity(chain.unwrap_or_default(), expected)?;
@@ -460,7 +463,7 @@ fn carry<'a>(
     record: &'a mut Record,
 ) -> BoxFuture<'a, Result<(), FlowError>> {
     let meter = context.telemetry.flow(labels(pod, record));
-    record.moved = Moved::metered(vec![meter]);
+    record.moved = Moved::metered(vec![meter], &pod.usage);
     match connected {
         Connected::Socket(server) => {
             let moved = &record.moved;

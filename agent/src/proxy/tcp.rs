@@ -16,6 +16,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub use sockets::join_sockets;
 use super::tunnel::FRAME_BYTES;
 use super::tunnel::chunk::{Chunk, Queue};
 use super::tunnel::weft1;
+use super::usage::{Kept, TooMuch, Usage};
 use crate::telemetry::{FlowHandle, Peer};
 
 /// A socket whose other side sees a reset unless the flow ended as it should.
@@ -48,6 +50,8 @@ pub struct Moved {
     sent: AtomicU64,
     received: AtomicU64,
     meters: Vec<FlowHandle>,
+    /// Of the pod that answers for what is kept.
+    usage: Option<Arc<Usage>>,
 }
 
 /// One direction of a flow's bytes.
@@ -81,6 +85,15 @@ pub enum Broken {
     /// The tunnel failed.
     #[error("the tunnel failed: {0}")]
     Weft(#[source] weft1::Error),
+    /// A receiver has no room, and the pod's flows keep as much as they may.
+    #[error("the pod's flows keep too many bytes for receivers that do not read")]
+    TooManyBytes,
+}
+
+impl From<TooMuch> for Broken {
+    fn from(_: TooMuch) -> Self {
+        Self::TooManyBytes
+    }
 }
 
 /// Both halves of a tunnel's stream.
@@ -189,10 +202,11 @@ impl FlowSocket {
 }
 
 impl Moved {
-    /// Counts in these metrics as well.
-    pub fn metered(meters: Vec<FlowHandle>) -> Self {
+    /// Counts in these metrics as well, and what is kept as the pod's.
+    pub fn metered(meters: Vec<FlowHandle>, usage: &Arc<Usage>) -> Self {
         Self {
             meters,
+            usage: Some(Arc::clone(usage)),
             ..Self::default()
         }
     }
@@ -219,6 +233,16 @@ impl Moved {
 }
 
 impl Way<'_> {
+    /// What this direction keeps: nothing yet.
+    pub(super) fn kept(&self) -> Kept {
+        Kept::new(self.moved.usage.as_ref())
+    }
+
+    /// Whether to read in small steps.
+    pub(super) fn is_tight(&self) -> bool {
+        self.moved.usage.as_ref().is_some_and(|it| it.is_tight())
+    }
+
     /// Counts some.
     pub(super) fn add(&self, count: usize) {
         let count = count as u64;
@@ -326,6 +350,7 @@ async fn socket_to_tunnel(
         })
         .await?;
         queue.has_room().await;
+        size.at_most(way);
         // Room is asked for only when there is something to send: a stream that holds room it does
         // not use takes it from the others of its connection.
         send.reserve_capacity(size.bytes());
@@ -396,7 +421,7 @@ async fn tunnel_to_socket(
     way: Way<'_>,
     (done, other_done): (&AtomicBool, &AtomicBool),
 ) -> Result<(), Broken> {
-    let mut inflow = Inflow::new(receive);
+    let mut inflow = Inflow::new(receive, way.kept());
     poll_fn(|context| inflow.poll(&mut write, side, way, context)).await?;
     end_unless_last(write.as_ref(), other_done.load(Ordering::Relaxed))
         .map_err(|error| Broken::socket(side, error))?;
@@ -529,6 +554,13 @@ impl Default for ReadSize {
 impl ReadSize {
     fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Starts anew where the pod should keep little.
+    fn at_most(&mut self, way: Way<'_>) {
+        if self.bytes > SMALLEST_READ_BYTES && way.is_tight() {
+            *self = Self::default();
+        }
     }
 
     fn was_read(&mut self, count: usize) {

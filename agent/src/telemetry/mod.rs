@@ -21,6 +21,7 @@ pub use samples::{Kind, Samples, Source};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
@@ -41,7 +42,30 @@ pub struct Telemetry {
 struct Counts {
     flows: RwLock<HashMap<FlowLabels, Arc<FlowCounters>>>,
     authz: RwLock<HashMap<(bool, AuthzLabels), Arc<AtomicU64>>>,
-    refusals: RwLock<HashMap<(WorkloadId, Refusal), Arc<AtomicU64>>>,
+    refusals: RwLock<HashMap<(WorkloadId, Refusal), Arc<Refused>>>,
+}
+
+/// How often a pod was refused something for one reason.
+#[derive(Debug, Default)]
+struct Refused {
+    count: AtomicU64,
+    /// When, and at which count, the log last said so.
+    told: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Refused {
+    /// How many there were since the log last said so, if it is time to say so again.
+    fn to_be_told(&self, count: u64) -> Option<u64> {
+        // Whoever is not the first now need not wait for it.
+        let mut told = self.told.try_lock().ok()?;
+        let before = match *told {
+            Some((when, _)) if when.elapsed() < TELL_AGAIN => return None,
+            Some((_, before)) => before,
+            None => 0,
+        };
+        *told = Some((Instant::now(), count));
+        Some(count.saturating_sub(before))
+    }
 }
 
 impl Telemetry {
@@ -78,7 +102,14 @@ impl Telemetry {
     /// Counts a refusal.
     pub fn refusal(&self, pod: &WorkloadId, reason: Refusal) {
         let key = (pod.clone(), reason);
-        entry(&self.counts.refusals, key).fetch_add(1, Ordering::Relaxed);
+        let refused = entry(&self.counts.refusals, key);
+        let count = refused.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if reason.is_limit()
+            && let Some(times) = refused.to_be_told(count)
+        {
+            let reason = reason.as_str();
+            tracing::warn!(%pod, reason, times, "connections are refused: a limit is reached");
+        }
     }
 
     /// How often something was refused or ended for that reason, over all pods there are.
@@ -86,7 +117,9 @@ impl Telemetry {
         let counts = &self.counts.refusals;
         let counts = counts.read().unwrap_or_else(PoisonError::into_inner);
         let counted = counts.iter().filter(|((_, why), _)| *why == reason);
-        counted.map(|(_, it)| it.load(Ordering::Relaxed)).sum()
+        counted
+            .map(|(_, it)| it.count.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// Forgets the series of a pod that is gone.
@@ -144,11 +177,14 @@ impl Source for Counts {
                 ("reason", reason.as_str().to_owned()),
             ];
             let help = "Connections that the proxy refused or ended, by reason";
-            let count = count.load(Ordering::Relaxed) as f64;
+            let count = count.count.load(Ordering::Relaxed) as f64;
             samples.add(Kind::Counter, "weft_refused", help, labels, count);
         }
     }
 }
+
+/// How often the log says of a pod that it reached a limit.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Finds or makes the value of a key; existing ones are found under the shared lock.
 fn entry<K, V>(map: &RwLock<HashMap<K, Arc<V>>>, key: K) -> Arc<V>
@@ -248,6 +284,17 @@ mod tests {
         drop(open);
         sweep();
         assert!(!telemetry.encode().contains("leaving"));
+    }
+
+    #[test]
+    fn a_flood_is_told_once_in_a_while() {
+        let refused = Refused::default();
+        assert_eq!(refused.to_be_told(1), Some(1));
+        assert_eq!(refused.to_be_told(2), None);
+        let long_ago = Instant::now().checked_sub(TELL_AGAIN);
+        *refused.told.lock().expect("whole") = long_ago.map(|when| (when, 2));
+        assert_eq!(refused.to_be_told(500), Some(498));
+        assert_eq!(refused.to_be_told(501), None);
     }
 
     #[test]

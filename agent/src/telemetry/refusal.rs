@@ -41,8 +41,10 @@ pub enum Refusal {
     TooManyFlows,
     /// The process has no descriptors left for flows.
     NoDescriptors,
-    /// The pod has too many unfinished handshakes.
+    /// The pod, its peer or the node has too many unfinished handshakes.
     TooManyHandshakes,
+    /// The pod's flows keep too many bytes for receivers that have no room.
+    TooManyBytes,
     /// The agent is shutting down and the flow was still open at the deadline.
     Drained,
     /// The pod is gone.
@@ -52,6 +54,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether a limit was reached. An operator must hear of that, but not of each flow.
+    pub fn is_limit(self) -> bool {
+        matches!(
+            self,
+            Self::TooManyFlows | Self::NoDescriptors | Self::TooManyHandshakes | Self::TooManyBytes
+        )
+    }
+
     /// As a label value.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -75,6 +85,7 @@ impl Refusal {
             Self::TooManyFlows => "too_many_flows",
             Self::NoDescriptors => "no_descriptors",
             Self::TooManyHandshakes => "too_many_handshakes",
+            Self::TooManyBytes => "too_many_bytes",
             Self::Drained => "drained",
             Self::PodGone => "pod_gone",
             Self::Kernel => "kernel",

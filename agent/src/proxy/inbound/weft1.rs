@@ -146,7 +146,7 @@ async fn carry(
 ) -> (Result<(), FlowError>, Option<Box<Channel>>) {
     let (server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
-    record.moved = Moved::metered(vec![meter]);
+    record.moved = Moved::metered(vec![meter], admission.usage());
     if let Err(error) = server::accept(&mut channel) {
         return (Err(Broken::Weft(error).into()), None);
     }

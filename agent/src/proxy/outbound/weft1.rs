@@ -167,11 +167,14 @@ async fn dial(
     let generation = *changed.borrow();
     let (config, mut stream) = reach_agent(context, pod, address, Alpn::Weft).await?;
     let name = ServerName::IpAddress(address.into());
+    let turn = pod.usage.dial().await.ok_or(TunnelError::TooMany)?;
     let shaking = handshake::connect(config, name, &mut stream);
+    let shaking = context.handshakes.in_turn(shaking);
     let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking)
         .await
         .map_err(|_| TunnelError::HandshakeTimeout)?
         .map_err(TunnelError::Handshake)?;
+    drop(turn);
     check_identity(&greeted.chain, expected)?;
     match greeted.alpn.as_deref() {
         Some(alpn) if alpn == Alpn::Weft.as_bytes() => {}

@@ -9,6 +9,8 @@ use tokio::io::AsyncWrite;
 use tokio::net::tcp::WriteHalf;
 
 use super::{Broken, Side, Way};
+use crate::proxy::tunnel::STREAM_WINDOW_BYTES;
+use crate::proxy::usage::Kept;
 
 /// What comes out of a tunnel's stream and goes into a socket.
 pub(super) struct Inflow {
@@ -18,15 +20,19 @@ pub(super) struct Inflow {
     kept: BytesMut,
     last_was_small: bool,
     ended: bool,
+    /// What is counted as kept while the socket has no room: the stream's window, as HTTP/2 may have
+    /// received that much without it being seen here.
+    counted: Kept,
 }
 
 impl Inflow {
-    pub(super) fn new(receive: RecvStream) -> Self {
+    pub(super) fn new(receive: RecvStream, counted: Kept) -> Self {
         Self {
             receive,
             kept: BytesMut::new(),
             last_was_small: false,
             ended: false,
+            counted,
         }
     }
 
@@ -48,6 +54,7 @@ impl Inflow {
                 self.kept.advance(count);
                 if self.kept.is_empty() {
                     self.kept = BytesMut::new();
+                    self.counted.set(0)?;
                 } else if self.ended || !self.last_was_small {
                     return Poll::Pending;
                 }
@@ -64,7 +71,10 @@ impl Inflow {
                     if self.kept.is_empty() {
                         passed = self.write(Some(&chunk), write, side, way, context)?;
                     }
-                    self.kept.extend_from_slice(&chunk[passed..]);
+                    if passed < chunk.len() {
+                        self.counted.set(STREAM_WINDOW_BYTES as usize)?;
+                        self.kept.extend_from_slice(&chunk[passed..]);
+                    }
                 }
             }
         }

@@ -11,6 +11,7 @@ use super::{
     Broken, Failure, FlowSocket, Moved, ReadSize, SCRATCH, Side, TURNS, Way, end_unless_last, once,
     poll_failed, yield_now,
 };
+use crate::proxy::usage::Kept;
 
 /// Copies between two sockets until both sides closed.
 ///
@@ -53,6 +54,8 @@ struct Direction<'a> {
     kept: Vec<u8>,
     /// So many of them it has taken.
     taken: usize,
+    /// What they count as.
+    counted: Kept,
     /// The sender has closed, and the receiver has been told.
     done: bool,
     /// Ends when the sender has failed. Made when nothing is read from it, which would say so too.
@@ -69,6 +72,7 @@ impl<'a> Direction<'a> {
             size: ReadSize::default(),
             kept: Vec::new(),
             taken: 0,
+            counted: moved.way(side).kept(),
             done: false,
             failed: None,
         }
@@ -122,6 +126,7 @@ impl<'a> Direction<'a> {
     /// read.
     fn pass_on(&mut self) -> Result<Option<usize>, Broken> {
         SCRATCH.with_borrow_mut(|scratch| {
+            self.size.at_most(self.way);
             let room = &mut scratch[..self.size.bytes()];
             let read = once(self.from, Interest::READABLE, |mut socket| {
                 let count = Read::read(&mut socket, room)?;
@@ -137,6 +142,7 @@ impl<'a> Direction<'a> {
                 match self.write(&scratch[passed..count])? {
                     Some(written) => passed += written,
                     None => {
+                        self.counted.set(count - passed)?;
                         self.kept = scratch[passed..count].to_vec();
                         self.taken = 0;
                         break;
@@ -155,6 +161,7 @@ impl<'a> Direction<'a> {
                 self.taken += count;
                 if self.taken == self.kept.len() {
                     self.kept = Vec::new();
+                    self.counted.set(0)?;
                 }
             }
         }

@@ -82,7 +82,7 @@ async fn keepalive(pings: Option<PingPong>) {
 }
 
 /// Room of one stream: what a sender may have on the way to an application that does not read.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Streams that a tunnel may have open.
 const STREAMS: u32 = 128;
 /// Room of all streams of a connection together: as much as all of them may fill and a little more,

@@ -10,6 +10,7 @@
 
 mod budget;
 mod client;
+mod fairness;
 mod handshakes;
 mod load;
 mod machine;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Connections(connections) => connections.run().map(|()| true),
         Command::Each(each) => each.run().map(|()| true),
         Command::Hold(hold) => hold.run().map(|()| true),
+        Command::Flood(flood) => flood.run().map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -72,6 +74,9 @@ enum Command {
     /// Open connections and keep them
     #[command(hide = true)]
     Hold(client::Hold),
+    /// Take all that the mesh gives
+    #[command(hide = true)]
+    Flood(client::Flood),
 }
 
 /// What to measure.
@@ -114,4 +119,5 @@ fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
     speed::measure(selection, budget, report);
     memory::measure(selection, budget, report);
     handshakes::measure(selection, budget, report);
+    fairness::measure(selection, budget, report);
 }

@@ -31,6 +31,8 @@ pub(crate) enum Load {
     Pods,
     /// First flows between pairs of pods.
     Handshakes,
+    /// 500 requests a second beside a pod that floods the node's agent.
+    Fairness,
 }
 
 /// A row.
@@ -108,7 +110,7 @@ const fn row(name: &'static str, unit: &'static str, load: Load) -> Row {
 }
 
 /// All rows, in the order of the table.
-pub(crate) const ROWS: [Row; 17] = [
+pub(crate) const ROWS: [Row; 20] = [
     row("bulk-1", "Gbit/s", Load::Bulk(1)),
     row("bulk-4", "Gbit/s", Load::Bulk(4)),
     row("bulk-8", "Gbit/s", Load::Bulk(8)),
@@ -126,6 +128,9 @@ pub(crate) const ROWS: [Row; 17] = [
     row("memory-bulk", "MiB", Load::Bulk(8)),
     row("memory-8k-flows", "MiB", Load::Flows),
     row("memory-100-pods", "MiB", Load::Pods),
+    row("fairness-connections", "µs", Load::Fairness),
+    row("fairness-stalled", "µs", Load::Fairness),
+    row("fairness-bulk", "µs", Load::Fairness),
 ];
 
 #[cfg(test)]

@@ -152,7 +152,7 @@ pub(crate) fn start_echo(pod: &Pod) -> Result<Process> {
 }
 
 /// nginx with one worker, 32 bytes for an answer, and nothing else to do.
-fn start_nginx(pod: &Pod) -> Result<Process> {
+pub(crate) fn start_nginx(pod: &Pod) -> Result<Process> {
     let dir = pod.dir().join("bench-nginx");
     fs::create_dir_all(&dir)?;
     let config = dir.join("nginx.conf");

@@ -215,6 +215,11 @@ impl Channel {
         !self.outbox.is_empty()
     }
 
+    /// The memory of what waits in either direction.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.inbox.buffer.all_ref().len() + self.outbox.all_ref().len()
+    }
+
     /// Puts frames that are short into a record, to be sent.
     pub(super) fn say(&mut self, frames: &[u8]) -> Result<(), Error> {
         self.outbox.enlarge();

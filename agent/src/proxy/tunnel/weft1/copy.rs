@@ -23,6 +23,7 @@ use super::frame::{END_FRAME, Event};
 use crate::proxy::tcp::{
     Broken, FlowSocket, Moved, Side, TURNS, Way, end_unless_last, once, poll_failed, yield_now,
 };
+use crate::proxy::usage::Kept;
 
 /// Copies until both sides closed; the channel can then take the next flow. `early` bytes of the
 /// application have been sent already and are still in its socket.
@@ -52,6 +53,7 @@ pub async fn join(
                 peer_ended: false,
                 received_all: false,
                 places: Places::default(),
+                kept: into_tunnel.kept(),
             };
             copying.run().await
         }
@@ -111,6 +113,8 @@ struct Copying<'a> {
     received_all: bool,
     /// What was heard and the application has not taken.
     places: Places,
+    /// What the channel's buffers are counted as while this waits.
+    kept: Kept,
 }
 
 impl Copying<'_> {
@@ -141,6 +145,7 @@ impl Copying<'_> {
             {
                 return Poll::Ready(Err(Broken::Reset(self.side.other())));
             }
+            self.kept.set(self.channel.buffered_bytes())?;
             Poll::Pending
         })
         .await
@@ -180,6 +185,9 @@ impl Copying<'_> {
 
     /// Reads what the application has sent into records.
     fn read(&mut self) -> Result<(), Broken> {
+        if self.into_tunnel.is_tight() {
+            self.size = ReadSize::default();
+        }
         let (socket, records) = (self.socket, self.size.records);
         let mut wanted = 0;
         let read = self.channel.say_data(records, |places| {

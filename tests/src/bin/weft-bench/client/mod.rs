@@ -1,16 +1,18 @@
 //! What runs inside the pods, where no ordinary program does it: an open-loop latency client,
-//! clients that open connections, connections that are held.
+//! clients that open connections, connections that are held, floods.
 //!
 //! All of them take as little CPU as they can: what they need is part of both figures of a ratio,
 //! and pulls it towards 1.
 
 mod connections;
+mod flood;
 mod hold;
 mod http;
 mod latency;
 mod serve;
 
 pub(crate) use connections::{Connections, Each};
+pub(crate) use flood::Flood;
 pub(crate) use hold::Hold;
 pub(crate) use latency::Latency;
 pub(crate) use serve::Serve;

@@ -14,6 +14,9 @@ use super::{raise_descriptor_limit, runtime};
 pub(crate) struct Serve {
     #[arg(long)]
     listen: SocketAddr,
+    /// How much of a connection is echoed at once; as much memory is kept for each.
+    #[arg(long, default_value_t = 64)]
+    block_bytes: usize,
 }
 
 impl Serve {
@@ -26,15 +29,15 @@ impl Serve {
             let listener = socket.listen(4096)?;
             loop {
                 let (stream, _) = listener.accept().await?;
-                tokio::spawn(echo(stream));
+                tokio::spawn(echo(stream, self.block_bytes));
             }
         })
     }
 }
 
-async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+async fn echo(mut stream: TcpStream, block_bytes: usize) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut buffer = [0; 64];
+    let mut buffer = vec![0; block_bytes];
     loop {
         match stream.read(&mut buffer).await? {
             0 => return Ok(()),

@@ -1,0 +1,174 @@
+//! How much one workload, one peer and the node may have at once, so that nobody can take what the
+//! others need.
+//!
+//! Nothing is guessed: the defaults come from the limit of descriptors, from the memory and from the
+//! CPUs that the process has, and are said at the start. What exceeds a limit is refused with a
+//! reset and counted by reason (`docs/operations.md`).
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+/// The limits of the data plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows of one pod in each direction.
+    pub flows_per_pod: usize,
+    /// Bytes that the flows of one pod may keep in the agent because a receiver has no room. From
+    /// half of it on flows read in small steps; a flow that would keep more is reset.
+    pub buffered_bytes_per_pod: usize,
+    /// Unfinished handshakes of those that connect to one pod; a quarter as many with strangers.
+    pub handshakes_per_pod: usize,
+    /// The same from one address, to whichever pods.
+    pub handshakes_per_peer: usize,
+    /// The same, of the whole node.
+    pub handshakes: usize,
+    /// Tunnels of one pod that may be in their handshake; others wait for their turn.
+    pub dials_per_pod: usize,
+    /// Threads that may compute handshakes at a time: never all of them, for the flows.
+    pub handshake_turns: usize,
+}
+
+/// What the process has.
+#[derive(Clone, Copy, Debug)]
+pub struct Resources {
+    /// The soft limit of descriptors.
+    pub descriptors: u64,
+    /// Memory in bytes: the machine's, or that of the control group if that is less.
+    pub memory_bytes: u64,
+    /// CPUs.
+    pub cpus: usize,
+}
+
+impl Limits {
+    /// Those that fit what the process has.
+    pub fn from_resources(resources: Resources) -> Self {
+        let Resources {
+            descriptors,
+            memory_bytes,
+            cpus,
+        } = resources;
+        let by_descriptors = descriptors * 2 / 5;
+        let by_memory = memory_bytes / MEMORY_OF_FLOW;
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Self {
+            flows_per_pod: size(by_descriptors.min(by_memory)).max(FEWEST_FLOWS),
+            buffered_bytes_per_pod: size((memory_bytes / 16).clamp(32 * MIB, 1024 * MIB)),
+            handshakes_per_pod: 256,
+            handshakes_per_peer: 32,
+            handshakes: (128 * cpus).max(512),
+            dials_per_pod: 16,
+            handshake_turns: cpus.div_ceil(2),
+        }
+    }
+}
+
+impl Resources {
+    /// Of this process.
+    pub fn of_process() -> Self {
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory_bytes = machine_memory().min(cgroup_memory()).unwrap_or(4096 * MIB);
+        Self {
+            descriptors,
+            memory_bytes,
+            cpus,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::from_resources(Resources::of_process())
+    }
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "per pod {} flows in each direction, {} MiB kept for receivers without room, {} tunnels being made, \
+             {} unfinished handshakes with it; of one peer {}, of the node {}",
+            self.flows_per_pod,
+            self.buffered_bytes_per_pod as u64 / MIB,
+            self.dials_per_pod,
+            self.handshakes_per_pod,
+            self.handshakes_per_peer,
+            self.handshakes,
+        )
+    }
+}
+
+fn machine_memory() -> Bytes {
+    let text = fs::read_to_string("/proc/meminfo").ok();
+    let total = text.as_deref().and_then(|text| {
+        let line = text.lines().find(|it| it.starts_with("MemTotal:"))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib * 1024)
+    });
+    Bytes(total)
+}
+
+/// The least limit of the process's control group (version 2) and those above it.
+fn cgroup_memory() -> Bytes {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|it| it.strip_prefix("0::/"));
+    let Some(own) = own else { return Bytes(None) };
+    let root = Path::new("/sys/fs/cgroup");
+    let limits = Path::new(own).ancestors().filter_map(|group| {
+        let limit = fs::read_to_string(root.join(group).join("memory.max")).ok()?;
+        limit.trim().parse().ok()
+    });
+    Bytes(limits.min())
+}
+
+/// An amount that may not be known.
+struct Bytes(Option<u64>);
+
+impl Bytes {
+    fn min(self, other: Self) -> Option<u64> {
+        [self.0, other.0].into_iter().flatten().min()
+    }
+}
+
+const MIB: u64 = 1024 * 1024;
+/// What a flow costs where both sides are sockets of the node: some 8 kB of the agent's, and those
+/// sockets with a little in them.
+const MEMORY_OF_FLOW: u64 = 64 * 1024;
+const FEWEST_FLOWS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// descriptors, MiB, CPUs → flows, MiB kept, handshakes, turns
+    #[test]
+    fn limits_come_from_what_there_is() {
+        for (descriptors, mib, cpus, flows, kept, handshakes, turns) in [
+            (20_000, 24_000, 2, 8_000, 1024, 512, 1),
+            (1_048_576, 24_000, 8, 384_000, 1024, 1024, 4),
+            (250_000, 64_000, 64, 100_000, 1024, 8192, 32),
+            (1024, 512, 1, 409, 32, 512, 1),
+            (20_000, 256, 4, 4096, 32, 512, 2),
+            (64, 64, 1, 64, 32, 512, 1),
+        ] {
+            let limits = Limits::from_resources(Resources {
+                descriptors,
+                memory_bytes: mib * MIB,
+                cpus,
+            });
+            assert_eq!(limits.flows_per_pod, flows, "{limits}");
+            assert_eq!(limits.buffered_bytes_per_pod as u64, kept * MIB, "{limits}");
+            assert_eq!(limits.handshakes, handshakes, "{limits}");
+            assert_eq!(limits.handshake_turns, turns, "{limits}");
+        }
+    }
+
+    #[test]
+    fn this_process_has_something() {
+        let resources = Resources::of_process();
+        assert!(resources.memory_bytes > MIB && resources.cpus > 0 && resources.descriptors > 0);
+    }
+}

@@ -1,0 +1,259 @@
+//! What pods and peers use of their limits now.
+//!
+//! Counting is a few atomics: nothing here is locked while bytes move.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::ready;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio_util::sync::PollSemaphore;
+
+use super::limits::Limits;
+
+/// What one pod uses.
+#[derive(Debug)]
+pub struct Usage {
+    kept_bytes: AtomicUsize,
+    most_kept_bytes: usize,
+    dials: Semaphore,
+}
+
+/// Bytes that a flow keeps because a receiver has no room; given back when dropped.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    usage: Option<Arc<Usage>>,
+    bytes: usize,
+}
+
+/// The pod's flows would keep more than they may.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooMuch;
+
+/// Handshakes of the node.
+#[derive(Debug)]
+pub(super) struct Handshakes {
+    all: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    peers: Mutex<HashMap<IpAddr, usize>>,
+    most_per_peer: usize,
+}
+
+/// A place for an unfinished handshake with somebody.
+#[derive(Debug)]
+pub(super) struct PeerPlace {
+    handshakes: Arc<Handshakes>,
+    peer: IpAddr,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Usage {
+    /// Nothing, of a pod with these limits.
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            kept_bytes: AtomicUsize::new(0),
+            most_kept_bytes: limits.buffered_bytes_per_pod,
+            dials: Semaphore::new(limits.dials_per_pod),
+        })
+    }
+
+    /// Bytes that are kept now.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether flows should read in small steps.
+    pub(super) fn is_tight(&self) -> bool {
+        self.kept_bytes() > self.most_kept_bytes / 2
+    }
+
+    /// Waits for the pod's turn to make a tunnel; none if that takes too long.
+    pub(super) async fn dial(&self) -> Option<SemaphorePermit<'_>> {
+        let turn = tokio::time::timeout(DIAL_PATIENCE, self.dials.acquire());
+        // It is never closed.
+        turn.await.ok()?.ok()
+    }
+}
+
+impl Kept {
+    pub(super) fn new(usage: Option<&Arc<Usage>>) -> Self {
+        Self {
+            usage: usage.cloned(),
+            bytes: 0,
+        }
+    }
+
+    /// Says how many bytes it is by now. Less is always possible.
+    pub(super) fn set(&mut self, bytes: usize) -> Result<(), TooMuch> {
+        let Some(usage) = &self.usage else {
+            return Ok(());
+        };
+        let before = self.bytes;
+        if bytes == before {
+            return Ok(());
+        }
+        let kept = &usage.kept_bytes;
+        if bytes < before {
+            kept.fetch_sub(before - bytes, Ordering::Relaxed);
+        } else {
+            let more = bytes - before;
+            if kept.fetch_add(more, Ordering::Relaxed) + more > usage.most_kept_bytes {
+                kept.fetch_sub(more, Ordering::Relaxed);
+                return Err(TooMuch);
+            }
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Less is always possible.
+        let _ = self.set(0);
+    }
+}
+
+impl Handshakes {
+    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            all: Arc::new(Semaphore::new(limits.handshakes)),
+            turns: Arc::new(Semaphore::new(limits.handshake_turns)),
+            peers: Mutex::default(),
+            most_per_peer: limits.handshakes_per_peer,
+        })
+    }
+
+    /// A place for a handshake with a peer; none if it or the node has too many.
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<PeerPlace> {
+        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let mut peers = self.peers();
+        let count = peers.entry(peer).or_default();
+        if *count >= self.most_per_peer {
+            return None;
+        }
+        *count += 1;
+        Some(PeerPlace {
+            handshakes: Arc::clone(self),
+            peer,
+            _all: all,
+        })
+    }
+
+    /// Runs a handshake so that it computes only when it is its turn. Certificates and keys take
+    /// about a millisecond of a thread's time; many of them at once would hold up every flow.
+    pub(super) async fn in_turn<F: Future>(&self, handshake: F) -> F::Output {
+        let mut handshake = pin!(handshake);
+        let mut turns = PollSemaphore::new(Arc::clone(&self.turns));
+        std::future::poll_fn(|context| {
+            // It is never closed. Waiting for the peer takes no turn.
+            let _turn = ready!(turns.poll_acquire(context));
+            handshake.as_mut().poll(context)
+        })
+        .await
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for PeerPlace {
+    fn drop(&mut self) {
+        let mut peers = self.handshakes.peers();
+        if let Some(count) = peers.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// How long a tunnel may wait for its pod's turn.
+const DIAL_PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            buffered_bytes_per_pod: 100,
+            handshakes_per_peer: 2,
+            handshakes: 3,
+            dials_per_pod: 1,
+            handshake_turns: 1,
+            ..Limits::default()
+        }
+    }
+
+    #[test]
+    fn bytes_are_kept_up_to_the_limit() {
+        let usage = Usage::new(&limits());
+        let mut one = Kept::new(Some(&usage));
+        let mut other = Kept::new(Some(&usage));
+        assert_eq!(one.set(50), Ok(()));
+        assert!(!usage.is_tight());
+        assert_eq!(other.set(50), Ok(()));
+        assert!(usage.is_tight());
+        assert_eq!(other.set(51), Err(TooMuch));
+        assert_eq!(usage.kept_bytes(), 100, "what was refused does not count");
+        assert_eq!(one.set(20), Ok(()));
+        assert_eq!(other.set(80), Ok(()));
+        drop(other);
+        assert_eq!(usage.kept_bytes(), 20);
+        drop(one);
+        assert_eq!(usage.kept_bytes(), 0);
+        assert_eq!(Kept::new(None).set(1000), Ok(()), "not counted for anybody");
+    }
+
+    #[test]
+    fn peers_and_the_node_have_so_many_handshakes() {
+        let handshakes = Handshakes::new(&limits());
+        let [one, other]: [IpAddr; 2] =
+            ["10.0.0.1", "10.0.0.2"].map(|it| it.parse().expect("valid"));
+        let places = [handshakes.enter(one), handshakes.enter(one)];
+        assert!(places.iter().all(Option::is_some));
+        assert!(handshakes.enter(one).is_none(), "one peer has two");
+        let last = handshakes.enter(other);
+        assert!(last.is_some());
+        assert!(handshakes.enter(other).is_none(), "the node has three");
+        drop(places);
+        assert!(handshakes.enter(other).is_some());
+        drop(last);
+        assert!(handshakes.peers().is_empty(), "nothing is left");
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_held_while_computing_only() {
+        let handshakes = Handshakes::new(&limits());
+        // Never ends, and must not keep the other from its turn.
+        let silent = handshakes.in_turn(std::future::pending::<()>());
+        let quick = handshakes.in_turn(async {
+            tokio::task::yield_now().await;
+            7
+        });
+        tokio::select! {
+            biased;
+            () = silent => unreachable!(),
+            seven = quick => assert_eq!(seven, 7),
+        }
+    }
+
+    #[tokio::test]
+    async fn tunnels_are_made_one_after_the_other() {
+        let usage = Usage::new(&limits());
+        let first = usage.dial().await;
+        assert!(first.is_some());
+        let mut second = pin!(usage.dial());
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        drop(first);
+        assert!(second.await.is_some());
+    }
+}

@@ -1,0 +1,153 @@
+//! What a flood of one pod costs its neighbour on the same node: the 99th percentile of paced
+//! requests through the mesh, alone and beside each kind of flood.
+//!
+//! Client, servers, flood and agents share the CPUs of one machine, so a flood costs even without a
+//! mesh: the kernel divides the CPU between them. A note says what the same flood does to the same
+//! pods outside of the mesh.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use weft_tests::command::Process;
+use weft_tests::{Cluster, Pod, PodSpec};
+
+use crate::budget::Budget;
+use crate::report::Report;
+use crate::rows::{Load, Route, Selection};
+use crate::stage::{ECHO_PORT, HTTP_PORT, PATIENCE, add_pods, own_command, start_cluster};
+
+/// Measures the rows of this kind that are asked for.
+pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
+    if !selection.needs(Load::Fairness) {
+        return;
+    }
+    for route in selection.routes() {
+        if let Err(error) = on_route(route, selection, budget, report) {
+            let what = format!("fairness, {}", route.name());
+            budget.tell(&format!("{what} failed: {error:#}"));
+            report.fail(&what, &error);
+        }
+    }
+}
+
+fn on_route(
+    route: Route,
+    selection: &Selection,
+    budget: &Budget,
+    report: &mut Report,
+) -> Result<()> {
+    let cluster = start_cluster()?;
+    let meshed = Scene::set(&cluster, route, "meshed", |spec| spec)?;
+    let direct = Scene::set(&cluster, route, "direct", PodSpec::unmeshed)?;
+    for (row, kind, workers) in FLOODS {
+        if !selection.has(row) {
+            continue;
+        }
+        let mut times_direct = Vec::new();
+        for _ in 0..budget.runs {
+            let [alone, beside] = meshed.compare(kind, workers, budget)?;
+            let [direct_alone, direct_beside] = direct.compare(kind, workers, budget)?;
+            let times = direct_beside / direct_alone;
+            times_direct.push(times);
+            budget.tell(&format!(
+                "{:<9} {row} {alone:.0} -> {beside:.0} µs, {:.1} times; {times:.1} times without a mesh",
+                route.name(),
+                beside / alone
+            ));
+            report.add(route, row, Some(alone), beside);
+        }
+        times_direct.sort_by(f64::total_cmp);
+        if let Some(median) = times_direct.get(times_direct.len() / 2) {
+            report.note(format!(
+                "{row}, {}: without a mesh the same flood makes it {median:.1} times as long.",
+                route.name()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A client with its server, and on the client's node a pod that floods another server.
+struct Scene {
+    _nginx: Process,
+    _echo: Process,
+    client: Pod,
+    server: Pod,
+    flooder: Pod,
+    flooded: Pod,
+}
+
+impl Scene {
+    fn set(
+        cluster: &Cluster,
+        route: Route,
+        name: &str,
+        also: fn(PodSpec) -> PodSpec,
+    ) -> Result<Self> {
+        let server_node = match route {
+            Route::Across => 1,
+            Route::SameNode => 0,
+        };
+        let pod = |role: &str, node| {
+            let spec = also(PodSpec::new(&format!("{name}-{role}")).on(node));
+            add_pods(cluster, [spec])?.pop().context("a pod")
+        };
+        let client = pod("client", 0)?;
+        let flooder = pod("flooder", 0)?;
+        let server = pod("server", server_node)?;
+        let flooded = pod("flooded", server_node)?;
+        let nginx = crate::stage::start_nginx(&server)?;
+        let mut echo = own_command(&flooded, "serve")?
+            .args(["--listen", &format!("0.0.0.0:{ECHO_PORT}")])
+            .args(["--block-bytes", "16384"])
+            .spawn()?;
+        echo.wait_listening(ECHO_PORT)?;
+        Ok(Self {
+            _nginx: nginx,
+            _echo: echo,
+            client,
+            server,
+            flooder,
+            flooded,
+        })
+    }
+
+    /// The percentile alone and beside a flood, in microseconds.
+    fn compare(&self, kind: &str, workers: usize, budget: &Budget) -> Result<[f64; 2]> {
+        let alone = self.p99(budget)?;
+        let mut flood = own_command(&self.flooder, "flood")?
+            .arg(format!("{}:{ECHO_PORT}", self.flooded.v4()))
+            .args(["--kind", kind])
+            .args(["--workers", &workers.to_string()])
+            .with_stdin()
+            .spawn()?;
+        flood.wait_for_line("flooding", Duration::from_secs(60))?;
+        let beside = self.p99(budget)?;
+        flood.finish(PATIENCE)?;
+        Ok([alone, beside])
+    }
+
+    fn p99(&self, budget: &Budget) -> Result<f64> {
+        let seconds = budget.latency_seconds;
+        let printed = own_command(&self.client, "latency")?
+            .arg(format!("{}:{HTTP_PORT}", self.server.v4()))
+            .args(["--seconds", &seconds.to_string()])
+            .output(Duration::from_secs(seconds.into()) + PATIENCE)?
+            .success()?;
+        let latency: Latency = serde_json::from_str(&printed)?;
+        Ok(latency.p99_us)
+    }
+}
+
+#[derive(Deserialize)]
+struct Latency {
+    p99_us: f64,
+}
+
+/// Row, kind and how many do it at once.
+const FLOODS: [(&str, &str, usize); 3] = [
+    ("fairness-connections", "connections", 64),
+    ("fairness-stalled", "stalled", 2000),
+    ("fairness-bulk", "bulk", 64),
+];
