@@ -146,15 +146,16 @@ pub struct LimitsConfig {
     pub max_buffered_mib_per_pod: Option<usize>,
 
     /// Most unfinished handshakes with those who connect to one pod, a quarter of them with addresses
-    /// of no workload; more are refused. [default: 256]
+    /// of no workload; more are refused. By default half of the node's, at most 1024.
     #[arg(long, env = "WEFT_MAX_HANDSHAKES_PER_POD")]
     pub max_handshakes_per_pod: Option<usize>,
 
-    /// The same from one address, to whichever pods of the node. [default: 32]
+    /// The same from one workload's address, to whichever pods of the node, and a tenth as many from an
+    /// address of no workload. By default a quarter of the node's, at most 320.
     #[arg(long, env = "WEFT_MAX_HANDSHAKES_PER_PEER")]
     pub max_handshakes_per_peer: Option<usize>,
 
-    /// The same, of the whole node. By default 128 for each CPU, and at least 512.
+    /// The same, of the whole node. By default an eighth of the descriptors, from 64 to 8192.
     #[arg(long, env = "WEFT_MAX_HANDSHAKES")]
     pub max_handshakes: Option<usize>,
 

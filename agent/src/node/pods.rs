@@ -15,6 +15,7 @@ use weft_core::{Identity, NodePod, Workload, WorkloadId};
 use super::EnrollError;
 use crate::bpf::Standing;
 use crate::netns::Netns;
+use crate::proxy::turns::Turns;
 use crate::proxy::usage::Usage;
 use crate::telemetry::PodLabels;
 
@@ -47,6 +48,8 @@ pub struct LocalPod {
     pub accepting: TaskTracker,
     /// Its flows, in both directions.
     pub flows: TaskTracker,
+    /// How they share the agent's threads with those of other pods.
+    turns: Arc<Turns>,
     /// What it uses of its limits.
     pub usage: Arc<Usage>,
 }
@@ -110,8 +113,19 @@ impl LocalPod {
             end_flows: CancellationToken::new(),
             accepting: TaskTracker::new(),
             flows: TaskTracker::new(),
+            turns: Turns::new(),
             usage,
         }
+    }
+
+    /// Runs one of its flows.
+    pub fn spawn_flow(&self, flow: impl Future<Output = ()> + Send + 'static) {
+        self.flows.spawn(self.turns.pace(flow));
+    }
+
+    /// How its flows, and the tunnels that carry some, share the agent's threads.
+    pub fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
     }
 
     /// Whether the address is one of the pod's own.

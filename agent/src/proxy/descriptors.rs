@@ -40,8 +40,8 @@ static LIMIT: LazyLock<u64> =
     LazyLock::new(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(DEFAULT_LIMIT, |(soft, _)| soft));
 
 const DEFAULT_LIMIT: u64 = 1024;
-/// The last fifth is shared out: who has more than a pod's share of it gets none of it.
-const SHARED_PART: u64 = 5;
+/// The last tenth is shared out: who has more than a pod's share of it gets none of it.
+const SHARED_PART: u64 = 10;
 /// Enough for the listeners of a hundred new pods.
 const RESERVED_FOR_ALL: u64 = 512;
 

@@ -201,7 +201,7 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
             return;
         };
         let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream, from);
-        pod.flows.spawn(async move {
+        pod.spawn_flow(async move {
             flow.await;
             drop(place);
         });
@@ -211,7 +211,7 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
 
 /// Serves the tunnels that arrive at the pod, until its listeners close.
 pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListener) {
-    // Who has no workload's address gets a share of its own: strangers who never finish a handshake
+    // Who has no meshed workload's address gets a share of its own: strangers who never finish a handshake
     // keep nobody else from one.
     let of_workloads = Arc::new(Semaphore::new(context.config.limits.handshakes_per_pod));
     let of_strangers = context.config.limits.handshakes_per_pod.div_ceil(4);
@@ -224,21 +224,22 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let is_workload = context.store.workload_at(from.ip()).is_some();
+        let workload = context.store.workload_at(from.ip());
+        let is_workload = workload.is_some_and(|it| it.identity().is_some());
         let handshakes = if is_workload {
             &of_workloads
         } else {
             &of_strangers
         };
         let permit = Arc::clone(handshakes).try_acquire_owned().ok();
-        let place = permit.zip(context.handshakes.enter(from.ip()));
+        let place = permit.zip(context.handshakes.enter(from.ip(), is_workload));
         let Some(place) = place else {
             refuse(&context, &pod, stream, &FlowError::TooManyHandshakes);
             return;
         };
         let parts = (Arc::clone(&context), Arc::clone(&pod));
         let tunnel = tunnel(parts.0, parts.1, (stream, from), place);
-        pod.flows.spawn(async move {
+        pod.spawn_flow(async move {
             tunnel.await;
             drop(open);
         });
@@ -338,6 +339,7 @@ async fn plaintext(
     (stream, from): (TcpStream, SocketAddr),
     record: &mut Record,
 ) -> Result<(), FlowError> {
+    socket::bound_buffers(pod, &stream);
     let client = FlowSocket::accepted(stream);
     let to = socket::local_address(client.socket())?;
     record.client = Some(from);
@@ -420,7 +422,7 @@ async fn tunnel(
             request,
             respond,
         );
-        pod.flows.spawn(flow);
+        pod.spawn_flow(flow);
     });
     if let Err(error) = Box::pin(served).await {
         tracing::debug!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");

@@ -21,7 +21,9 @@ pub struct Limits {
     pub buffered_bytes_per_pod: usize,
     /// Unfinished handshakes of those that connect to one pod; a quarter as many with strangers.
     pub handshakes_per_pod: usize,
-    /// The same from one address, to whichever pods.
+    /// The same from one workload's address, to whichever pods; a tenth as many from a stranger's. An
+    /// agent ends its part of a handshake before the other, so that its 256 connections of a pair may
+    /// be unfinished here at once.
     pub handshakes_per_peer: usize,
     /// The same, of the whole node.
     pub handshakes: usize,
@@ -52,13 +54,14 @@ impl Limits {
         } = resources;
         let by_descriptors = descriptors * 2 / 5;
         let by_memory = memory_bytes / MEMORY_OF_FLOW;
+        let handshakes = (descriptors / 8).clamp(64, 8192);
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
             flows_per_pod: size(by_descriptors.min(by_memory)).max(FEWEST_FLOWS),
             buffered_bytes_per_pod: size((memory_bytes / 16).clamp(32 * MIB, 1024 * MIB)),
-            handshakes_per_pod: 256,
-            handshakes_per_peer: 32,
-            handshakes: (128 * cpus).max(512),
+            handshakes_per_pod: size(handshakes / 2).min(1024),
+            handshakes_per_peer: size(handshakes / 4).min(320),
+            handshakes: size(handshakes),
             dials_per_pod: 16,
             handshake_turns: cpus.div_ceil(2),
         }
@@ -147,12 +150,12 @@ mod tests {
     #[test]
     fn limits_come_from_what_there_is() {
         for (descriptors, mib, cpus, flows, kept, handshakes, turns) in [
-            (20_000, 24_000, 2, 8_000, 1024, 512, 1),
-            (1_048_576, 24_000, 8, 384_000, 1024, 1024, 4),
+            (20_000, 24_000, 2, 8_000, 1024, 2500, 1),
+            (1_048_576, 24_000, 8, 384_000, 1024, 8192, 4),
             (250_000, 64_000, 64, 100_000, 1024, 8192, 32),
-            (1024, 512, 1, 409, 32, 512, 1),
-            (20_000, 256, 4, 4096, 32, 512, 2),
-            (64, 64, 1, 64, 32, 512, 1),
+            (1024, 512, 1, 409, 32, 128, 1),
+            (20_000, 256, 4, 4096, 32, 2500, 2),
+            (64, 64, 1, 64, 32, 64, 1),
         ] {
             let limits = Limits::from_resources(Resources {
                 descriptors,

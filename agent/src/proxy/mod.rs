@@ -25,6 +25,7 @@ pub mod record;
 mod socket;
 pub mod tcp;
 pub mod tunnel;
+pub mod turns;
 pub mod usage;
 
 use std::sync::Arc;

@@ -101,7 +101,7 @@ pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListe
             return;
         };
         let flow = flow(Arc::clone(&context), Arc::clone(&pod), (stream, peer));
-        pod.flows.spawn(async move {
+        pod.spawn_flow(async move {
             flow.await;
             drop(place);
         });
@@ -147,6 +147,7 @@ fn accept(
     pod: &LocalPod,
     (stream, peer): (TcpStream, SocketAddr),
 ) -> Result<Accepted, FlowError> {
+    socket::bound_buffers(pod, &stream);
     let socket = FlowSocket::accepted(stream);
     let original = socket::original_destination(context, socket.socket())?;
     Ok(Accepted {
@@ -399,7 +400,8 @@ async fn dial(
         return Err(TunnelError::Protocol(alpn_name(alpn)));
     }
     let watch = inbound::watch_over(context, pod, chain, changed);
-    Ok(Dialed { io, watch })
+    let turns = pod.turns();
+    Ok(Dialed { io, watch, turns })
 }
 
 /// Connects to the agent's port. Nothing is known of who answers.

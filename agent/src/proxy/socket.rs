@@ -93,7 +93,30 @@ async fn deliver_from(
         .mark_deliver(socket.as_fd(), client)
         .map_err(|error| kernel("marking a socket of the agent", error))?;
     let socket = finish_near(socket, to).await?;
+    bound_buffers(pod, &socket);
     FlowSocket::near(socket).map_err(|source| FlowError::Connect { to, source })
+}
+
+/// Bounds what the kernel keeps for a socket whose other end is in the pod, if the pod has many: it lets
+/// each grow to megabytes, and thousands of flows that nobody reads would take the memory of the node.
+/// Within a node small ones are fast, too.
+pub(super) fn bound_buffers(pod: &LocalPod, socket: &TcpStream) {
+    let Some(bytes) = buffer_bytes(pod.flows.len()) else {
+        return;
+    };
+    let options = SockRef::from(socket);
+    // A socket that does not take it works; the kernel has bounds of its own.
+    let _ = options.set_recv_buffer_size(bytes);
+    let _ = options.set_send_buffer_size(bytes);
+}
+
+/// The size for one of so many; none where the kernel may choose.
+fn buffer_bytes(flows: usize) -> Option<usize> {
+    match flows {
+        0..=64 => None,
+        65..=1024 => Some(128 * 1024),
+        _ => Some(32 * 1024),
+    }
 }
 
 /// Ends a connection that is not served: its client sees a reset.

@@ -587,8 +587,8 @@ thread_local! {
 /// The most that is read at once, and so the most that a direction keeps while its receiver has no
 /// room.
 pub const LARGEST_READ_BYTES: usize = 4 * FRAME_BYTES as usize;
-/// Reads of a flow before others have the thread.
-pub(super) const TURNS: usize = 16;
+/// Reads of a flow before others have the thread. Large ones take some 80 µs each.
+pub(super) const TURNS: usize = 2;
 const SMALLEST_READ_BYTES: usize = 4 * 1024;
 const SMALL_READ_BYTES: usize = 8 * 1024;
 const POOR_READS_TO_SHRINK: u8 = 4;

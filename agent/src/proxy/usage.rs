@@ -130,14 +130,18 @@ impl Handshakes {
     }
 
     /// A place for a handshake with a peer; none if it or the node has too many.
-    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<PeerPlace> {
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, is_workload: bool) -> Option<PeerPlace> {
         let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let most = if is_workload {
+            self.most_per_peer
+        } else {
+            self.most_per_peer.div_ceil(10)
+        };
         let mut peers = self.peers();
-        let count = peers.entry(peer).or_default();
-        if *count >= self.most_per_peer {
+        if peers.get(&peer).is_some_and(|count| *count >= most) {
             return None;
         }
-        *count += 1;
+        *peers.entry(peer).or_default() += 1;
         Some(PeerPlace {
             handshakes: Arc::clone(self),
             peer,
@@ -218,14 +222,20 @@ mod tests {
         let handshakes = Handshakes::new(&limits());
         let [one, other]: [IpAddr; 2] =
             ["10.0.0.1", "10.0.0.2"].map(|it| it.parse().expect("valid"));
-        let places = [handshakes.enter(one), handshakes.enter(one)];
+        let places = [handshakes.enter(one, true), handshakes.enter(one, true)];
         assert!(places.iter().all(Option::is_some));
-        assert!(handshakes.enter(one).is_none(), "one peer has two");
-        let last = handshakes.enter(other);
+        assert!(handshakes.enter(one, true).is_none(), "one peer has two");
+        let last = handshakes.enter(other, true);
         assert!(last.is_some());
-        assert!(handshakes.enter(other).is_none(), "the node has three");
+        assert!(
+            handshakes.enter(other, true).is_none(),
+            "the node has three"
+        );
         drop(places);
-        assert!(handshakes.enter(other).is_some());
+        let stranger = handshakes.enter(one, false);
+        assert!(stranger.is_some() && handshakes.enter(one, false).is_none());
+        drop(stranger);
+        assert!(handshakes.enter(other, true).is_some());
         drop(last);
         assert!(handshakes.peers().is_empty(), "nothing is left");
     }

@@ -122,7 +122,12 @@ impl Far {
             };
             let _ = server::serve(far, self.watch(), ends, flow).await;
         });
-        Ok(Dialed { io: near, watch })
+        let turns = crate::proxy::turns::Turns::new();
+        Ok(Dialed {
+            io: near,
+            watch,
+            turns,
+        })
     }
 
     async fn answer(

@@ -48,14 +48,18 @@ fn on_route(
         for _ in 0..budget.runs {
             let [alone, beside] = meshed.compare(kind, workers, budget)?;
             let [direct_alone, direct_beside] = direct.compare(kind, workers, budget)?;
-            let times = direct_beside / direct_alone;
+            let times = direct_beside.p99_us / direct_alone.p99_us;
             times_direct.push(times);
             budget.tell(&format!(
-                "{:<9} {row} {alone:.0} -> {beside:.0} µs, {:.1} times; {times:.1} times without a mesh",
+                "{:<9} {row} {:.0} -> {:.0} µs, {:.1} times (median {:.0} -> {:.0}); {times:.1} times without a mesh",
                 route.name(),
-                beside / alone
+                alone.p99_us,
+                beside.p99_us,
+                beside.p99_us / alone.p99_us,
+                alone.p50_us,
+                beside.p50_us,
             ));
-            report.add(route, row, Some(alone), beside);
+            report.add(route, row, Some(alone.p99_us), beside.p99_us);
         }
         times_direct.sort_by(f64::total_cmp);
         if let Some(median) = times_direct.get(times_direct.len() / 2) {
@@ -113,9 +117,9 @@ impl Scene {
         })
     }
 
-    /// The percentile alone and beside a flood, in microseconds.
-    fn compare(&self, kind: &str, workers: usize, budget: &Budget) -> Result<[f64; 2]> {
-        let alone = self.p99(budget)?;
+    /// How long requests take alone and beside a flood.
+    fn compare(&self, kind: &str, workers: usize, budget: &Budget) -> Result<[Latency; 2]> {
+        let alone = self.latency(budget)?;
         let mut flood = own_command(&self.flooder, "flood")?
             .arg(format!("{}:{ECHO_PORT}", self.flooded.v4()))
             .args(["--kind", kind])
@@ -123,25 +127,25 @@ impl Scene {
             .with_stdin()
             .spawn()?;
         flood.wait_for_line("flooding", Duration::from_secs(60))?;
-        let beside = self.p99(budget)?;
+        let beside = self.latency(budget)?;
         flood.finish(PATIENCE)?;
         Ok([alone, beside])
     }
 
-    fn p99(&self, budget: &Budget) -> Result<f64> {
+    fn latency(&self, budget: &Budget) -> Result<Latency> {
         let seconds = budget.latency_seconds;
         let printed = own_command(&self.client, "latency")?
             .arg(format!("{}:{HTTP_PORT}", self.server.v4()))
             .args(["--seconds", &seconds.to_string()])
             .output(Duration::from_secs(seconds.into()) + PATIENCE)?
             .success()?;
-        let latency: Latency = serde_json::from_str(&printed)?;
-        Ok(latency.p99_us)
+        Ok(serde_json::from_str(&printed)?)
     }
 }
 
 #[derive(Deserialize)]
 struct Latency {
+    p50_us: f64,
     p99_us: f64,
 }
 

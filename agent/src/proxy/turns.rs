@@ -1,0 +1,241 @@
+//! Who is next: flows of a pod run in turn with those of other pods, however many they are.
+//!
+//! The runtime runs its tasks one after the other, so a pod with a thousand busy flows has a thousand
+//! places in its queue, and a neighbour with one waits for all of them. Here a pod has as many as fit
+//! into [`QUANTUM`]: when its flows have used that much of a thread's time, further ones wait in the
+//! pod's own line. One task, the pump, goes through the runtime's queue for them, and lets the next
+//! few in each time it comes to the front. Nobody waits while there is nobody else: the pump comes
+//! back at once.
+//!
+//! The pump also makes sure that sockets are looked at once per turn: the runtime does so by itself
+//! only every so many tasks, and those of a bulk transfer are long.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// The turns of one pod's flows.
+#[derive(Debug)]
+pub struct Turns {
+    /// Time used since the pump came last.
+    used_ns: AtomicU64,
+    /// How long one flow takes, lately.
+    usual_ns: AtomicU64,
+    /// Whose tickets are below this may go on.
+    released: AtomicU64,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    waiting: VecDeque<Waker>,
+    next_ticket: u64,
+    since: Instant,
+    pumped: bool,
+}
+
+/// A flow that waits for its pod's turn whenever it has something to do.
+pub struct InTurn<F> {
+    flow: Pin<Box<F>>,
+    turns: Arc<Turns>,
+    ticket: Option<u64>,
+}
+
+impl Turns {
+    /// Of a pod that has not used any.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            used_ns: AtomicU64::new(0),
+            usual_ns: AtomicU64::new(QUANTUM_NS),
+            released: AtomicU64::new(0),
+            line: Mutex::new(Line {
+                waiting: VecDeque::new(),
+                next_ticket: 0,
+                since: Instant::now(),
+                pumped: false,
+            }),
+        })
+    }
+
+    /// Makes a flow wait for its turns.
+    pub fn pace<F: Future>(self: &Arc<Self>, flow: F) -> InTurn<F> {
+        InTurn {
+            flow: Box::pin(flow),
+            turns: Arc::clone(self),
+            ticket: None,
+        }
+    }
+
+    /// A ticket for whoever must wait.
+    fn queue(self: &Arc<Self>, waker: &Waker) -> Option<u64> {
+        if self.used_ns.load(Ordering::Relaxed) < QUANTUM_NS {
+            return None;
+        }
+        let mut line = self.line();
+        // Who uses little has no need of a line.
+        if !line.pumped && line.since.elapsed() >= LIGHT_USE {
+            self.begin(&mut line);
+            return None;
+        }
+        let ticket = line.next_ticket;
+        line.next_ticket += 1;
+        line.waiting.push_back(waker.clone());
+        if !std::mem::replace(&mut line.pumped, true) {
+            tokio::spawn(pump(Arc::downgrade(self)));
+        }
+        Some(ticket)
+    }
+
+    fn charge(&self, used: Duration) {
+        let used = u64::try_from(used.as_nanos()).unwrap_or(u64::MAX);
+        self.used_ns.fetch_add(used, Ordering::Relaxed);
+        // Races lose a sample, no more.
+        let usual = self.usual_ns.load(Ordering::Relaxed);
+        let usual = usual - usual / 8 + used.min(QUANTUM_NS) / 8;
+        self.usual_ns.store(usual, Ordering::Relaxed);
+    }
+
+    fn begin(&self, line: &mut Line) {
+        line.since = Instant::now();
+        self.used_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Lets the next few in. Says whether the pump must come again.
+    fn release(&self) -> bool {
+        let mut next = Vec::new();
+        {
+            let mut line = self.line();
+            if line.waiting.is_empty() {
+                line.pumped = false;
+                return false;
+            }
+            self.begin(&mut line);
+            let usual = self.usual_ns.load(Ordering::Relaxed).max(1);
+            let room = usize::try_from(QUANTUM_NS / usual).unwrap_or(MOST_AT_ONCE);
+            let count = room.clamp(1, MOST_AT_ONCE).min(line.waiting.len());
+            next.extend(line.waiting.drain(..count));
+            self.released.fetch_add(count as u64, Ordering::Release);
+        }
+        for waker in next {
+            waker.wake();
+        }
+        true
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        // Every change under the lock is complete in itself.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Future> Future for InTurn<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        match this.ticket {
+            // Woken for something else meanwhile. A task's waker stays the same.
+            Some(ticket) if ticket >= this.turns.released.load(Ordering::Acquire) => {
+                return Poll::Pending;
+            }
+            Some(_) => this.ticket = None,
+            None => {
+                this.ticket = this.turns.queue(context.waker());
+                if this.ticket.is_some() {
+                    return Poll::Pending;
+                }
+            }
+        }
+        let start = Instant::now();
+        let result = this.flow.as_mut().poll(context);
+        this.turns.charge(start.elapsed());
+        result
+    }
+}
+
+/// Goes through the runtime's queue for all that wait.
+async fn pump(turns: Weak<Turns>) {
+    loop {
+        // After the others that are in the queue, and after a look at the sockets.
+        tokio::task::yield_now().await;
+        let Some(turns) = turns.upgrade() else { return };
+        if !turns.release() {
+            return;
+        }
+    }
+}
+
+/// What a pod's flows may use of a thread's time before others have their turn.
+const QUANTUM: Duration = Duration::from_micros(150);
+const QUANTUM_NS: u64 = QUANTUM.as_nanos() as u64;
+/// Who needs longer than this for a quantum never waits.
+const LIGHT_USE: Duration = Duration::from_millis(1);
+const MOST_AT_ONCE: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Keeps the thread busy, again and again.
+    async fn busy(times: usize, done: Arc<AtomicUsize>) {
+        for _ in 0..times {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(50) {}
+            done.fetch_add(1, Ordering::Relaxed);
+            let mut yielded = false;
+            std::future::poll_fn(|context| {
+                if std::mem::replace(&mut yielded, true) {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
+    }
+
+    /// One thread, a hundred busy flows of one pod, and one of another: it gets about every other
+    /// quantum, not every hundredth place in the queue.
+    #[tokio::test]
+    async fn a_crowd_leaves_a_neighbour_its_turns() {
+        let (crowd, single) = (Turns::new(), Turns::new());
+        let (crowd_done, single_done) = (Arc::default(), Arc::default());
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            tasks.spawn(crowd.pace(busy(1000, Arc::clone(&crowd_done))));
+        }
+        tokio::task::yield_now().await;
+        let neighbour = single.pace(busy(100, Arc::clone(&single_done)));
+        tokio::spawn(neighbour).await.expect("no panic");
+        let crowd_done: usize = crowd_done.load(Ordering::Relaxed);
+        assert_eq!(single_done.load(Ordering::Relaxed), 100);
+        assert!(
+            crowd_done < 1500,
+            "the crowd ran {crowd_done} times meanwhile"
+        );
+        tasks.shutdown().await;
+        // Those that left in the line keep nobody else from going on.
+        let after = crowd.pace(busy(10, Arc::default()));
+        let patience = Duration::from_secs(10);
+        let after = tokio::time::timeout(patience, tokio::spawn(after)).await;
+        after.expect("it has its turn").expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn all_get_done() {
+        let turns = Turns::new();
+        let done: Arc<AtomicUsize> = Arc::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            tasks.spawn(turns.pace(busy(20, Arc::clone(&done))));
+        }
+        while tasks.join_next().await.is_some() {}
+        assert_eq!(done.load(Ordering::Relaxed), 1000);
+        assert!(turns.line().waiting.is_empty());
+    }
+}

@@ -1,0 +1,311 @@
+//! Pods that take all they can get, and their neighbours. How long a neighbour waits is measured by
+//! `cargo xtask bench --only fairness`; here it is that nobody is refused for another's sake, that
+//! what is too much is refused at once and counted, and that it costs the agent bounded memory.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit};
+use serde::Deserialize;
+use socket2::{Domain, Socket, Type};
+use weft_tests::cluster::{Node, binary};
+use weft_tests::command::Process;
+use weft_tests::metrics::wait_for_metric;
+use weft_tests::scenario::{eventually, expect_echo};
+use weft_tests::testapp::{Load, Server};
+use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, wait_for};
+
+/// What the agents of the first test are told.
+const FLOWS: u64 = 400;
+const BUFFERED_MIB: u64 = 16;
+
+struct Pods {
+    flooder: Pod,
+    /// Floods come here,
+    flooded: Pod,
+    /// and this one has a server of its own.
+    neighbour: Pod,
+    server: Pod,
+    stranger: Pod,
+}
+
+#[test]
+fn floods() {
+    let args = [
+        ("--max-flows-per-pod", FLOWS),
+        ("--max-buffered-mib-per-pod", BUFFERED_MIB),
+    ];
+    let cluster = Cluster::with(ClusterOptions {
+        agent_args: args
+            .iter()
+            .flat_map(|(flag, value)| [(*flag).to_owned(), value.to_string()])
+            .collect(),
+        ..ClusterOptions::default()
+    })
+    .expect("a cluster");
+    let add = |spec| cluster.add_pod(spec).expect("a pod");
+    let pods = Pods {
+        flooder: add(PodSpec::new("flooder").on(0)),
+        flooded: add(PodSpec::new("flooded").on(1)),
+        neighbour: add(PodSpec::new("neighbour").on(0)),
+        server: add(PodSpec::new("server").on(1)),
+        stranger: add(PodSpec::new("stranger").on(0).unmeshed()),
+    };
+    let _flooded = serve(&pods.flooded, PORT).expect("a server");
+    let _server = Server::start(&pods.server, PORT, "echo", &["--quiet"]).expect("a server");
+    let mut checks = Checks::new("fairness");
+    checks.check("the limits are in the log", || limits_are_said(&cluster));
+    checks.check("a flood of connections", || connections(&cluster, &pods));
+    checks.check("more flows than there may be, none of them read", || {
+        stalled(&cluster, &pods)
+    });
+    checks.check("bulk on many connections", || bulk(&cluster, &pods));
+    checks.check(
+        "a stranger that begins handshakes and never ends one",
+        || handshakes(&cluster, &pods),
+    );
+    checks.finish();
+}
+
+fn limits_are_said(cluster: &Cluster) -> Result<()> {
+    let log = cluster.node(0).agent_log();
+    let line = log.lines().find(|it| it.contains("limits: per pod"));
+    let line = line.context("the log does not tell the limits")?;
+    let (flows, kept) = (format!("{FLOWS} flows"), format!("{BUFFERED_MIB} MiB kept"));
+    ensure!(line.contains(&flows) && line.contains(&kept), "{line}");
+    Ok(())
+}
+
+fn connections(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let flood = Flood::start(&pods.flooder, target(&pods.flooded), "connections", 64)?;
+    unharmed(pods, Duration::from_secs(3))?;
+    let counts = flood.stop()?;
+    ensure!(
+        counts.of("ok") > 100,
+        "within its limits it goes on: {counts:?}"
+    );
+    ensure!(
+        counts.of("hung") == 0,
+        "nobody may be left hanging: {counts:?}"
+    );
+    gone(cluster.node(0), "flooder")
+}
+
+fn stalled(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let before = cluster.node(0).agent_resident_bytes()?;
+    let flood = Flood::start(&pods.flooder, target(&pods.flooded), "stalled", 600)?;
+    let node = cluster.node(0);
+    let of_flooder = |reason| [("reason", reason), ("pod", "flooder")];
+    wait_for_metric(
+        node,
+        "weft_refused_total",
+        &of_flooder("too_many_flows"),
+        150.0,
+    )?;
+    let most = Duration::from_secs(20);
+    wait_for("flows to be ended for what they keep", most, || {
+        let ended = |node: &Node| -> Result<f64> {
+            let labels = [("reason", "too_many_bytes")];
+            Ok(node.metrics()?.sum("weft_refused_total", &labels))
+        };
+        Ok((ended(node)? + ended(cluster.node(1))? > 0.0).then_some(()))
+    })?;
+    unharmed(pods, Duration::from_secs(3))?;
+    for node in cluster.nodes() {
+        let kept = node.metrics()?;
+        for sample in kept.find("weft_pod_buffered_bytes", &[]) {
+            let most = (BUFFERED_MIB << 20) as f64;
+            ensure!(sample.value <= most, "{}: {sample:?}", node.name());
+        }
+    }
+    let memory = node.agent_resident_bytes()?;
+    ensure!(
+        memory < before + (128 << 20),
+        "the agent grew from {before} to {memory} bytes"
+    );
+    let told = node.agent_log();
+    let told = told
+        .lines()
+        .filter(|line| line.contains("a limit is reached") && line.contains("too_many_flows"));
+    ensure!((1..=20).contains(&told.count()), "told once in a while");
+    let counts = flood.stop()?;
+    ensure!(
+        counts.of("ok") >= FLOWS,
+        "those within the limit: {counts:?}"
+    );
+    ensure!(counts.of("reset") > 0, "those beyond it: {counts:?}");
+    ensure!(
+        counts.of("hung") == 0,
+        "nobody may be left hanging: {counts:?}"
+    );
+    gone(node, "flooder")
+}
+
+fn bulk(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let flood = Flood::start(&pods.flooder, target(&pods.flooded), "bulk", 64)?;
+    unharmed(pods, Duration::from_secs(3))?;
+    let counts = flood.stop()?;
+    ensure!(counts.of("ok") >= 64, "{counts:?}");
+    gone(cluster.node(0), "flooder")
+}
+
+/// From a stranger's address there may be 32; workloads have places of their own.
+fn handshakes(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let tunnel = SocketAddr::new(pods.server.v4().into(), 15008);
+    let open = || -> Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.connect(&tunnel.into())?;
+        Ok(socket)
+    };
+    let silent = (0..80).map(|_| pods.stranger.netns().run(open)?);
+    let silent = silent.collect::<Result<Vec<_>>>()?;
+    let labels = [("reason", "too_many_handshakes"), ("pod", "server")];
+    wait_for_metric(cluster.node(1), "weft_refused_total", &labels, 40.0)?;
+    let newcomer = cluster.add_pod(PodSpec::new("newcomer").on(0))?;
+    expect_echo(&newcomer, target(&pods.server), "a tunnel of its own")?;
+    drop(silent);
+    cluster.remove_pod(newcomer)
+}
+
+/// The neighbour's requests, each on a connection of its own, all succeed.
+fn unharmed(pods: &Pods, time: Duration) -> Result<()> {
+    let load = Load::start(
+        &pods.neighbour,
+        target(&pods.server),
+        &["--parallel", "2", "--pause-ms", "20"],
+    )?;
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let counts = load.stop()?;
+    ensure!(
+        counts.of("ok") == counts.total() && counts.of("ok") > 0,
+        "the neighbour's connections: {counts:?}"
+    );
+    Ok(())
+}
+
+/// All flows of the pod have ended, and it keeps nothing.
+fn gone(node: &Node, pod: &str) -> Result<()> {
+    eventually("the flood to be gone", || {
+        let metrics = node.metrics()?;
+        let open = metrics.sum("tcp_open_connections", &[("pod", pod)]);
+        let kept = metrics.sum("weft_pod_buffered_bytes", &[("pod", pod)]);
+        ensure!(open == 0.0 && kept == 0.0, "{open} flows keep {kept} bytes");
+        Ok(())
+    })
+}
+
+/// As many flows as the descriptors allow, 8,000 at most, from one pod and as many to it at once.
+#[test]
+fn thousands_both_ways() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let count = (hard * 2 / 5).min(8000);
+    let cluster = Cluster::start()?;
+    let both = cluster.add_pod(PodSpec::new("both").on(0))?;
+    let far_server = cluster.add_pod(PodSpec::new("far-server").on(1))?;
+    let far_client = cluster.add_pod(PodSpec::new("far-client").on(1))?;
+    let neighbour = cluster.add_pod(PodSpec::new("neighbour").on(0))?;
+    let near = cluster.add_pod(PodSpec::new("near").on(0))?;
+    let _servers = [serve(&far_server, PORT)?, serve(&both, PORT)?];
+    let _near = Server::start(&near, PORT, "echo", &["--quiet"])?;
+    let node = cluster.node(0);
+    let descriptors = || Ok(node.metrics()?.sum("process_open_fds", &[]));
+    let before: Result<f64> = descriptors();
+    let before = before?;
+    let held = [
+        hold(&both, target(&far_server), count)?,
+        hold(&far_client, target(&both), count)?,
+    ];
+    for direction in ["outbound", "inbound"] {
+        let labels = [("pod", "both"), ("direction", direction), ("peer", "src")];
+        let open = node.metrics()?.sum("tcp_open_connections", &labels);
+        ensure!(open == count as f64, "{open} of {count} flows {direction}");
+    }
+    println!(
+        "{count} flows each way, {} descriptors and {} MiB in the agent",
+        descriptors().unwrap_or_default(),
+        node.agent_resident_bytes()? >> 20
+    );
+    expect_echo(&neighbour, target(&near), "there is room for others")?;
+    for process in held {
+        process.finish(Duration::from_secs(30))?;
+    }
+    // Tunnels stay for a while, for the next flows.
+    eventually("the flows to be gone", || {
+        let now = descriptors()?;
+        ensure!(now < before + 2000.0, "{before} descriptors, now {now}");
+        Ok(())
+    })
+}
+
+fn hold(pod: &Pod, target: SocketAddr, count: u64) -> Result<Process> {
+    let mut process = bench(pod, "hold")?
+        .arg(target.to_string())
+        .args(["--count", &count.to_string()])
+        .with_stdin()
+        .spawn()?;
+    let held = process.wait_for_line("held", Duration::from_secs(90));
+    let held = held.map_err(|error| error.context(process.stderr()))?;
+    ensure!(
+        held.contains(&count.to_string()),
+        "{held}: {}",
+        process.stderr()
+    );
+    Ok(process)
+}
+
+/// The server of the benchmarks: thousands of connections cost it nothing.
+fn serve(pod: &Pod, port: u16) -> Result<Process> {
+    let mut process = bench(pod, "serve")?
+        .args(["--listen", &format!("0.0.0.0:{port}")])
+        .spawn()?;
+    process.wait_listening(port)?;
+    Ok(process)
+}
+
+struct Flood(Process);
+
+#[derive(Debug, Deserialize)]
+struct Counts {
+    counts: BTreeMap<String, u64>,
+}
+
+impl Flood {
+    fn start(pod: &Pod, target: SocketAddr, kind: &str, workers: u64) -> Result<Self> {
+        let mut process = bench(pod, "flood")?
+            .arg(target.to_string())
+            .args(["--kind", kind, "--workers", &workers.to_string()])
+            .with_stdin()
+            .spawn()?;
+        process.wait_for_line("flooding", Duration::from_secs(60))?;
+        Ok(Self(process))
+    }
+
+    fn stop(self) -> Result<Counts> {
+        let out = self.0.finish(Duration::from_secs(30))?;
+        let line = out.lines().last().unwrap_or_default();
+        serde_json::from_str(line).with_context(|| format!("the flood said {out:?}"))
+    }
+}
+
+impl Counts {
+    fn of(&self, outcome: &str) -> u64 {
+        self.counts.get(outcome).copied().unwrap_or(0)
+    }
+}
+
+fn bench(pod: &Pod, subcommand: &str) -> Result<weft_tests::command::Program> {
+    let program = binary("weft-bench")?;
+    let program = pod.command(&program.display().to_string())?;
+    Ok(program.named(subcommand).arg(subcommand))
+}
+
+fn target(pod: &Pod) -> SocketAddr {
+    SocketAddr::new(pod.v4().into(), PORT)
+}
+
+const PORT: u16 = 7600;
