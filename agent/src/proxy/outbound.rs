@@ -569,7 +569,7 @@ mod tests {
                 asked.carry(client, pod_and_moved.0, pod_and_moved.1)
             };
         let sizes = [
-            ("a flow", yielded(flow), 1100),
+            ("a flow", yielded(flow), 1120),
             ("copying between sockets", yielded(sockets), 448),
             ("copying into a stream", yielded_by(tunnel), 1400),
             ("copying into a channel", yielded(channel), 1400),
