@@ -162,7 +162,7 @@ impl Fuzz<'_> {
         let status = Command::new(self.program(name))
             .arg(format!("-max_total_time={}", self.options.seconds))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
-            .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"])
+            .args(["-timeout=25", "-rss_limit_mb=2048", "-print_final_stats=1"])
             .args([&found, &self.kept(name)])
             .stdout(File::create(&log)?)
             .stderr(File::options().append(true).open(&log)?)
