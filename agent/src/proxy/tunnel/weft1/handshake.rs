@@ -199,14 +199,10 @@ impl<'a> Wire<'a> {
                 Want::Read if done => return Ok(()),
                 Want::Read => self.show_next().await?,
                 Want::Fail(error) => {
-                    // The alert that says why. What was shown must be shown again: rustls knows places
-                    // in it.
-                    for _ in 0..ALERT_TURNS {
-                        let shown = &mut self.incoming[..self.shown];
-                        let (turn, _) = next(shown, &mut self.outgoing);
-                        self.incoming.drain(..turn.discard);
-                        self.shown = self.shown.saturating_sub(turn.discard);
-                    }
+                    // The alert that says why, if there is one. What was shown must be shown again, as
+                    // rustls knows places in it; and only once more, as it would look at it anew.
+                    let shown = &mut self.incoming[..self.shown];
+                    let _ = next(shown, &mut self.outgoing);
                     let _ = self.send().await;
                     return Err(tls_error(error));
                 }
@@ -267,7 +263,6 @@ const READ_BYTES: usize = 4 * 1024;
 const MOST_RECORD_BYTES: usize = 5 + 16 * 1024 + 256;
 /// A message of the handshake may go over several records, but chains of certificates are short.
 const MOST_FLIGHT_BYTES: usize = 64 * 1024;
-const ALERT_TURNS: usize = 2;
 
 #[cfg(test)]
 mod tests {
@@ -281,15 +276,23 @@ mod tests {
     /// Found by fuzzing: of a hello that says to be longer than any, rustls looked for the rest where it
     /// was shown nothing any more, and panicked.
     #[tokio::test]
-    async fn a_hello_that_is_too_long_fails_in_order() {
+    async fn bad_hellos_fail_in_order() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_, config) = weft_configs(&Authority::new(), WEB);
-        let mut peer = TcpStream::connect(address).await.unwrap();
-        let (mut socket, _) = listener.accept().await.unwrap();
-        let record = [22, 3, 1, 0, 6, 1, 4, 0, 0xe5, 3, 3];
-        peer.write_all(&record).await.unwrap();
-        assert!(accept(config, &mut socket).await.is_err());
+        let too_long = [22, 3, 1, 0, 6, 1, 4, 0, 0xe5, 3, 3];
+        let too_short = [22, 3, 1, 0, 6, 1, 0, 0, 2, 3, 3];
+        for (record, alerts) in [(too_long, 0), (too_short, 1)] {
+            let mut peer = TcpStream::connect(address).await.unwrap();
+            let (mut socket, _) = listener.accept().await.unwrap();
+            peer.write_all(&record).await.unwrap();
+            assert!(accept(config.clone(), &mut socket).await.is_err());
+            drop(socket);
+            let mut told = Vec::new();
+            peer.read_to_end(&mut told).await.unwrap();
+            assert_eq!(told.len(), 7 * alerts, "{told:?}");
+            assert!(told.is_empty() || told.starts_with(&[21, 3, 3, 0, 2, 2]));
+        }
     }
 
     /// Whoever ends in the middle of a hello once kept a worker turning round until the handshake's limit.
