@@ -151,7 +151,7 @@ pub(crate) fn controller_admin(stage: &Stage) -> Result<()> {
 fn tunnels(stage: &Stage, start: &str, more: &[&str]) -> Result<()> {
     let target = stage.target.sockets(15008)[0].to_string();
     let program = testapp::command(&stage.outside)?;
-    let args = [&["--count", "100", "--start", start][..], more].concat();
+    let args = [&["--count", "400", "--start", start][..], more].concat();
     let trickle = trickle(program, &target, &args)?;
     fresh_client(stage, "while-strangers-say-nothing")?;
     let borne = trickle.finish()?;
