@@ -114,6 +114,7 @@ fn hostile_peer() {
             ("frames of every size", peer::huge),
             ("never reading", peer::never_reading),
             ("connections left half-open", peer::half_open),
+            ("tunnels without end", peer::tunnels),
             ("HTTP/2 out of order", peer::http2),
             ("frames of HTTP/2 without end", http2::floods),
             ("frames of HTTP/2 that are none", http2::broken),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, bail, ensure};
 use weft_tests::hbone::{Answer, Attempt};
 use weft_tests::pki::{Authority, Identity};
-use weft_tests::scenario::eventually;
+use weft_tests::scenario::{eventually, expect_echo};
 use weft_tests::weft1::{END, Tunnel, data, open};
 
 use crate::stage::{GUARDED, OPEN, Stage};
@@ -329,6 +329,27 @@ pub(crate) fn half_open(stage: &Stage) -> Result<()> {
         ensure!(now <= before, "{now} flows are open, {before} were");
         Ok(())
     })
+}
+
+/// Opens tunnel after tunnel with a good certificate and keeps them. It gets more than any agent needs and fewer
+/// than there are: others' tunnels still come about.
+pub(crate) fn tunnels(stage: &Stage) -> Result<()> {
+    let identity = identity(stage)?;
+    let mut held = Vec::new();
+    while held.len() < 2000 {
+        match Tunnel::connect(stage.outside.netns(), stage.open()[0], &identity) {
+            Ok(tunnel) => held.push(tunnel),
+            Err(_) => break,
+        }
+    }
+    ensure!(
+        (500..1500).contains(&held.len()),
+        "{} tunnels were borne",
+        held.len()
+    );
+    // By another family, and so by a new tunnel; and by a pod that has none yet.
+    stage.visit()?;
+    expect_echo(&stage.far, stage.open()[0], "beside a thousand tunnels").map(drop)
 }
 
 /// Speaks HTTP/2 as it must not: requests other than CONNECT, bytes that are no HTTP/2, and another protocol

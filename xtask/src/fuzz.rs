@@ -75,7 +75,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 /// What continuous integration runs of it: every target for a while, without a sanitizer, whose build
-/// would take as long as all else.
+/// takes half as long again.
 pub(crate) fn run_briefly(workspace: &Workspace) -> Result<()> {
     let options = Options {
         target: None,

@@ -34,7 +34,7 @@ use super::tunnel::server::Ends;
 use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server, wire};
-use super::usage::{PeerPlace, Usage};
+use super::usage::{PeerPlace, Shares, Usage};
 use super::{Context, descriptors, socket};
 use crate::config::TunnelProtocol;
 use crate::identity::{Alpn, peer_identity, valid_until};
@@ -219,8 +219,15 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
     // No pod needs more tunnels than flows. Flows are counted one by one where they are admitted,
     // so that a peer is told, and not cut off, when they are too many.
     let tunnels = Arc::new(Semaphore::new(context.config.limits.flows_per_pod));
+    // Nor has one peer use for as many: who holds a key and opens tunnels without end leaves room for
+    // others.
+    let shares = Arc::new(Shares::default());
     accept_each(&context, &pod, listener, |stream, from| {
         let Ok(open) = Arc::clone(&tunnels).try_acquire_owned() else {
+            refuse(&context, &pod, stream, &FlowError::TooManyFlows);
+            return;
+        };
+        let Some(share) = shares.enter(from.ip(), MOST_TUNNELS_PER_PEER) else {
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
@@ -241,7 +248,7 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
         let tunnel = tunnel(parts.0, parts.1, (stream, from), place);
         pod.spawn_flow(async move {
             tunnel.await;
-            drop(open);
+            drop((open, share));
         });
     })
     .await;
@@ -638,6 +645,9 @@ fn made_up_port() -> u16 {
 }
 
 const FIRST_MADE_UP_PORT: u16 = 32768;
+/// Tunnels of one peer to one pod. An agent has up to 256 connections of a pair for one flow each, some for many,
+/// and twice that while it is being replaced.
+const MOST_TUNNELS_PER_PEER: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that a pod's listener takes before others have their turn.
 const ACCEPTS_PER_TURN: usize = 8;

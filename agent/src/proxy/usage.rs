@@ -40,16 +40,26 @@ pub(super) struct TooMuch;
 pub(super) struct Handshakes {
     all: Arc<Semaphore>,
     turns: Arc<Semaphore>,
-    peers: Mutex<HashMap<IpAddr, usize>>,
+    peers: Arc<Shares>,
     most_per_peer: usize,
 }
 
 /// A place for an unfinished handshake with somebody.
 #[derive(Debug)]
 pub(super) struct PeerPlace {
-    handshakes: Arc<Handshakes>,
-    peer: IpAddr,
+    _share: Share,
     _all: OwnedSemaphorePermit,
+}
+
+/// What each peer has of something that all share.
+#[derive(Debug, Default)]
+pub(super) struct Shares(Mutex<HashMap<IpAddr, usize>>);
+
+/// One of those that a peer has; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    shares: Arc<Shares>,
+    peer: IpAddr,
 }
 
 impl Usage {
@@ -124,7 +134,7 @@ impl Handshakes {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(limits.handshakes)),
             turns: Arc::new(Semaphore::new(limits.handshake_turns)),
-            peers: Mutex::default(),
+            peers: Arc::default(),
             most_per_peer: limits.handshakes_per_peer,
         })
     }
@@ -137,14 +147,8 @@ impl Handshakes {
         } else {
             self.most_per_peer.div_ceil(10)
         };
-        let mut peers = self.peers();
-        if peers.get(&peer).is_some_and(|count| *count >= most) {
-            return None;
-        }
-        *peers.entry(peer).or_default() += 1;
         Some(PeerPlace {
-            handshakes: Arc::clone(self),
-            peer,
+            _share: self.peers.enter(peer, most)?,
             _all: all,
         })
     }
@@ -161,19 +165,35 @@ impl Handshakes {
         })
         .await
     }
+}
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shares {
+    /// One more for a peer; none if it has as many as it may.
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, most: usize) -> Option<Share> {
+        let mut counts = self.counts();
+        if counts.get(&peer).is_some_and(|count| *count >= most) {
+            return None;
+        }
+        *counts.entry(peer).or_default() += 1;
+        drop(counts);
+        Some(Share {
+            shares: Arc::clone(self),
+            peer,
+        })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for PeerPlace {
+impl Drop for Share {
     fn drop(&mut self) {
-        let mut peers = self.handshakes.peers();
-        if let Some(count) = peers.get_mut(&self.peer) {
+        let mut counts = self.shares.counts();
+        if let Some(count) = counts.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
-                peers.remove(&self.peer);
+                counts.remove(&self.peer);
             }
         }
     }
@@ -237,7 +257,7 @@ mod tests {
         drop(stranger);
         assert!(handshakes.enter(other, true).is_some());
         drop(last);
-        assert!(handshakes.peers().is_empty(), "nothing is left");
+        assert!(handshakes.peers.counts().is_empty(), "nothing is left");
     }
 
     #[tokio::test]
