@@ -6,7 +6,8 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use weft_ebpf_abi::{
-    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, TUNNEL_PORT, TupleKey, is_target,
+    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, TUNNEL_PORT, TupleKey,
+    is_target,
 };
 
 use crate::{

@@ -19,7 +19,9 @@ use weft_ebpf_abi::{
 
 use crate::{
     connect::is_own,
-    context::{flow, is_agents, netns_cookie, read_field, set_flow, sock_ops_ends, sock_ops_socket},
+    context::{
+        flow, is_agents, netns_cookie, read_field, set_flow, sock_ops_ends, sock_ops_socket,
+    },
     log::decided,
     maps::{HAS_MPTCP, PENDING, PODS, count},
     pending,
