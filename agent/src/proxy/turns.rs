@@ -2,7 +2,7 @@
 //!
 //! The runtime runs its tasks one after the other, so a pod with a thousand busy flows has a thousand
 //! places in its queue, and a neighbour with one waits for all of them. Here a pod has as many as fit
-//! into [`QUANTUM`]: when its flows have used that much of a thread's time, further ones wait in the
+//! into `QUANTUM`: when its flows have used that much of a thread's time, further ones wait in the
 //! pod's own line. One task, the pump, goes through the runtime's queue for them, and lets the next
 //! few in each time it comes to the front. Nobody waits while there is nobody else: the pump comes
 //! back at once.
