@@ -108,14 +108,7 @@ impl Fuzz<'_> {
         let mut cargo = self.workspace.cargo();
         process::run(
             cargo
-                .args([
-                    "build",
-                    "--release",
-                    "--locked",
-                    "--bins",
-                    "--target",
-                    &host(),
-                ])
+                .args(["build", "--release", "--bins", "--target", &host()])
                 .arg("--manifest-path")
                 .arg(self.workspace.path("fuzz/Cargo.toml"))
                 .arg("--target-dir")
