@@ -308,6 +308,40 @@ fn an_earlier_layout_refuses_until_it_is_replaced() {
     meshed.accept_redirected(address(ELSEWHERE_V4));
 }
 
+/// A pod that could not be steered in the earlier layout, or whose program somebody took away, is
+/// refused by the earlier connect programs alone: they stay for it.
+#[test]
+fn an_earlier_layout_stays_for_a_pod_without_a_lookup_program() {
+    let meshed = Meshed::new();
+    let root = meshed.instance.config.pin_root.clone();
+    let links = root.join("v1").join("links");
+    for entry in fs::read_dir(&links).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains("sk_lookup-") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let Meshed {
+        listeners,
+        bpf,
+        world,
+        instance,
+    } = meshed;
+    drop((listeners, bpf));
+    fs::rename(root.join("v1"), root.join("v0")).unwrap();
+
+    let bpf = instance.open();
+    assert_eq!(bpf.enrolled().unwrap(), [world.cookie]);
+    assert!(root.join("v0").exists());
+    let error = world.connect(address(ELSEWHERE_V4)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    // It is not known whether it still lives, so nobody takes it out of the mesh.
+    assert_eq!(bpf.namespace(world.cookie).unwrap(), Namespace::Unknown);
+    let listeners = Listeners::open(&world);
+    listeners.enroll(&bpf, &world, &world.entry());
+    assert!(!root.join("v0").exists());
+}
+
 /// The same beside an agent of the other layout that still runs: what it has is connected and delivered,
 /// what comes goes to the new one.
 #[test]

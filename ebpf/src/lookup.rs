@@ -6,14 +6,14 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use weft_ebpf_abi::{
-    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, TUNNEL_PORT, TupleKey,
-    is_target,
+    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, Stance, TUNNEL_PORT,
+    TupleKey, is_target,
 };
 
 use crate::{
     context::{read_field, sk_lookup_ends},
     log::decided,
-    maps::{LISTENERS, NETNS_COOKIE, PENDING, count},
+    maps::{LISTENERS, NETNS_COOKIE, PENDING, PODS, count},
 };
 
 /// The program. For TCP, `SK_DROP` makes the kernel answer with a reset: the client is refused at
@@ -93,6 +93,8 @@ fn assign(context: &SkLookupContext, cookie: u64, role: ListenerRole) -> u32 {
         Ok(()) => SK_PASS,
         // The program of another layout, whose agent has the pod or had it until now, came first.
         Err(EXISTS) => SK_PASS,
+        // The same, and this program comes first: the other one's socket counts.
+        Err(NOT_FOUND) if is_aside(cookie) => SK_DROP,
         Err(error) => {
             count(if error == NOT_FOUND {
                 Reason::NoListener
@@ -102,6 +104,13 @@ fn assign(context: &SkLookupContext, cookie: u64, role: ListenerRole) -> u32 {
             SK_DROP
         }
     }
+}
+
+#[inline(always)]
+fn is_aside(cookie: u64) -> bool {
+    // SAFETY: read at once.
+    let pod = unsafe { PODS.get(cookie) };
+    pod.is_some_and(|it| it.stance == Stance::Aside as u32)
 }
 
 const NOT_FOUND: i32 = -2;

@@ -46,6 +46,7 @@ impl Legacy {
             if folder == current {
                 continue;
             }
+            legacy.waiting.extend(pods(&folder)?);
             for cookie in links::lookup_cookies(&folder.join(LINKS))? {
                 let pin = folder.join(LINKS).join(links::lookup_pin(cookie));
                 if links::is_attached(&pin)? == Some(true) {
@@ -131,8 +132,9 @@ impl Legacy {
     /// Removes the other versions if no pod needs them any more.
     fn finish_if_empty(&mut self) -> Result<(), BpfError> {
         if self.waiting.is_empty() && self.moved.is_empty() {
-            for folder in self.folders.drain(..) {
-                remove(&folder)?;
+            while let Some(folder) = self.folders.last() {
+                remove(folder)?;
+                self.folders.pop();
             }
             self.addresses.clear();
         }
@@ -183,6 +185,15 @@ fn put_aside(folder: &Path, cookie: u64) -> Result<(), BpfError> {
     Ok(())
 }
 
+/// The pods that a version redirects or refuses. One without a lookup program is among them: it could
+/// not be attached, or somebody took it away.
+fn pods(folder: &Path) -> Result<Vec<u64>, BpfError> {
+    match Raw::open(folder, "PODS", size_of::<u64>())? {
+        Some(pods) => pods.cookies(),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// Takes a pod out of a version's `PODS`.
 fn forget(folder: &Path, cookie: u64) -> Result<(), BpfError> {
     match Raw::open(folder, "PODS", size_of::<u64>())? {
@@ -218,6 +229,20 @@ impl Raw {
             return Err(BpfError::Layout { path: pin });
         }
         Ok(Some(Self { map, info, pin }))
+    }
+
+    /// The keys of a map whose keys are cookies. Nobody takes any out meanwhile.
+    fn cookies(&self) -> Result<Vec<u64>, BpfError> {
+        let mut cookies = Vec::new();
+        let mut next = 0u64;
+        for _ in 0..self.info.max_entries {
+            let found = sys::map_next_key(self.map.as_fd(), cookies.last(), &mut next);
+            if !self.failed(found)? {
+                break;
+            }
+            cookies.push(next);
+        }
+        Ok(cookies)
     }
 
     fn failed<T>(&self, result: io::Result<T>) -> Result<T, BpfError> {

@@ -59,7 +59,7 @@ impl Ownership {
         for other in numbers(&agents)? {
             number = number.max(other + 1);
             let folder = agents.join(other.to_string());
-            if !is_alive(&folder) {
+            if !is_alive(&folder)? {
                 remove(&folder)?;
             }
         }
@@ -131,9 +131,12 @@ impl Ownership {
     }
 
     fn any_alive(&self, wanted: impl Fn(u64) -> bool) -> Result<bool, BpfError> {
-        Ok(numbers(&self.agents)?
-            .filter(|it| wanted(*it))
-            .any(|it| is_alive(&self.agents.join(it.to_string()))))
+        for number in numbers(&self.agents)?.filter(|it| wanted(*it)) {
+            if is_alive(&self.agents.join(number.to_string()))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn own(&self) -> PathBuf {
@@ -161,10 +164,19 @@ fn lock(agents: &Path) -> Result<Change, BpfError> {
     }
 }
 
-/// Whether the agent of a folder runs, that is, holds its lock.
-fn is_alive(folder: &Path) -> bool {
-    File::open(folder)
-        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+/// Whether the agent of a folder runs, that is, holds its lock. Where that cannot be told, as when
+/// descriptors run out, nobody is dead.
+fn is_alive(folder: &Path) -> Result<bool, BpfError> {
+    let file = match File::open(folder) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("opening", folder)(error)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(failed("locking", folder)(error)),
+    }
 }
 
 fn numbers(agents: &Path) -> Result<impl Iterator<Item = u64> + use<>, BpfError> {

@@ -354,6 +354,27 @@ mod tests {
         assert_eq!(size_of::<RefusedKey>(), 8 + address + 2 + 6);
     }
 
+    /// Whoever changes one of these sizes, or what is where, changes the number too.
+    #[test]
+    #[cfg(not(feature = "next-layout"))]
+    fn sizes_are_those_of_the_schema() {
+        let sizes = [
+            size_of::<Pod>(),
+            size_of::<OwnAddressKey>(),
+            size_of::<PodState>(),
+            size_of::<Flow>(),
+            size_of::<TupleKey>(),
+            size_of::<Pending>(),
+            size_of::<ListenerKey>(),
+            size_of::<ProbeKey>(),
+            size_of::<RefusedKey>(),
+        ];
+        assert_eq!(
+            (crate::SCHEMA, sizes),
+            (1, [40, 24, 32, 32, 48, 32, 16, 20, 32])
+        );
+    }
+
     #[test]
     fn reasons_are_their_index_and_labels_differ() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
