@@ -39,7 +39,7 @@ fn rotation() {
 fn short_lived(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     let target = server.sockets(7800)[0];
     let watch = Watch::start_short(cluster, &[client, server])?;
-    let pulse = Pulse::start(client, target)?;
+    let mut pulse = Pulse::start(client, target)?;
     // For ten minutes a load that leaves the machine some air.
     let pause = extent("5", "20");
     let args = ["--timeout-ms", "8000", "--pause-ms", pause];
@@ -49,8 +49,12 @@ fn short_lived(cluster: &Cluster, client: &Pod, server: &Pod) -> Result<()> {
     let mut roots = 0;
     while start.elapsed() < extent(Duration::from_secs(22), Duration::from_secs(600)) {
         if is_long() && start.elapsed() > (roots + 1) * ROOTS_LAST {
+            // What began under the old root does not outlive it.
+            let end = pulse.stop()?;
+            ensure!(end.outcome == "ok", "{end:?}");
             replace_root(cluster, client, server)?;
             roots += 1;
+            pulse = Pulse::start(client, target)?;
         }
         std::thread::sleep(Duration::from_millis(500));
         for node in cluster.nodes() {
