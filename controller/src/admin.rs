@@ -2,6 +2,7 @@
 //! changes anything, nothing secret.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +16,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::agents::AgentStatus;
 use crate::problems::Problem;
 use crate::telemetry::{self, State};
 
-/// Connections at the same time; more wait.
+/// Connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
+/// The same from one address.
+const MAX_PER_ADDRESS: usize = 16;
 /// A request has a path and little else.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// A request's header has to arrive within this time.
@@ -50,16 +53,12 @@ impl Admin {
     /// Serves until it is stopped.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let admin = Arc::new(self);
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut open = Open::default();
         loop {
-            // Never closed.
-            let Ok(permit) = connections.clone().acquire_owned().await else {
-                return;
-            };
-            let stream = tokio::select! {
+            let (stream, from) = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok((stream, from)) => (stream, Some(from.ip().to_canonical())),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept on the administrative port");
                         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -68,7 +67,8 @@ impl Admin {
                 },
             };
             let admin = admin.clone();
-            tokio::spawn(async move {
+            open.make_room(from);
+            let connection = tokio::spawn(async move {
                 let answer = service_fn(|request| {
                     let response = admin.answer(&request);
                     async move { Ok::<_, Infallible>(response) }
@@ -86,8 +86,8 @@ impl Admin {
                     }
                     Err(_) => tracing::debug!("an administrative connection took too long"),
                 }
-                drop(permit);
             });
+            open.0.push((from, connection.abort_handle()));
         }
     }
 
@@ -130,6 +130,30 @@ impl Admin {
                 let text = "/live, /ready, /metrics, /problems\n".to_owned();
                 respond(StatusCode::NOT_FOUND, TEXT, text)
             }
+        }
+    }
+}
+
+/// Connections that are open, the oldest first.
+#[derive(Debug, Default)]
+struct Open(Vec<(Option<IpAddr>, AbortHandle)>);
+
+impl Open {
+    /// Makes room for one more: where an address has too many, its oldest goes, and where all have,
+    /// the oldest of whom has most. So nobody who holds connections open keeps anybody else away.
+    fn make_room(&mut self, from: Option<IpAddr>) {
+        self.0.retain(|(_, connection)| !connection.is_finished());
+        let count = |of: Option<IpAddr>| self.0.iter().filter(|(it, _)| *it == of).count();
+        let crowded = if count(from) >= MAX_PER_ADDRESS {
+            from
+        } else if self.0.len() >= MAX_CONNECTIONS {
+            let most = self.0.iter().map(|(it, _)| *it).max_by_key(|it| count(*it));
+            most.flatten()
+        } else {
+            return;
+        };
+        if let Some(oldest) = self.0.iter().position(|(it, _)| *it == crowded) {
+            self.0.remove(oldest).1.abort();
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -58,12 +59,12 @@ impl Accept for Socket {
     type Stream = UnixStream;
 
     /// The next connection of root, or of the agent's own user where that is another.
-    async fn accept(&self) -> io::Result<UnixStream> {
+    async fn accept(&self) -> io::Result<(UnixStream, Option<IpAddr>)> {
         loop {
             let (stream, _) = self.listener.accept().await?;
             let uid = stream.peer_cred()?.uid();
             if uid == 0 || uid == geteuid().as_raw() {
-                return Ok(stream);
+                return Ok((stream, None));
             }
             warn!(uid, "refused a connection to the admin socket: not root");
         }
