@@ -245,7 +245,7 @@ fn thousands_both_ways() -> Result<()> {
 fn hold(pod: &Pod, target: SocketAddr, count: u64) -> Result<Process> {
     let mut process = bench(pod, "hold")?
         .arg(target.to_string())
-        .args(["--count", &count.to_string()])
+        .args(["--count", &count.to_string(), "--tries", "5"])
         .with_stdin()
         .spawn()?;
     let held = process.wait_for_line("held", Duration::from_secs(90));

@@ -20,6 +20,9 @@ pub(crate) struct Hold {
     /// How many are on their way at once.
     #[arg(long, default_value_t = 32)]
     at_once: usize,
+    /// How often each is tried: on a machine that does much else, one of thousands may take too long.
+    #[arg(long, default_value_t = 1)]
+    tries: usize,
 }
 
 impl Hold {
@@ -31,7 +34,11 @@ impl Hold {
             let mut workers = Vec::new();
             for worker in 0..self.at_once {
                 let own = (self.count + self.at_once - 1 - worker) / self.at_once;
-                workers.push(tokio::task::spawn_local(open(self.target, own)));
+                workers.push(tokio::task::spawn_local(open_all(
+                    self.target,
+                    own,
+                    self.tries,
+                )));
             }
             for worker in workers {
                 kept.extend(worker.await??);
@@ -44,16 +51,25 @@ impl Hold {
     }
 }
 
-async fn open(target: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+async fn open_all(target: SocketAddr, count: usize, tries: usize) -> Result<Vec<TcpStream>> {
     let mut opened = Vec::new();
     for number in 0..count {
-        let mut stream = TcpStream::connect(target)
-            .await
-            .with_context(|| format!("connecting, after {number}"))?;
-        echo_one_byte(&mut stream)
-            .await
-            .with_context(|| format!("waiting for the echo, after {number}"))?;
+        let mut tried = 1;
+        let stream = loop {
+            match open(target).await {
+                Err(_) if tried < tries => tried += 1,
+                result => break result.with_context(|| format!("after {number}"))?,
+            }
+        };
         opened.push(stream);
     }
     Ok(opened)
+}
+
+async fn open(target: SocketAddr) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(target).await.context("connecting")?;
+    echo_one_byte(&mut stream)
+        .await
+        .context("waiting for the echo")?;
+    Ok(stream)
 }
