@@ -124,13 +124,12 @@ impl Copying<'_> {
         let mut socket_failed = None;
         let mut tunnel_failed = None;
         poll_fn(|context| {
-            let mut turns = TURNS;
             // From the tunnel first: what arrived before a reset is passed on before the reset is
-            // seen.
+            // seen. Turns of its own: one way that is always busy does not keep the other from going.
             if !self.received_all {
-                let _ = self.poll_from_tunnel(&mut turns, context)?;
+                let _ = self.poll_from_tunnel(&mut { TURNS }, context)?;
             }
-            let _ = self.poll_into_tunnel(&mut turns, context)?;
+            let _ = self.poll_into_tunnel(&mut { TURNS }, context)?;
             if self.sent_all && self.received_all {
                 return Poll::Ready(Ok(()));
             }
