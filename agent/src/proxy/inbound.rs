@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Request, StatusCode};
+use http::StatusCode;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -200,9 +200,10 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let flow = plaintext_flow(Arc::clone(&context), Arc::clone(&pod), stream, from);
+        let parts = (Arc::clone(&context), Arc::clone(&pod));
+        // Made inside: what is taken into a block and awaited there has its room twice.
         pod.spawn_flow(async move {
-            flow.await;
+            plaintext_flow(parts.0, parts.1, stream, from).await;
             drop(place);
         });
     })
@@ -245,9 +246,8 @@ pub async fn serve_tunnel(context: Arc<Context>, pod: Arc<LocalPod>, listener: T
             return;
         };
         let parts = (Arc::clone(&context), Arc::clone(&pod));
-        let tunnel = tunnel(parts.0, parts.1, (stream, from), place);
         pod.spawn_flow(async move {
-            tunnel.await;
+            tunnel(parts.0, parts.1, (stream, from), place).await;
             drop((open, share));
         });
     })
@@ -365,8 +365,10 @@ async fn plaintext(
         to,
         tls: TlsLabel::None,
     };
+    // Boxed: nothing of it is needed while bytes are copied.
+    let admitting = Box::pin(admit(context, pod, arrival));
     let admitted = tokio::select! {
-        admitted = admit(context, pod, arrival) => admitted?,
+        admitted = admitting => admitted?,
         () = client.failed() => return Err(Broken::Reset(Side::Client).into()),
     };
     let (server, meter, verdict, admission) = admitted.part();
@@ -422,11 +424,12 @@ async fn tunnel(
         deadline: &pod.end_flows,
     };
     let served = server::serve(io, watch, ends, |request, respond| {
+        let (head, receive) = request.into_parts();
         let flow = tunnel_flow(
             Arc::clone(&context),
             Arc::clone(&pod),
             Arc::clone(&peer),
-            request,
+            (Box::new(head), receive),
             respond,
         );
         pod.spawn_flow(flow);
@@ -556,14 +559,13 @@ async fn tunnel_flow(
     context: Arc<Context>,
     pod: Arc<LocalPod>,
     peer: Arc<Peer>,
-    request: Request<RecvStream>,
+    (head, receive): (Box<http::request::Parts>, RecvStream),
     mut respond: SendResponse<Chunk>,
 ) {
     let mut record = tunnel_record(&context, &pod, &peer);
-    let (head, receive) = request.into_parts();
     let opening = open_tunnel_flow(&context, &pod, &peer, head, &mut respond, &mut record);
     let result = match Box::pin(opening).await {
-        Ok(admitted) => Box::pin(carry_tunnel_flow(admitted, receive, respond, &mut record)).await,
+        Ok(admitted) => carry_tunnel_flow(admitted, receive, respond, &mut record).await,
         Err(error) => {
             let reason = error.refusal().filter(|_| peer.ours).map(|it| it.as_str());
             let response = wire::write_response(error.status(), reason);
@@ -593,7 +595,7 @@ async fn open_tunnel_flow(
     context: &Context,
     pod: &Arc<LocalPod>,
     peer: &Peer,
-    head: http::request::Parts,
+    head: Box<http::request::Parts>,
     respond: &mut SendResponse<Chunk>,
     record: &mut Record,
 ) -> Result<Admitted, FlowError> {

@@ -100,9 +100,10 @@ pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListe
             refuse(&context, &pod, stream, &FlowError::TooManyFlows);
             return;
         };
-        let flow = flow(Arc::clone(&context), Arc::clone(&pod), (stream, peer));
+        let parts = (Arc::clone(&context), Arc::clone(&pod));
+        // Made inside: what is taken into a block and awaited there has its room twice.
         pod.spawn_flow(async move {
-            flow.await;
+            flow(parts.0, parts.1, (stream, peer)).await;
             drop(place);
         });
     })
