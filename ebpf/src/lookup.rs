@@ -6,11 +6,12 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use weft_ebpf_abi::{
-    ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, Stance, TUNNEL_PORT,
-    TupleKey, is_target,
+    Address, ListenerKey, ListenerRole, PROTOCOL_TCP, PendingKind, Reason, SPARE, Stance,
+    TUNNEL_PORT, TupleKey, is_target,
 };
 
 use crate::{
+    connect::is_own,
     context::{read_field, sk_lookup_ends},
     log::decided,
     maps::{LISTENERS, NETNS_COOKIE, PENDING, PODS, count},
@@ -49,18 +50,7 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         };
     }
     if server.is_loopback() {
-        // Redirects that could not be published must not reach an application on all addresses.
-        if is_target(&server, server_port) {
-            count(Reason::UnpublishedTarget);
-            decided!(
-                "lookup of an unpublished target",
-                cookie,
-                &server,
-                server_port
-            );
-            return SK_DROP;
-        }
-        return SK_PASS;
+        return to_loopback(cookie, &server, server_port, client);
     }
     if client.is_loopback() {
         // The agent's deliveries come from there: one that could not be published must not come
@@ -80,6 +70,29 @@ pub fn sk_lookup(context: &SkLookupContext) -> u32 {
         ListenerRole::Plaintext
     };
     assign(context, cookie, role)
+}
+
+/// What the pod says to itself, as it always could, and nothing else: a namespace that is told to
+/// (`route_localnet`) takes packets for its loopback from outside.
+#[inline(always)]
+fn to_loopback(cookie: u64, server: &Address, server_port: u16, client: Address) -> u32 {
+    // Redirects that could not be published must not reach an application on all addresses.
+    if is_target(server, server_port) {
+        count(Reason::UnpublishedTarget);
+        decided!(
+            "lookup of an unpublished target",
+            cookie,
+            server,
+            server_port
+        );
+        return SK_DROP;
+    }
+    // Who forges one of these from outside gets no answer: it stays in the pod.
+    if client.is_loopback() || is_own(cookie, client) {
+        return SK_PASS;
+    }
+    count(Reason::UnpublishedLoopback);
+    SK_DROP
 }
 
 #[inline(always)]

@@ -66,6 +66,7 @@ fn hostile_pod() {
             ("a new user namespace", namespaces::user),
             ("control groups of its own", namespaces::cgroups),
             ("its own network broken", namespaces::sabotage),
+            ("an accomplice at the stand-ins", namespaces::accomplice),
             ("MPTCP", sockets::mptcp),
             ("Fast Open", sockets::fast_open),
             ("io_uring", sockets::ring),

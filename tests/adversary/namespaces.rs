@@ -5,7 +5,7 @@ use weft_tests::Pod;
 use weft_tests::capture::Capture;
 use weft_tests::cgroup::Cgroup;
 use weft_tests::command::Program;
-use weft_tests::testapp::{self, Connected};
+use weft_tests::testapp::{self, Connected, Server};
 
 use crate::stage::{Stage, connected, expect_all, expect_nothing};
 
@@ -95,8 +95,8 @@ pub(crate) fn cgroups(stage: &Stage) -> Result<()> {
 }
 
 /// Breaks its own network under the hooks: takes the loopback down, the loopback's routes away, leaves one local
-/// port, sends what is for the stand-ins elsewhere. Its connections may fail; none may leave in plaintext, and
-/// nobody else may notice.
+/// port, sends what is for the stand-ins elsewhere. Its connections fail, and nobody else notices. Only
+/// an accomplice can have them: see [`accomplice`].
 pub(crate) fn sabotage(stage: &Stage) -> Result<()> {
     let text = "out-by-the-back-door";
     for node in 0..2 {
@@ -114,33 +114,12 @@ pub(crate) fn sabotage(stage: &Stage) -> Result<()> {
             }
             Ok(())
         };
-        netns.sysctl("ipv4/conf/all/route_localnet", "1")?;
         netns.sysctl("ipv4/ip_local_port_range", "40000 40001")?;
         attempts("with two local ports")?;
         netns.sysctl("ipv4/ip_local_port_range", "32768 60999")?;
-        netns.ip(&[
-            "route",
-            "del",
-            "local",
-            "127.0.0.0/8",
-            "dev",
-            "lo",
-            "table",
-            "local",
-        ])?;
-        netns.ip(&["route", "add", "127.0.0.0/8", "via", &gateway])?;
+        loopback_to(&attacker, Some(&gateway))?;
         attempts("with the loopback's network elsewhere")?;
-        netns.ip(&["route", "del", "127.0.0.0/8"])?;
-        netns.ip(&[
-            "route",
-            "add",
-            "local",
-            "127.0.0.0/8",
-            "dev",
-            "lo",
-            "table",
-            "local",
-        ])?;
+        loopback_to(&attacker, None)?;
         netns.ip(&["link", "set", "lo", "down"])?;
         attempts("without a loopback")?;
         netns.ip(&["link", "set", "lo", "up"])?;
@@ -159,8 +138,53 @@ pub(crate) fn sabotage(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// The same with somebody who answers where the stand-ins are sent to: a way out in plaintext, like a nested
+/// namespace, which is not prevented. It leads to the accomplice and nobody else: to the target it comes as
+/// nobody, whatever stand-in it says.
+pub(crate) fn accomplice(stage: &Stage) -> Result<()> {
+    let text = "to-an-accomplice";
+    let attacker = stage.another("saboteur", 0)?;
+    // Any address of the loopback is a stand-in, at port 4.
+    let _fence = Server::start_on(&stage.outside, &["0.0.0.0:4".to_owned()], "echo", &[])?;
+    let local_networks = "ipv4/conf/all/route_localnet";
+    for netns in [stage.outside.netns(), stage.target.netns()] {
+        netns.sysctl(local_networks, "1")?;
+    }
+    let args = ["--send", text, "--half-close", "--timeout-ms", "1000"];
+    loopback_to(&attacker, Some(&stage.outside.v4().to_string()))?;
+    let said = testapp::connect(&attacker, stage.guarded()[0], &args)?;
+    expect_all("the accomplice", &said, text)?;
+    stage.cluster.remove_pod(attacker)?;
+    // The target itself in the accomplice's place, on one network with the attacker.
+    let attacker = stage.another("saboteur-next-door", 1)?;
+    loopback_to(&attacker, Some(&stage.target.v4().to_string()))?;
+    for target in [stage.guarded()[0], stage.open()[0]] {
+        let said = testapp::connect(&attacker, target, &args)?;
+        expect_nothing("by the target's own loopback", &said)?;
+    }
+    for netns in [stage.outside.netns(), stage.target.netns()] {
+        netns.sysctl(local_networks, "0")?;
+    }
+    stage.cluster.remove_pod(attacker)
+}
+
+/// Sends what is for the loopback's network to somebody else, or to the loopback again.
+pub(crate) fn loopback_to(pod: &Pod, via: Option<&str>) -> Result<()> {
+    let netns = pod.netns();
+    let own = ["local", "127.0.0.0/8", "dev", "lo", "table", "local"];
+    let Some(via) = via else {
+        netns.ip(&["route", "del", "127.0.0.0/8"])?;
+        return netns.ip(&[&["route", "add"][..], &own].concat()).map(drop);
+    };
+    netns.sysctl("ipv4/conf/all/route_localnet", "1")?;
+    netns.ip(&[&["route", "del"][..], &own].concat())?;
+    netns
+        .ip(&["route", "add", "127.0.0.0/8", "via", via])
+        .map(drop)
+}
+
 /// How often the attackers' identity was let in to the target.
-fn let_in(stage: &Stage) -> Result<f64> {
+pub(crate) fn let_in(stage: &Stage) -> Result<f64> {
     let id = stage.near.identity();
     let labels = [("pod", "target"), ("client_id", &id), ("tls", "true")];
     let metrics = stage.cluster.node(1).metrics()?;

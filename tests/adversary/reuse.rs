@@ -1,14 +1,17 @@
 //! What the dead have left: addresses, process ids.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use weft_tests::PodSpec;
 use weft_tests::checks::report;
+use weft_tests::command::Process;
 use weft_tests::scenario::{eventually, expect_echo, expect_refusal};
-use weft_tests::testapp::{self, Pulse, Server};
+use weft_tests::testapp::{self, Connected, Pulse, Server};
+use weft_tests::{DEADLINE, PodSpec, wait_for};
 
-use crate::stage::Stage;
+use crate::namespaces::let_in;
+use crate::stage::{Stage, connected, expect_all, expect_nothing};
 
 /// A pod dies and another one, of another identity, gets its address. Nothing of the first may be the
 /// second's: not its policy, its tunnels, its identity, nor that its ports were refused.
@@ -73,47 +76,71 @@ pub(crate) fn dead_pods_address(stage: &Stage) -> Result<()> {
     stage.cluster.remove_pod(second)
 }
 
-/// The agent is killed, and a process of the attacker gets its process id. It must count for nothing: pods
-/// stay closed meanwhile, the attacker's connects stay an attacker's, and the next agent takes over.
+/// The agent is killed, and a process of the attacker gets its process id. It must count for nothing: what that
+/// process itself connects is refused while no agent is there, and an attacker's as soon as the next one is.
 pub(crate) fn dead_agents_pid(stage: &Stage) -> Result<()> {
     let node = stage.cluster.node(1);
     let pid = node.agent_pid().unwrap_or_default();
     node.kill_agent()?;
-    let heir = inherit(stage, pid)?;
-    for target in stage.guarded() {
-        for from in [&stage.near, &stage.friend] {
-            let said = testapp::say(from, target, "while no agent is there")?;
-            ensure!(said.outcome != "ok" && said.received == 0, "{said:?}");
-        }
+    let mut heir = Heir::of(stage, pid)?;
+    for target in stage.guarded().into_iter().chain(stage.open()) {
+        expect_nothing("while no agent is there", &heir.connect(target)?)?;
+        let said = testapp::say(&stage.friend, target, "while no agent is there")?;
+        expect_nothing("the friend, while no agent is there", &said)?;
     }
     node.start_agent()?;
     stage.agents_changed();
     for pod in [&stage.target, &stage.near] {
         node.wait_enrolled(pod.namespace(), pod.name())?;
     }
-    expect_refusal(
-        &stage.near,
-        stage.guarded()[0],
-        "with a dead agent's number",
-    )?;
-    expect_echo(&stage.near, stage.open()[0], "as before")?;
-    drop(heir);
+    for family in 0..2 {
+        let said = heir.connect(stage.guarded()[family])?;
+        expect_nothing("with a dead agent's number", &said)?;
+        // As what it is: let in with the attacker's identity where everybody may.
+        let before = let_in(stage)?;
+        expect_all(
+            "as itself",
+            &heir.connect(stage.open()[family])?,
+            "inherited",
+        )?;
+        eventually("its connection to be counted as the attacker's", || {
+            ensure!(let_in(stage)? > before, "it is not");
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 
-/// A process of the attacker with this process id, if it can be had: ids go round, and the kernel lets root
-/// say which was the last one.
-fn inherit(stage: &Stage, pid: u32) -> Result<Option<weft_tests::command::Process>> {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(5) {
-        if std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).is_err() {
-            break;
-        }
-        let process = stage.near.command("sleep")?.arg("60").spawn()?;
-        if process.pid() == pid {
-            return Ok(Some(process));
+/// A process of the attacker that connects when it is told to.
+struct Heir(Process);
+
+impl Heir {
+    /// With this process id, if it can be had: ids go round, and the kernel lets root say which was the
+    /// last one.
+    fn of(stage: &Stage, pid: u32) -> Result<Heir> {
+        let start = Instant::now();
+        loop {
+            let said = std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string());
+            let heir = testapp::command(&stage.near)?
+                .args(["attack", "heir"])
+                .with_stdin()
+                .spawn()?;
+            if heir.pid() == pid {
+                return Ok(Heir(heir));
+            }
+            if said.is_err() || start.elapsed() > Duration::from_secs(5) {
+                report("hostile_pod: the agent's process id could not be had again: not tried");
+                return Ok(Heir(heir));
+            }
         }
     }
-    report("hostile_pod: the agent's process id could not be had again on this machine");
-    Ok(None)
+
+    fn connect(&mut self, target: SocketAddr) -> Result<Connected> {
+        let before = self.0.stdout().lines().count();
+        self.0.write_stdin(&format!("{target}\n"))?;
+        let line = wait_for("the heir to say how it went", DEADLINE, || {
+            Ok(self.0.stdout().lines().nth(before).map(str::to_owned))
+        })?;
+        connected(&line)
+    }
 }

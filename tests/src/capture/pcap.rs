@@ -30,8 +30,12 @@ pub struct Packet {
     pub sequence: u32,
     /// TCP: it opens a connection, or answers that.
     pub syn: bool,
+    /// TCP: it acknowledges something.
+    pub ack: bool,
     /// TCP: it is a reset.
     pub rst: bool,
+    /// How many routers it may still pass: the time to live, or the hop limit.
+    pub hops: u8,
     /// What is behind the TCP or UDP header, as far as captured.
     pub payload: Vec<u8>,
     frame: Vec<u8>,
@@ -51,7 +55,9 @@ impl Packet {
             destination: nowhere,
             sequence: 0,
             syn: false,
+            ack: false,
             rst: false,
+            hops: 0,
             payload: Vec::new(),
             frame: frame.to_vec(),
         }
@@ -84,7 +90,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Packet>> {
 
 fn parse(frame: &[u8]) -> Option<Packet> {
     let (kind, rest) = (u16_be(frame, 12)?, frame.get(14..)?);
-    let (protocol, source, destination, segment): (u8, IpAddr, IpAddr, &[u8]) = match kind {
+    let (protocol, hops, source, destination, segment): (u8, u8, IpAddr, IpAddr, &[u8]) = match kind
+    {
         0x0800 => {
             let header = usize::from(rest.first()? & 0x0f) * 4;
             let source = Ipv4Addr::from(<[u8; 4]>::try_from(rest.get(12..16)?).ok()?);
@@ -98,6 +105,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
             };
             (
                 *rest.get(9)?,
+                *rest.get(8)?,
                 source.into(),
                 destination.into(),
                 rest.get(header..end)?,
@@ -114,6 +122,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
             };
             (
                 *rest.get(6)?,
+                *rest.get(7)?,
                 source.into(),
                 destination.into(),
                 rest.get(40..end)?,
@@ -122,6 +131,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
         _ => return None,
     };
     let mut packet = Packet::other(frame);
+    packet.hops = hops;
     packet.source = SocketAddr::new(source, u16_be(segment, 0)?);
     packet.destination = SocketAddr::new(destination, u16_be(segment, 2)?);
     match protocol {
@@ -131,6 +141,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
             packet.transport = Transport::Tcp;
             packet.sequence = u32::from_be_bytes(segment.get(4..8)?.try_into().ok()?);
             packet.syn = flags & 0x02 != 0;
+            packet.ack = flags & 0x10 != 0;
             packet.rst = flags & 0x04 != 0;
             packet.payload = segment.get(header..)?.to_vec();
         }

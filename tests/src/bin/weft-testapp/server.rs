@@ -43,6 +43,9 @@ pub(crate) struct Serve {
     /// Shares the port with whoever has it and allows that (`SO_REUSEPORT`).
     #[arg(long)]
     reuse_port: bool,
+    /// What its packets have as time to live: by that they can be told from others' on a wire.
+    #[arg(long)]
+    ttl: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,6 +95,11 @@ impl Serve {
         socket.set_reuse_port(self.reuse_port)?;
         if address.is_ipv6() {
             socket.set_only_v6(!self.dual)?;
+        }
+        match self.ttl {
+            Some(ttl) if address.is_ipv6() => socket.set_unicast_hops_v6(ttl)?,
+            Some(ttl) => socket.set_ttl_v4(ttl)?,
+            None => {}
         }
         socket.bind(&address.into())?;
         socket.listen(self.backlog)?;

@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod families;
+mod heir;
 mod nested;
 mod ring;
 mod scatter;
@@ -24,6 +25,8 @@ pub(crate) enum Attack {
     Lend(descriptors::Lend),
     /// Takes a socket from a lender, and uses it as if it were its own.
     Borrow(descriptors::Borrow),
+    /// Connects whenever it is told to, always as the same process.
+    Heir(heir::Heir),
     /// Connects to as many destinations as there are.
     Scatter(scatter::Scatter),
     /// Opens connections and sends little or nothing, until the other side has had enough.
@@ -38,6 +41,7 @@ impl Attack {
             Attack::Families => families::run(),
             Attack::Lend(lend) => lend.run(),
             Attack::Borrow(borrow) => borrow.run(),
+            Attack::Heir(heir) => heir.run(),
             Attack::Scatter(scatter) => scatter.run(),
             Attack::Trickle(trickle) => trickle.run(),
         }
