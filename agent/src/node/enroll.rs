@@ -15,7 +15,6 @@ use super::{EnrollError, LocalPod, listen, loopback};
 use crate::bpf::{BpfError, ListenerRole, PodEntry, Standing};
 use crate::identity::{CertificateState, CertificateStatus};
 use crate::netns::Netns;
-use crate::proxy::usage::Usage;
 use crate::proxy::{self, Context};
 
 /// The node's pods, as this agent has them.
@@ -319,7 +318,7 @@ impl Node {
             (ListenerRole::Tunnel, tunnel.as_fd()),
             (ListenerRole::Plaintext, plaintext.as_fd()),
         ];
-        let usage = Usage::new(&self.context.config.limits);
+        let usage = self.context.new_usage();
         let place = (netns, inode);
         let pod = LocalPod::new(description, &record, identity, cookie, place, usage);
         let pod = Arc::new(pod);

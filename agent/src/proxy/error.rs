@@ -189,7 +189,6 @@ impl FlowError {
             Self::Drained => Refusal::Drained,
             Self::PodGone => Refusal::PodGone,
             Self::Kernel { .. } => Refusal::Kernel,
-            Self::Broken(Broken::TooManyBytes) => Refusal::TooManyBytes,
             Self::Broken(_) => return None,
         })
     }

@@ -17,8 +17,10 @@ pub struct Limits {
     /// Flows of one pod in each direction.
     pub flows_per_pod: usize,
     /// Bytes that the flows of one pod may keep in the agent because a receiver has no room. From
-    /// half of it on flows read in small steps; a flow that would keep more is reset.
+    /// half of it on each reads in small steps; none is ended for it.
     pub buffered_bytes_per_pod: usize,
+    /// The same of all pods.
+    pub buffered_bytes: usize,
     /// Unfinished handshakes of those that connect to one pod; a quarter as many with strangers.
     pub handshakes_per_pod: usize,
     /// The same from one workload's address, to whichever pods; a tenth as many from a stranger's. An
@@ -53,12 +55,13 @@ impl Limits {
             cpus,
         } = resources;
         let by_descriptors = descriptors * 2 / 5;
-        let by_memory = memory_bytes / MEMORY_OF_FLOW;
+        let by_memory = memory_bytes / 4 / MEMORY_OF_FLOW;
         let handshakes = (descriptors / 8).clamp(64, 8192);
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
             flows_per_pod: size(by_descriptors.min(by_memory)).max(FEWEST_FLOWS),
             buffered_bytes_per_pod: size((memory_bytes / 16).clamp(32 * MIB, 1024 * MIB)),
+            buffered_bytes: size((memory_bytes / 4).max(32 * MIB)),
             handshakes_per_pod: size(handshakes / 2).min(1024),
             handshakes_per_peer: size(handshakes / 4).min(320),
             handshakes: size(handshakes),
@@ -151,10 +154,10 @@ mod tests {
     fn limits_come_from_what_there_is() {
         for (descriptors, mib, cpus, flows, kept, handshakes, turns) in [
             (20_000, 24_000, 2, 8_000, 1024, 2500, 1),
-            (1_048_576, 24_000, 8, 384_000, 1024, 8192, 4),
+            (1_048_576, 24_000, 8, 96_000, 1024, 8192, 4),
             (250_000, 64_000, 64, 100_000, 1024, 8192, 32),
             (1024, 512, 1, 409, 32, 128, 1),
-            (20_000, 256, 4, 4096, 32, 2500, 2),
+            (20_000, 256, 4, 1024, 32, 2500, 2),
             (64, 64, 1, 64, 32, 64, 1),
         ] {
             let limits = Limits::from_resources(Resources {

@@ -42,7 +42,7 @@ use limits::Limits;
 use live::LiveFlows;
 use tunnel::client::Pool;
 use tunnel::weft1;
-use usage::Handshakes;
+use usage::{Handshakes, KeptBytes, Usage};
 
 /// What flows need of the rest of the agent, and what they share.
 pub struct Context {
@@ -64,6 +64,7 @@ pub struct Context {
     channels: Arc<weft1::client::Pool>,
     live: Arc<LiveFlows>,
     handshakes: Arc<Handshakes>,
+    kept: Arc<KeptBytes>,
 }
 
 /// Settings of the data plane.
@@ -108,9 +109,15 @@ impl Context {
             tunnels: Pool::new(config.tunnels.clone()),
             channels: weft1::client::Pool::new(config.channels.clone()),
             handshakes: Handshakes::new(&config.limits),
+            kept: KeptBytes::new(config.limits.buffered_bytes),
             config,
             live,
         })
+    }
+
+    /// What a pod that joins uses: nothing yet.
+    pub fn new_usage(&self) -> Arc<Usage> {
+        Usage::new(&self.config.limits, &self.kept)
     }
 
     /// How many tunnels to other nodes are kept.

@@ -34,7 +34,7 @@ pub use sockets::join_sockets;
 use super::tunnel::FRAME_BYTES;
 use super::tunnel::chunk::{Chunk, Queue};
 use super::tunnel::weft1;
-use super::usage::{Kept, TooMuch, Usage};
+use super::usage::{Kept, Usage};
 use crate::telemetry::{FlowHandle, Peer};
 
 /// A socket whose other side sees a reset unless the flow ended as it should.
@@ -85,15 +85,6 @@ pub enum Broken {
     /// The tunnel failed.
     #[error("the tunnel failed: {0}")]
     Weft(#[source] weft1::Error),
-    /// A receiver has no room, and the pod's flows keep as much as they may.
-    #[error("the pod's flows keep too many bytes for receivers that do not read")]
-    TooManyBytes,
-}
-
-impl From<TooMuch> for Broken {
-    fn from(_: TooMuch) -> Self {
-        Self::TooManyBytes
-    }
 }
 
 /// Both halves of a tunnel's stream.
@@ -349,8 +340,12 @@ async fn socket_to_tunnel(
                 .map_err(|error| Broken::socket(side, error))
         })
         .await?;
-        queue.has_room().await;
         size.at_most(way);
+        if way.is_tight() {
+            queue.empty().await;
+        } else {
+            queue.has_room().await;
+        }
         // Room is asked for only when there is something to send: a stream that holds room it does
         // not use takes it from the others of its connection.
         send.reserve_capacity(size.bytes());

@@ -19,9 +19,16 @@ use super::limits::Limits;
 /// What one pod uses.
 #[derive(Debug)]
 pub struct Usage {
-    kept_bytes: AtomicUsize,
-    most_kept_bytes: usize,
+    kept: Arc<KeptBytes>,
+    of_node: Arc<KeptBytes>,
     dials: Semaphore,
+}
+
+/// Bytes that are kept, and how many there should be.
+#[derive(Debug)]
+pub struct KeptBytes {
+    now: AtomicUsize,
+    budget: usize,
 }
 
 /// Bytes that a flow keeps because a receiver has no room; given back when dropped.
@@ -30,10 +37,6 @@ pub(super) struct Kept {
     usage: Option<Arc<Usage>>,
     bytes: usize,
 }
-
-/// The pod's flows would keep more than they may.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooMuch;
 
 /// Handshakes of the node.
 #[derive(Debug)]
@@ -64,22 +67,31 @@ pub(super) struct Share {
 
 impl Usage {
     /// Nothing, of a pod with these limits.
-    pub fn new(limits: &Limits) -> Arc<Self> {
+    pub fn new(limits: &Limits, of_node: &Arc<KeptBytes>) -> Arc<Self> {
         Arc::new(Self {
-            kept_bytes: AtomicUsize::new(0),
-            most_kept_bytes: limits.buffered_bytes_per_pod,
+            kept: KeptBytes::new(limits.buffered_bytes_per_pod),
+            of_node: Arc::clone(of_node),
             dials: Semaphore::new(limits.dials_per_pod),
         })
     }
 
-    /// Bytes that are kept now.
-    pub fn kept_bytes(&self) -> usize {
-        self.kept_bytes.load(Ordering::Relaxed)
+    /// Of a pod that must keep little.
+    #[cfg(test)]
+    pub(super) fn tight() -> Arc<Self> {
+        let usage = Self::new(&Limits::default(), &KeptBytes::new(0));
+        usage.of_node.change(0, 1);
+        usage
     }
 
-    /// Whether flows should read in small steps.
+    /// Bytes that are kept now.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.now()
+    }
+
+    /// Whether flows should read in small steps: a flow is never ended for what it keeps, so from
+    /// here on each may add only the least it can.
     pub(super) fn is_tight(&self) -> bool {
-        self.kept_bytes() > self.most_kept_bytes / 2
+        self.kept.is_tight() || self.of_node.is_tight()
     }
 
     /// Waits for the pod's turn to make a tunnel; none if that takes too long.
@@ -87,6 +99,32 @@ impl Usage {
         let turn = tokio::time::timeout(DIAL_PATIENCE, self.dials.acquire());
         // It is never closed.
         turn.await.ok()?.ok()
+    }
+}
+
+impl KeptBytes {
+    /// None yet, of at most so many.
+    pub fn new(budget: usize) -> Arc<Self> {
+        Arc::new(Self {
+            now: AtomicUsize::new(0),
+            budget,
+        })
+    }
+
+    fn now(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    fn is_tight(&self) -> bool {
+        self.now() > self.budget / 2
+    }
+
+    fn change(&self, before: usize, after: usize) {
+        if after < before {
+            self.now.fetch_sub(before - after, Ordering::Relaxed);
+        } else {
+            self.now.fetch_add(after - before, Ordering::Relaxed);
+        }
     }
 }
 
@@ -98,34 +136,20 @@ impl Kept {
         }
     }
 
-    /// Says how many bytes it is by now. Less is always possible.
-    pub(super) fn set(&mut self, bytes: usize) -> Result<(), TooMuch> {
-        let Some(usage) = &self.usage else {
-            return Ok(());
-        };
-        let before = self.bytes;
-        if bytes == before {
-            return Ok(());
+    /// Says how many bytes it is by now.
+    pub(super) fn set(&mut self, bytes: usize) {
+        let Some(usage) = &self.usage else { return };
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        if bytes != before {
+            usage.kept.change(before, bytes);
+            usage.of_node.change(before, bytes);
         }
-        let kept = &usage.kept_bytes;
-        if bytes < before {
-            kept.fetch_sub(before - bytes, Ordering::Relaxed);
-        } else {
-            let more = bytes - before;
-            if kept.fetch_add(more, Ordering::Relaxed) + more > usage.most_kept_bytes {
-                kept.fetch_sub(more, Ordering::Relaxed);
-                return Err(TooMuch);
-            }
-        }
-        self.bytes = bytes;
-        Ok(())
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // Less is always possible.
-        let _ = self.set(0);
+        self.set(0);
     }
 }
 
@@ -218,23 +242,27 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_kept_up_to_the_limit() {
-        let usage = Usage::new(&limits());
-        let mut one = Kept::new(Some(&usage));
-        let mut other = Kept::new(Some(&usage));
-        assert_eq!(one.set(50), Ok(()));
-        assert!(!usage.is_tight());
-        assert_eq!(other.set(50), Ok(()));
-        assert!(usage.is_tight());
-        assert_eq!(other.set(51), Err(TooMuch));
-        assert_eq!(usage.kept_bytes(), 100, "what was refused does not count");
-        assert_eq!(one.set(20), Ok(()));
-        assert_eq!(other.set(80), Ok(()));
+    fn a_pod_or_the_node_that_keeps_much_is_tight() {
+        let node = KeptBytes::new(300);
+        let [pod, neighbour] = [(), ()].map(|()| Usage::new(&limits(), &node));
+        let mut one = Kept::new(Some(&pod));
+        let mut other = Kept::new(Some(&pod));
+        one.set(50);
+        assert!(!pod.is_tight());
+        other.set(51);
+        assert!(pod.is_tight() && !neighbour.is_tight());
+        other.set(101);
+        assert_eq!(pod.kept_bytes(), 151, "nothing is refused");
+        assert!(
+            neighbour.is_tight(),
+            "the node has more than half of its own"
+        );
         drop(other);
-        assert_eq!(usage.kept_bytes(), 20);
+        assert_eq!((pod.kept_bytes(), node.now()), (50, 50));
+        assert!(!pod.is_tight() && !neighbour.is_tight());
         drop(one);
-        assert_eq!(usage.kept_bytes(), 0);
-        assert_eq!(Kept::new(None).set(1000), Ok(()), "not counted for anybody");
+        assert_eq!((pod.kept_bytes(), node.now()), (0, 0));
+        Kept::new(None).set(1000);
     }
 
     #[test]
@@ -278,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn tunnels_are_made_one_after_the_other() {
-        let usage = Usage::new(&limits());
+        let usage = Usage::new(&limits(), &KeptBytes::new(100));
         let first = usage.dial().await;
         assert!(first.is_some());
         let mut second = pin!(usage.dial());

@@ -54,7 +54,7 @@ impl Inflow {
                 self.kept.advance(count);
                 if self.kept.is_empty() {
                     self.kept = BytesMut::new();
-                    self.counted.set(0)?;
+                    self.counted.set(0);
                 } else if self.ended || !self.last_was_small {
                     return Poll::Pending;
                 }
@@ -72,7 +72,7 @@ impl Inflow {
                         passed = self.write(Some(&chunk), write, side, way, context)?;
                     }
                     if passed < chunk.len() {
-                        self.counted.set(STREAM_WINDOW_BYTES as usize)?;
+                        self.counted.set(STREAM_WINDOW_BYTES as usize);
                         self.kept.extend_from_slice(&chunk[passed..]);
                     }
                 }

@@ -142,7 +142,7 @@ impl<'a> Direction<'a> {
                 match self.write(&scratch[passed..count])? {
                     Some(written) => passed += written,
                     None => {
-                        self.counted.set(count - passed)?;
+                        self.counted.set(count - passed);
                         self.kept = scratch[passed..count].to_vec();
                         self.taken = 0;
                         break;
@@ -161,7 +161,7 @@ impl<'a> Direction<'a> {
                 self.taken += count;
                 if self.taken == self.kept.len() {
                     self.kept = Vec::new();
-                    self.counted.set(0)?;
+                    self.counted.set(0);
                 }
             }
         }

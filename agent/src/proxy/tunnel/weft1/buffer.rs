@@ -89,13 +89,35 @@ impl Buffer {
 
     /// Gives a large buffer back if what it holds fits into a small one.
     pub fn shrink(&mut self) {
-        if self.bytes.len() != BUFFER_BYTES || self.len() > MOST_KEPT_BYTES {
+        if self.bytes.len() != BUFFER_BYTES {
+            if self.is_empty() {
+                self.bytes = Box::default();
+            }
+            return;
+        }
+        if self.len() > MOST_KEPT_BYTES {
             return;
         }
         let kept: Box<[u8]> = self.filled().into();
         self.end = kept.len();
         self.start = 0;
         give_back(std::mem::replace(&mut self.bytes, kept));
+    }
+
+    /// The same where bytes in `used` are still needed, which were counted as done with and lie before
+    /// the others. Says whether everything lies so much further to the front now as `used` began.
+    pub fn shrink_to(&mut self, used: Range<usize>) -> bool {
+        let first = used.start;
+        let all = first..self.end.max(used.end);
+        let is_behind = self.is_empty() || first <= self.start;
+        if self.bytes.len() != BUFFER_BYTES || !is_behind || all.len() > MOST_KEPT_BYTES {
+            return false;
+        }
+        let kept: Box<[u8]> = self.bytes[all].into();
+        self.start = self.start.saturating_sub(first);
+        self.end = self.end.saturating_sub(first);
+        give_back(std::mem::replace(&mut self.bytes, kept));
+        true
     }
 }
 

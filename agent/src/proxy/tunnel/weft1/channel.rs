@@ -162,14 +162,24 @@ impl Channel {
         }
     }
 
-    /// Receives more. What was heard before is gone.
-    pub(super) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    /// Receives more, of little at most a record. What was heard before is gone.
+    pub(super) fn poll_receive(
+        &mut self,
+        little: bool,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Error>> {
         debug_assert!(self.inbox.text.is_empty(), "text is left");
         loop {
             ready!(self.socket.poll_read_ready(context)).map_err(Error::Socket)?;
             let buffer = &mut self.inbox.buffer;
             buffer.enlarge();
+            let most = match RECORD_BYTES.checked_sub(buffer.len()) {
+                Some(most) if little && most > 0 => most,
+                _ => usize::MAX,
+            };
             let room = buffer.room();
+            let most = most.min(room.len());
+            let room = &mut room[..most];
             let read = once(&self.socket, Interest::READABLE, |mut socket| {
                 let wanted = room.len();
                 io::Read::read(&mut socket, room).map(|count| (count, count < wanted))
@@ -203,6 +213,23 @@ impl Channel {
             inbox.buffer.advance(text);
             inbox.text = 0..text;
         }
+    }
+
+    /// Keeps only what was delivered at `used` and what came after it, if that fits into little memory.
+    /// Says whether everything lies so much further to the front now as `used` began.
+    pub(super) fn shrink_inbox_to(&mut self, used: Range<usize>) -> bool {
+        let first = used.start;
+        let text = &mut self.inbox.text;
+        let end = if Range::is_empty(text) {
+            used.end
+        } else {
+            used.end.max(text.end)
+        };
+        let shrunk = self.inbox.buffer.shrink_to(first..end);
+        if shrunk {
+            *text = text.start.saturating_sub(first)..text.end.saturating_sub(first);
+        }
+        shrunk
     }
 
     /// Whether as much is waiting to be sent as should be sent at once.

@@ -144,7 +144,7 @@ impl Copying<'_> {
             {
                 return Poll::Ready(Err(Broken::Reset(self.side.other())));
             }
-            self.kept.set(self.channel.buffered_bytes())?;
+            self.kept.set(self.channel.buffered_bytes());
             Poll::Pending
         })
         .await
@@ -157,7 +157,7 @@ impl Copying<'_> {
     ) -> Poll<Result<(), Broken>> {
         loop {
             let mut waits = false;
-            while !self.read_ended && !self.channel.is_full() {
+            while !self.read_ended && !self.has_enough() {
                 match self.socket.poll_read_ready(context) {
                     Poll::Pending => {
                         waits = true;
@@ -180,6 +180,12 @@ impl Copying<'_> {
             }
             ready!(yield_now(turns, context));
         }
+    }
+
+    /// Whether what was read must be sent first: all that is sent at once, or where the pod should
+    /// keep little, a single record.
+    fn has_enough(&self) -> bool {
+        self.channel.is_full() || (self.into_tunnel.is_tight() && self.channel.has_unsent())
     }
 
     /// Reads what the application has sent into records.
@@ -224,7 +230,12 @@ impl Copying<'_> {
                     Poll::Ready(ready) => {
                         ready.map_err(|error| Broken::socket(self.side, error))?;
                     }
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        if self.from_tunnel.is_tight() {
+                            self.shrink();
+                        }
+                        return Poll::Pending;
+                    }
                 }
                 self.write()?;
                 continue;
@@ -240,7 +251,8 @@ impl Copying<'_> {
                 return Poll::Ready(Ok(()));
             }
             ready!(yield_now(turns, context));
-            match self.channel.poll_receive(context) {
+            let is_tight = self.from_tunnel.is_tight();
+            match self.channel.poll_receive(is_tight, context) {
                 Poll::Ready(received) => received.map_err(|error| self.broken(error))?,
                 Poll::Pending => {
                     self.channel.shrink_inbox();
@@ -265,6 +277,16 @@ impl Copying<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Keeps what the application has no room for in as little memory as it needs.
+    fn shrink(&mut self) {
+        if let Some(used) = self.places.range() {
+            let first = used.start;
+            if self.channel.shrink_inbox_to(used) {
+                self.places.shift(first);
+            }
+        }
     }
 
     fn write(&mut self) -> Result<(), Broken> {
@@ -341,6 +363,22 @@ impl Places {
 
     fn is_full(&self) -> bool {
         self.end == PLACES
+    }
+
+    /// From the first to the last of them, as they lie in the buffer.
+    fn range(&self) -> Option<Range<usize>> {
+        match &self.places[self.first..self.end] {
+            [first, .., last] => Some(first.start..last.end),
+            [one] => Some(one.clone()),
+            [] => None,
+        }
+    }
+
+    /// The buffer now begins so much later.
+    fn shift(&mut self, by: usize) {
+        for place in &mut self.places[self.first..self.end] {
+            *place = place.start - by..place.end - by;
+        }
     }
 
     /// Short ones are moved behind the last, so that many of them make one.

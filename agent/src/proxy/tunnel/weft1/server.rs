@@ -29,7 +29,7 @@ pub async fn next(channel: &mut Channel) -> Result<Option<Open>, Error> {
                 }
                 // The parser lets nothing else come here.
                 Some(_) => return Poll::Ready(Err(Error::Closed)),
-                None => match channel.poll_receive(context) {
+                None => match channel.poll_receive(false, context) {
                     Poll::Ready(received) => received?,
                     Poll::Pending => {
                         channel.shrink_inbox();
@@ -78,7 +78,7 @@ pub async fn refuse(channel: &mut Channel, refuse: &Refuse) -> Result<(), Error>
                     }
                 }
                 Some(Heard::Event(_)) => return Poll::Ready(Err(Error::Closed)),
-                None => match channel.poll_receive(context) {
+                None => match channel.poll_receive(false, context) {
                     Poll::Ready(received) => received?,
                     Poll::Pending => {
                         channel.shrink_inbox();

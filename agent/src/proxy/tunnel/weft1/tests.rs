@@ -27,6 +27,7 @@ use crate::proxy::tcp::tests::{is_reset, pair, reset, soon};
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side};
 use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::client::Key;
+use crate::proxy::usage::Usage;
 
 /// The far end: every flow is joined with a socket whose other side comes out of `applications`.
 struct Far {
@@ -39,6 +40,8 @@ struct Far {
     changed: watch::Sender<u64>,
     trusted: AtomicBool,
     valid_until: Mutex<SystemTime>,
+    /// Both sides must keep little.
+    tight: AtomicBool,
     applications: mpsc::UnboundedSender<TcpStream>,
 }
 
@@ -66,6 +69,7 @@ impl Near {
             changed: watch::Sender::new(0),
             trusted: AtomicBool::new(true),
             valid_until: Mutex::new(SystemTime::now() + Duration::from_secs(3600)),
+            tight: AtomicBool::new(false),
             applications: sender,
         });
         tokio::spawn(Arc::clone(&far).listen(listener, config));
@@ -99,6 +103,7 @@ impl Near {
 
     async fn start(&self, client_side: TcpStream) -> Copied {
         let mut lent = self.lent().await;
+        let far = Arc::clone(&self.far);
         tokio::spawn(async move {
             let socket = FlowSocket::new(client_side).expect("options");
             let early = match lent.ask(open(), socket.socket()).await {
@@ -106,7 +111,7 @@ impl Near {
                 other => panic!("{other:?}"),
             };
             let (channel, watch, give_back) = lent.part();
-            let moved = Moved::default();
+            let moved = far.moved();
             let channel = copy::join(socket, Side::Client, channel, &moved, early).await?;
             give_back.give(channel, watch);
             Ok(())
@@ -119,6 +124,14 @@ impl Near {
 }
 
 impl Far {
+    fn moved(&self) -> Moved {
+        if self.tight.load(Ordering::SeqCst) {
+            Moved::metered(vec![], &Usage::tight())
+        } else {
+            Moved::default()
+        }
+    }
+
     fn watch(self: &Arc<Self>) -> Watch {
         let far = Arc::clone(self);
         let valid_until = *self.valid_until.lock().expect("not poisoned");
@@ -182,7 +195,7 @@ impl Far {
             let (application, socket) = pair().await;
             let _ = self.applications.send(application);
             let socket = FlowSocket::new(socket).expect("options");
-            match copy::join(socket, Side::Server, channel, &Moved::default(), 0).await {
+            match copy::join(socket, Side::Server, channel, &self.moved(), 0).await {
                 Ok(back) => channel = back,
                 Err(_) => return,
             }
@@ -277,6 +290,47 @@ async fn both_directions_at_once() {
     read_up.and(read_down).expect("reads");
     assert!(up == bytes && down == bytes);
     soon(copying).await.expect("no panic").expect("ends well");
+}
+
+/// Where little may be kept, all bytes cross nevertheless, to receivers that read nothing at first too.
+#[tokio::test]
+async fn little_is_kept() {
+    let mut near = Near::new(Limits::default()).await;
+    near.far.tight.store(true, Ordering::SeqCst);
+    for direction in 0..6 {
+        let (client, application, copying) = near.flow().await;
+        let (mut from, mut to) = match direction % 2 {
+            0 => (client, application),
+            _ => (application, client),
+        };
+        let bytes = pattern(16 << 20);
+        let copy = bytes.clone();
+        let writing = tokio::spawn(async move {
+            // Of all sizes, so that records are cut everywhere.
+            for (number, part) in copy.chunks(70_001).enumerate() {
+                let (one, other) = part.split_at(part.len().min(number * 37 % 4000));
+                from.write_all(one).await.expect("writes");
+                from.write_all(other).await.expect("writes");
+            }
+            from.shutdown().await.expect("closes one way");
+            from
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (mut read, mut part) = (Vec::new(), vec![0; 50_000]);
+        loop {
+            match soon(to.read(&mut part)).await.expect("reads") {
+                0 => break,
+                count => read.extend_from_slice(&part[..count]),
+            }
+            if read.len() % 7 == 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        assert!(read == bytes, "{} bytes", read.len());
+        to.shutdown().await.expect("closes");
+        let _from = soon(writing).await.expect("no panic");
+        soon(copying).await.expect("no panic").expect("ends well");
+    }
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ impl Asking {
                 }
                 Some(Heard::Event(Event::Leaving)) => *leaving = true,
                 Some(_) => return Poll::Ready(Err(Error::Closed)),
-                None => match channel.poll_receive(context) {
+                None => match channel.poll_receive(false, context) {
                     Poll::Ready(received) => received?,
                     Poll::Pending => {
                         channel.shrink_inbox();
