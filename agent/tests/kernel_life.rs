@@ -22,7 +22,7 @@ use kernel::{
     address, assert_refusals, connect, eventually, ip_address, is_idle, talk,
 };
 use socket2::{Domain, Protocol};
-use weft_agent::bpf::{Namespace, Reason, cgroup2_root};
+use weft_agent::bpf::{Bpf, Namespace, Reason, cgroup2_root};
 
 #[test]
 fn without_an_agent_everything_is_refused() {
@@ -410,6 +410,32 @@ fn an_agent_of_another_layout_finishes_what_it_has() {
     accept(&listeners.outbound);
     let _itself = world.connect(address("10.88.0.2:8080")).unwrap();
     accept(&app);
+}
+
+/// An agent of another layout came and died before it took over: the owner removes its hooks. Not while
+/// it may live.
+#[test]
+fn a_newcomer_that_died_leaves_nothing() {
+    let meshed = Meshed::new();
+    let root = &meshed.instance.config.pin_root;
+    let (ours, aside, theirs) = (root.join("v1"), root.join("own"), root.join("v0"));
+    fs::rename(&ours, &aside).unwrap();
+    let newcomer = Bpf::open(&meshed.instance.config).unwrap();
+    fs::rename(&ours, &theirs).unwrap();
+    fs::rename(&aside, &ours).unwrap();
+    meshed.bpf.retire_predecessors().unwrap();
+    let other = World::new();
+    let listeners = Listeners::open(&other);
+    listeners.enroll(&meshed.bpf, &other, &other.entry());
+    meshed.bpf.unenroll(other.cookie).unwrap();
+    assert!(theirs.join("links/weft_connect4").exists());
+
+    drop(newcomer);
+    meshed.bpf.retire_predecessors().unwrap();
+    assert!(!theirs.exists());
+    meshed.bpf.verify().unwrap();
+    let _client = meshed.world.connect(address(ELSEWHERE_V4)).unwrap();
+    meshed.accept_redirected(address(ELSEWHERE_V4));
 }
 
 #[test]

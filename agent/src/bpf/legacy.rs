@@ -118,7 +118,7 @@ impl Legacy {
             self.waiting.remove(&cookie);
             self.moved.remove(&cookie);
         }
-        self.finish_if_empty()
+        Ok(())
     }
 
     /// No agent of another version is left: so nothing of the pods that moved is needed there.
@@ -129,8 +129,31 @@ impl Legacy {
         self.finish_if_empty()
     }
 
-    /// Removes the other versions if no pod needs them any more.
-    fn finish_if_empty(&mut self) -> Result<(), BpfError> {
+    /// Takes in the folders of other versions that came later and hold no pod: those of agents that
+    /// died before they took over.
+    pub(super) fn add_unused(&mut self, folders: Vec<PathBuf>) -> Result<(), BpfError> {
+        for folder in folders {
+            if pods(&folder)?.is_empty() && links::lookup_cookies(&folder.join(LINKS))?.is_empty() {
+                self.folders.push(folder);
+            }
+        }
+        Ok(())
+    }
+
+    /// The folders of other versions that came later.
+    pub(super) fn unknown(
+        &self,
+        pin_root: &Path,
+        current: &Path,
+    ) -> Result<Vec<PathBuf>, BpfError> {
+        let mut folders = versions(pin_root)?;
+        folders.retain(|it| it != current && !self.folders.contains(it));
+        Ok(folders)
+    }
+
+    /// Removes the other versions if no pod needs them any more. Not while another agent runs, which
+    /// may be one of theirs.
+    pub(super) fn finish_if_empty(&mut self) -> Result<(), BpfError> {
         if self.waiting.is_empty() && self.moved.is_empty() {
             while let Some(folder) = self.folders.last() {
                 remove(folder)?;

@@ -216,11 +216,12 @@ impl Bpf {
         self.retire(&change)
     }
 
-    /// Removes what is left of earlier agents, of this layout or another, once nothing of it is used
-    /// any more: no older agent runs that has connections through it, and no newer one that may need
-    /// it.
+    /// Removes what is left of other agents, of this layout or another, once nothing of it is used any
+    /// more: no older agent runs that has connections through it, and no newer one that may need it.
+    /// Newer ones that died before they took over leave something as well.
     pub fn retire_predecessors(&self) -> Result<(), BpfError> {
-        if self.legacy().is_empty() && self.others_hooks()?.is_empty() {
+        let none_known = self.legacy().is_empty();
+        if none_known && self.others_hooks()?.is_empty() && self.unknown()?.is_empty() {
             return Ok(());
         }
         let change = self.ownership.change_own()?;
@@ -228,13 +229,34 @@ impl Bpf {
     }
 
     fn retire(&self, _: &ownership::Change) -> Result<(), BpfError> {
-        if self.ownership.has_predecessor()? || self.ownership.has_successor()? {
+        if self.is_accompanied()? {
             return Ok(());
         }
         for pin in self.others_hooks()? {
             links::detach(&self.links().join(pin))?;
         }
-        self.legacy().retire()
+        let unknown = self.unknown()?;
+        let mut legacy = self.legacy();
+        legacy.add_unused(unknown)?;
+        legacy.retire()
+    }
+
+    /// Removes other layouts whose last pod has gone.
+    fn finish(&self, legacy: &mut Legacy) -> Result<(), BpfError> {
+        if legacy.is_empty() || self.is_accompanied()? {
+            return Ok(());
+        }
+        legacy.finish_if_empty()
+    }
+
+    /// Whether another agent runs. One that comes now waits until nobody changes anything.
+    fn is_accompanied(&self) -> Result<bool, BpfError> {
+        Ok(self.ownership.has_predecessor()? || self.ownership.has_successor()?)
+    }
+
+    /// Layouts that came after this agent took over.
+    fn unknown(&self) -> Result<Vec<PathBuf>, BpfError> {
+        self.legacy().unknown(&self.pin_root, &self.folder)
     }
 
     /// Lets older agents know that all pods are this one's now, so that they may close their

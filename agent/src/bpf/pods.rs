@@ -57,7 +57,8 @@ impl Bpf {
         } else if self.ownership.has_predecessor()? {
             legacy.hand_over(pod.cookie)
         } else {
-            legacy.done_with(pod.cookie)
+            legacy.done_with(pod.cookie)?;
+            self.finish(&mut legacy)
         }
     }
 
@@ -103,7 +104,9 @@ impl Bpf {
     pub fn unenroll(&self, cookie: u64) -> Result<(), BpfError> {
         let _change = self.ownership.change_own()?;
         self.forget_pod(cookie)?;
-        self.legacy().done_with(cookie)
+        let mut legacy = self.legacy();
+        legacy.done_with(cookie)?;
+        self.finish(&mut legacy)
     }
 
     /// Takes the listeners and probe ports from a pod: all it connects, and all that is connected to
