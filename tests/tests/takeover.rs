@@ -44,6 +44,7 @@ fn takeover_between_layouts() {
         POD_CHURN,
         NEWCOMER_KILLED,
         OLDER_KILLED,
+        IGNORANT,
         OPTED_OUT,
     ];
     run_checks("takeover between layouts", options, &most);
@@ -196,7 +197,7 @@ fn flows(cluster: &Cluster, pods: &Pods) -> Result<()> {
         let expected = if node == 0 { "reset=2" } else { "reset=1" };
         ensure!(drained.contains(expected), "{expected}: {drained}");
     }
-    Ok(())
+    one_program(cluster)
 }
 
 fn pods_come_and_go(cluster: &Cluster, pods: &Pods) -> Result<()> {
@@ -233,16 +234,22 @@ fn newcomer_killed(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let target = pods.server.sockets(7503)[0];
     let watch = Watch::start(cluster, &[&pods.client, &pods.server])?;
     // At moments from its start to well after it took over.
-    for delay_ms in [5, 50, 150, 300, 600, 1200] {
+    let delays = [5, 50, 150, 300, 600, 1200].into_iter();
+    // Between layouts, what it began is taken up by an agent of the older one's layout, or of its own.
+    for (delay_ms, repeat) in delays.flat_map(|it| [(it, false), (it, true)]) {
         let new = node.spawn_beside()?;
         std::thread::sleep(Duration::from_millis(delay_ms));
         new.kill()?;
+        if repeat {
+            node.repeat_layout();
+        }
         // Served by nobody or by somebody, but never in the clear.
         let args = ["--send", LOAD_TEXT, "--half-close", "--timeout-ms", "1500"];
         let _ = testapp::connect(&pods.client, target, &args)?;
         node.take_over(false)?;
         expect_echo(&pods.client, target, LOAD_TEXT)?;
         node.wait_left()?;
+        node.wait_alone()?;
     }
     watch.finish_encrypted(&[LOAD_TEXT]).map(drop)?;
     one_program(cluster)
@@ -278,11 +285,15 @@ fn knows_nothing(cluster: &Cluster, pods: &Pods) -> Result<()> {
     );
     expect_echo(&pods.client, target, "served by the older one")?;
     new.kill()?;
+    // Of another layout, it had hooks of its own.
+    node.wait_alone()?;
+    expect_echo(&pods.client, target, "served by the older one")?;
     cluster.controller()?.start()?;
     let counts = load.stop()?;
     ensure!(counts.of("ok") == counts.total(), "{counts:?}");
     node.take_over(false)?;
-    node.wait_left()
+    node.wait_left()?;
+    one_program(cluster)
 }
 
 fn opted_out_meanwhile(cluster: &Cluster, pods: &Pods) -> Result<()> {
@@ -302,12 +313,15 @@ fn opted_out_meanwhile(cluster: &Cluster, pods: &Pods) -> Result<()> {
         ensure!(seen.ip() == leaver.v4(), "{seen}");
         Ok(())
     })?;
-    cluster.remove_pod(leaver)
+    cluster.remove_pod(leaver)?;
+    one_program(cluster)
 }
 
-/// Every hook has one program: what the last agent that started found, as the kernel told it.
+/// Every hook has one program: what the last agent that started found, as the kernel told it. And what
+/// others had is gone.
 fn one_program(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes() {
+        node.wait_alone()?;
         let log = node.agent_log();
         ensure!(!log.contains("panicked"), "an agent panicked");
         let report = log

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ pub(super) struct AgentState {
     separate_cgroups: bool,
     /// How many were started.
     started: usize,
+    /// Whether the next one has the other layout.
+    next_layout: bool,
 }
 
 impl Node {
@@ -106,6 +109,50 @@ impl Node {
         self.spawn_process().map(Beside)
     }
 
+    /// Lets the next agent have the layout of the one that was started last.
+    pub fn repeat_layout(&self) {
+        let mut state = lock(&self.agent);
+        state.next_layout = !state.next_layout;
+    }
+
+    /// Waits until nothing is left in the kernel of agents that are gone: one layout's folder, and no
+    /// hook at another agent's cgroup.
+    pub fn wait_alone(&self) -> Result<()> {
+        wait_for("one layout, and no hook of another agent", DEADLINE, || {
+            let pins = self.pins()?;
+            let names: Vec<_> = pins
+                .iter()
+                .filter_map(|it| it.file_name()?.to_str())
+                .collect();
+            let number = |name: &&&str| {
+                let version = name.strip_prefix('v');
+                version.is_some_and(|it| it.parse::<u32>().is_ok())
+            };
+            let layouts: Vec<_> = names.iter().filter(number).collect();
+            let own = self.own_hook()?;
+            let foreign = |name: &&&str| name.starts_with("weft_sock_ops-agent-") && ***name != own;
+            let hooks: Vec<_> = names.iter().filter(foreign).collect();
+            ensure!(
+                layouts.len() == 1 && hooks.is_empty(),
+                "of {}: layouts {layouts:?}, hooks of others {hooks:?}",
+                self.name()
+            );
+            Ok(Some(()))
+        })
+    }
+
+    /// The name of the pin of a hook at the agent's own cgroup.
+    fn own_hook(&self) -> Result<String> {
+        let pid = self.agent_pid().context("no agent is running")?;
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+        let name = Path::new(path.context("no cgroup")?).file_name();
+        let base = self.agent_cgroup().path();
+        let own = name.map(|it| base.join(it)).filter(|it| it.exists());
+        let own = fs::metadata(own.as_deref().unwrap_or(base))?;
+        Ok(format!("weft_sock_ops-agent-{}", own.ino()))
+    }
+
     /// Starts another agent beside the one that runs, kills that one after a while, and waits
     /// until the new one is ready.
     pub fn replace_killing(&self, after: Duration) -> Result<()> {
@@ -157,7 +204,7 @@ impl Node {
     fn spawn_process(&self) -> Result<Process> {
         let mut state = lock(&self.agent);
         write_private(&self.dir().join("join-token"), self.join_token())?;
-        let name = match state.alternate_layouts && state.started % 2 == 1 {
+        let name = match state.alternate_layouts && state.next_layout {
             true => "weft-agent-next-layout",
             false => "weft-agent",
         };
@@ -166,6 +213,7 @@ impl Node {
             false => self.agent_cgroup(),
         };
         state.started += 1;
+        state.next_layout = !state.next_layout;
         let program = super::binary(name)?;
         let process = Program::new(program, Some(self.netns()), Some(cgroup), self.dir())?
             .args(&state.args)
