@@ -35,7 +35,7 @@ use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server, wire};
 use super::usage::{PeerPlace, Shares, Usage};
-use super::{Context, descriptors, socket};
+use super::{Context, descriptors, seldom, socket};
 use crate::config::TunnelProtocol;
 use crate::identity::{Alpn, peer_identity, valid_until};
 use crate::node::LocalPod;
@@ -399,7 +399,7 @@ async fn tunnel(
 ) {
     let changed = context.identities.changed();
     let accepted = tokio::select! {
-        accepted = Box::pin(accept_tunnel(&context, &pod, stream)) => accepted,
+        accepted = Box::pin(accept_tunnel_in_time(&context, &pod, stream)) => accepted,
         () = pod.end_flows.cancelled() => return,
     };
     drop(place);
@@ -413,7 +413,7 @@ async fn tunnel(
             if let Some(refusal) = error.refusal() {
                 context.telemetry.refusal(&pod.id, refusal);
             }
-            tracing::info!(pod = %pod.id, %error, "a tunnel was refused");
+            seldom::tell!(pod = %pod.id, %error, "a tunnel was refused");
             return;
         }
     };
@@ -467,6 +467,17 @@ enum AcceptedTunnel {
     Weft(Box<Channel>, Arc<Peer>),
 }
 
+/// One deadline for all: the hello, the certificate, and the handshake.
+async fn accept_tunnel_in_time(
+    context: &Context,
+    pod: &LocalPod,
+    stream: (TcpStream, SocketAddr),
+) -> Result<AcceptedTunnel, FlowError> {
+    let accepting = accept_tunnel(context, pod, stream);
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await;
+    accepted.map_err(|_| FlowError::Tunnel(Arc::new(TunnelError::HandshakeTimeout)))?
+}
+
 async fn accept_tunnel(
     context: &Context,
     pod: &LocalPod,
@@ -480,11 +491,8 @@ async fn accept_tunnel(
     let failed = |error| FlowError::Tunnel(Arc::new(error));
     // Where it is not asked for it is not accepted either, so that it can be turned off.
     if matches!(context.config.tunnel, TunnelProtocol::Weft) {
-        let offers = handshake::offers(&stream, Alpn::Weft.as_bytes());
-        let offers = tokio::time::timeout(HANDSHAKE_TIMEOUT, offers)
-            .await
-            .map_err(|_| failed(TunnelError::HandshakeTimeout))?
-            .map_err(|error| failed(TunnelError::Handshake(error)))?;
+        let offers = handshake::offers(&stream, Alpn::Weft.as_bytes()).await;
+        let offers = offers.map_err(|error| failed(TunnelError::Handshake(error)))?;
         if offers {
             let (channel, peer) = Box::pin(accept_weft(context, pod, stream, from, local)).await?;
             return Ok(AcceptedTunnel::Weft(channel, peer));
@@ -496,11 +504,8 @@ async fn accept_tunnel(
         .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let handshake = TlsAcceptor::from(config).accept(stream);
-    let handshake = context.handshakes.in_turn(handshake);
-    let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
-        .await
-        .map_err(|_| failed(TunnelError::HandshakeTimeout))?
-        .map_err(|error| failed(TunnelError::Handshake(error)))?;
+    let io = context.handshakes.in_turn(handshake).await;
+    let io = io.map_err(|error| failed(TunnelError::Handshake(error)))?;
     let session = io.get_ref().1;
     let identity = peer_identity(session.peer_certificates().unwrap_or_default())
         .map_err(|error| failed(TunnelError::PeerCertificate(error.to_string())))?;
@@ -532,11 +537,8 @@ async fn accept_weft(
         .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let shaking = handshake::accept(config, &mut stream);
-    let shaking = context.handshakes.in_turn(shaking);
-    let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking)
-        .await
-        .map_err(|_| failed(TunnelError::HandshakeTimeout))?
-        .map_err(|error| failed(TunnelError::Handshake(error)))?;
+    let greeted = context.handshakes.in_turn(shaking).await;
+    let greeted = greeted.map_err(|error| failed(TunnelError::Handshake(error)))?;
     let identity = peer_identity(&greeted.chain)
         .map_err(|error| failed(TunnelError::PeerCertificate(error.to_string())))?;
     if greeted.alpn.as_deref() != Some(Alpn::Weft.as_bytes()) {

@@ -23,7 +23,8 @@ pub struct Limits {
     pub buffered_bytes: usize,
     /// Unfinished handshakes of those that connect to one pod; a quarter as many with strangers.
     pub handshakes_per_pod: usize,
-    /// The same from one workload's address, to whichever pods; a tenth as many from a stranger's. An
+    /// The same from one workload's address, to whichever pods; a tenth as many from a stranger's, or
+    /// of IPv6 from its /64. An
     /// agent ends its part of a handshake before the other, so that its 256 connections of a pair may
     /// be unfinished here at once.
     pub handshakes_per_peer: usize,

@@ -22,6 +22,7 @@ pub mod limits;
 mod live;
 pub mod outbound;
 pub mod record;
+mod seldom;
 mod socket;
 pub mod tcp;
 pub mod tunnel;

@@ -30,6 +30,7 @@ use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel, prepare};
 use super::tunnel::client::{Dialed, Key, Opened};
 use super::tunnel::wire;
+use super::usage::Dial;
 use super::{Context, socket};
 use crate::balance;
 use crate::config::TunnelProtocol;
@@ -384,8 +385,7 @@ async fn dial(
     alpn: Alpn,
 ) -> Result<Dialed<TlsStream<TcpStream>>, TunnelError> {
     let changed = context.identities.changed();
-    let (config, stream) = reach_agent(context, pod, address, alpn).await?;
-    let turn = pod.usage.dial().await.ok_or(TunnelError::TooMany)?;
+    let (config, stream, turn) = reach_agent(context, pod, address, alpn).await?;
     let name = ServerName::IpAddress(address.into());
     let handshake = TlsConnector::from(config).connect(name, stream);
     let handshake = context.handshakes.in_turn(handshake);
@@ -405,24 +405,27 @@ async fn dial(
     Ok(Dialed { io, watch, turns })
 }
 
-/// Connects to the agent's port. Nothing is known of who answers.
+/// Connects to the agent's port when it is the pod's turn, which lasts until the handshake is over.
+/// Nothing is known of who answers.
 async fn reach_agent(
     context: &Context,
     pod: &LocalPod,
     address: IpAddr,
     alpn: Alpn,
-) -> Result<(Arc<ClientConfig>, TcpStream), TunnelError> {
+) -> Result<(Arc<ClientConfig>, TcpStream, Dial), TunnelError> {
     let config = context
         .identities
         .client(&pod.identity, alpn)
         .await
         .map_err(|error| TunnelError::NoCertificate(error.to_string()))?;
+    let turn = pod.usage.dial(address).await;
+    let turn = turn.ok_or(TunnelError::TooMany)?;
     let to = SocketAddr::new(address, TUNNEL_PORT);
     let stream = socket::connect(context, pod, to)
         .await
         .map_err(tunnel_error)?;
     prepare(&stream).map_err(|source| TunnelError::Connect { to, source })?;
-    Ok((config, stream))
+    Ok((config, stream, turn))
 }
 
 /// Whether a chain that TLS has verified is that of whom it must be.

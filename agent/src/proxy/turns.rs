@@ -133,6 +133,24 @@ impl Turns {
         Some(ticket)
     }
 
+    /// Whether the ticket's turn has not come. It is then the latest waker that is woken for it.
+    fn still_waits(&self, ticket: u64, waker: &Waker) -> bool {
+        if ticket < self.released.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut line = self.line();
+        // Changes under the lock only.
+        let released = self.released.load(Ordering::Acquire);
+        let Some(place) = ticket.checked_sub(released) else {
+            return false;
+        };
+        let place = usize::try_from(place).unwrap_or(usize::MAX);
+        if let Some(waiting) = line.waiting.get_mut(place) {
+            waiting.clone_from(waker);
+        }
+        true
+    }
+
     fn charge(&self, flow: u64, used: Duration) {
         STAGE.enters(self.pod);
         if self.last_flow.load(Ordering::Relaxed) != flow {
@@ -187,8 +205,8 @@ impl<F: Future> Future for InTurn<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         match this.ticket {
-            // Woken for something else meanwhile. A task's waker stays the same.
-            Some(ticket) if ticket >= this.turns.released.load(Ordering::Acquire) => {
+            // Woken for something else meanwhile.
+            Some(ticket) if this.turns.still_waits(ticket, context.waker()) => {
                 return Poll::Pending;
             }
             Some(_) => this.ticket = None,

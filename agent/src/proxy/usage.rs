@@ -4,14 +4,14 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::ready;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 use super::limits::Limits;
@@ -21,7 +21,17 @@ use super::limits::Limits;
 pub struct Usage {
     kept: Arc<KeptBytes>,
     of_node: Arc<KeptBytes>,
-    dials: Semaphore,
+    dials: Arc<Semaphore>,
+    /// Of these to each address, so that one that does not answer holds up no others.
+    dials_to: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    most_dials_to_one: usize,
+}
+
+/// A tunnel that may be made now.
+#[derive(Debug)]
+pub(super) struct Dial {
+    _to_one: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
 }
 
 /// Bytes that are kept, and how many there should be.
@@ -42,6 +52,8 @@ pub(super) struct Kept {
 #[derive(Debug)]
 pub(super) struct Handshakes {
     all: Arc<Semaphore>,
+    /// Those of them that are with addresses of no meshed workload.
+    strangers: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     peers: Arc<Shares>,
     most_per_peer: usize,
@@ -51,6 +63,7 @@ pub(super) struct Handshakes {
 #[derive(Debug)]
 pub(super) struct PeerPlace {
     _share: Share,
+    _strangers: Option<OwnedSemaphorePermit>,
     _all: OwnedSemaphorePermit,
 }
 
@@ -71,7 +84,9 @@ impl Usage {
         Arc::new(Self {
             kept: KeptBytes::new(limits.buffered_bytes_per_pod),
             of_node: Arc::clone(of_node),
-            dials: Semaphore::new(limits.dials_per_pod),
+            dials: Arc::new(Semaphore::new(limits.dials_per_pod)),
+            dials_to: Mutex::default(),
+            most_dials_to_one: limits.dials_per_pod.div_ceil(4),
         })
     }
 
@@ -94,11 +109,29 @@ impl Usage {
         self.kept.is_tight() || self.of_node.is_tight()
     }
 
-    /// Waits for the pod's turn to make a tunnel; none if that takes too long.
-    pub(super) async fn dial(&self) -> Option<SemaphorePermit<'_>> {
-        let turn = tokio::time::timeout(DIAL_PATIENCE, self.dials.acquire());
-        // It is never closed.
-        turn.await.ok()?.ok()
+    /// Waits for the pod's turn to make a tunnel to an address; none if that takes too long.
+    pub(super) async fn dial(&self, to: IpAddr) -> Option<Dial> {
+        let to_one = self.dials_to(to);
+        let turn = async {
+            // First those to the same address among themselves. None of them is ever closed.
+            Some(Dial {
+                _to_one: to_one.acquire_owned().await.ok()?,
+                _of_all: Arc::clone(&self.dials).acquire_owned().await.ok()?,
+            })
+        };
+        tokio::time::timeout(DIAL_PATIENCE, turn).await.ok()?
+    }
+
+    fn dials_to(&self, to: IpAddr) -> Arc<Semaphore> {
+        let mut all = self.dials_to.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = all.get(&to).and_then(Weak::upgrade) {
+            return there;
+        }
+        // Whoever uses one holds it.
+        all.retain(|_, it| it.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(self.most_dials_to_one));
+        all.insert(to, Arc::downgrade(&new));
+        new
     }
 }
 
@@ -157,6 +190,7 @@ impl Handshakes {
     pub(super) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(limits.handshakes)),
+            strangers: Arc::new(Semaphore::new(limits.handshakes.div_ceil(4))),
             turns: Arc::new(Semaphore::new(limits.handshake_turns)),
             peers: Arc::default(),
             most_per_peer: limits.handshakes_per_peer,
@@ -166,13 +200,16 @@ impl Handshakes {
     /// A place for a handshake with a peer; none if it or the node has too many.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, is_workload: bool) -> Option<PeerPlace> {
         let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        let most = if is_workload {
-            self.most_per_peer
+        let (share, strangers) = if is_workload {
+            (self.peers.enter(peer, self.most_per_peer)?, None)
         } else {
-            self.most_per_peer.div_ceil(10)
+            let place = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
+            let most = self.most_per_peer.div_ceil(10);
+            (self.peers.enter(subnet(peer), most)?, Some(place))
         };
         Some(PeerPlace {
-            _share: self.peers.enter(peer, most)?,
+            _share: share,
+            _strangers: strangers,
             _all: all,
         })
     }
@@ -220,6 +257,14 @@ impl Drop for Share {
                 counts.remove(&self.peer);
             }
         }
+    }
+}
+
+/// What a stranger is counted by: anybody has as many IPv6 addresses of a subnet as there are.
+fn subnet(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -304,14 +349,56 @@ mod tests {
         }
     }
 
+    #[test]
+    fn strangers_leave_handshakes_to_workloads() {
+        let handshakes = Handshakes::new(&Limits {
+            handshakes: 8,
+            handshakes_per_peer: 10,
+            ..limits()
+        });
+        let addresses = ["10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.2"];
+        let addresses = addresses.map(|it| it.parse().expect("valid"));
+        let one = handshakes.enter(addresses[1], false);
+        assert!(one.is_some());
+        let same = handshakes.enter(addresses[2], false);
+        assert!(same.is_none(), "of the same subnet");
+        let other = handshakes.enter(addresses[0], false);
+        assert!(other.is_some());
+        let third = handshakes.enter(addresses[3], false);
+        assert!(third.is_none(), "a quarter of all is two");
+        let workloads = addresses.map(|it| handshakes.enter(it, true));
+        assert!(workloads.iter().all(Option::is_some));
+    }
+
     #[tokio::test]
     async fn tunnels_are_made_one_after_the_other() {
-        let usage = Usage::new(&limits(), &KeptBytes::new(100));
-        let first = usage.dial().await;
-        assert!(first.is_some());
-        let mut second = pin!(usage.dial());
-        assert!(futures::poll!(second.as_mut()).is_pending());
-        drop(first);
-        assert!(second.await.is_some());
+        let limits = Limits {
+            dials_per_pod: 8,
+            ..limits()
+        };
+        let usage = Usage::new(&limits, &KeptBytes::new(100));
+        let addresses: Vec<IpAddr> = (1..=5).map(|it| [10, 0, 0, it].into()).collect();
+        let mut to_one = Vec::new();
+        for _ in 0..2 {
+            to_one.push(usage.dial(addresses[0]).await.expect("its turn"));
+        }
+        {
+            let mut third = pin!(usage.dial(addresses[0]));
+            let third = futures::poll!(third.as_mut());
+            assert!(third.is_pending(), "one address has a quarter");
+        }
+        let mut others = Vec::new();
+        for address in &addresses[1..4] {
+            for _ in 0..2 {
+                others.push(usage.dial(*address).await.expect("its turn"));
+            }
+        }
+        let mut waits = pin!(usage.dial(addresses[4]));
+        assert!(futures::poll!(waits.as_mut()).is_pending(), "all are used");
+        drop(to_one);
+        assert!(waits.await.is_some());
+        drop(others);
+        usage.dials_to(addresses[0]);
+        assert_eq!(usage.dials_to.lock().expect("no panic").len(), 1);
     }
 }

@@ -9,7 +9,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
 use crate::node::LocalPod;
-use crate::proxy::Context;
 use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
 use crate::proxy::record::Record;
@@ -18,6 +17,7 @@ use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::weft1::channel::Channel;
 use crate::proxy::tunnel::weft1::frame::{Open, Refuse};
 use crate::proxy::tunnel::weft1::{copy, server};
+use crate::proxy::{Context, seldom};
 use crate::telemetry::{Refusal, TlsLabel};
 
 /// Serves one flow after the other, until the client leaves or the connection has to end.
@@ -29,7 +29,9 @@ pub(super) async fn serve(
     mut watch: Watch,
 ) {
     let mut last_used = Instant::now();
-    let mut idle_check = interval(IDLE_CHECK);
+    // Who has had no flow accepted does not keep its place for the next one.
+    let mut patience = IDLE_BEFORE_FIRST;
+    let mut idle_check = interval(IDLE_BEFORE_FIRST);
     idle_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let asked = tokio::select! {
@@ -42,7 +44,7 @@ pub(super) async fn serve(
             }
             () = pod.end_flows.cancelled() => return,
             _ = idle_check.tick() => {
-                if last_used.elapsed() > IDLE || watch.is_expired() {
+                if last_used.elapsed() > patience || watch.is_expired() {
                     return server::leave(channel).await;
                 }
                 continue;
@@ -53,20 +55,27 @@ pub(super) async fn serve(
             Ok(None) => return,
             Err(error) => {
                 context.telemetry.refusal(&pod.id, Refusal::BadRequest);
-                tracing::info!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+                seldom::tell!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
                 return;
             }
         };
         let flow = flow(&context, &pod, &peer, open, channel, &mut watch);
-        channel = match Box::pin(flow).await {
-            Some(channel) => channel,
-            None => return,
+        let Some((back, accepted)) = Box::pin(flow).await else {
+            return;
         };
-        last_used = Instant::now();
+        channel = back;
+        if accepted {
+            last_used = Instant::now();
+            if patience != IDLE {
+                patience = IDLE;
+                idle_check = interval(IDLE_CHECK);
+                idle_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            }
+        }
     }
 }
 
-/// Serves a flow. Yields the connection if it can take another one.
+/// Serves a flow. Yields the connection if it can take another one, and whether this one was accepted.
 async fn flow(
     context: &Context,
     pod: &Arc<LocalPod>,
@@ -74,7 +83,7 @@ async fn flow(
     open: Open,
     mut channel: Box<Channel>,
     watch: &mut Watch,
-) -> Option<Box<Channel>> {
+) -> Option<(Box<Channel>, bool)> {
     let mut record = tunnel_record(context, pod, peer);
     // Boxed: nothing of it is needed while bytes are copied.
     let entering = Box::pin(enter(context, pod, peer, open, &mut record));
@@ -89,6 +98,7 @@ async fn flow(
         () = watch.untrusted() => Err(Broken::Reset(Side::Client).into()),
         () = pod.end_flows.cancelled() => Err(FlowError::Drained),
     };
+    let accepted = admitted.is_ok();
     let (result, channel) = match admitted {
         Ok(admitted) => Box::pin(carry(admitted, channel, watch, &mut record)).await,
         // There is nobody left to be told.
@@ -103,17 +113,17 @@ async fn flow(
                 && !error.is_gone()
             {
                 context.telemetry.refusal(&pod.id, Refusal::BadRequest);
-                tracing::info!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+                seldom::tell!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
             }
             (Err(error), refused.is_ok().then_some(channel))
         }
     };
     if let Err(FlowError::Broken(Broken::Weft(error))) = &result {
         context.telemetry.refusal(&pod.id, Refusal::BadRequest);
-        tracing::info!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
+        seldom::tell!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
     }
     record.finish(&context.telemetry, &result);
-    channel
+    channel.map(|it| (it, accepted))
 }
 
 async fn enter(
@@ -168,3 +178,5 @@ async fn carry(
 /// The client owns idle closing; this is for clients that do not.
 const IDLE: Duration = Duration::from_secs(600);
 const IDLE_CHECK: Duration = Duration::from_secs(60);
+/// The same until a first flow has been accepted.
+const IDLE_BEFORE_FIRST: Duration = Duration::from_secs(10);

@@ -165,9 +165,8 @@ async fn dial(
 ) -> Result<Dialed, TunnelError> {
     let changed = context.identities.changed();
     let generation = *changed.borrow();
-    let (config, mut stream) = reach_agent(context, pod, address, Alpn::Weft).await?;
+    let (config, mut stream, turn) = reach_agent(context, pod, address, Alpn::Weft).await?;
     let name = ServerName::IpAddress(address.into());
-    let turn = pod.usage.dial().await.ok_or(TunnelError::TooMany)?;
     let shaking = handshake::connect(config, name, &mut stream);
     let shaking = context.handshakes.in_turn(shaking);
     let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking)

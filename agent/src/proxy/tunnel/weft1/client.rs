@@ -264,8 +264,13 @@ impl Pool {
                 give_all(pair, &|| Given::Http);
             }
             Err(error) => {
+                // So many of those who wait as this attempt was for: one that fails says little
+                // of the others that are being made.
                 let error = Arc::new(error);
-                give_all(pair, &|| Given::Failed(Arc::clone(&error)));
+                let its_own = pair.waiting.len().div_ceil(pair.making.max(1));
+                for waiting in pair.waiting.drain(..its_own) {
+                    let _ = waiting.send(Given::Failed(Arc::clone(&error)));
+                }
             }
         }
         let Some(pair) = pairs.get_mut(&**key) else {
