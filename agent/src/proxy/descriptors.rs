@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -16,8 +17,26 @@ pub(super) fn none_left_for_flows(socket: &impl AsRawFd, flows: usize, pods: usi
     if reaches_into(descriptor, RESERVED_FOR_ALL, *LIMIT) {
         return true;
     }
+    is_beyond_share(descriptor, flows, pods)
+}
+
+fn is_beyond_share(descriptor: RawFd, flows: usize, pods: usize) -> bool {
     let shared = *LIMIT / SHARED_PART;
-    reaches_into(descriptor, shared, *LIMIT) && flows as u64 >= share(shared, pods)
+    if !reaches_into(descriptor, shared, *LIMIT) {
+        return false;
+    }
+    FEW_LEFT.store(true, Ordering::Relaxed);
+    flows as u64 >= share(shared, pods)
+}
+
+/// Whether few have been left since this was asked last: who keeps some for later should close them.
+pub(super) fn were_few_left() -> bool {
+    FEW_LEFT.swap(false, Ordering::Relaxed)
+}
+
+/// How many there may be.
+pub(super) fn limit() -> usize {
+    usize::try_from(*LIMIT).unwrap_or(usize::MAX)
 }
 
 /// What each pod may have of the descriptors that are shared out, in flows.
@@ -27,14 +46,17 @@ fn share(shared: u64, pods: usize) -> u64 {
 }
 
 /// The same for the socket that is a flow's other side.
-pub(super) fn none_left(socket: &impl AsRawFd) -> bool {
-    reaches_into(socket.as_raw_fd(), RESERVED_FOR_ALL / 2, *LIMIT)
+pub(super) fn none_left(socket: &impl AsRawFd, flows: usize, pods: usize) -> bool {
+    let descriptor = socket.as_raw_fd();
+    reaches_into(descriptor, RESERVED_FOR_ALL / 2, *LIMIT)
+        || is_beyond_share(descriptor, flows, pods)
 }
 
 fn reaches_into(descriptor: RawFd, reserve: u64, limit: u64) -> bool {
     u64::try_from(descriptor).is_ok_and(|number| number >= limit.saturating_sub(reserve))
 }
 
+static FEW_LEFT: AtomicBool = AtomicBool::new(false);
 /// The limit is raised once, at the start, before any flow.
 static LIMIT: LazyLock<u64> =
     LazyLock::new(|| getrlimit(Resource::RLIMIT_NOFILE).map_or(DEFAULT_LIMIT, |(soft, _)| soft));

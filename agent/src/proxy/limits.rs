@@ -24,9 +24,8 @@ pub struct Limits {
     /// Unfinished handshakes of those that connect to one pod; a quarter as many with strangers.
     pub handshakes_per_pod: usize,
     /// The same from one workload's address, to whichever pods; a tenth as many from a stranger's, or
-    /// of IPv6 from its /64. An
-    /// agent ends its part of a handshake before the other, so that its 256 connections of a pair may
-    /// be unfinished here at once.
+    /// of IPv6 from its /64. An agent ends its part of a handshake before the other, so that its 256
+    /// connections of a pair may be unfinished here at once.
     pub handshakes_per_peer: usize,
     /// The same, of the whole node.
     pub handshakes: usize,

@@ -46,7 +46,7 @@ pub(super) async fn connect(
     pod: &LocalPod,
     to: SocketAddr,
 ) -> Result<TcpStream, FlowError> {
-    let socket = open(pod, to)?;
+    let socket = open(context, pod, to)?;
     context
         .bpf
         .mark_outbound(socket.as_fd())
@@ -83,7 +83,7 @@ async fn deliver_from(
     to: SocketAddr,
     client: SocketAddr,
 ) -> Result<FlowSocket, FlowError> {
-    let socket = open(pod, to)?;
+    let socket = open(context, pod, to)?;
     bind(&socket, from).map_err(|source| FlowError::Kernel {
         doing: "binding a socket in the pod's network namespace",
         source,
@@ -139,7 +139,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn open(pod: &LocalPod, to: SocketAddr) -> Result<Socket, FlowError> {
+fn open(context: &Context, pod: &LocalPod, to: SocketAddr) -> Result<Socket, FlowError> {
     let new = || {
         Socket::new(
             Domain::for_address(to),
@@ -152,7 +152,7 @@ fn open(pod: &LocalPod, to: SocketAddr) -> Result<Socket, FlowError> {
         doing: "opening a socket in the pod's network namespace",
         source,
     })?;
-    if descriptors::none_left(&socket) {
+    if descriptors::none_left(&socket, pod.flows.len(), context.pods.count()) {
         return Err(FlowError::NoDescriptors);
     }
     Ok(socket)

@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
+use weft_core::WorkloadId;
 
 use super::channel::Channel;
+use crate::proxy::descriptors;
 use crate::proxy::error::TunnelError;
 use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::client::Key;
@@ -41,6 +43,10 @@ pub struct Limits {
     pub making: usize,
     /// Closed when unused for so long.
     pub idle: Duration,
+    /// Connections that one source may leave unused; the longest unused are closed.
+    pub idle_of_source: usize,
+    /// The same of all sources.
+    pub idle_of_all: usize,
     /// Takes no new flows when so old.
     pub age: Duration,
 }
@@ -289,7 +295,8 @@ impl Pool {
     fn sweep(&self) -> bool {
         let mut unusable = Vec::new();
         let mut idle = false;
-        self.pairs().retain(|_, pair| {
+        let mut pairs = self.pairs();
+        pairs.retain(|_, pair| {
             let is_good = |kept: &mut Kept| {
                 kept.is_usable(&self.limits) && kept.idle_since.elapsed() < self.limits.idle
             };
@@ -299,16 +306,57 @@ impl Pool {
             let used = pair.making > 0 || pair.open.load(Ordering::Relaxed) > 0;
             used || remembered || !pair.waiting.is_empty()
         });
+        self.thin_out(&mut pairs, descriptors::were_few_left(), &mut unusable);
+        drop(pairs);
         for kept in unusable {
             kept.channel.close();
         }
         idle
     }
 
+    /// Takes out the longest unused of a source that has too many of them, and of all if those are too
+    /// many; half of all where descriptors are needed for something else.
+    fn thin_out(&self, pairs: &mut HashMap<Key, Pair>, few_left: bool, out: &mut Vec<Kept>) {
+        let mut of_all = Vec::new();
+        let mut of_sources: HashMap<&WorkloadId, Vec<Instant>> = HashMap::new();
+        for (key, pair) in pairs.iter() {
+            let times = pair.idle.iter().map(|it| it.idle_since);
+            of_all.extend(times.clone());
+            of_sources.entry(&key.source).or_default().extend(times);
+        }
+        let most = match few_left {
+            true => self.limits.idle_of_all.min(of_all.len() / 2),
+            false => self.limits.idle_of_all,
+        };
+        let earliest = nth_latest(&mut of_all, most);
+        let limits = of_sources.into_iter().filter_map(|(source, mut times)| {
+            let time = nth_latest(&mut times, self.limits.idle_of_source)?;
+            Some((source.clone(), time))
+        });
+        let limits: HashMap<WorkloadId, Instant> = limits.collect();
+        if earliest.is_none() && limits.is_empty() {
+            return;
+        }
+        for (key, pair) in pairs.iter_mut() {
+            let of_source = limits.get(&key.source).copied();
+            let Some(until) = earliest.max(of_source) else {
+                continue;
+            };
+            out.extend(pair.idle.extract_if(.., |it| it.idle_since <= until));
+        }
+    }
+
     fn pairs(&self) -> MutexGuard<'_, HashMap<Key, Pair>> {
         // Every change under the lock is complete in itself.
         self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// If there are more than `most`, the latest of those that are too many.
+fn nth_latest(times: &mut [Instant], most: usize) -> Option<Instant> {
+    let surplus = times.len().checked_sub(most)?.checked_sub(1)?;
+    let (_, last, _) = times.select_nth_unstable(surplus);
+    Some(*last)
 }
 
 impl Drop for Pool {
@@ -494,6 +542,8 @@ impl Default for Limits {
             connections: 256,
             making: 16,
             idle: Duration::from_secs(90),
+            idle_of_source: (descriptors::limit() / 20).max(64),
+            idle_of_all: (descriptors::limit() / 8).max(64),
             age: Duration::from_secs(3600),
         }
     }

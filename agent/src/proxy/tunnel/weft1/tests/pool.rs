@@ -74,6 +74,31 @@ async fn idle_and_old_connections_close() {
 }
 
 #[tokio::test]
+async fn so_many_are_left_unused() {
+    for (idle_of_source, idle_of_all) in [(2, 100), (100, 2)] {
+        let limits = Limits {
+            idle_of_source,
+            idle_of_all,
+            ..Limits::default()
+        };
+        let mut near = Near::new(limits).await;
+        let mut flows = Vec::new();
+        for _ in 0..5 {
+            flows.push(near.flow().await);
+        }
+        for (mut client, mut application, copying) in flows {
+            cross(&mut client, &mut application, b"x").await;
+            cross(&mut application, &mut client, b"x").await;
+            soon(copying).await.expect("no panic").expect("ends well");
+        }
+        let pool = Arc::clone(&near.pool);
+        eventually("all but two close", || pool.connections() <= 2).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(pool.connections(), 2);
+    }
+}
+
+#[tokio::test]
 async fn changed_trust_retires_connections() {
     let mut near = Near::new(Limits::default()).await;
     for count in 1..3 {
