@@ -8,6 +8,10 @@ use weft_tests::testapp::{self, Hold, Server};
 
 use crate::stage::Stage;
 
+/// Two fifths are a pod's flows, with two descriptors each on one node; the last
+/// 512 are nobody's, and those between 7200 and them are shared out.
+const FEW: u64 = 8000;
+
 /// Leaves the agent hardly any descriptors and then has a pod take what is left. It refuses, does not end, lets
 /// nobody past policy and nothing out in plaintext; with descriptors, all is as before.
 pub(crate) fn descriptors(stage: &Stage) -> Result<()> {
@@ -52,6 +56,62 @@ pub(crate) fn descriptors(stage: &Stage) -> Result<()> {
             expect_echo(&stage.near, stage.open()[0], "again").map(drop)
         })
     })
+}
+
+/// Two pods together take all descriptors they are given. The shares of the last ones hold: their neighbour's
+/// flows go on in both directions, and a pod that comes is enrolled and served.
+pub(crate) fn shares(stage: &Stage) -> Result<()> {
+    let node = stage.cluster.node(1);
+    node.kill_agent()?;
+    node.limit_descriptors(Some(FEW));
+    node.start_agent()?;
+    node.limit_descriptors(None);
+    stage.agents_changed();
+    for pod in [&stage.target, &stage.near] {
+        node.wait_enrolled(pod.namespace(), pod.name())?;
+    }
+    let neighbour = stage.another("neighbour", 1)?;
+    let store = stage.another("store", 1)?;
+    let silent = Server::start(&store, 7061, "silent", &["--quiet"])?;
+    // The control: without the greedy all is well.
+    expect_echo(&neighbour, stage.open()[0], "alone")?;
+    let accomplice = stage.another("accomplice", 1)?;
+    let greedy = [&stage.near, &accomplice].map(|pod| {
+        let args = ["--timeout-ms", "500"];
+        Hold::start(pod, store.sockets(7061)[0], FEW / 2, &args)
+    });
+    let refused = |reason| -> Result<f64> {
+        let labels = [("reason", reason), ("pod", "accomplice")];
+        Ok(node.metrics()?.sum("weft_refused_total", &labels))
+    };
+    eventually(
+        "the greedy one to be refused for want of descriptors",
+        || {
+            let (descriptors, flows) = (refused("no_descriptors")?, refused("too_many_flows")?);
+            ensure!(descriptors > 0.0, "{flows} by its limit of flows only");
+            Ok(())
+        },
+    )?;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", node.agent_pid().unwrap_or_default()))?;
+    let open = open.count() as u64;
+    ensure!(open > FEW * 4 / 5, "{open} of {FEW} descriptors are in use");
+    for _ in 0..20 {
+        expect_echo(&neighbour, stage.open()[0], "beside the greedy, out")?;
+        expect_echo(&stage.far, stage.open()[0], "beside the greedy, in")?;
+    }
+    let newcomer = stage.another("late", 1)?;
+    expect_echo(&newcomer, stage.open()[0], "come late")?;
+    for hold in greedy {
+        hold?.release()?;
+    }
+    drop(silent);
+    for pod in [newcomer, neighbour, store, accomplice] {
+        stage.cluster.remove_pod(pod)?;
+    }
+    node.kill_agent()?;
+    node.start_agent()?;
+    stage.agents_changed();
+    Ok(())
 }
 
 /// Fetches very much through many connections and reads none of it. What the agent keeps of it is bounded.

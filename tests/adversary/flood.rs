@@ -1,18 +1,26 @@
 //! As much of everything as a pod can have: what is shared must not fill up, and others must not notice.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use weft_tests::metrics::Metrics;
 use weft_tests::scenario::{eventually, expect_echo};
-use weft_tests::testapp::{self, Counts, Hold, Load};
+use weft_tests::testapp::{self, Counts, Hold, Load, Server};
 use weft_tests::{DEADLINE, Pod};
 
+use crate::namespaces::loopback_to;
 use crate::stage::Stage;
+
+/// What the agents are told: flows of a pod in each direction,
+pub(crate) const FLOWS: u64 = 1000;
+/// and connections of a pod that are being opened, in each direction.
+pub(crate) const QUOTA: u64 = 1024;
 
 /// Connects to tens of thousands of ports where nobody listens, on its own node and on the other, so that as
 /// many refusals would have to be remembered. Neighbours go on, and every map stays within its bounds.
 pub(crate) fn refusals(stage: &Stage) -> Result<()> {
-    beside_neighbours(stage, |attacker| {
+    beside_neighbours(stage, stage.attackers(), maps_are_bounded, |attacker| {
         let targets = [
             stage.target.v4().to_string(),
             stage.outside.v4().to_string(),
@@ -27,31 +35,86 @@ pub(crate) fn refusals(stage: &Stage) -> Result<()> {
     })
 }
 
-/// Starts tens of thousands of connects to where no answer comes from, and leaves them: each is on its way
-/// to the agent for a moment, and then waits. The pod gets no more than its share of what is pending.
+/// Sends what is for the stand-ins to where nobody answers, and starts connects without end: each stays in the
+/// middle of opening. The pod gets its quota of what is pending, counted in the map itself, and no more.
 pub(crate) fn half_open(stage: &Stage) -> Result<()> {
-    beside_neighbours(stage, |attacker| {
-        // Addresses that nobody has, in the cluster's ranges and outside of them.
-        let targets: Vec<String> = (100..130)
-            .flat_map(|host| [format!("10.244.1.{host}"), format!("198.18.0.{host}")])
-            .collect();
-        let counts = scatter(attacker, &targets, 20_000, &["--keep", "8000"])?;
+    let spoilers = [
+        stage.another("spoiler-0", 0)?,
+        stage.another("spoiler-1", 1)?,
+    ];
+    for pod in &spoilers {
+        let [a, b, c, _] = pod.v4().octets();
+        loopback_to(pod, Some(&format!("{a}.{b}.{c}.1")))?;
+    }
+    let most = AtomicUsize::new(0);
+    let watch = |metrics: &Metrics| {
+        let pending = metrics.sum("weft_map_entries", &[("map", "PENDING")]) as usize;
+        most.fetch_max(pending, Ordering::Relaxed);
+        // The spoiler's own, and what others are just opening.
+        ensure!(pending <= 2 * QUOTA as usize, "{pending} are pending");
+        Ok(())
+    };
+    beside_neighbours(stage, [&spoilers[0], &spoilers[1]], watch, |attacker| {
+        let targets: Vec<String> = (100..130).map(|host| format!("198.18.0.{host}")).collect();
+        let counts = scatter(attacker, &targets, 4_000_000, &["--keep", "8000"])?;
         ensure!(
-            counts.total() >= 1000,
-            "hardly anything was tried: {counts:?}"
+            counts.of("ok") >= QUOTA && counts.of("denied") > 0,
+            "its quota was not reached: {counts:?}"
         );
         Ok(())
-    })
+    })?;
+    let most = most.into_inner();
+    ensure!(
+        most as u64 >= QUOTA * 9 / 10,
+        "no more than {most} were pending at once"
+    );
+    for (node, spoiler) in stage.cluster.nodes().iter().zip(spoilers) {
+        let labels = [("pod", spoiler.name())];
+        let refused = node.metrics()?.sum("weft_pod_quota_refused_total", &labels);
+        ensure!(refused > 0.0, "nothing was refused on {}", node.name());
+        stage.cluster.remove_pod(spoiler)?;
+    }
+    Ok(())
 }
 
-/// Opens and holds as many connections as it is given, more than a pod may have.
+/// Opens and holds more connections than a pod may have, to the other attacker. It gets what it may have, the
+/// rest is refused, and both nodes' other pods go on.
 pub(crate) fn held(stage: &Stage) -> Result<()> {
-    beside_neighbours(stage, |attacker| {
-        let hold = Hold::start(attacker, stage.open()[0], 3_000, &["--timeout-ms", "1000"])?;
-        ensure!(hold.counts.of("ok") > 100, "{:?}", hold.counts);
+    let port = 7050;
+    let quiet = ["--quiet"];
+    let servers = stage
+        .attackers()
+        .map(|attacker| Server::start(attacker, port, "silent", &quiet));
+    let watch = |metrics: &Metrics| maps_are_bounded(metrics);
+    beside_neighbours(stage, stage.attackers(), watch, |attacker| {
+        let to = match attacker.name() == stage.near.name() {
+            true => &stage.far,
+            false => &stage.near,
+        };
+        let args = ["--timeout-ms", "1000"];
+        let hold = Hold::start(attacker, to.sockets(port)[0], 2 * FLOWS, &args)?;
+        let node = stage.cluster.node(attacker.node_index());
+        eventually("its limit to be reached", || {
+            let metrics = node.metrics()?;
+            let pod = ("pod", attacker.name());
+            let refused = [pod, ("reason", "too_many_flows")];
+            let refused = metrics.sum("weft_refused_total", &refused);
+            ensure!(refused > 0.0, "nothing was refused: {:?}", hold.counts);
+            let open = [pod, ("direction", "outbound"), ("peer", "src")];
+            let open = metrics.sum("tcp_open_connections", &open);
+            ensure!(
+                (FLOWS as f64 * 0.9..=FLOWS as f64).contains(&open),
+                "{open} flows are open"
+            );
+            Ok(())
+        })?;
         stage.visit()?;
         hold.release()
-    })
+    })?;
+    for server in servers {
+        drop(server?);
+    }
+    Ok(())
 }
 
 /// Sends SYNs with forged sources to the target, to the guarded port and to 15008, thousands of them. They
@@ -72,9 +135,14 @@ pub(crate) fn syns(stage: &Stage) -> Result<()> {
     expect_echo(&stage.near, stage.open()[0], "after the flood").map(drop)
 }
 
-/// Has an attacker on each node do something while friends' connections go on in a row, and looks at the
-/// maps meanwhile.
-fn beside_neighbours(stage: &Stage, attack: impl Fn(&Pod) -> Result<()> + Sync) -> Result<()> {
+/// Has an attacker on each node do something while friends' connections go on in a row, and looks at what
+/// the agents say meanwhile.
+fn beside_neighbours(
+    stage: &Stage,
+    attackers: [&Pod; 2],
+    watch: impl Fn(&Metrics) -> Result<()>,
+    attack: impl Fn(&Pod) -> Result<()> + Sync,
+) -> Result<()> {
     // New connections to the open port, by somebody who has nothing to do with it.
     let steady = Load::start(
         &stage.friend,
@@ -82,14 +150,11 @@ fn beside_neighbours(stage: &Stage, attack: impl Fn(&Pod) -> Result<()> + Sync) 
         &["--parallel", "1", "--pause-ms", "20"],
     )?;
     std::thread::scope(|scope| {
-        let attacks: Vec<_> = stage
-            .attackers()
-            .into_iter()
-            .map(|attacker| scope.spawn(|| attack(attacker)))
-            .collect();
+        let attack = &attack;
+        let attacks = attackers.map(|attacker| scope.spawn(move || attack(attacker)));
         while attacks.iter().any(|it| !it.is_finished()) {
             for node in stage.cluster.nodes() {
-                maps_are_bounded(&node.metrics()?)?;
+                watch(&node.metrics()?)?;
             }
             std::thread::sleep(std::time::Duration::from_millis(200));
         }
@@ -107,7 +172,7 @@ fn beside_neighbours(stage: &Stage, attack: impl Fn(&Pod) -> Result<()> + Sync) 
         for node in stage.cluster.nodes() {
             let pending = node
                 .metrics()?
-                .sum("weft_map_entries", &[("map", "pending")]);
+                .sum("weft_map_entries", &[("map", "PENDING")]);
             ensure!(pending < 200.0, "{pending} connections are pending");
         }
         Ok(())
@@ -124,7 +189,7 @@ fn maps_are_bounded(metrics: &Metrics) -> Result<()> {
             "{map}: {} of {capacity}",
             entries.value
         );
-        if map == "pending" {
+        if map == "PENDING" {
             ensure!(
                 entries.value < capacity / 2.0,
                 "{map}: {} of {capacity}",

@@ -86,7 +86,14 @@ fn hostile_pod() {
 /// A pod opens and leaves as much as it can.
 #[test]
 fn flood() {
-    let stage = Stage::build(&[]).expect("a cluster");
+    let limits = [flood::FLOWS, flood::QUOTA].map(|it| it.to_string());
+    let args = [
+        "--max-flows-per-pod",
+        &limits[0],
+        "--pending-quota",
+        &limits[1],
+    ];
+    let stage = Stage::build(&args).expect("a cluster");
     attacks(
         "flood",
         &stage,
@@ -169,6 +176,7 @@ fn exhaustion() {
         &stage,
         &[
             ("no descriptors left", exhaustion::descriptors),
+            ("the last descriptors, shared out", exhaustion::shares),
             ("bytes that nobody reads", exhaustion::memory),
         ],
     );

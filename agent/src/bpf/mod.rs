@@ -372,25 +372,11 @@ impl Bpf {
         Ok(vec![
             occupied(&tables.pods)?,
             occupied(&tables.own_addresses)?,
-            self.pending()?,
+            occupied(&tables.pending)?,
             occupied(&tables.listeners)?,
             occupied(&tables.probes)?,
             occupied(&tables.refused)?,
         ])
-    }
-
-    /// The largest map is not walked: what is in it is counted by pod.
-    fn pending(&self) -> Result<MapOccupancy, BpfError> {
-        let mut entries = 0;
-        for cookie in self.tables.pod_state.keys()? {
-            let counters = self.pod_counters(cookie)?.unwrap_or_default();
-            entries += counters.pending_outbound + counters.pending_inbound;
-        }
-        Ok(MapOccupancy {
-            map: self.tables.pending.name(),
-            entries: usize::try_from(entries).unwrap_or(usize::MAX),
-            capacity: self.tables.pending.capacity(),
-        })
     }
 
     /// Checks that every hook has exactly one program of this instance. Pods whose network namespace

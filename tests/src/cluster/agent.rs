@@ -27,6 +27,8 @@ pub(super) struct AgentState {
     args: Vec<String>,
     alternate_layouts: bool,
     separate_cgroups: bool,
+    /// How many descriptors those that are started from now on may have.
+    descriptors: Option<u64>,
     /// How many were started.
     started: usize,
     /// Whether the next one has the other layout.
@@ -63,6 +65,11 @@ impl Node {
         state.alternate_layouts = options.alternate_layouts;
         state.separate_cgroups = options.separate_cgroups;
         Ok(())
+    }
+
+    /// Gives agents that are started from now on so many descriptors, for good; or as many as there are.
+    pub fn limit_descriptors(&self, most: Option<u64>) {
+        lock(&self.agent).descriptors = most;
     }
 
     /// Starts the agent and waits until it is ready.
@@ -214,8 +221,17 @@ impl Node {
         };
         state.started += 1;
         state.next_layout = !state.next_layout;
-        let program = super::binary(name)?;
-        let process = Program::new(program, Some(self.netns()), Some(cgroup), self.dir())?
+        let binary = super::binary(name)?;
+        let new =
+            |program: &Path| Program::new(program, Some(self.netns()), Some(cgroup), self.dir());
+        let program = match state.descriptors {
+            Some(most) => new(Path::new("prlimit"))?
+                .named(name)
+                .arg(format!("--nofile={most}:{most}"))
+                .arg(binary),
+            None => new(&binary)?,
+        };
+        let process = program
             .args(&state.args)
             .env(
                 "WEFT_LOG",
