@@ -18,8 +18,14 @@ pub(super) const ROOTS: &str = "ca.crt";
 pub(super) const ISSUER_CERTIFICATE: &str = "issuer.crt";
 pub(super) const ISSUER_KEY: &str = "issuer.key";
 
-/// There as long as the others are being made.
+const NAMES: [&str; 3] = [ISSUER_KEY, ISSUER_CERTIFICATE, ROOTS];
+
+/// A folder in which a root is made; there as long as that takes:
 const MAKING: &str = ".making";
+/// in this one of it,
+const UNFINISHED: &str = "unfinished";
+/// which gets this name when all three files are in it.
+const MADE: &str = "made";
 
 /// Life of a root made here.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -45,17 +51,27 @@ impl Stamps {
 }
 
 /// Makes a root that acts as issuer, if the folder holds nothing yet. True: it did.
+///
+/// It is made as a whole in a folder of its own, and what is complete there is moved; what an operator
+/// has put here is never touched.
 pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, IssuerError> {
+    let making = folder.join(MAKING);
+    let made = making.join(MADE);
     let present = |name: &str| folder.join(name).exists();
-    let names = [ROOTS, ISSUER_CERTIFICATE, ISSUER_KEY];
-    match names.iter().filter(|name| present(name)).count() {
+    match NAMES.iter().filter(|name| present(name)).count() {
         0 => {}
-        3 if present(MAKING) => return remove(folder, MAKING).map(|()| false),
-        3 => return Ok(false),
-        // Nobody has seen what a controller was making here when it died.
-        _ if present(MAKING) => names.iter().try_for_each(|name| remove(folder, name))?,
+        // Another folder's root, by now: an operator's came before it, or it is in its place.
+        3 => return discard(&making).map(|()| false),
+        // Some were moved when a controller died here: those that are missing are still there.
+        _ if NAMES
+            .iter()
+            .all(|name| present(name) != made.join(name).exists()) =>
+        {
+            adopt(folder, &made)?;
+            return discard(&making).map(|()| true);
+        }
         _ => {
-            let missing = names.into_iter().find(|name| !present(name));
+            let missing = NAMES.into_iter().find(|name| !present(name));
             // Never repaired by guessing: a new root would cut off everybody who has the old one.
             return Err(IssuerError::Content {
                 file: missing.unwrap_or(ROOTS),
@@ -63,28 +79,63 @@ pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, Is
             });
         }
     }
+    // Nobody has seen what a controller was making here when it died.
+    discard(&making)?;
+    let unfinished = making.join(UNFINISHED);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(folder)
-        .map_err(|error| failed(folder, error))?;
+        .create(&unfinished)
+        .map_err(|error| failed(&unfinished, error))?;
     let (certificate, key) = root(trust_domain).map_err(|error| IssuerError::Content {
         file: ROOTS,
         reason: format!("cannot be made: {error}"),
     })?;
-    // The key first and the roots last: what is incomplete is never taken for complete.
-    write(folder, MAKING, b"", 0o600)?;
-    write(folder, ISSUER_KEY, key.as_bytes(), 0o600)?;
-    write(folder, ISSUER_CERTIFICATE, certificate.as_bytes(), 0o600)?;
-    write(folder, ROOTS, certificate.as_bytes(), 0o644)?;
-    remove(folder, MAKING)?;
-    Ok(true)
+    write(&unfinished, ISSUER_KEY, key.as_bytes(), 0o600)?;
+    write(
+        &unfinished,
+        ISSUER_CERTIFICATE,
+        certificate.as_bytes(),
+        0o600,
+    )?;
+    write(&unfinished, ROOTS, certificate.as_bytes(), 0o644)?;
+    rename(&unfinished, &made)?;
+    adopt(folder, &made)?;
+    discard(&making).map(|()| true)
 }
 
-fn remove(folder: &Path, name: &str) -> Result<(), IssuerError> {
-    let path = folder.join(name);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path, error)),
+/// Moves what was made to where it belongs.
+fn adopt(folder: &Path, made: &Path) -> Result<(), IssuerError> {
+    for name in NAMES {
+        if made.join(name).exists() {
+            rename(&made.join(name), &folder.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Renames, so that it stays so.
+fn rename(from: &Path, to: &Path) -> Result<(), IssuerError> {
+    let renamed = || -> io::Result<()> {
+        std::fs::rename(from, to)?;
+        match to.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    renamed().map_err(|error| failed(to, error))
+}
+
+/// Removes the folder in which a root was made. Nobody else's files are in it.
+fn discard(making: &Path) -> Result<(), IssuerError> {
+    let removed = match std::fs::symlink_metadata(making) {
+        // As earlier versions marked an unfinished start.
+        Ok(it) if it.is_file() => std::fs::remove_file(making),
+        Ok(_) => std::fs::remove_dir_all(making),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(making, error)),
         _ => Ok(()),
     }
 }

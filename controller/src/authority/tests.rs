@@ -404,28 +404,50 @@ fn a_new_issuer_is_taken_over_and_a_broken_one_is_not() {
     assert_eq!(signed.chain.len(), 2);
 }
 
-/// Killed at any moment of its first start, the next one makes a root; later nothing is made anew.
+/// Killed at any moment of its first start, the next one makes a root or ends what was begun; later nothing
+/// is made anew.
 #[test]
 fn a_first_start_that_was_cut_short_is_done_again() {
-    let names = ["ca.crt", "issuer.crt", "issuer.key"];
-    for written in 0..=names.len() {
+    let names = ["issuer.key", "issuer.crt", "ca.crt"];
+    for moved in 0..=names.len() {
         let folder = tempfile::tempdir().expect("made");
         drop(open(&folder, DAY).expect("opened"));
         let ca = folder.path().join("ca");
         let root = std::fs::read(ca.join("ca.crt")).expect("there");
-        let marker = ca.join(".making");
-        assert!(!marker.exists());
-        std::fs::write(&marker, "").expect("written");
-        // The key is written first, the roots last.
-        for missing in &names[..names.len() - written] {
-            std::fs::remove_file(ca.join(missing)).expect("removed");
+        let making = ca.join(".making");
+        assert!(!making.exists());
+        std::fs::create_dir_all(making.join("made")).expect("made");
+        for missing in &names[moved..] {
+            std::fs::rename(ca.join(missing), making.join("made").join(missing)).expect("moved");
         }
         drop(open(&folder, DAY).expect("opened"));
         let same = std::fs::read(ca.join("ca.crt")).expect("there") == root;
-        assert_eq!(same, written == names.len(), "{written} were written");
-        assert!(!marker.exists());
+        // Before the first was in its place nobody had seen any.
+        assert_eq!(same, moved > 0, "{moved} were moved");
+        assert!(!making.exists());
         std::fs::remove_file(ca.join("issuer.crt")).expect("removed");
         let error = open(&folder, DAY).expect_err("nothing is guessed");
         assert!(error.to_string().contains("missing"), "{error}");
+    }
+}
+
+/// A start that was cut short, and an operator who then brings files of his own: none is removed.
+#[test]
+fn what_an_operator_brings_is_kept() {
+    for unfinished in ["unfinished", "made"] {
+        let folder = tempfile::tempdir().expect("made");
+        let ca = folder.path().join("ca");
+        let making = ca.join(".making").join(unfinished);
+        std::fs::create_dir_all(&making).expect("made");
+        std::fs::write(making.join("issuer.key"), "half a key").expect("written");
+        for name in ["issuer.key", "issuer.crt"] {
+            std::fs::write(ca.join(name), "an operator's").expect("written");
+        }
+        let error = open(&folder, DAY).expect_err("the roots are missing");
+        assert!(error.to_string().contains("missing"), "{error}");
+        for name in ["issuer.key", "issuer.crt"] {
+            let kept = std::fs::read_to_string(ca.join(name)).expect("there");
+            assert_eq!(kept, "an operator's");
+        }
     }
 }
