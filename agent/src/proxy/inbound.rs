@@ -4,9 +4,10 @@
 //! Flows arrive through tunnels, in plaintext, or from the outbound half on the same node; all pass
 //! [`admit`]. Nothing else in the agent connects to an application on behalf of somebody else.
 
+mod http2;
 mod weft1;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -14,9 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use h2::RecvStream;
-use h2::server::SendResponse;
-use http::StatusCode;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -28,12 +26,11 @@ use super::ends::unless;
 use super::error::{FlowError, TunnelError};
 use super::live::LiveEntry;
 use super::record::{PathLabel, Record};
-use super::tcp::{Broken, FlowSocket, Moved, Side, TunnelHalves, join_sockets, join_tunnel};
-use super::tunnel::chunk::Chunk;
+use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets};
 use super::tunnel::server::Ends;
 use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
-use super::tunnel::{Watch, server, wire};
+use super::tunnel::{Watch, server};
 use super::usage::{PeerPlace, Shares, Usage};
 use super::{Context, descriptors, seldom, socket};
 use crate::config::TunnelProtocol;
@@ -425,7 +422,7 @@ async fn tunnel(
     };
     let served = server::serve(io, watch, ends, |request, respond| {
         let (head, receive) = request.into_parts();
-        let flow = tunnel_flow(
+        let flow = http2::tunnel_flow(
             Arc::clone(&context),
             Arc::clone(&pod),
             Arc::clone(&peer),
@@ -557,28 +554,6 @@ async fn accept_weft(
     Ok((Box::new(channel), Arc::new(peer)))
 }
 
-async fn tunnel_flow(
-    context: Arc<Context>,
-    pod: Arc<LocalPod>,
-    peer: Arc<Peer>,
-    (head, receive): (Box<http::request::Parts>, RecvStream),
-    mut respond: SendResponse<Chunk>,
-) {
-    let mut record = tunnel_record(&context, &pod, &peer);
-    let opening = open_tunnel_flow(&context, &pod, &peer, head, &mut respond, &mut record);
-    let result = match Box::pin(opening).await {
-        Ok(admitted) => carry_tunnel_flow(admitted, receive, respond, &mut record).await,
-        Err(error) => {
-            let reason = error.refusal().filter(|_| peer.ours).map(|it| it.as_str());
-            let response = wire::write_response(error.status(), reason);
-            // The peer may be gone, which is no news then.
-            let _ = respond.send_response(response, true);
-            Err(error)
-        }
-    };
-    record.finish(&context.telemetry, &result);
-}
-
 fn tunnel_record(context: &Context, pod: &LocalPod, peer: &Peer) -> Record {
     let mut record = Record::new(Direction::Inbound, &pod.id);
     record.path = PathLabel::Tunnel;
@@ -591,53 +566,6 @@ fn tunnel_record(context: &Context, pod: &LocalPod, peer: &Peer) -> Record {
     record.destination = Some(pod.id.clone());
     record.destination_identity = Some(pod.identity.clone());
     record
-}
-
-async fn open_tunnel_flow(
-    context: &Context,
-    pod: &Arc<LocalPod>,
-    peer: &Peer,
-    head: Box<http::request::Parts>,
-    respond: &mut SendResponse<Chunk>,
-    record: &mut Record,
-) -> Result<Admitted, FlowError> {
-    let asked = wire::read_request(&head, peer.connected, peer.ours)?;
-    drop(head);
-    let to = SocketAddr::new(peer.connected, asked.port.get());
-    let port = asked.source_port.map_or_else(made_up_port, |it| it.get());
-    let client = SocketAddr::new(peer.address, port);
-    record.client = Some(client);
-    record.original = Some(to);
-    record.endpoint = Some(to);
-    let arrival = Arrival {
-        client,
-        identity: Some(&peer.identity),
-        to,
-        tls: TlsLabel::Mutual,
-    };
-    tokio::select! {
-        admitted = admit(context, pod, arrival) => admitted,
-        _ = poll_fn(|context| respond.poll_reset(context)) => Err(Broken::Reset(Side::Client).into()),
-    }
-}
-
-fn carry_tunnel_flow<'a>(
-    admitted: Admitted,
-    receive: RecvStream,
-    mut respond: SendResponse<Chunk>,
-    record: &'a mut Record,
-) -> Pin<Box<dyn Future<Output = Result<(), FlowError>> + Send + 'a>> {
-    let (server, meter, verdict, admission) = admitted.part();
-    record.verdict = Some(verdict);
-    record.moved = Moved::metered(vec![meter], admission.usage());
-    Box::pin(async move {
-        let send = respond
-            .send_response(wire::write_response(StatusCode::OK, None), false)
-            .map_err(Broken::Tunnel)?;
-        let halves = TunnelHalves { send, receive };
-        let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
-        admission.watch(copying).await
-    })
 }
 
 /// HBONE does not tell the client's port. Servers log it and some tell connections apart by it, so

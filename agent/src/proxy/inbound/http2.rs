@@ -1,0 +1,90 @@
+//! Flows that arrive as streams of HTTP/2: `weft-h2/1` and HBONE.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::StatusCode;
+
+use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
+use crate::node::LocalPod;
+use crate::proxy::Context;
+use crate::proxy::error::FlowError;
+use crate::proxy::record::Record;
+use crate::proxy::tcp::{Broken, Moved, Side, TunnelHalves, join_tunnel};
+use crate::proxy::tunnel::chunk::Chunk;
+use crate::proxy::tunnel::wire;
+use crate::telemetry::TlsLabel;
+
+/// Serves one stream of a tunnel.
+pub(super) async fn tunnel_flow(
+    context: Arc<Context>,
+    pod: Arc<LocalPod>,
+    peer: Arc<Peer>,
+    (head, receive): (Box<http::request::Parts>, RecvStream),
+    mut respond: SendResponse<Chunk>,
+) {
+    let mut record = tunnel_record(&context, &pod, &peer);
+    let opening = open_tunnel_flow(&context, &pod, &peer, head, &mut respond, &mut record);
+    let result = match Box::pin(opening).await {
+        Ok(admitted) => carry_tunnel_flow(admitted, receive, respond, &mut record).await,
+        Err(error) => {
+            let reason = error.refusal().filter(|_| peer.ours).map(|it| it.as_str());
+            let response = wire::write_response(error.status(), reason);
+            // The peer may be gone, which is no news then.
+            let _ = respond.send_response(response, true);
+            Err(error)
+        }
+    };
+    record.finish(&context.telemetry, &result);
+}
+
+async fn open_tunnel_flow(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    peer: &Peer,
+    head: Box<http::request::Parts>,
+    respond: &mut SendResponse<Chunk>,
+    record: &mut Record,
+) -> Result<Admitted, FlowError> {
+    let asked = wire::read_request(&head, peer.connected, peer.ours)?;
+    drop(head);
+    let to = SocketAddr::new(peer.connected, asked.port.get());
+    let port = asked.source_port.map_or_else(made_up_port, |it| it.get());
+    let client = SocketAddr::new(peer.address, port);
+    record.client = Some(client);
+    record.original = Some(to);
+    record.endpoint = Some(to);
+    let arrival = Arrival {
+        client,
+        identity: Some(&peer.identity),
+        to,
+        tls: TlsLabel::Mutual,
+    };
+    tokio::select! {
+        admitted = admit(context, pod, arrival) => admitted,
+        _ = poll_fn(|context| respond.poll_reset(context)) => Err(Broken::Reset(Side::Client).into()),
+    }
+}
+
+fn carry_tunnel_flow<'a>(
+    admitted: Admitted,
+    receive: RecvStream,
+    mut respond: SendResponse<Chunk>,
+    record: &'a mut Record,
+) -> Pin<Box<dyn Future<Output = Result<(), FlowError>> + Send + 'a>> {
+    let (server, meter, verdict, admission) = admitted.part();
+    record.verdict = Some(verdict);
+    record.moved = Moved::metered(vec![meter], admission.usage());
+    Box::pin(async move {
+        let send = respond
+            .send_response(wire::write_response(StatusCode::OK, None), false)
+            .map_err(Broken::Tunnel)?;
+        let halves = TunnelHalves { send, receive };
+        let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
+        admission.watch(copying).await
+    })
+}
