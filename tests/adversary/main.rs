@@ -149,6 +149,19 @@ fn slow_loris() {
     );
 }
 
+/// Strangers come from everywhere, and a node has few places for handshakes.
+#[test]
+fn many_strangers() {
+    let handshakes = slow::HANDSHAKES.to_string();
+    let stage = Stage::build(&["--max-handshakes", &handshakes]).expect("a cluster");
+    let attack: Attack = slow::many_addresses;
+    attacks(
+        "many_strangers",
+        &stage,
+        &[("silence from many addresses", attack)],
+    );
+}
+
 /// A node's join token is stolen.
 #[test]
 fn stolen_token() {

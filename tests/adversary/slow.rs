@@ -160,6 +160,68 @@ fn tunnels(stage: &Stage, start: &str, more: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What the agents of [`many_addresses`] are told: strangers get a quarter, an address or a /64 two.
+pub(crate) const HANDSHAKES: u64 = 64;
+
+/// Strangers with a hundred addresses, and as many of a /64 as they like, say nothing to each of eight pods of the
+/// node: by their shares of the pods alone they would have all handshakes of the node. Workloads' tunnels come
+/// about meanwhile, to each of the pods.
+pub(crate) fn many_addresses(stage: &Stage) -> Result<()> {
+    let further = (0..6).map(|number| stage.another(&format!("besieged-{number}"), 1));
+    let further = further.collect::<Result<Vec<_>>>()?;
+    let pods = || [&stage.target, &stage.near].into_iter().chain(&further);
+    let netns = stage.outside.netns();
+    let v4: Vec<String> = (100..200).map(|host| format!("10.244.0.{host}")).collect();
+    let v6: Vec<String> = (0..100)
+        .map(|host| format!("fd00:10:244::5:{host:x}"))
+        .collect();
+    for address in &v4 {
+        netns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+    }
+    for address in &v6 {
+        let address = format!("{address}/64");
+        netns.ip(&["addr", "add", &address, "dev", "eth0", "nodad"])?;
+    }
+    let mut silent = Vec::new();
+    for pod in pods() {
+        for (target, from) in pod.sockets(15008).into_iter().zip([&v4, &v6]) {
+            let args = ["--count", "100", "--from", &from.join(",")];
+            let program = testapp::command(&stage.outside)?;
+            silent.push(trickle(program, &target.to_string(), &args)?);
+        }
+    }
+    fresh_client(stage, "new-while-strangers-are-everywhere")?;
+    for pod in &further {
+        let said = testapp::say(&stage.far, pod.sockets(80)[0], "anybody?")?;
+        // Nobody serves there, and that is found out by a tunnel.
+        ensure!(
+            said.outcome == "refused" || said.outcome == "reset",
+            "{said:?}"
+        );
+    }
+    let metrics = stage.cluster.node(1).metrics()?;
+    for pod in pods() {
+        let turned_away = [("reason", "too_many_handshakes"), ("pod", pod.name())];
+        let turned_away = metrics.sum("weft_refused_total", &turned_away);
+        ensure!(turned_away > 100.0, "{} refused {turned_away}", pod.name());
+    }
+    for trickle in silent {
+        let borne = trickle.finish()?;
+        ensure!(borne.ended == borne.open, "{borne:?}");
+        ensure!(borne.longest_ms < 9_000, "borne for too long: {borne:?}");
+    }
+    for address in v4
+        .iter()
+        .map(|it| format!("{it}/24"))
+        .chain(v6.iter().map(|it| format!("{it}/64")))
+    {
+        netns.ip(&["addr", "del", &address, "dev", "eth0"])?;
+    }
+    further
+        .into_iter()
+        .try_for_each(|pod| stage.cluster.remove_pod(pod))
+}
+
 /// A client without a tunnel or a certificate so far gets through to the target.
 fn fresh_client(stage: &Stage, name: &str) -> Result<()> {
     let spec = weft_tests::PodSpec::new(name)

@@ -162,11 +162,15 @@ pub(crate) fn families(stage: &Stage) -> Result<()> {
             .args(["udp-echo", "--listen", &target.to_string()])
             .spawn()?;
         echo.wait_for_line("listening", Duration::from_secs(5))?;
-        let reply = testapp::command(&stage.near)?
-            .args(["udp-ping", &target.to_string(), "datagram"])
-            .run()?;
-        let reply: Value = serde_json::from_str(reply.lines().next().context("no reply")?)?;
-        ensure!(reply["outcome"] == "ok", "documented to pass: {reply}");
+        // A datagram may get lost, also on a bridge that is only just learning who is where.
+        weft_tests::scenario::eventually("datagrams to pass, as documented", || {
+            let reply = testapp::command(&stage.near)?
+                .args(["udp-ping", &target.to_string(), "datagram"])
+                .run()?;
+            let reply: Value = serde_json::from_str(reply.lines().next().context("no reply")?)?;
+            ensure!(reply["outcome"] == "ok", "{reply}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ pub(crate) struct Connect {
 pub(crate) struct SocketOptions {
     /// Binds to this address.
     #[arg(long)]
-    bind: Option<IpAddr>,
+    pub(crate) bind: Option<IpAddr>,
     /// Binds to this port.
     #[arg(long)]
     source_port: Option<u16>,

@@ -1,7 +1,7 @@
 //! `trickle`: connections that take up room and give nothing.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -29,6 +29,9 @@ pub(crate) struct Trickle {
     /// Gives up after so long.
     #[arg(long, default_value_t = 40_000)]
     most_ms: u64,
+    /// Connects from these addresses, one after the other.
+    #[arg(long, value_delimiter = ',', conflicts_with = "bind")]
+    from: Vec<IpAddr>,
     #[command(flatten)]
     options: SocketOptions,
 }
@@ -39,8 +42,12 @@ impl Trickle {
         let first = bytes(&self.start);
         let mut open_ones = Vec::new();
         let mut refused = 0;
-        for _ in 0..self.count {
-            match open(self.target, &self.options) {
+        for number in 0..self.count {
+            let mut options = self.options.clone();
+            if !self.from.is_empty() {
+                options.bind = Some(self.from[number % self.from.len()]);
+            }
+            match open(self.target, &options) {
                 Ok(mut stream) => {
                     let _ = stream.write_all(&first);
                     stream.set_nonblocking(true)?;
