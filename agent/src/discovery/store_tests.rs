@@ -350,7 +350,7 @@ fn resident_bytes() -> usize {
     pages.parse::<usize>().expect("a number") * 4096
 }
 
-/// DESIGN.md, section 7: below 64 MiB. What other tests take at the same time counts against it.
+/// The promise is below 64 MiB. What other tests take at the same time counts against it.
 #[test]
 fn a_hundred_thousand_workloads_are_small() {
     let store = Store::new();

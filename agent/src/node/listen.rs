@@ -1,8 +1,9 @@
 //! The listeners that the agent opens inside a pod's namespace.
 //!
-//! They take ephemeral ports, or others where a process of the pod has taken all of those, and are reached through the kernel programs. A process of the pod can
-//! connect to such a port directly, over the loopback only; what it gets there has no original
-//! destination and a loopback address as its own, and is refused. No port reuse is set, so a pod can
+//! They take ephemeral ports, or others where a process of the pod has taken all of those (the last
+//! resort, below 1024, takes `CAP_NET_BIND_SERVICE`), and are reached through the kernel programs. A
+//! process of the pod can connect to such a port directly, over the loopback only; what it gets there
+//! has no original destination and a loopback address as its own, and is refused. No port reuse is set, so a pod can
 //! neither join them nor take them over.
 
 use std::hash::{BuildHasher, RandomState};
