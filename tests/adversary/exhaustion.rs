@@ -71,12 +71,14 @@ pub(crate) fn shares(stage: &Stage) -> Result<()> {
         node.wait_enrolled(pod.namespace(), pod.name())?;
     }
     let neighbour = stage.another("neighbour", 1)?;
-    let store = stage.another("store", 1)?;
-    let silent = Server::start(&store, 7061, "silent", &["--quiet"])?;
+    // One for each: a server's pod has a limit of flows too.
+    let stores = [stage.another("store-0", 1)?, stage.another("store-1", 1)?];
+    let silent = [0, 1].map(|it| Server::start(&stores[it], 7061, "silent", &["--quiet"]));
+    let silent = silent.into_iter().collect::<Result<Vec<_>>>()?;
     // The control: without the greedy all is well.
     expect_echo(&neighbour, stage.open()[0], "alone")?;
     let accomplice = stage.another("accomplice", 1)?;
-    let greedy = [&stage.near, &accomplice].map(|pod| {
+    let greedy = [(&stage.near, &stores[0]), (&accomplice, &stores[1])].map(|(pod, store)| {
         let args = ["--timeout-ms", "500"];
         Hold::start(pod, store.sockets(7061)[0], FEW / 2, &args)
     });
@@ -105,7 +107,8 @@ pub(crate) fn shares(stage: &Stage) -> Result<()> {
         hold?.release()?;
     }
     drop(silent);
-    for pod in [newcomer, neighbour, store, accomplice] {
+    let [one, other] = stores;
+    for pod in [newcomer, neighbour, one, other, accomplice] {
         stage.cluster.remove_pod(pod)?;
     }
     node.kill_agent()?;
