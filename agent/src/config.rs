@@ -136,12 +136,13 @@ pub struct ControllerConfig {
 pub struct LimitsConfig {
     /// Most flows that one pod may have open in each direction; more are refused. Of those that
     /// arrive, half may come in plaintext. By default two fifths of the descriptors, so that one pod's
-    /// flows leave some to others even if each takes two, and one for each 64 KiB of memory at most.
+    /// flows leave some to others even if each takes two, and at most one for each 64 KiB of a quarter of the memory.
     #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD")]
     pub max_flows_per_pod: Option<usize>,
 
-    /// Most MiB that one pod's flows may keep in the agent because a receiver has no room. A flow that
-    /// would keep more is reset. By default a sixteenth of the memory, from 32 to 1024.
+    /// Most MiB that one pod's flows should keep in the agent because a receiver has no room. From half of
+    /// it on each flow reads in small steps; one in HTTP/2 that cannot is reset. By default a sixteenth of
+    /// the memory, from 32 to 1024.
     #[arg(long, env = "WEFT_MAX_BUFFERED_MIB_PER_POD")]
     pub max_buffered_mib_per_pod: Option<usize>,
 
@@ -159,8 +160,8 @@ pub struct LimitsConfig {
     #[arg(long, env = "WEFT_MAX_HANDSHAKES")]
     pub max_handshakes: Option<usize>,
 
-    /// Tunnels that one pod may be making at a time; others wait for up to 5 s, then are refused.
-    /// [default: 16]
+    /// Tunnels that one pod may be making at a time, a sixteenth of them to one address; others wait
+    /// for up to 5 s, then are refused. [default: 64]
     #[arg(long, env = "WEFT_MAX_DIALS_PER_POD")]
     pub max_dials_per_pod: Option<usize>,
 }

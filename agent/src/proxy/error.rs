@@ -189,6 +189,7 @@ impl FlowError {
             Self::Drained => Refusal::Drained,
             Self::PodGone => Refusal::PodGone,
             Self::Kernel { .. } => Refusal::Kernel,
+            Self::Broken(Broken::TooManyBytes) => Refusal::TooManyBytes,
             Self::Broken(_) => return None,
         })
     }

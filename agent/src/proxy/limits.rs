@@ -65,7 +65,7 @@ impl Limits {
             handshakes_per_pod: size(handshakes / 2).min(1024),
             handshakes_per_peer: size(handshakes / 4).min(320),
             handshakes: size(handshakes),
-            dials_per_pod: 16,
+            dials_per_pod: 64,
             handshake_turns: cpus.div_ceil(2),
         }
     }

@@ -85,6 +85,9 @@ pub enum Broken {
     /// The tunnel failed.
     #[error("the tunnel failed: {0}")]
     Weft(#[source] weft1::Error),
+    /// A receiver has no room, and the pod or the node keeps as much as it may.
+    #[error("too many bytes are kept for receivers that do not read")]
+    TooManyBytes,
 }
 
 /// Both halves of a tunnel's stream.

@@ -86,15 +86,15 @@ impl Usage {
             of_node: Arc::clone(of_node),
             dials: Arc::new(Semaphore::new(limits.dials_per_pod)),
             dials_to: Mutex::default(),
-            most_dials_to_one: limits.dials_per_pod.div_ceil(4),
+            most_dials_to_one: limits.dials_per_pod.div_ceil(16),
         })
     }
 
-    /// Of a pod that must keep little.
+    /// Of a pod that must keep little: from the beginning, or once it keeps anything.
     #[cfg(test)]
-    pub(super) fn tight() -> Arc<Self> {
+    pub(super) fn tight(from_the_beginning: bool) -> Arc<Self> {
         let usage = Self::new(&Limits::default(), &KeptBytes::new(0));
-        usage.of_node.change(0, 1);
+        usage.of_node.change(0, from_the_beginning.into());
         usage
     }
 
@@ -167,6 +167,16 @@ impl Kept {
             usage: usage.cloned(),
             bytes: 0,
         }
+    }
+
+    /// Whether so many are within the pod's and the node's budget, or are counted already.
+    pub(super) fn may_be(&self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let fits = |it: &KeptBytes| it.now() + more <= it.budget;
+        let Some(usage) = &self.usage else {
+            return true;
+        };
+        more == 0 || (fits(&usage.kept) && fits(&usage.of_node))
     }
 
     /// Says how many bytes it is by now.
@@ -373,11 +383,11 @@ mod tests {
     #[tokio::test]
     async fn tunnels_are_made_one_after_the_other() {
         let limits = Limits {
-            dials_per_pod: 8,
+            dials_per_pod: 32,
             ..limits()
         };
         let usage = Usage::new(&limits, &KeptBytes::new(100));
-        let addresses: Vec<IpAddr> = (1..=5).map(|it| [10, 0, 0, it].into()).collect();
+        let addresses: Vec<IpAddr> = (1..=17).map(|it| [10, 0, 0, it].into()).collect();
         let mut to_one = Vec::new();
         for _ in 0..2 {
             to_one.push(usage.dial(addresses[0]).await.expect("its turn"));
@@ -385,15 +395,15 @@ mod tests {
         {
             let mut third = pin!(usage.dial(addresses[0]));
             let third = futures::poll!(third.as_mut());
-            assert!(third.is_pending(), "one address has a quarter");
+            assert!(third.is_pending(), "one address has a sixteenth");
         }
         let mut others = Vec::new();
-        for address in &addresses[1..4] {
+        for address in &addresses[1..16] {
             for _ in 0..2 {
                 others.push(usage.dial(*address).await.expect("its turn"));
             }
         }
-        let mut waits = pin!(usage.dial(addresses[4]));
+        let mut waits = pin!(usage.dial(addresses[16]));
         assert!(futures::poll!(waits.as_mut()).is_pending(), "all are used");
         drop(to_one);
         assert!(waits.await.is_some());

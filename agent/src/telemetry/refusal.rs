@@ -43,6 +43,8 @@ pub enum Refusal {
     NoDescriptors,
     /// The pod, its peer or the node has too many unfinished handshakes.
     TooManyHandshakes,
+    /// The pod's or the node's flows keep too many bytes for receivers that have no room.
+    TooManyBytes,
     /// The agent is shutting down and the flow was still open at the deadline.
     Drained,
     /// The pod is gone.
@@ -56,7 +58,7 @@ impl Refusal {
     pub fn is_limit(self) -> bool {
         matches!(
             self,
-            Self::TooManyFlows | Self::NoDescriptors | Self::TooManyHandshakes
+            Self::TooManyFlows | Self::NoDescriptors | Self::TooManyHandshakes | Self::TooManyBytes
         )
     }
 
@@ -83,6 +85,7 @@ impl Refusal {
             Self::TooManyFlows => "too_many_flows",
             Self::NoDescriptors => "no_descriptors",
             Self::TooManyHandshakes => "too_many_handshakes",
+            Self::TooManyBytes => "too_many_bytes",
             Self::Drained => "drained",
             Self::PodGone => "pod_gone",
             Self::Kernel => "kernel",

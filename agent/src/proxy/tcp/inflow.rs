@@ -72,6 +72,10 @@ impl Inflow {
                         passed = self.write(Some(&chunk), write, side, way, context)?;
                     }
                     if passed < chunk.len() {
+                        // A window was granted already: here nothing can be read more slowly.
+                        if !self.counted.may_be(STREAM_WINDOW_BYTES as usize) {
+                            return Poll::Ready(Err(Broken::TooManyBytes));
+                        }
                         self.counted.set(STREAM_WINDOW_BYTES as usize);
                         self.kept.extend_from_slice(&chunk[passed..]);
                     }

@@ -273,6 +273,7 @@ impl Pool {
                 // So many of those who wait as this attempt was for: one that fails says little
                 // of the others that are being made.
                 let error = Arc::new(error);
+                pair.waiting.retain(|it| !it.is_closed());
                 let its_own = pair.waiting.len().div_ceil(pair.making.max(1));
                 for waiting in pair.waiting.drain(..its_own) {
                     let _ = waiting.send(Given::Failed(Arc::clone(&error)));

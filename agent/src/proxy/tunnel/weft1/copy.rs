@@ -291,7 +291,7 @@ impl Copying<'_> {
 
     fn write(&mut self) -> Result<(), Broken> {
         let slices: [IoSlice<'_>; PLACES] = std::array::from_fn(|at| {
-            IoSlice::new(match self.places.places.get(self.places.first + at) {
+            IoSlice::new(match self.places.at(at) {
                 Some(place) => self.channel.bytes(place.clone()),
                 None => &[],
             })
@@ -362,7 +362,14 @@ impl Places {
     }
 
     fn is_full(&self) -> bool {
-        self.end == PLACES
+        // Where all were written, the next one begins anew.
+        self.end == PLACES && !self.is_empty()
+    }
+
+    /// Those that have not been written, from the first on. Behind them are old ones, which mean
+    /// nothing any more.
+    fn at(&self, number: usize) -> Option<&Range<usize>> {
+        self.places[..self.end].get(self.first + number)
     }
 
     /// From the first to the last of them, as they lie in the buffer.

@@ -40,8 +40,8 @@ struct Far {
     changed: watch::Sender<u64>,
     trusted: AtomicBool,
     valid_until: Mutex<SystemTime>,
-    /// Both sides must keep little.
-    tight: AtomicBool,
+    /// Both sides must keep little: as [`Usage::tight`] says.
+    tight: Mutex<Option<bool>>,
     applications: mpsc::UnboundedSender<TcpStream>,
 }
 
@@ -69,7 +69,7 @@ impl Near {
             changed: watch::Sender::new(0),
             trusted: AtomicBool::new(true),
             valid_until: Mutex::new(SystemTime::now() + Duration::from_secs(3600)),
-            tight: AtomicBool::new(false),
+            tight: Mutex::new(None),
             applications: sender,
         });
         tokio::spawn(Arc::clone(&far).listen(listener, config));
@@ -125,10 +125,9 @@ impl Near {
 
 impl Far {
     fn moved(&self) -> Moved {
-        if self.tight.load(Ordering::SeqCst) {
-            Moved::metered(vec![], &Usage::tight())
-        } else {
-            Moved::default()
+        match *self.tight.lock().expect("not poisoned") {
+            Some(beginning) => Moved::metered(vec![], &Usage::tight(beginning)),
+            None => Moved::default(),
         }
     }
 
@@ -296,8 +295,8 @@ async fn both_directions_at_once() {
 #[tokio::test]
 async fn little_is_kept() {
     let mut near = Near::new(Limits::default()).await;
-    near.far.tight.store(true, Ordering::SeqCst);
-    for direction in 0..6 {
+    for direction in 0..8 {
+        *near.far.tight.lock().expect("not poisoned") = Some(direction < 4);
         let (client, application, copying) = near.flow().await;
         let (mut from, mut to) = match direction % 2 {
             0 => (client, application),
@@ -322,10 +321,45 @@ async fn little_is_kept() {
                 0 => break,
                 count => read.extend_from_slice(&part[..count]),
             }
-            if read.len() % 7 == 0 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+            // Now quick, now slow: reads grow, and must then shrink again.
+            if read.len() % 7 == 0 || (read.len() >> 20) % 4 == 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
+        assert!(read == bytes, "{} bytes", read.len());
+        to.shutdown().await.expect("closes");
+        let _from = soon(writing).await.expect("no panic");
+        soon(copying).await.expect("no panic").expect("ends well");
+    }
+}
+
+/// More records than are passed on at once wait for a receiver that does not read at first.
+#[tokio::test]
+async fn records_of_middling_size_wait_for_a_receiver() {
+    let mut near = Near::new(Limits::default()).await;
+    for direction in 0..2 {
+        let (client, application, copying) = near.flow().await;
+        let (from, mut to) = match direction {
+            0 => (client, application),
+            _ => (application, client),
+        };
+        let bytes = pattern(8 << 20);
+        let copy = bytes.clone();
+        let from = from.into_std().expect("taken out");
+        from.set_nonblocking(false).expect("blocking");
+        let writing = tokio::task::spawn_blocking(move || {
+            for part in copy.chunks(2000) {
+                std::io::Write::write_all(&mut &from, part).expect("writes");
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            from.shutdown(std::net::Shutdown::Write).expect("closes");
+            from
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut read = Vec::new();
+        soon(to.read_to_end(&mut read))
+            .await
+            .expect("reads to the end");
         assert!(read == bytes, "{} bytes", read.len());
         to.shutdown().await.expect("closes");
         let _from = soon(writing).await.expect("no panic");
