@@ -60,8 +60,8 @@ enum Task {
     /// Run every check and every test, as continuous integration does
     ///
     /// In this order, stopping at the first failure: root and kernel, programs for the tests,
-    /// format, kernel programs, clippy, docs, dependencies, unit tests, custom resource
-    /// definitions, release build, end-to-end tests, fuzzing. Installs what is missing. Needs root.
+    /// format, kernel programs, clippy, docs, dependencies, unit tests, release build, custom resource
+    /// definitions, the agent of another layout, end-to-end and adversarial tests, fuzzing. Installs what is missing. Needs root.
     Test {
         /// Run only the tests whose names contain this, and none of the other checks
         filter: Option<String>,
