@@ -16,7 +16,7 @@ use rustls::{ClientConfig, CommonState, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
-use super::record::{BadRecord, Records};
+use super::record::Records;
 
 /// A connection whose handshake is done. Who the peer is has not been looked at.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub async fn connect(
     name: ServerName<'static>,
     socket: &mut TcpStream,
 ) -> io::Result<Greeted> {
-    let mut tls = UnbufferedClientConnection::new(config, name).map_err(tls_error)?;
+    let mut tls = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
     let mut wire = Wire::new(socket);
     let next = |shown: &mut [u8], out: &mut Vec<u8>| {
         let turn = step(tls.process_tls_records(shown), out);
@@ -49,11 +49,11 @@ pub async fn connect(
     wire.run(next).await?;
     let (chain, alpn) = agreed(&tls);
     let early = wire.incoming;
-    let (secrets, keys) = tls.dangerous_into_kernel_connection().map_err(tls_error)?;
+    let (secrets, keys) = tls.dangerous_into_kernel_connection().map_err(invalid)?;
     Ok(Greeted {
         chain,
         alpn,
-        records: Records::new(secrets, keys).map_err(record_error)?,
+        records: Records::new(secrets, keys).map_err(invalid)?,
         early,
     })
 }
@@ -63,7 +63,7 @@ pub async fn connect(
 /// # Errors
 /// The connection or TLS failed.
 pub async fn accept(config: Arc<ServerConfig>, socket: &mut TcpStream) -> io::Result<Greeted> {
-    let mut tls = UnbufferedServerConnection::new(config).map_err(tls_error)?;
+    let mut tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let mut wire = Wire::new(socket);
     let next = |shown: &mut [u8], out: &mut Vec<u8>| {
         let turn = step(tls.process_tls_records(shown), out);
@@ -72,11 +72,11 @@ pub async fn accept(config: Arc<ServerConfig>, socket: &mut TcpStream) -> io::Re
     wire.run(next).await?;
     let (chain, alpn) = agreed(&tls);
     let early = wire.incoming;
-    let (secrets, keys) = tls.dangerous_into_kernel_connection().map_err(tls_error)?;
+    let (secrets, keys) = tls.dangerous_into_kernel_connection().map_err(invalid)?;
     Ok(Greeted {
         chain,
         alpn,
-        records: Records::new(secrets, keys).map_err(record_error)?,
+        records: Records::new(secrets, keys).map_err(invalid)?,
         early,
     })
 }
@@ -204,7 +204,7 @@ impl<'a> Wire<'a> {
                     let shown = &mut self.incoming[..self.shown];
                     let _ = next(shown, &mut self.outgoing);
                     let _ = self.send().await;
-                    return Err(tls_error(error));
+                    return Err(invalid(error));
                 }
             }
         }
@@ -248,11 +248,7 @@ where
     (chain, tls.alpn_protocol().map(<[u8]>::to_vec))
 }
 
-fn tls_error(error: rustls::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
-}
-
-fn record_error(error: BadRecord) -> io::Error {
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
