@@ -5,14 +5,14 @@
 //! [`admit`]. Nothing else in the agent connects to an application on behalf of somebody else.
 
 mod http2;
+mod peer;
 mod weft1;
 
 use std::future::Future;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
 
+use self::peer::Peer;
 use super::ends::unless;
 use super::error::{FlowError, TunnelError};
 use super::live::LiveEntry;
@@ -375,18 +376,6 @@ async fn plaintext(
     admission.watch(copying).await
 }
 
-/// The other end of a tunnel.
-struct Peer {
-    /// Where it connects from: the client's address.
-    address: IpAddr,
-    /// Who it proved to be.
-    identity: Identity,
-    /// The pod's address that it connected to.
-    connected: IpAddr,
-    /// Whether it is an agent of this mesh.
-    ours: bool,
-}
-
 /// Authenticates a tunnel's peer, and serves its flows until it leaves.
 async fn tunnel(
     context: Arc<Context>,
@@ -554,29 +543,6 @@ async fn accept_weft(
     Ok((Box::new(channel), Arc::new(peer)))
 }
 
-fn tunnel_record(context: &Context, pod: &LocalPod, peer: &Peer) -> Record {
-    let mut record = Record::new(Direction::Inbound, &pod.id);
-    record.path = PathLabel::Tunnel;
-    record.source = context
-        .store
-        .workload_at(peer.address)
-        .filter(|it| it.identity() == Some(&peer.identity))
-        .map(|it| it.id.clone());
-    record.source_identity = Some(peer.identity.clone());
-    record.destination = Some(pod.id.clone());
-    record.destination_identity = Some(pod.identity.clone());
-    record
-}
-
-/// HBONE does not tell the client's port. Servers log it and some tell connections apart by it, so
-/// each flow gets another one.
-fn made_up_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    FIRST_MADE_UP_PORT + number % (u16::MAX - FIRST_MADE_UP_PORT)
-}
-
-const FIRST_MADE_UP_PORT: u16 = 32768;
 /// Tunnels of one peer to one pod. An agent has up to 256 connections of a pair for one flow each, some for many,
 /// and twice that while it is being replaced.
 const MOST_TUNNELS_PER_PEER: usize = 1024;

@@ -1,7 +1,6 @@
 //! Flows that arrive as streams of HTTP/2: `weft-h2/1` and HBONE.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
@@ -9,7 +8,8 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::StatusCode;
 
-use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
+use super::peer::{Peer, tunnel_arrival, tunnel_record};
+use super::{Admitted, admit};
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
@@ -17,7 +17,6 @@ use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, Moved, Side, TunnelHalves, join_tunnel};
 use crate::proxy::tunnel::chunk::Chunk;
 use crate::proxy::tunnel::wire;
-use crate::telemetry::TlsLabel;
 
 /// Serves one stream of a tunnel.
 pub(super) async fn tunnel_flow(
@@ -52,18 +51,7 @@ async fn open_tunnel_flow(
 ) -> Result<Admitted, FlowError> {
     let asked = wire::read_request(&head, peer.connected, peer.ours)?;
     drop(head);
-    let to = SocketAddr::new(peer.connected, asked.port.get());
-    let port = asked.source_port.map_or_else(made_up_port, |it| it.get());
-    let client = SocketAddr::new(peer.address, port);
-    record.client = Some(client);
-    record.original = Some(to);
-    record.endpoint = Some(to);
-    let arrival = Arrival {
-        client,
-        identity: Some(&peer.identity),
-        to,
-        tls: TlsLabel::Mutual,
-    };
+    let arrival = tunnel_arrival(peer, asked.port, asked.source_port, record);
     tokio::select! {
         admitted = admit(context, pod, arrival) => admitted,
         _ = poll_fn(|context| respond.poll_reset(context)) => Err(Broken::Reset(Side::Client).into()),

@@ -1,13 +1,13 @@
 //! Flows that arrive by `weft/1`.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Admitted, Arrival, Peer, admit, made_up_port, tunnel_record};
+use super::peer::{Peer, tunnel_arrival, tunnel_record};
+use super::{Admitted, admit};
 use crate::node::LocalPod;
 use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
@@ -18,7 +18,7 @@ use crate::proxy::tunnel::weft1::channel::Channel;
 use crate::proxy::tunnel::weft1::frame::{Open, Refuse};
 use crate::proxy::tunnel::weft1::{copy, server};
 use crate::proxy::{Context, seldom};
-use crate::telemetry::{Refusal, TlsLabel};
+use crate::telemetry::Refusal;
 
 /// Serves one flow after the other, until the client leaves or the connection has to end.
 pub(super) async fn serve(
@@ -133,18 +133,7 @@ async fn enter(
     open: Open,
     record: &mut Record,
 ) -> Result<Admitted, FlowError> {
-    let to = SocketAddr::new(peer.connected, open.port.get());
-    let port = open.source_port.map_or_else(made_up_port, |it| it.get());
-    let client = SocketAddr::new(peer.address, port);
-    record.client = Some(client);
-    record.original = Some(to);
-    record.endpoint = Some(to);
-    let arrival = Arrival {
-        client,
-        identity: Some(&peer.identity),
-        to,
-        tls: TlsLabel::Mutual,
-    };
+    let arrival = tunnel_arrival(peer, open.port, open.source_port, record);
     admit(context, pod, arrival).await
 }
 
