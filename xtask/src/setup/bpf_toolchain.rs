@@ -170,7 +170,7 @@ fn install_compiler() -> Result<Compiler> {
             DEBIAN_COMPILER[0].name
         );
     }
-    debian::install(&DEBIAN_COMPILER)?;
+    debian::install_newest(&DEBIAN_COMPILER)?;
     Compiler::probe(SYSTEM_RUSTC.into(), cargo_program().into())
         .context("the installed compiler in /usr/bin does not run, or finds no source of `core`")
 }

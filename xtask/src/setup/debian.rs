@@ -65,15 +65,33 @@ pub(crate) fn missing(packages: &[Package]) -> Vec<Package> {
 /// not started, neither now nor at boot. Looks for a newer package list only where the present one
 /// does not do.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
-    let missing = missing(packages);
-    if missing.is_empty() {
+    install_those(&missing(packages), Lists::AsTheyAre)
+}
+
+/// Installs all of `packages` in the newest version that there is, also those that are installed
+/// in an older one: for what must be new, after lists that may be as old as the machine's image.
+pub(crate) fn install_newest(packages: &[Package]) -> Result<()> {
+    install_those(packages, Lists::New)
+}
+
+/// Which package lists are asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lists {
+    /// Those that are there, unless they do not do.
+    AsTheyAre,
+    /// Such as are fetched first.
+    New,
+}
+
+fn install_those(packages: &[Package], lists: Lists) -> Result<()> {
+    if packages.is_empty() {
         return Ok(());
     }
     ui::note("installing Debian packages:");
-    for package in &missing {
+    for package in packages {
         ui::note(&format!("  {:<16} {}", package.name, package.reason));
     }
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
     if !geteuid().is_root() {
         bail!(
             "installing packages needs root: run this command as root, or once `apt-get install {}`",
@@ -84,12 +102,12 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     // itself receives it at once: a child starts with an empty mask.
     let _interrupt = HeldInterrupt::hold()?;
     let _services = ServicesStayDown::begin(Path::new("/usr/sbin/policy-rc.d"))?;
-    let known = names.iter().all(|name| is_known(name));
+    let known = lists == Lists::AsTheyAre && names.iter().all(|name| is_known(name));
     if !known || apt_get_install(&names).is_err() {
         apt_get_update()?;
         apt_get_install(&names)?;
     }
-    for service in missing.iter().filter_map(|package| package.service) {
+    for service in packages.iter().filter_map(|package| package.service) {
         ui::note(&format!("{service} stays off: only its program is wanted"));
         // Where there is no systemd there is nothing to keep off.
         process::succeeds(Command::new("systemctl").args(["disable", service]));
