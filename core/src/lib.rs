@@ -8,6 +8,8 @@ mod cluster;
 mod identity;
 mod names;
 mod policy;
+mod protocol;
+pub mod route;
 mod service;
 mod workload;
 
@@ -19,5 +21,6 @@ pub use policy::{
     IdentityMatch, NetworkMatch, PolicyGroup, ProxyProtocol, Server, ServerBinding, ServerName,
     UnknownAccessPolicy, Verdict, WorkloadPolicy, authorize,
 };
+pub use protocol::{ListedPort, NoPortList, PortProtocol, PortRanges};
 pub use service::{Endpoint, EndpointName, EndpointPort, Service, ServicePort};
 pub use workload::{Mesh, NodePod, Owner, Tunnel, Workload, WorkloadId};

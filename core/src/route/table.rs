@@ -1,0 +1,428 @@
+//! The routes of one port of a Service, ordered, and the decision over them.
+//!
+//! Hostnames of HTTPRoutes and GRPCRoutes do not occur here: for Services as parents they are ignored
+//! (GEP-1426, "hostnames field").
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::fmt;
+
+use http::request::Parts;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use super::matches::{HttpMatch, PathMatch, TextMatch};
+use super::{FlowRule, Route, RouteName, RouteRules, RouteType, Rule};
+use crate::names::{Name, ObjectName};
+
+/// The routes of one port of a Service.
+///
+/// Routes of the Service's own namespace (producer routes) hold for all clients; those of another
+/// (consumer routes) for clients of that namespace only, and for these in place of the producer's
+/// (GEP-1426, "Namespace boundaries" and "Multiple routes for a Service").
+#[derive(Clone, Debug)]
+pub struct RouteTable {
+    name: RouteTableName,
+    routes: Vec<Route>,
+    producer: Scope,
+    consumers: HashMap<Name, Scope>,
+    rules: usize,
+}
+
+/// Names a table: one exists per port of a Service that has routes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteTableName {
+    /// The Service.
+    pub service: ObjectName,
+    /// The port that clients use.
+    pub port: u16,
+}
+
+/// What is said about a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Selected<'a> {
+    /// There are no routes for it: it goes to the Service itself.
+    Service,
+    /// This rule's.
+    Rule(Matched<'a>),
+    /// There are routes, and it is none's: answered with 404 (gRPC: UNIMPLEMENTED).
+    NotFound,
+}
+
+/// The rule that a request is.
+#[derive(Clone, Copy, Debug)]
+pub struct Matched<'a> {
+    /// The route.
+    pub route: &'a RouteName,
+    /// The rule.
+    pub rule: &'a Rule,
+    /// Which rule of the route it is, counted from 0.
+    pub rule_index: usize,
+    /// Which rule of the table it is: below [`RouteTable::rules`], for what is kept per rule beside it.
+    pub ordinal: usize,
+    /// The prefix that the path was matched by, without a slash at its end; none: by something else.
+    pub prefix: Option<&'a str>,
+}
+
+/// What is said about a flow.
+#[derive(Clone, Copy, Debug)]
+pub enum SelectedFlow<'a> {
+    /// There are no routes for it: it goes to the Service itself.
+    Service,
+    /// This rule's.
+    Rule {
+        /// The route.
+        route: &'a RouteName,
+        /// The rule.
+        rule: &'a FlowRule,
+        /// Which rule of the table it is.
+        ordinal: usize,
+    },
+    /// There are routes, and it is none's: to be reset.
+    NotFound,
+}
+
+/// The routes that hold for some clients: all of one type.
+#[derive(Clone, Debug, Default)]
+struct Scope {
+    route_type: Option<RouteType>,
+    /// Matches of HTTP rules. Those of exact paths first, by path, then in order of precedence.
+    entries: Vec<Entry>,
+    /// How many are of exact paths.
+    exact: usize,
+    /// Conditions of TLSRoutes in order of precedence; of TCPRoutes the one that is in force.
+    flows: Vec<FlowEntry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    route: usize,
+    rule: usize,
+    at: usize,
+    ordinal: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FlowEntry {
+    route: usize,
+    /// Which of its hostnames; none: all names, or no TLSRoute.
+    host: Option<usize>,
+    ordinal: usize,
+}
+
+impl RouteTable {
+    /// Orders routes. Those that lose against a more specific type, or have nothing for their type, are
+    /// kept and never selected.
+    pub fn new(name: RouteTableName, mut routes: Vec<Route>) -> Self {
+        for route in &mut routes {
+            if let RouteRules::Http(rules) = &mut route.rules {
+                let matches = rules.iter_mut().flat_map(|it| &mut it.matches);
+                matches.for_each(HttpMatch::normalize);
+            }
+        }
+        let rules_of = |it: &Route| match &it.rules {
+            RouteRules::Http(rules) => rules.len(),
+            RouteRules::Flow(_) => 1,
+        };
+        let mut first_ordinals = vec![];
+        let mut rules = 0;
+        for route in &routes {
+            first_ordinals.push(rules);
+            rules += rules_of(route);
+        }
+        let mut by_namespace: HashMap<&Name, Vec<usize>> = HashMap::new();
+        for (index, route) in routes.iter().enumerate() {
+            let namespace = by_namespace.entry(&route.name.name.namespace).or_default();
+            namespace.push(index);
+        }
+        let scope = |indexes: Vec<usize>| Scope::new(&routes, indexes, &first_ordinals);
+        let own = by_namespace.remove(&name.service.namespace);
+        let producer = scope(own.unwrap_or_default());
+        let consumers = by_namespace.into_iter();
+        let consumers = consumers.map(|(namespace, it)| (namespace.clone(), scope(it)));
+        Self {
+            consumers: consumers.collect(),
+            producer,
+            name,
+            rules,
+            routes,
+        }
+    }
+
+    /// Whose routes they are.
+    pub fn name(&self) -> &RouteTableName {
+        &self.name
+    }
+
+    /// All routes, in the order in which they were given.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// How many rules there are in all of them.
+    pub fn rules(&self) -> usize {
+        self.rules
+    }
+
+    /// The rule that a request is, of a client in this namespace.
+    pub fn select(&self, client: &Name, head: &Parts) -> Selected<'_> {
+        let scope = self.scope(client);
+        if !scope.route_type.is_some_and(RouteType::is_of_requests) {
+            return Selected::Service;
+        }
+        let path = head.uri.path();
+        let (exact, others) = scope.entries.split_at(scope.exact);
+        let start = exact.partition_point(|it| self.exact_path(it) < path);
+        let same_path = exact[start..].iter();
+        let mut same_path = same_path.take_while(|it| self.exact_path(it) == path);
+        let found = same_path
+            .find(|it| self.http_match(it).is_match_but_for_path(head))
+            .or_else(|| others.iter().find(|it| self.http_match(it).is_match(head)));
+        found
+            .and_then(|it| self.matched(it))
+            .map_or(Selected::NotFound, Selected::Rule)
+    }
+
+    /// The rule that a flow is, of a client in this namespace; with the server name that it asks for, if it
+    /// is TLS. For flows that are not looked into, and for HTTP connections where [`RouteTable::select`]
+    /// says [`Selected::Service`].
+    pub fn select_flow(&self, client: &Name, server_name: Option<&str>) -> SelectedFlow<'_> {
+        let scope = self.scope(client);
+        let found = match (scope.route_type, server_name) {
+            // A TLSRoute says nothing about what is no TLS, or hides its name.
+            (None | Some(RouteType::Grpc | RouteType::Http), _) | (Some(RouteType::Tls), None) => {
+                return SelectedFlow::Service;
+            }
+            (Some(RouteType::Tcp), _) => scope.flows.first(),
+            (Some(RouteType::Tls), Some(server_name)) => scope.flows.iter().find(|it| {
+                let host = self.host(it);
+                host.is_none_or(|it| it.is_match(server_name))
+            }),
+        };
+        let Some(entry) = found else {
+            return SelectedFlow::NotFound;
+        };
+        match self.routes.get(entry.route) {
+            Some(Route {
+                name,
+                rules: RouteRules::Flow(rule),
+                ..
+            }) => SelectedFlow::Rule {
+                route: name,
+                rule,
+                ordinal: entry.ordinal,
+            },
+            _ => SelectedFlow::NotFound,
+        }
+    }
+
+    /// The type of routes that is in force for clients of a namespace; none: no routes are.
+    pub fn route_type(&self, client: &Name) -> Option<RouteType> {
+        self.scope(client).route_type
+    }
+
+    fn scope(&self, client: &Name) -> &Scope {
+        // Most tables have no consumer routes, and then nothing is hashed.
+        let consumer = match self.consumers.is_empty() {
+            true => None,
+            false => self.consumers.get(client),
+        };
+        consumer.unwrap_or(&self.producer)
+    }
+
+    fn matched(&self, entry: &Entry) -> Option<Matched<'_>> {
+        let route = &self.routes[entry.route];
+        let rule = rules(route).get(entry.rule)?;
+        Some(Matched {
+            route: &route.name,
+            rule,
+            rule_index: entry.rule,
+            ordinal: entry.ordinal,
+            prefix: match &rule.matches.get(entry.at)?.path {
+                PathMatch::Prefix(prefix) => Some(prefix.as_str()),
+                PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Grpc { .. } => None,
+            },
+        })
+    }
+
+    fn http_match(&self, entry: &Entry) -> &HttpMatch {
+        http_match(&self.routes, entry)
+    }
+
+    fn exact_path(&self, entry: &Entry) -> &str {
+        exact_path(self.http_match(entry))
+    }
+
+    fn host(&self, entry: &FlowEntry) -> Option<&super::HostMatch> {
+        host(&self.routes, entry)
+    }
+}
+
+impl Scope {
+    fn new(routes: &[Route], indexes: Vec<usize>, first_ordinals: &[usize]) -> Self {
+        let types = indexes.iter().map(|it| routes[*it].name.kind.route_type());
+        let Some(route_type) = types.min() else {
+            return Self::default();
+        };
+        let mut scope = Self {
+            route_type: Some(route_type),
+            ..Self::default()
+        };
+        let in_force = |it: &usize| routes[*it].name.kind.route_type() == route_type;
+        for route in indexes.into_iter().filter(in_force) {
+            scope.add(route, &routes[route], first_ordinals[route]);
+        }
+        scope.entries.sort_by_cached_key(|it| key(routes, it));
+        let is_exact = |it: &Entry| matches!(http_match(routes, it).path, PathMatch::Exact(_));
+        scope.exact = scope.entries.partition_point(is_exact);
+        scope
+            .flows
+            .sort_by_cached_key(|it| (Reverse(host_rank(routes, it)), age(&routes[it.route])));
+        scope
+    }
+
+    fn add(&mut self, index: usize, route: &Route, first_ordinal: usize) {
+        if let RouteRules::Flow(rule) = &route.rules {
+            let mut hosts: Vec<Option<usize>> = (0..rule.hostnames.len()).map(Some).collect();
+            if hosts.is_empty() {
+                hosts.push(None);
+            }
+            self.flows.extend(hosts.into_iter().map(|host| FlowEntry {
+                route: index,
+                host,
+                ordinal: first_ordinal,
+            }));
+        }
+        for (number, rule) in rules(route).iter().enumerate() {
+            self.entries.extend((0..rule.matches.len()).map(|at| Entry {
+                route: index,
+                rule: number,
+                at,
+                ordinal: first_ordinal + number,
+            }));
+        }
+    }
+}
+
+/// What orders matches: what is smaller comes first.
+///
+/// The order is that of `HTTPRouteRule.matches` in the Gateway API: exact paths, longer prefixes, a
+/// method, more headers, more parameters, older routes, names, the order of rules. It leaves the place of
+/// regular expressions open. Here they stand between all prefixes that say something and `/`, which says
+/// nothing and would otherwise hide them behind every fallback; among themselves the longer as written
+/// comes first. So it is with paths of gRPC of which not all is exact, by the length of the service, then
+/// of the method, as `GRPCRouteRule.matches` has it.
+///
+/// Exact paths are ordered by text, to be found; two different ones never match the same request.
+fn key<'a>(routes: &'a [Route], entry: &Entry) -> (Path<'a>, Conditions, Age<'a>, usize, usize) {
+    let it = http_match(routes, entry);
+    let path = match &it.path {
+        PathMatch::Exact(path) => Path::Exact(path),
+        PathMatch::Prefix(prefix) if prefix.is_any() => Path::Any,
+        PathMatch::Prefix(prefix) => Path::Prefix(Reverse(prefix.as_str().len())),
+        PathMatch::Regex(pattern) => Path::Pattern(Reverse((pattern.as_str().len(), 0))),
+        PathMatch::Grpc { service, method } => {
+            let len = |it: &Option<TextMatch>| it.as_ref().map_or(0, TextMatch::written_len);
+            Path::Pattern(Reverse((len(service), len(method))))
+        }
+    };
+    let conditions = Reverse((it.method.is_some(), it.headers.len(), it.query.len()));
+    (
+        path,
+        conditions,
+        age(&routes[entry.route]),
+        entry.rule,
+        entry.at,
+    )
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Path<'a> {
+    Exact(&'a str),
+    Prefix(Reverse<usize>),
+    Pattern(Reverse<(usize, usize)>),
+    Any,
+}
+
+/// Whether there is a method; how many headers, and how many parameters.
+type Conditions = Reverse<(bool, usize, usize)>;
+
+/// Whose age is not known comes last; then by name. Within a scope all are of one namespace, so that the
+/// order of names is that of `namespace/name`.
+type Age<'a> = (bool, Option<i64>, &'a RouteName);
+
+fn age(route: &Route) -> Age<'_> {
+    (route.created.is_none(), route.created, &route.name)
+}
+
+fn rules(route: &Route) -> &[Rule] {
+    match &route.rules {
+        RouteRules::Http(rules) => rules,
+        RouteRules::Flow(_) => &[],
+    }
+}
+
+/// Entries are made from the routes that they point into, and neither changes.
+fn http_match<'a>(routes: &'a [Route], entry: &Entry) -> &'a HttpMatch {
+    &rules(&routes[entry.route])[entry.rule].matches[entry.at]
+}
+
+fn exact_path(it: &HttpMatch) -> &str {
+    match &it.path {
+        PathMatch::Exact(path) => path,
+        PathMatch::Prefix(_) | PathMatch::Regex(_) | PathMatch::Grpc { .. } => "",
+    }
+}
+
+fn host<'a>(routes: &'a [Route], entry: &FlowEntry) -> Option<&'a super::HostMatch> {
+    match &routes[entry.route].rules {
+        RouteRules::Flow(rule) => rule.hostnames.get(entry.host?),
+        RouteRules::Http(_) => None,
+    }
+}
+
+fn host_rank(routes: &[Route], entry: &FlowEntry) -> Option<(bool, usize)> {
+    host(routes, entry).map(super::HostMatch::rank)
+}
+
+/// The rest follows from these.
+impl PartialEq for RouteTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name && self.routes == other.routes
+    }
+}
+
+impl Eq for RouteTable {}
+
+/// `namespace/service:port`.
+impl fmt::Display for RouteTableName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.service, self.port)
+    }
+}
+
+/// Reads `namespace/service:port`. Ports are written without zeros in front.
+impl std::str::FromStr for RouteTableName {
+    type Err = crate::names::NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || crate::names::NameError {
+            text: text.chars().take(64).collect(),
+        };
+        let (service, port) = text.rsplit_once(':').ok_or_else(refused)?;
+        Ok(Self {
+            service: service.parse()?,
+            port: port.parse().map_err(|_| refused())?,
+        })
+    }
+}
+
+impl Serialize for RouteTable {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut shown = serializer.serialize_struct("RouteTable", 3)?;
+        shown.serialize_field("service", &self.name.service)?;
+        shown.serialize_field("port", &self.name.port)?;
+        shown.serialize_field("routes", &self.routes)?;
+        shown.end()
+    }
+}
