@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::names::{Name, ObjectName};
+use crate::protocol::PortProtocol;
 
 /// A Kubernetes Service, or what stands for one outside Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +31,8 @@ pub struct ServicePort {
     pub name: Option<Name>,
     /// `spec.ports[].appProtocol` as written.
     pub app_protocol: Option<String>,
+    /// What it speaks, as far as somebody said: `appProtocol`, or what makes it an opaque port.
+    pub protocol: PortProtocol,
 }
 
 /// Names an endpoint: a service and an address. One exists per address of each backing pod.

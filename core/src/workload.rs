@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::identity::Identity;
 use crate::names::{Name, NameError, ObjectName};
+use crate::protocol::PortRanges;
 
 /// Names a workload within the cluster: `<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -75,6 +76,10 @@ pub struct NodePod {
     pub netns: Option<PathBuf>,
     /// Ports that the kubelet's probes may reach whatever policy says.
     pub probe_ports: Vec<u16>,
+    /// Its own ports that are opaque, unless a Server says otherwise.
+    pub opaque_ports: PortRanges,
+    /// Ports, of whatever destination, to which its connections are opaque.
+    pub opaque_outbound_ports: PortRanges,
 }
 
 impl Workload {

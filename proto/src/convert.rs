@@ -54,6 +54,7 @@ impl TryFrom<v1::Resource> for Resource {
             Body::Endpoint(it) => Self::Endpoint(it.try_into()?),
             Body::WorkloadPolicy(it) => Self::WorkloadPolicy(it.try_into()?),
             Body::Server(it) => Self::Server(it.try_into()?),
+            Body::RouteTable(it) => Self::RouteTable(it.try_into()?),
         };
         if resource.key() == key {
             Ok(resource)
@@ -74,6 +75,7 @@ impl From<Key> for v1::Key {
             Kind::Endpoint => v1::Kind::Endpoint,
             Kind::WorkloadPolicy => v1::Kind::WorkloadPolicy,
             Kind::Server => v1::Kind::Server,
+            Kind::RouteTable => v1::Kind::RouteTable,
         };
         Self {
             kind: kind.into(),
@@ -98,6 +100,7 @@ impl TryFrom<v1::Key> for Key {
             v1::Kind::Endpoint => Kind::Endpoint,
             v1::Kind::WorkloadPolicy => Kind::WorkloadPolicy,
             v1::Kind::Server => Kind::Server,
+            v1::Kind::RouteTable => Kind::RouteTable,
         };
         Ok(Self {
             kind,
@@ -140,6 +143,7 @@ fn body(resource: Resource) -> v1::resource::Body {
         Resource::Endpoint(it) => Body::Endpoint(it.into()),
         Resource::WorkloadPolicy(it) => Body::WorkloadPolicy(it.into()),
         Resource::Server(it) => Body::Server(it.into()),
+        Resource::RouteTable(it) => Body::RouteTable(it.into()),
     }
 }
 
@@ -239,7 +243,9 @@ fn object_name(field: &str, message: Option<v1::ObjectName>) -> Converted<core::
 }
 
 mod cluster;
+mod filter;
 mod policy;
+mod route;
 mod service;
 mod workload;
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use weft_core::{
     ClusterSettings, Endpoint, NodePod, Server, Service, TrustBundle, Workload, WorkloadPolicy,
+    route::RouteTable,
 };
 
 /// A resource: what is pushed, versioned, accepted or rejected as one.
@@ -25,6 +26,8 @@ pub enum Resource {
     WorkloadPolicy(WorkloadPolicy),
     /// A Server that a workload of the agent's own node is governed by.
     Server(Server),
+    /// The routes of a port of a service.
+    RouteTable(RouteTable),
 }
 
 /// The kinds of [`Resource`].
@@ -39,6 +42,7 @@ pub enum Kind {
     Endpoint,
     WorkloadPolicy,
     Server,
+    RouteTable,
 }
 
 /// Names a resource.
@@ -62,6 +66,7 @@ impl Resource {
             Self::Endpoint(it) => (Kind::Endpoint, it.name.to_string()),
             Self::WorkloadPolicy(it) => (Kind::WorkloadPolicy, it.workload.to_string()),
             Self::Server(it) => (Kind::Server, it.name.to_string()),
+            Self::RouteTable(it) => (Kind::RouteTable, it.name().to_string()),
         };
         Key { kind, name }
     }
@@ -78,6 +83,7 @@ impl fmt::Display for Kind {
             Self::Endpoint => "endpoint",
             Self::WorkloadPolicy => "workload policy",
             Self::Server => "server",
+            Self::RouteTable => "route table",
         })
     }
 }

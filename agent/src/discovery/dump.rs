@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use weft_core::route::RouteTable;
 use weft_core::{
     AccessPolicy, Authorization, ClusterSettings, Mesh, Name, ObjectName, Owner, PolicyGroup,
-    ProxyProtocol, Server, ServerBinding, Workload, WorkloadPolicy,
+    PortProtocol, ProxyProtocol, Server, ServerBinding, Workload, WorkloadPolicy,
 };
 
 use super::services::EndpointTarget;
@@ -36,8 +37,13 @@ pub(super) struct ShownService {
 #[derive(Serialize)]
 pub(super) struct ShownPort {
     pub(super) port: u16,
+    pub(super) protocol: PortProtocol,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) routes: Option<ShownRoutes>,
     pub(super) endpoints: Vec<EndpointTarget>,
 }
+
+pub(super) struct ShownRoutes(pub(super) Arc<RouteTable>);
 
 #[derive(Serialize)]
 pub(super) struct ShownPolicies {
@@ -75,6 +81,13 @@ impl Serialize for ShownWorkload {
             mesh,
         };
         shown.serialize(serializer)
+    }
+}
+
+/// Service and port stand around it.
+impl Serialize for ShownRoutes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.routes().serialize(serializer)
     }
 }
 

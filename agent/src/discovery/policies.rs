@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use weft_core::{
-    Client, ClusterSettings, DenyReason, Server, ServerName, Verdict, WorkloadId, WorkloadPolicy,
+    Client, ClusterSettings, DenyReason, PortProtocol, Server, ServerName, Verdict, WorkloadId,
+    WorkloadPolicy,
 };
 
 use super::dump::{ShownPolicies, ShownServer, ShownWorkloadPolicy};
@@ -46,6 +47,17 @@ impl Policies {
                 identity: client.identity,
             },
         )
+    }
+
+    /// What a Server says that a port of a workload speaks.
+    pub(super) fn declared_protocol(
+        &self,
+        workload: &WorkloadId,
+        port: u16,
+    ) -> Option<PortProtocol> {
+        let policy = self.workloads.get(workload)?;
+        let binding = policy.servers.iter().find(|it| it.port == port)?;
+        PortProtocol::from_server(self.servers.get(&binding.server)?.proxy_protocol)
     }
 
     /// For people.

@@ -6,12 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
-use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, Service};
+use weft_core::route::{RouteTable, RouteTableName};
+use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, PortProtocol, Service};
 
 use super::addresses::{AddressIndex, Claimant, Contested};
-use super::dump::{ShownPort, ShownService};
+use super::dump::{ShownPort, ShownRoutes, ShownService};
+use super::sharded::Sharded;
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
 /// so that the state of balancing can live in it.
@@ -21,6 +23,10 @@ pub struct ServicePortEntry {
     pub service: ObjectName,
     /// The port that clients use.
     pub port: u16,
+    /// What it speaks; it may change.
+    protocol: ArcSwap<PortProtocol>,
+    /// Its routes; none: it has none. To be loaded for each exchange.
+    pub routes: ArcSwapOption<RouteTable>,
     /// What backs the port now, ordered by address; may be empty.
     pub endpoints: ArcSwap<Vec<EndpointTarget>>,
     /// Where round robin goes on.
@@ -34,6 +40,13 @@ pub struct EndpointTarget {
     pub address: IpAddr,
     /// The port of the application there.
     pub port: u16,
+}
+
+impl ServicePortEntry {
+    /// What the port speaks, as far as somebody said.
+    pub fn protocol(&self) -> PortProtocol {
+        **self.protocol.load()
+    }
 }
 
 impl EndpointTarget {
@@ -53,6 +66,9 @@ pub(super) struct ServiceEntry {
     ports: Vec<Arc<ServicePortEntry>>,
 }
 
+/// Services as backends of routes find them.
+pub(super) type ServicesByName = Sharded<ObjectName, Arc<ServiceEntry>>;
+
 /// The writer's side of all services.
 #[derive(Default)]
 pub(super) struct Services {
@@ -66,6 +82,8 @@ struct Parts {
     service: Option<Service>,
     /// Ordered by address.
     endpoints: Vec<KnownEndpoint>,
+    /// One per port at most; few services have any.
+    routes: Vec<Arc<RouteTable>>,
     entry: Option<Arc<ServiceEntry>>,
 }
 
@@ -153,31 +171,54 @@ impl Services {
         }
     }
 
+    pub(super) fn put_routes(&mut self, table: RouteTable) -> ObjectName {
+        let RouteTableName { service, port } = table.name().clone();
+        let parts = self.parts.entry(service.clone()).or_default();
+        parts.routes.retain(|it| it.name().port != port);
+        parts.routes.push(Arc::new(table));
+        service
+    }
+
+    pub(super) fn remove_routes(&mut self, name: &RouteTableName) {
+        if let Some(parts) = self.parts.get_mut(&name.service) {
+            parts.routes.retain(|it| it.name() != name);
+        }
+    }
+
     /// Publishes what these services are now.
     pub(super) fn publish<'a>(
         &mut self,
         touched: impl Iterator<Item = &'a ObjectName>,
         index: &AddressIndex<ServiceEntry>,
+        by_name: &ServicesByName,
     ) {
         let mut claims = index.edit(&mut self.contested);
+        let mut names = by_name.edit();
         for name in touched {
             let Some(parts) = self.parts.get_mut(name) else {
                 continue;
             };
             let entry = parts.assemble();
             claims.replace(parts.entry.as_ref(), entry.as_ref());
+            match &entry {
+                Some(entry) => names.insert(name.clone(), Arc::clone(entry)),
+                None => names.remove(name),
+            }
             parts.entry = entry;
-            if parts.service.is_none() && parts.endpoints.is_empty() {
+            if parts.is_empty() {
                 self.parts.remove(name);
             }
         }
         claims.publish();
+        names.publish();
     }
 
     /// For people.
     pub(super) fn dump(&self) -> Vec<ShownService> {
         let port = |it: &Arc<ServicePortEntry>| ShownPort {
             port: it.port,
+            protocol: it.protocol(),
+            routes: it.routes.load_full().map(ShownRoutes),
             endpoints: it.endpoints.load().to_vec(),
         };
         let entries = self.parts.values().filter_map(|it| it.entry.as_ref());
@@ -200,21 +241,33 @@ impl Parts {
             .binary_search_by_key(&address, |it| it.address)
     }
 
+    fn is_empty(&self) -> bool {
+        self.service.is_none() && self.endpoints.is_empty() && self.routes.is_empty()
+    }
+
     fn assemble(&self) -> Option<Arc<ServiceEntry>> {
         let service = self.service.as_ref()?;
         let ports = service.ports.iter().map(|port| {
             let targets = self.targets(port.number);
+            let mut routes = self.routes.iter();
+            let routes = routes.find(|it| it.name().port == port.number);
             let known = self.entry.as_ref().and_then(|it| it.port(port.number));
             match known {
                 Some(entry) => {
                     if **entry.endpoints.load() != targets {
                         entry.endpoints.store(Arc::new(targets));
                     }
+                    if entry.protocol() != port.protocol {
+                        entry.protocol.store(Arc::new(port.protocol));
+                    }
+                    entry.routes.store(routes.cloned());
                     Arc::clone(entry)
                 }
                 None => Arc::new(ServicePortEntry {
                     service: service.name.clone(),
                     port: port.number,
+                    protocol: ArcSwap::from_pointee(port.protocol),
+                    routes: ArcSwapOption::new(routes.cloned()),
                     endpoints: ArcSwap::from_pointee(targets),
                     next: AtomicUsize::new(0),
                 }),

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use weft_core::{
-    Client, ClusterSettings, EndpointName, NodePod, ObjectName, TrustBundle, TrustDomain, Verdict,
-    Workload, WorkloadId,
+    Client, ClusterSettings, EndpointName, NodePod, ObjectName, PortProtocol, PortRanges,
+    TrustBundle, TrustDomain, Verdict, Workload, WorkloadId,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -24,7 +24,7 @@ use super::addresses::{AddressIndex, Claimant, Contested, Owner};
 use super::dump::{ShownWorkload, StoreDump};
 use super::interner::Interner;
 use super::policies::Policies;
-use super::services::{ServiceEntry, ServicePortEntry, Services};
+use super::services::{ServiceEntry, ServicePortEntry, Services, ServicesByName};
 use super::sharded::Sharded;
 
 /// The store. Shared by `Arc`.
@@ -34,6 +34,7 @@ pub struct Store {
     workloads: Sharded<ByName, u64>,
     workload_addresses: AddressIndex<Workload>,
     service_addresses: AddressIndex<ServiceEntry>,
+    services: ServicesByName,
     policies: ArcSwap<Policies>,
     node_pods: ArcSwap<BTreeMap<WorkloadId, Arc<NodePod>>>,
     complete: AtomicBool,
@@ -108,6 +109,7 @@ impl Store {
             workloads: Sharded::new(),
             workload_addresses: AddressIndex::new(),
             service_addresses: AddressIndex::new(),
+            services: ServicesByName::new(),
             policies: ArcSwap::default(),
             node_pods: ArcSwap::default(),
             complete: AtomicBool::new(false),
@@ -168,6 +170,31 @@ impl Store {
         }
     }
 
+    /// A port of a service, as routes name it. None: there is no such service or port.
+    pub fn service_port(&self, name: &ObjectName, port: u16) -> Option<Arc<ServicePortEntry>> {
+        let (_, service) = self.services.get(name)?;
+        service.port(port).map(Arc::clone)
+    }
+
+    /// What a port of a workload of this node speaks, as far as somebody said: a Server first, then
+    /// what lists opaque ports.
+    pub fn inbound_protocol(&self, workload: &WorkloadId, port: u16) -> PortProtocol {
+        let policies = self.policies.load();
+        let declared = policies.declared_protocol(workload, port);
+        declared.unwrap_or_else(|| match self.node_pods.load().get(workload) {
+            Some(pod) => pod.opaque_ports.protocol_of(port),
+            None => PortRanges::opaque_by_default().protocol_of(port),
+        })
+    }
+
+    /// Whether connections of a workload of this node to this port, wherever it is, are not to be
+    /// looked into.
+    pub fn is_outbound_opaque(&self, workload: &WorkloadId, port: u16) -> bool {
+        let pods = self.node_pods.load();
+        let pod = pods.get(workload);
+        pod.is_some_and(|it| it.opaque_outbound_ports.contains(port))
+    }
+
     /// Decides whether a client may connect to a port of a workload of this node.
     pub fn authorize(&self, workload: &WorkloadId, port: u16, client: Client<'_>) -> Verdict {
         self.policies.load().authorize(workload, port, client)
@@ -216,7 +243,7 @@ impl Store {
         next.trust += u64::from(self.apply_bundles(sorted.bundles, &mut writer.bundles));
         let local = self.apply_workloads(sorted.workloads, writer);
         let (services, touched) = (&mut writer.services, &sorted.services);
-        services.publish(touched.iter(), &self.service_addresses);
+        services.publish(touched.iter(), &self.service_addresses, &self.services);
         let pods = !sorted.node_pods.is_empty();
         if pods {
             self.apply_node_pods(sorted.node_pods);
@@ -395,6 +422,9 @@ impl Sorted {
             Resource::Endpoint(it) => {
                 self.services.insert(services.put_endpoint(it, version));
             }
+            Resource::RouteTable(it) => {
+                self.services.insert(services.put_routes(it));
+            }
             it @ (Resource::WorkloadPolicy(_) | Resource::Server(_)) => {
                 self.policies.push(PolicyChange::Put(it));
             }
@@ -426,6 +456,12 @@ impl Sorted {
             Kind::Endpoint => {
                 if let Some(name) = endpoint_name(&key.name) {
                     services.remove_endpoint(&name.service, name.address);
+                    self.services.insert(name.service);
+                }
+            }
+            Kind::RouteTable => {
+                if let Ok(name) = key.name.parse() {
+                    services.remove_routes(&name);
                     self.services.insert(name.service);
                 }
             }

@@ -457,3 +457,126 @@ fn dumps_name_things_alike() {
     assert_eq!(dump["policies"]["servers"][0]["access_policy"], "audit");
     assert_eq!(dump["workloads"][0]["mesh"]["meshed"]["tunnel"], "weft-h2");
 }
+
+fn routes(store: &Store, service: &str, port: u16) -> Option<String> {
+    let entry = store.service_port(&service.parse().expect("valid"), port)?;
+    let routes = entry.routes.load();
+    let route = routes.as_ref()?.routes().first()?;
+    Some(route.name.name.to_string())
+}
+
+/// They may come before their service, and go with it or by themselves; whoever holds the port sees it.
+#[test]
+fn routes_belong_to_ports() {
+    let store = Store::new();
+    store.apply(vec![route_table("shop/web:80", "shop/first")], vec![]);
+    assert_eq!(routes(&store, "shop/web", 80), None);
+    store.apply(vec![service("shop/web", "10.2.0.1", &[80, 81])], vec![]);
+    assert_eq!(
+        routes(&store, "shop/web", 80).as_deref(),
+        Some("shop/first")
+    );
+    assert_eq!(routes(&store, "shop/web", 81), None);
+    let held = store.service_port(&"shop/web".parse().expect("valid"), 80);
+    let held = held.expect("there is one");
+    store.apply(vec![route_table("shop/web:80", "shop/second")], vec![]);
+    let now = held.routes.load_full().expect("routes");
+    assert_eq!(now.routes()[0].name.name.to_string(), "shop/second");
+    let other = vec![key(Kind::RouteTable, "shop/web:81")];
+    store.apply(vec![], other);
+    assert_eq!(
+        routes(&store, "shop/web", 80).as_deref(),
+        Some("shop/second")
+    );
+    store.apply(vec![], vec![key(Kind::RouteTable, "shop/web:80")]);
+    assert!(held.routes.load().is_none());
+    let gone = vec![key(Kind::Service, "shop/web"), key(Kind::RouteTable, "x")];
+    store.apply(vec![], gone);
+    assert!(store.service_port(&held.service, 80).is_none());
+}
+
+#[test]
+fn routes_are_held_with_their_versions() {
+    let store = Store::new();
+    let table = route_table("shop/web:80", "shop/first");
+    let name = table.key();
+    store.apply_push(vec![(table, 7)], vec![]);
+    assert_eq!(store.held(), [(name.clone(), 7)]);
+    store.apply(vec![], vec![name]);
+    assert!(store.held().is_empty());
+}
+
+#[test]
+fn the_protocol_of_a_service_port_changes_in_place() {
+    let store = Store::new();
+    let speaking = |protocol| match service("shop/web", "10.2.0.1", &[80]) {
+        Resource::Service(mut it) => {
+            it.ports[0].protocol = protocol;
+            Resource::Service(it)
+        }
+        other => other,
+    };
+    store.apply(vec![speaking(PortProtocol::Detect)], vec![]);
+    let name = "shop/web".parse().expect("valid");
+    let held = store.service_port(&name, 80).expect("there is one");
+    assert_eq!(held.protocol(), PortProtocol::Detect);
+    store.apply(vec![speaking(PortProtocol::Http2)], vec![]);
+    assert_eq!(held.protocol(), PortProtocol::Http2);
+}
+
+/// A Server comes before the pod's lists, and these before the default.
+#[test]
+fn inbound_protocols() {
+    let store = Store::new();
+    let pod = id("shop/web-0");
+    let at = |port| store.inbound_protocol(&pod, port);
+    assert_eq!(at(3306), PortProtocol::Opaque);
+    assert_eq!(at(8080), PortProtocol::Detect);
+    let described = match node_pod("shop/web-0") {
+        Resource::NodePod(mut it) => {
+            it.opaque_ports = PortRanges::new([(8080, 8081)]);
+            it.opaque_outbound_ports = PortRanges::new([(9000, 9000)]);
+            Resource::NodePod(it)
+        }
+        other => other,
+    };
+    store.apply(vec![described], vec![]);
+    assert_eq!(at(3306), PortProtocol::Detect);
+    assert_eq!(at(8080), PortProtocol::Opaque);
+    assert!(store.is_outbound_opaque(&pod, 9000));
+    assert!(!store.is_outbound_opaque(&pod, 8080));
+    assert!(!store.is_outbound_opaque(&id("shop/other"), 9000));
+    for (declared, expected) in [
+        (ProxyProtocol::Unknown, PortProtocol::Opaque),
+        (ProxyProtocol::Http1, PortProtocol::Http1),
+        (ProxyProtocol::Http2, PortProtocol::Http2),
+        (ProxyProtocol::Grpc, PortProtocol::Http2),
+        (ProxyProtocol::Tls, PortProtocol::Tls),
+        (ProxyProtocol::Opaque, PortProtocol::Opaque),
+    ] {
+        let name = ServerName {
+            group: PolicyGroup::Weft,
+            name: "shop/web".parse().expect("valid"),
+        };
+        let policy = WorkloadPolicy {
+            workload: pod.clone(),
+            default: AccessPolicy::Deny,
+            servers: vec![ServerBinding {
+                port: 8080,
+                server: name.clone(),
+            }],
+        };
+        let server = Server {
+            name,
+            access_policy: AccessPolicy::Deny,
+            proxy_protocol: declared,
+            authorizations: vec![],
+        };
+        store.apply(
+            vec![Resource::WorkloadPolicy(policy), Resource::Server(server)],
+            vec![],
+        );
+        assert_eq!(at(8080), expected, "{declared:?}");
+        assert_eq!(at(8081), PortProtocol::Opaque);
+    }
+}

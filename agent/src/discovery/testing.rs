@@ -1,8 +1,9 @@
 //! Samples for tests.
 
+use weft_core::route::{HttpMatch, Route, RouteKind, RouteName, RouteRules, RouteTable, Rule};
 use weft_core::{
-    AccessPolicy, ClusterSettings, Endpoint, EndpointName, EndpointPort, Mesh, NodePod, Service,
-    ServicePort, Tunnel, Workload, WorkloadPolicy,
+    AccessPolicy, ClusterSettings, Endpoint, EndpointName, EndpointPort, Mesh, NodePod,
+    PortProtocol, PortRanges, Service, ServicePort, Tunnel, Workload, WorkloadPolicy,
 };
 use weft_proto::Resource;
 
@@ -43,6 +44,8 @@ pub(crate) fn node_pod(id: &str) -> Resource {
         uid: "uid-1".to_owned(),
         netns: Some("/run/netns/x".into()),
         probe_ports: vec![],
+        opaque_ports: PortRanges::opaque_by_default(),
+        opaque_outbound_ports: PortRanges::default(),
     })
 }
 
@@ -51,6 +54,7 @@ pub(crate) fn service(name: &str, address: &str, ports: &[u16]) -> Resource {
         number: *number,
         name: None,
         app_protocol: None,
+        protocol: PortProtocol::Detect,
     };
     Resource::Service(Service {
         name: name.parse().expect("valid"),
@@ -71,6 +75,26 @@ pub(crate) fn endpoint(service: &str, address: &str, ports: &[(u16, u16)]) -> Re
         },
         ports: ports.iter().map(port).collect(),
     })
+}
+
+/// Routes of one rule, by an HTTPRoute of this name for everything.
+pub(crate) fn route_table(name: &str, route: &str) -> Resource {
+    let rule = Rule {
+        name: None,
+        matches: vec![HttpMatch::any()],
+        filters: vec![],
+        backends: vec![],
+    };
+    let route = Route {
+        name: RouteName {
+            name: route.parse().expect("valid"),
+            kind: RouteKind::Http,
+        },
+        created: None,
+        rules: RouteRules::Http(vec![rule]),
+    };
+    let name = name.parse().expect("valid");
+    Resource::RouteTable(RouteTable::new(name, vec![route]))
 }
 
 pub(crate) fn workload_policy(id: &str, default: AccessPolicy) -> Resource {

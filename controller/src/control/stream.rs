@@ -345,7 +345,8 @@ fn order(resource: &v1::Resource) -> u8 {
         Some(Body::Workload(_)) => 3,
         Some(Body::Service(_)) => 4,
         Some(Body::Endpoint(_)) => 5,
-        Some(Body::NodePod(_)) | None => 6,
+        Some(Body::RouteTable(_)) => 6,
+        Some(Body::NodePod(_)) | None => 7,
     }
 }
 

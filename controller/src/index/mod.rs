@@ -28,6 +28,7 @@ use services::{ServiceRecord, SliceRecord};
 mod claims;
 mod pods;
 mod policies;
+mod ports;
 mod publish_pods;
 mod publish_policies;
 mod publish_services;
@@ -221,9 +222,12 @@ impl Index {
             }
             Object::Service(service) => {
                 let name = object_name(key);
-                let record = ServiceRecord::check(name.clone(), service)?;
+                let (mut record, faults) = ServiceRecord::check(name.clone(), service)?;
+                if let Some(before) = self.services.get(&name) {
+                    record.ports_choice.complete_by(&before.ports_choice);
+                }
                 self.set_service(&name, Some(record));
-                Ok(vec![])
+                Ok(faults)
             }
             Object::EndpointSlice(slice) => {
                 let name = object_name(key);
@@ -481,9 +485,14 @@ impl Index {
             Some(record) => self.namespaces.insert(name.clone(), record),
             None => self.namespaces.remove(name),
         };
-        if before.unwrap_or_default() != record.unwrap_or_default() {
+        let (before, now) = (before.unwrap_or_default(), record.unwrap_or_default());
+        if before != now {
             let pods = self.pods_in.get(name).into_iter().flatten().cloned();
             self.dirty.pods.extend(pods);
+        }
+        if before.ports != now.ports {
+            let services = self.services_in.get(name).into_iter().flatten().cloned();
+            self.dirty.services.extend(services);
         }
     }
 

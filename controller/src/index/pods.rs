@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 use weft_core::{AccessPolicy, Name, ObjectName, Owner, WorkloadId};
 
+use super::ports::PortsChoice;
 use super::selector::Labels;
 use crate::objects::Fault;
 
@@ -47,6 +48,8 @@ pub(super) struct PodRecord {
     pub(super) probe_ports: Vec<u16>,
     /// The path of its network namespace on the node, where the source knows it.
     pub(super) netns: Option<PathBuf>,
+    /// What it says about ports.
+    pub(super) ports_choice: PortsChoice,
 }
 
 /// What the index keeps of a namespace.
@@ -56,6 +59,8 @@ pub(super) struct NamespaceRecord {
     pub(super) mesh: MeshChoice,
     /// The default policy of its pods.
     pub(super) default: DefaultChoice,
+    /// What it says about ports of its pods and Services.
+    pub(super) ports: PortsChoice,
 }
 
 /// When an object was created; comparable, nothing else.
@@ -101,10 +106,16 @@ impl NamespaceRecord {
     /// Reads a namespace. Also returned: faults of parts that cannot be read; what they said
     /// before stays.
     pub(super) fn check(metadata: &ObjectMeta, before: Option<&Self>) -> (Self, Vec<Fault>) {
-        let (mesh, default, faults) = choices(metadata);
+        let (mesh, default, mut faults) = choices(metadata);
+        let (mut ports, faults_of_ports) = PortsChoice::check(metadata);
+        faults.extend(faults_of_ports);
+        if let Some(before) = before {
+            ports.complete_by(&before.ports);
+        }
         let record = Self {
             mesh: mesh.or_before(before.map(|it| &it.mesh)),
             default: default.or_before(before.map(|it| it.default)),
+            ports,
         };
         (record, faults)
     }
@@ -228,7 +239,9 @@ impl PodRecord {
     /// The pod cannot be used at all.
     pub(super) fn check(name: ObjectName, pod: &Pod) -> Result<(Self, Vec<Fault>), Fault> {
         let metadata = &pod.metadata;
-        let (mesh, default, faults) = choices(metadata);
+        let (mesh, default, mut faults) = choices(metadata);
+        let (ports_choice, faults_of_ports) = PortsChoice::check(metadata);
+        faults.extend(faults_of_ports);
         let spec = pod.spec.as_ref();
         let status = pod.status.as_ref();
         let node = spec.and_then(|it| it.node_name.as_deref());
@@ -264,6 +277,7 @@ impl PodRecord {
             ports: named_ports(&containers),
             probe_ports: probe_ports(&containers),
             netns: netns(metadata)?,
+            ports_choice,
             id: WorkloadId(name),
         };
         Ok((record, faults))
@@ -311,6 +325,7 @@ impl PodRecord {
     pub(super) fn complete_by(&mut self, before: &Self) {
         self.mesh = self.mesh.clone().or_before(Some(&before.mesh));
         self.default = self.default.or_before(Some(before.default));
+        self.ports_choice.complete_by(&before.ports_choice);
         // A pod that runs has the addresses it had.
         if self.addresses.is_empty() {
             self.addresses.clone_from(&before.addresses);

@@ -13,6 +13,7 @@ use weft_proto::{Key, Kind, Resource};
 use super::Index;
 use super::pods::{MeshChoice, PodRecord};
 use super::policies::PortChoice;
+use super::ports::PortsChoice;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use crate::views::Audience;
@@ -79,12 +80,7 @@ impl Index {
             is_workload: workload.is_some(),
             ..PublishedPod::default()
         };
-        let node_pod = NodePod {
-            id: pod.id.clone(),
-            uid: pod.uid.clone(),
-            netns: pod.netns.clone(),
-            probe_ports: pod.probe_ports.clone(),
-        };
+        let node_pod = self.node_pod(pod);
         self.report(
             &pod_key(name),
             Facet::Conflict,
@@ -225,6 +221,21 @@ impl Index {
             owner: pod.owner.clone(),
             mesh,
         })
+    }
+
+    fn node_pod(&self, pod: &PodRecord) -> NodePod {
+        let silent = PortsChoice::default();
+        let namespace = self.namespaces.get(&pod.id.0.namespace);
+        let namespace = namespace.map_or(&silent, |it| &it.ports);
+        let named = |name: &str| pod.ports_named(name).collect();
+        NodePod {
+            id: pod.id.clone(),
+            uid: pod.uid.clone(),
+            netns: pod.netns.clone(),
+            probe_ports: pod.probe_ports.clone(),
+            opaque_ports: pod.ports_choice.inbound_ports(namespace, named),
+            opaque_outbound_ports: pod.ports_choice.outbound_ports(namespace),
+        }
     }
 
     fn local(&self, pod: &PodRecord, workload: &Workload) -> Option<(Local, Governed)> {

@@ -8,6 +8,7 @@ use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, Service};
 use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
+use super::ports::PortsChoice;
 use super::services::{ServiceRecord, SliceRecord};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
@@ -69,10 +70,13 @@ impl Index {
         let mut endpoints = BTreeSet::new();
         let (addresses, faults) = self.service_addresses_of(name);
         let service = self.services.get(name).filter(|it| !it.external_name);
+        let of_namespace = self.namespaces.get(&name.namespace);
+        let silent = PortsChoice::default();
+        let of_namespace = of_namespace.map_or(&silent, |it| &it.ports);
         let resource = service.map(|it| Service {
             name: name.clone(),
             addresses,
-            ports: it.ports.iter().map(|port| port.port.clone()).collect(),
+            ports: it.told_ports(of_namespace),
         });
         let sliced = service.map(|it| self.endpoints_of_slices(it));
         self.changes.insert(

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use weft_core::{EndpointPort, Name, ObjectName, ServicePort};
+use weft_core::{EndpointPort, Name, ObjectName, PortProtocol, ServicePort};
 
 use super::pods::PodRecord;
+use super::ports::PortsChoice;
 use super::selector::Labels;
 use crate::objects::Fault;
 
@@ -28,6 +29,8 @@ pub(super) struct ServiceRecord {
     pub(super) publish_not_ready: bool,
     /// Whether it only stands for a DNS name.
     pub(super) external_name: bool,
+    /// What it says about its ports.
+    pub(super) ports_choice: PortsChoice,
 }
 
 /// An address family.
@@ -41,8 +44,12 @@ pub(super) enum Family {
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PortRecord {
-    /// As clients see it.
-    pub(super) port: ServicePort,
+    /// The port that clients use.
+    pub(super) number: u16,
+    /// Its name, where it has one.
+    pub(super) name: Option<Name>,
+    /// What it says that it speaks.
+    pub(super) app_protocol: Option<String>,
     /// The port at the pods.
     pub(super) target: Target,
 }
@@ -70,11 +77,11 @@ pub(super) struct SliceRecord {
 const MAX_PORTS: usize = 1024;
 
 impl ServiceRecord {
-    /// Checks a Service.
+    /// Checks a Service. Also returned: faults of parts that are ignored.
     ///
     /// # Errors
     /// The first field that cannot be used.
-    pub(super) fn check(name: ObjectName, service: &Service) -> Result<Self, Fault> {
+    pub(super) fn check(name: ObjectName, service: &Service) -> Result<(Self, Vec<Fault>), Fault> {
         let spec = service.spec.clone().unwrap_or_default();
         let mut listed = spec.cluster_ips.unwrap_or_default();
         if listed.is_empty() {
@@ -106,15 +113,14 @@ impl ServiceRecord {
             let number = port(&format!("{field}.port"), written.port)?;
             let name = written.name.as_deref().filter(|it| !it.is_empty());
             ports.push(PortRecord {
-                port: ServicePort {
-                    number,
-                    name: optional_name(&format!("{field}.name"), name)?,
-                    app_protocol: written.app_protocol.clone().filter(|it| !it.is_empty()),
-                },
+                number,
+                name: optional_name(&format!("{field}.name"), name)?,
+                app_protocol: written.app_protocol.clone().filter(|it| !it.is_empty()),
                 target: target(&format!("{field}.targetPort"), &written.target_port, number)?,
             });
         }
-        Ok(Self {
+        let (ports_choice, faults) = PortsChoice::check(&service.metadata);
+        let record = Self {
             name,
             addresses,
             families,
@@ -122,7 +128,29 @@ impl ServiceRecord {
             selector: spec.selector.filter(|it| !it.is_empty()),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             external_name: spec.type_.as_deref() == Some("ExternalName"),
-        })
+            ports_choice,
+        };
+        Ok((record, faults))
+    }
+
+    /// Its ports as agents are told them, given what its namespace says about ports.
+    pub(super) fn told_ports(&self, namespace: &PortsChoice) -> Vec<ServicePort> {
+        let named = |name: &str| {
+            let ports = self.ports.iter();
+            let named = ports.filter(|it| it.name.as_ref().is_some_and(|it| it.as_str() == name));
+            named.map(|it| it.number).collect()
+        };
+        let opaque = self.ports_choice.opaque_ports(namespace, named);
+        let told = |it: &PortRecord| {
+            let app_protocol = it.app_protocol.as_deref();
+            ServicePort {
+                number: it.number,
+                name: it.name.clone(),
+                app_protocol: it.app_protocol.clone(),
+                protocol: PortProtocol::of_service_port(app_protocol, it.number, &opaque),
+            }
+        };
+        self.ports.iter().map(told).collect()
     }
 
     /// Whether a pod with these labels is behind it.
@@ -146,7 +174,7 @@ impl ServiceRecord {
                 Target::Named(name) => pod.ports_named(name).next(),
             };
             target_port.map(|target_port| EndpointPort {
-                service_port: record.port.number,
+                service_port: record.number,
                 target_port,
             })
         };
@@ -159,10 +187,10 @@ impl ServiceRecord {
             return vec![];
         }
         let at = |record: &PortRecord| {
-            let name = record.port.name.as_ref().map_or("", Name::as_str);
+            let name = record.name.as_ref().map_or("", Name::as_str);
             let (_, target_port) = slice.ports.iter().find(|(it, _)| it == name)?;
             Some(EndpointPort {
-                service_port: record.port.number,
+                service_port: record.number,
                 target_port: *target_port,
             })
         };

@@ -3,8 +3,8 @@
 use weft_core as core;
 
 use super::{
-    ConvertError, Converted, address_bytes, address_from, addresses, all, non_empty, object_name,
-    parsed, port,
+    ConvertError, Converted, address_bytes, address_from, addresses, all, error, non_empty,
+    object_name, parsed, port,
 };
 use crate::v1;
 
@@ -14,6 +14,7 @@ impl From<core::Service> for v1::Service {
             number: it.number.into(),
             name: it.name.map(|name| name.to_string()).unwrap_or_default(),
             app_protocol: it.app_protocol.unwrap_or_default(),
+            protocol: v1::PortProtocol::from(it.protocol).into(),
         };
         Self {
             name: Some(service.name.into()),
@@ -45,8 +46,35 @@ impl TryFrom<v1::ServicePort> for core::ServicePort {
         Ok(Self {
             number: port("service.ports.number", message.number)?,
             name,
+            protocol: protocol(message.protocol)?,
             app_protocol: non_empty(message.app_protocol),
         })
+    }
+}
+
+impl From<core::PortProtocol> for v1::PortProtocol {
+    fn from(protocol: core::PortProtocol) -> Self {
+        match protocol {
+            core::PortProtocol::Detect => Self::Detect,
+            core::PortProtocol::Opaque => Self::Opaque,
+            core::PortProtocol::Http1 => Self::Http1,
+            core::PortProtocol::Http2 => Self::Http2,
+            core::PortProtocol::Tls => Self::Tls,
+        }
+    }
+}
+
+fn protocol(message: i32) -> Converted<core::PortProtocol> {
+    match v1::PortProtocol::try_from(message) {
+        Ok(v1::PortProtocol::Detect) => Ok(core::PortProtocol::Detect),
+        Ok(v1::PortProtocol::Opaque) => Ok(core::PortProtocol::Opaque),
+        Ok(v1::PortProtocol::Http1) => Ok(core::PortProtocol::Http1),
+        Ok(v1::PortProtocol::Http2) => Ok(core::PortProtocol::Http2),
+        Ok(v1::PortProtocol::Tls) => Ok(core::PortProtocol::Tls),
+        Err(_) => {
+            let reason = format!("unknown protocol {message}");
+            Err(error("service.ports.protocol", reason))
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
+use weft_core::route::*;
 use weft_core::*;
 
+use super::route::MAX_PATTERNS;
 use super::*;
 
 fn samples() -> Vec<Resource> {
@@ -50,6 +52,8 @@ fn samples() -> Vec<Resource> {
             uid: "1234".to_owned(),
             netns: Some("/run/netns/x".into()),
             probe_ports: vec![8080],
+            opaque_ports: PortRanges::opaque_by_default(),
+            opaque_outbound_ports: PortRanges::new([(1, 2), (65535, 65535)]),
         }),
         Resource::Service(Service {
             name: "shop/web".parse().expect("valid"),
@@ -58,6 +62,7 @@ fn samples() -> Vec<Resource> {
                 number: 80,
                 name: Some("http".parse().expect("valid")),
                 app_protocol: Some("kubernetes.io/h2c".to_owned()),
+                protocol: PortProtocol::Http2,
             }],
         }),
         Resource::Endpoint(Endpoint {
@@ -105,7 +110,177 @@ fn samples() -> Vec<Resource> {
             ],
         }],
     }));
+    samples.push(Resource::RouteTable(route_table()));
     samples
+}
+
+/// Each kind of everything that a table may hold.
+fn route_table() -> RouteTable {
+    let text = |it: &str| TextMatch::Exact(it.to_owned());
+    let pattern = |it: &str| Pattern::new(it).expect("a pattern");
+    let target = || Target::Service {
+        name: "shop/web-v2".parse().expect("valid"),
+        port: 8080,
+    };
+    let edit = || {
+        let header = |name: &str| (name.parse().expect("valid"), "v".parse().expect("valid"));
+        let removed = vec!["x-removed".parse().expect("valid")];
+        HeaderEdit::new(vec![header("x-set")], vec![header("x-added")], removed).expect("allowed")
+    };
+    let matches = |path| HttpMatch {
+        path,
+        ..HttpMatch::any()
+    };
+    let full = HttpMatch {
+        path: PathMatch::Exact("/cart".to_owned()),
+        method: Some("GET".parse().expect("valid")),
+        headers: vec![HeaderMatch {
+            name: "x-a".parse().expect("valid"),
+            value: TextMatch::Regex(pattern("a+")),
+        }],
+        query: vec![QueryMatch {
+            name: "ü".to_owned(),
+            value: text("1"),
+        }],
+    };
+    let filters = vec![
+        Filter::RequestHeaders(edit()),
+        Filter::ResponseHeaders(edit()),
+        Filter::Redirect(Redirect {
+            scheme: Some(RedirectScheme::Https),
+            hostname: Some(hostname("example.com").expect("valid")),
+            path: Some(PathRewrite::full("/x").expect("valid")),
+            port: Some(8443),
+            status: Redirect::status(308).expect("valid"),
+        }),
+        Filter::Rewrite(Rewrite {
+            hostname: None,
+            path: Some(PathRewrite::prefix("").expect("valid")),
+        }),
+        Filter::Mirror(Mirror {
+            target: target(),
+            share: Share::new(1, 3).expect("valid"),
+        }),
+        Filter::Invalid("not known".to_owned()),
+    ];
+    let backends = vec![
+        Backend {
+            weight: 90,
+            target: target(),
+            filters: filters.clone(),
+        },
+        Backend {
+            weight: 10,
+            target: Target::Invalid("no such Service".to_owned()),
+            filters: vec![],
+        },
+    ];
+    let rule = Rule {
+        name: Some("cart".parse().expect("valid")),
+        matches: vec![
+            full,
+            matches(PathMatch::Prefix(PathPrefix::new("/a/"))),
+            matches(PathMatch::Regex(pattern("/a.*"))),
+            matches(PathMatch::grpc(None, Some(text("Get")))),
+            HttpMatch::any(),
+        ],
+        filters,
+        backends: backends.clone(),
+    };
+    let flow = FlowRule {
+        name: None,
+        hostnames: ["a.example.com", "*.example.com"]
+            .map(|it| it.parse().expect("valid"))
+            .into(),
+        backends,
+    };
+    let route = |kind: RouteKind, rules| Route {
+        name: RouteName {
+            name: "shop/route".parse().expect("valid"),
+            kind,
+        },
+        created: kind.route_type().is_of_requests().then_some(-5),
+        rules,
+    };
+    let routes = RouteKind::ALL.map(|kind| match kind.route_type().is_of_requests() {
+        true => route(kind, RouteRules::Http(vec![rule.clone()])),
+        false => route(kind, RouteRules::Flow(flow.clone())),
+    });
+    RouteTable::new("shop/web:80".parse().expect("valid"), routes.into())
+}
+
+/// (what is made of a good table) -> the field that is refused
+#[test]
+fn tables_that_cannot_be_used_are_refused() {
+    use v1::filter::Kind as Filter;
+    type Change = fn(&mut v1::RouteTable);
+    fn rule(table: &mut v1::RouteTable) -> &mut v1::HttpRule {
+        &mut table.routes[0].http_rules[0]
+    }
+    fn filter(table: &mut v1::RouteTable, at: usize) -> &mut Filter {
+        rule(table).filters[at].kind.as_mut().expect("there is one")
+    }
+    let changes: [(Change, &str); 14] = [
+        (|it| it.port = 0, "route_table.port"),
+        (|it| it.routes[0].kind = 77, "route.kind"),
+        (
+            |it| it.routes[0].kind = v1::RouteKind::Tcp.into(),
+            "route.rules",
+        ),
+        (|it| it.routes[4].flow_rule = None, "route.rules"),
+        (|it| rule(it).name = "A b".to_owned(), "rule.name"),
+        (|it| rule(it).matches[0].path = None, "http_match.path"),
+        (
+            |it| rule(it).matches[0].method = "G T".to_owned(),
+            "http_match.method",
+        ),
+        (
+            |it| rule(it).matches[0].headers[0].name = "x y".to_owned(),
+            "http_match.headers.name",
+        ),
+        (
+            |it| rule(it).matches[2].path = Some(v1::http_match::Path::Regex("(".to_owned())),
+            "http_match.path",
+        ),
+        (
+            |it| {
+                let many = rule(it).matches[2].clone();
+                rule(it).matches = vec![many; MAX_PATTERNS];
+            },
+            "route_table.routes",
+        ),
+        (
+            |it| {
+                if let Filter::RequestHeaders(edit) = filter(it, 0) {
+                    edit.set[0].name = "content-length".to_owned();
+                }
+            },
+            "header_edit",
+        ),
+        (
+            |it| {
+                if let Filter::Redirect(redirect) = filter(it, 2) {
+                    redirect.status = 200;
+                }
+            },
+            "redirect.status",
+        ),
+        (
+            |it| {
+                if let Filter::Mirror(mirror) = filter(it, 4) {
+                    mirror.denominator = 0;
+                }
+            },
+            "mirror.share",
+        ),
+        (|it| rule(it).backends[0].target = None, "backend.target"),
+    ];
+    for (change, field) in changes {
+        let mut message = v1::RouteTable::from(route_table());
+        change(&mut message);
+        let refused = RouteTable::try_from(message).expect_err(field);
+        assert_eq!(refused.field, field);
+    }
 }
 
 #[test]

@@ -87,6 +87,8 @@ impl From<core::NodePod> for v1::NodePod {
             uid: pod.uid,
             netns: netns.unwrap_or_default(),
             probe_ports: pod.probe_ports.into_iter().map(u32::from).collect(),
+            opaque_ports: port_ranges(&pod.opaque_ports),
+            opaque_outbound_ports: port_ranges(&pod.opaque_outbound_ports),
         }
     }
 }
@@ -96,6 +98,7 @@ impl TryFrom<v1::NodePod> for core::NodePod {
 
     fn try_from(message: v1::NodePod) -> Converted<Self> {
         let probe_ports = message.probe_ports.into_iter();
+        let outbound = message.opaque_outbound_ports;
         Ok(Self {
             id: core::WorkloadId(object_name("node_pod.name", message.name)?),
             uid: non_empty(message.uid).ok_or_else(|| error("node_pod.uid", "missing"))?,
@@ -103,6 +106,28 @@ impl TryFrom<v1::NodePod> for core::NodePod {
             probe_ports: probe_ports
                 .map(|number| port("node_pod.probe_ports", number))
                 .collect::<Converted<_>>()?,
+            opaque_ports: ports_of("node_pod.opaque_ports", message.opaque_ports)?,
+            opaque_outbound_ports: ports_of("node_pod.opaque_outbound_ports", outbound)?,
         })
     }
+}
+
+fn port_ranges(ports: &core::PortRanges) -> Vec<v1::PortRange> {
+    let range = |(first, last): &(u16, u16)| v1::PortRange {
+        first: (*first).into(),
+        last: (*last).into(),
+    };
+    ports.ranges().iter().map(range).collect()
+}
+
+fn ports_of(field: &str, list: Vec<v1::PortRange>) -> Converted<core::PortRanges> {
+    let mut ranges = Vec::with_capacity(list.len());
+    for range in list {
+        let (first, last) = (port(field, range.first)?, port(field, range.last)?);
+        if first > last {
+            return Err(error(field, format!("{first}-{last} is no range")));
+        }
+        ranges.push((first, last));
+    }
+    Ok(core::PortRanges::new(ranges))
 }
