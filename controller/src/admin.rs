@@ -1,4 +1,4 @@
-//! The administrative port: liveness, readiness, metrics, problems. Plain HTTP, nothing that
+//! The administrative port: liveness, readiness, metrics, problems, routes. Plain HTTP, nothing that
 //! changes anything, nothing secret.
 
 use std::convert::Infallible;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::agents::AgentStatus;
 use crate::problems::Problem;
+use crate::statuses::RouteStatus;
 use crate::telemetry::{self, State};
 
 /// Connections at the same time.
@@ -33,6 +34,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// And its answer has to be taken within this.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What is shown.
 #[derive(Debug)]
@@ -47,6 +50,11 @@ pub struct Admin {
 struct ProblemList {
     problems: Vec<Problem>,
     agents: Vec<AgentStatus>,
+}
+
+#[derive(Serialize)]
+struct RouteList {
+    routes: Vec<RouteStatus>,
 }
 
 impl Admin {
@@ -92,7 +100,6 @@ impl Admin {
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        const TEXT: &str = "text/plain; charset=utf-8";
         if request.method() != Method::GET {
             let text = "only GET\n".to_owned();
             return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
@@ -119,15 +126,16 @@ impl Admin {
                     problems: self.state.problems.list(),
                     agents: self.state.agents.list(),
                 };
-                match serde_json::to_string_pretty(&list) {
-                    Ok(text) => respond(StatusCode::OK, "application/json", text + "\n"),
-                    Err(error) => {
-                        respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string())
-                    }
-                }
+                json(&list)
+            }
+            "/routes" => {
+                let list = RouteList {
+                    routes: self.state.statuses.list(),
+                };
+                json(&list)
             }
             _ => {
-                let text = "/live, /ready, /metrics, /problems\n".to_owned();
+                let text = "/live, /ready, /metrics, /problems, /routes\n".to_owned();
                 respond(StatusCode::NOT_FOUND, TEXT, text)
             }
         }
@@ -155,6 +163,13 @@ impl Open {
         if let Some(oldest) = self.0.iter().position(|(it, _)| *it == crowded) {
             self.0.remove(oldest).1.abort();
         }
+    }
+}
+
+fn json(shown: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string_pretty(shown) {
+        Ok(text) => respond(StatusCode::OK, "application/json", text + "\n"),
+        Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
     }
 }
 

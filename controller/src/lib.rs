@@ -14,5 +14,6 @@ pub mod objects;
 pub mod problems;
 pub mod run;
 pub mod source;
+pub mod statuses;
 pub mod telemetry;
 pub mod views;

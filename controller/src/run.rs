@@ -22,6 +22,7 @@ use crate::index::{Index, Settings};
 use crate::problems::Problems;
 use crate::source::directory::Directory;
 use crate::source::{Batch, Source};
+use crate::statuses::RouteStatuses;
 use crate::telemetry::{Metrics, State};
 use crate::views::{Audience, Changes, Views};
 
@@ -112,11 +113,6 @@ impl Controller {
     pub async fn serve(self) -> anyhow::Result<()> {
         let stop = self.server.stop.clone();
         let tasks = TaskTracker::new();
-        let admin = self.admin();
-        tasks.spawn(admin.serve(self.admin_listener, stop.clone()));
-        let (sender, batches) = mpsc::channel(16);
-        let source = Directory::new(self.config.source.clone(), self.problems.clone());
-        let mut reading = tokio::spawn(source.run(sender, stop.clone()));
         let settings = Settings {
             trust_domain: self.config.trust_domain.clone(),
             pod_ranges: self.config.pod_range.clone(),
@@ -126,6 +122,11 @@ impl Controller {
         };
         let views = self.server.views.clone();
         let index = Index::new(settings, views.clone(), self.problems.clone());
+        let admin = self.admin(index.route_statuses());
+        tasks.spawn(admin.serve(self.admin_listener, stop.clone()));
+        let (sender, batches) = mpsc::channel(16);
+        let source = Directory::new(self.config.source.clone(), self.problems.clone());
+        let mut reading = tokio::spawn(source.run(sender, stop.clone()));
         let metrics = self.server.metrics.clone();
         // Translation is work for a processor, not for the tasks that serve.
         let indexing = std::thread::Builder::new()
@@ -168,12 +169,13 @@ impl Controller {
         outcome
     }
 
-    fn admin(&self) -> Admin {
+    fn admin(&self, statuses: RouteStatuses) -> Admin {
         let state = State {
             views: self.server.views.clone(),
             agents: self.server.agents.clone(),
             authority: self.server.authority.clone(),
             problems: self.problems.clone(),
+            statuses,
         };
         Admin {
             registry: self.server.metrics.registry(state.clone()),

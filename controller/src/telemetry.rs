@@ -19,6 +19,7 @@ use weft_core::Name;
 use crate::authority::Authority;
 use crate::control::agents::Agents;
 use crate::problems::Problems;
+use crate::statuses::RouteStatuses;
 use crate::views::Views;
 
 /// What is counted while it happens.
@@ -141,6 +142,7 @@ pub struct State {
     pub agents: Arc<Agents>,
     pub authority: Arc<Authority>,
     pub problems: Problems,
+    pub statuses: RouteStatuses,
 }
 
 /// All metrics as text.

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Value, json};
+use weft_core::route::RouteName;
 use weft_core::{
     AccessPolicy, AuthorizationName, ClusterSettings, EndpointName, EndpointPort, IdentityMatch,
     Name, NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
@@ -19,10 +20,12 @@ use weft_proto::{Key, Resource};
 use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
 use crate::problems::{Facet, Origin, Problem, Problems, Scope};
 use crate::source::{Batch, Event};
+use crate::statuses::RouteStatuses;
 use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
+use routes::{GrantRecord, Refused, RouteRecord, Routes};
 use services::{ServiceRecord, SliceRecord};
 
 mod claims;
@@ -31,7 +34,10 @@ mod policies;
 mod ports;
 mod publish_pods;
 mod publish_policies;
+mod publish_routes;
 mod publish_services;
+mod route_rules;
+mod routes;
 mod selector;
 mod services;
 #[cfg(test)]
@@ -58,6 +64,7 @@ pub struct Index {
     settings: Settings,
     views: Arc<Views>,
     problems: Problems,
+    statuses: RouteStatuses,
     origins: HashMap<ObjectKey, Origin>,
     namespaces: HashMap<Name, NamespaceRecord>,
     nodes: HashMap<Name, Vec<IpNet>>,
@@ -68,6 +75,7 @@ pub struct Index {
     slices: HashMap<ObjectName, SliceRecord>,
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
     policies: Policies,
+    routes: Routes,
     pod_addresses: Claims,
     service_addresses: Claims,
     published: Published,
@@ -101,6 +109,8 @@ struct Published {
     server_nodes: HashMap<ServerName, BTreeMap<Name, usize>>,
     /// Ports that a Server would govern if another did not, by pod.
     overlaps: BTreeMap<ServerName, BTreeMap<(ObjectName, u16), ServerName>>,
+    /// Tables of routes, by Service.
+    tables: HashMap<ObjectName, publish_routes::PublishedTables>,
     /// What agents are not told as it is too large.
     too_large: BTreeSet<Key>,
 }
@@ -113,6 +123,9 @@ struct Dirty {
     servers: BTreeSet<ServerName>,
     authorizations: BTreeSet<AuthorizationName>,
     overlaps: BTreeSet<ServerName>,
+    /// Services whose routes changed.
+    tables: BTreeSet<ObjectName>,
+    routes: BTreeSet<RouteName>,
     cluster: bool,
 }
 
@@ -127,6 +140,7 @@ impl Index {
             settings,
             views,
             problems,
+            statuses: RouteStatuses::default(),
             origins: HashMap::new(),
             namespaces: HashMap::new(),
             nodes: HashMap::new(),
@@ -137,12 +151,18 @@ impl Index {
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             policies: Policies::default(),
+            routes: Routes::default(),
             pod_addresses: Claims::default(),
             service_addresses: Claims::default(),
             published: Published::default(),
             dirty,
             changes: Changes::new(),
         }
+    }
+
+    /// What is to be said about routes, kept up to date.
+    pub fn route_statuses(&self) -> RouteStatuses {
+        self.statuses.clone()
     }
 
     /// Takes in changed objects, and publishes what follows from them, as one.
@@ -237,6 +257,22 @@ impl Index {
             }
             // Identities follow from pods; a service account by itself changes nothing.
             Object::ServiceAccount(_) => Ok(vec![]),
+            Object::Route(kind, route) => {
+                let name = RouteName {
+                    name: object_name(key),
+                    kind: *kind,
+                };
+                let (record, faults) =
+                    RouteRecord::check(name.clone(), &route.metadata, &route.spec)?;
+                self.routes.refused.remove(&name);
+                self.set_route(&name, Some(record));
+                Ok(faults)
+            }
+            Object::ReferenceGrant(grant) => {
+                let record = GrantRecord::check(&grant.spec)?;
+                self.set_grant(&object_name(key), Some(record));
+                Ok(vec![])
+            }
             policy => self.upsert_policy(key, policy),
         }
     }
@@ -316,6 +352,13 @@ impl Index {
                 self.policies.networks.remove(&(group, name.clone()));
                 self.authentication_changed(&name);
             }
+            ObjectKind::Route(kind) => {
+                let name = object_name(key);
+                let name = RouteName { name, kind };
+                self.routes.refused.remove(&name);
+                self.set_route(&name, None);
+            }
+            ObjectKind::ReferenceGrant => self.set_grant(&object_name(key), None),
         }
     }
 
@@ -340,6 +383,17 @@ impl Index {
                 let record = ServerRecord::closed(name.clone(), None, spec);
                 self.set_server(&name, Some(record));
             }
+        }
+        if let ObjectKind::Route(kind) = key.kind {
+            let name = object_name(key);
+            let name = RouteName { name, kind };
+            let generation = document.pointer("/metadata/generation");
+            let refused = Refused {
+                fault: fault.clone(),
+                generation: generation.and_then(Value::as_i64),
+            };
+            self.routes.refused.insert(name.clone(), refused);
+            self.dirty.routes.insert(name);
         }
         if key.kind == ObjectKind::Namespace && !self.holds(key) {
             effect = "what can be read of it holds; what cannot closes";
@@ -388,6 +442,15 @@ impl Index {
                 let name = (group, object_name(key));
                 self.policies.networks.contains_key(&name)
             }
+            ObjectKind::Route(kind) => {
+                let name = object_name(key);
+                self.routes.records.contains_key(&RouteName { name, kind })
+            }
+            ObjectKind::ReferenceGrant => {
+                let name = object_name(key);
+                let grants = self.routes.grants.get(&name.namespace);
+                grants.is_some_and(|it| it.contains_key(&name.name))
+            }
         }
     }
 
@@ -404,6 +467,13 @@ impl Index {
         }
         for authorization in std::mem::take(&mut self.dirty.authorizations) {
             self.report_references(&authorization);
+        }
+        for service in std::mem::take(&mut self.dirty.tables) {
+            self.publish_tables(&service);
+        }
+        // After tables, which say which routes are in force.
+        for route in std::mem::take(&mut self.dirty.routes) {
+            self.report_route(&route);
         }
         // Last: publishing pods tells which nodes need which Servers.
         for server in std::mem::take(&mut self.dirty.servers) {
@@ -550,6 +620,9 @@ fn document(object: &Object) -> Value {
     let written = match object {
         Object::Server(_, server) => serde_json::to_value(server),
         Object::Pod(pod) => serde_json::to_value(pod),
+        Object::Route(_, route) => {
+            Ok(json!({"metadata": {"generation": route.metadata.generation}}))
+        }
         _ => return Value::Null,
     };
     written.unwrap_or_default()

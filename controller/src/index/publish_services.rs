@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, Service};
+use weft_core::{Endpoint, EndpointName, EndpointPort, Name, ObjectName, Service};
 use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
@@ -17,6 +17,7 @@ use crate::views::Audience;
 impl Index {
     pub(super) fn set_service(&mut self, name: &ObjectName, record: Option<ServiceRecord>) {
         let before = self.services.get(name);
+        let of_routes_before = before.map(of_routes);
         self.dirty_pods_behind(name, before.cloned().as_ref());
         let addresses = |it: Option<&ServiceRecord>| it.map_or(vec![], |it| it.addresses.clone());
         let (before, now) = (addresses(before_of(self, name)), addresses(record.as_ref()));
@@ -34,6 +35,9 @@ impl Index {
                 members.remove(name);
                 self.services.remove(name);
             }
+        }
+        if of_routes_before != self.services.get(name).map(of_routes) {
+            self.service_of_routes_changed(name);
         }
     }
 
@@ -245,6 +249,17 @@ impl Index {
         });
         self.dirty.pods.extend(behind.cloned());
     }
+}
+
+/// What routes look at of a Service.
+fn of_routes(service: &ServiceRecord) -> (bool, bool, Vec<(u16, Option<Name>)>) {
+    let ports = service.ports.iter();
+    let ports = ports.map(|it| (it.number, it.name.clone()));
+    (
+        service.external_name,
+        service.addresses.is_empty(),
+        ports.collect(),
+    )
 }
 
 fn before_of<'a>(index: &'a Index, name: &ObjectName) -> Option<&'a ServiceRecord> {

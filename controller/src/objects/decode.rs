@@ -5,10 +5,12 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use weft_core::route::RouteKind;
 use weft_core::{Name, PolicyGroup};
 
 use super::policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
-use super::{Fault, Object, ObjectKey, ObjectKind};
+use super::routes::{self, ReferenceGrant, Route, RouteSpec, Written};
+use super::{Fault, GATEWAY_GROUP, Object, ObjectKey, ObjectKind};
 
 /// The documents of a YAML (or JSON) text; empty ones are left out.
 ///
@@ -71,7 +73,6 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
 /// Kinds of Linkerd's policy group that exist and mean nothing here.
 const UNSUPPORTED: &[&str] = &[
     "ServerAuthorization",
-    "HTTPRoute",
     "HTTPLocalRateLimitPolicy",
     "EgressNetwork",
 ];
@@ -104,6 +105,18 @@ fn misspelt(group: &str, kind: &str) -> Option<Fault> {
     if policy.is_some() && (group.is_empty() || meant.iter().any(close)) {
         let reason = format!("{:?} is not the group of {kind}", shown(group));
         return Some(Fault::new("apiVersion", reason));
+    }
+    let gateway = ObjectKind::GATEWAY_KINDS.iter();
+    let gateway = gateway.clone().find(|it| it.eq_ignore_ascii_case(kind));
+    if let Some(meant) = gateway {
+        if group == GATEWAY_GROUP {
+            let reason = format!("{:?}: is {meant} meant?", shown(kind));
+            return Some(Fault::new("kind", reason));
+        }
+        if group.is_empty() || distance(group, GATEWAY_GROUP) <= 3 {
+            let reason = format!("{:?} is not the group of {kind}", shown(group));
+            return Some(Fault::new("apiVersion", reason));
+        }
     }
     let others = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];
     let other = others.iter().find(|it| it.eq_ignore_ascii_case(kind))?;
@@ -169,7 +182,64 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
             known_fields(document, &authentication.spec)?;
             Object::NetworkAuthentication(group, authentication)
         }
+        ObjectKind::Route(kind) => Object::Route(kind, Box::new(route(kind, document)?)),
+        ObjectKind::ReferenceGrant => {
+            let Written { metadata, spec } = lenient(document)?;
+            known_fields(document, &spec)?;
+            Object::ReferenceGrant(ReferenceGrant { metadata, spec })
+        }
     })
+}
+
+/// Reads a route. Strictly if it is for the mesh: a condition that is not understood would not be looked at,
+/// and the route would be for more than was meant. Those of gateways are no concern of the mesh, and may
+/// say what it does not know.
+fn route(kind: RouteKind, document: &Value) -> Result<Route, Fault> {
+    match kind {
+        RouteKind::Http | RouteKind::LinkerdHttp => of_mesh(document, RouteSpec::Http),
+        RouteKind::Grpc => of_mesh(document, RouteSpec::Grpc),
+        RouteKind::Tls => of_mesh(document, RouteSpec::Tls),
+        RouteKind::Tcp => of_mesh(document, RouteSpec::Tcp),
+    }
+}
+
+fn of_mesh<S>(document: &Value, spec: impl Fn(S) -> RouteSpec) -> Result<Route, Fault>
+where
+    S: DeserializeOwned + Serialize + Default,
+{
+    let parents = document.pointer("/spec/parentRefs");
+    let mut parents = parents.and_then(Value::as_array).into_iter().flatten();
+    // One that cannot be read may be meant to be a Service.
+    let is_ours = parents.any(|it| {
+        let parent = serde_json::from_value::<routes::ParentRef>(it.clone());
+        parent.map_or(true, |it| it.is_service())
+    });
+    if !is_ours {
+        let Written { metadata, .. } = lenient::<Written<Value>>(document)?;
+        let spec = spec(S::default());
+        return Ok(Route { metadata, spec });
+    }
+    let document = without_nulls(document);
+    let Written {
+        metadata,
+        spec: read,
+    } = lenient(&document)?;
+    known_fields(&document, &read)?;
+    let spec = spec(read);
+    Ok(Route { metadata, spec })
+}
+
+/// A document in which fields that say nothing are left out: as the API server does for lists, too.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let said = fields.iter().filter(|(_, it)| !it.is_null());
+            let said = said.map(|(name, it)| (name.clone(), without_nulls(it)));
+            Value::Object(said.collect())
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
 }
 
 fn supported_version(key: &ObjectKey, document: &Value) -> Result<(), Fault> {
@@ -177,6 +247,12 @@ fn supported_version(key: &ObjectKey, document: &Value) -> Result<(), Fault> {
     let version = written.and_then(|it| it.rsplit('/').next()).unwrap_or("");
     let supported: &[&str] = match key.kind {
         ObjectKind::Server(PolicyGroup::Linkerd) => &["v1beta1", "v1beta2", "v1beta3"],
+        ObjectKind::Route(RouteKind::Http) => &["v1", "v1beta1"],
+        ObjectKind::Route(RouteKind::Grpc) => &["v1", "v1alpha2"],
+        ObjectKind::Route(RouteKind::LinkerdHttp) => &["v1beta1", "v1beta2", "v1beta3"],
+        ObjectKind::Route(RouteKind::Tls) => &["v1", "v1alpha2", "v1alpha3"],
+        ObjectKind::Route(RouteKind::Tcp) => &["v1", "v1alpha2"],
+        ObjectKind::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
         kind if kind.policy_group().is_some() => &["v1alpha1"],
         _ => &["v1"],
     };

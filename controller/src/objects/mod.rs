@@ -7,13 +7,16 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
+use weft_core::route::RouteKind;
 use weft_core::{Name, PolicyGroup};
 
 use policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
+use routes::{ReferenceGrant, Route};
 
 pub mod crds;
 pub mod decode;
 pub mod policy;
+pub mod routes;
 
 /// An object of a kind that the controller understands.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +32,8 @@ pub enum Object {
     AuthorizationPolicy(PolicyGroup, AuthorizationPolicy),
     MeshTlsAuthentication(PolicyGroup, MeshTlsAuthentication),
     NetworkAuthentication(PolicyGroup, NetworkAuthentication),
+    Route(RouteKind, Box<Route>),
+    ReferenceGrant(ReferenceGrant),
 }
 
 /// The kinds of [`Object`]. Versions of one kind are the same kind.
@@ -45,6 +50,8 @@ pub enum ObjectKind {
     AuthorizationPolicy(PolicyGroup),
     MeshTlsAuthentication(PolicyGroup),
     NetworkAuthentication(PolicyGroup),
+    Route(RouteKind),
+    ReferenceGrant,
 }
 
 /// Names an object.
@@ -92,6 +99,8 @@ impl Object {
             Self::AuthorizationPolicy(_, it) => &it.metadata,
             Self::MeshTlsAuthentication(_, it) => &it.metadata,
             Self::NetworkAuthentication(_, it) => &it.metadata,
+            Self::Route(_, it) => &it.metadata,
+            Self::ReferenceGrant(it) => &it.metadata,
         }
     }
 }
@@ -111,7 +120,12 @@ impl ObjectKind {
             (_, "AuthorizationPolicy", Some(group)) => Some(Self::AuthorizationPolicy(group)),
             (_, "MeshTLSAuthentication", Some(group)) => Some(Self::MeshTlsAuthentication(group)),
             (_, "NetworkAuthentication", Some(group)) => Some(Self::NetworkAuthentication(group)),
-            _ => None,
+            (GATEWAY_GROUP, "ReferenceGrant", _) => Some(Self::ReferenceGrant),
+            _ => {
+                let mut routes = RouteKind::ALL.into_iter();
+                let route = routes.find(|it| it.group() == group && it.as_str() == kind);
+                route.map(Self::Route)
+            }
         }
     }
 
@@ -121,6 +135,15 @@ impl ObjectKind {
         "AuthorizationPolicy",
         "MeshTLSAuthentication",
         "NetworkAuthentication",
+    ];
+
+    /// The kinds of the Gateway API that are understood.
+    pub const GATEWAY_KINDS: [&str; 5] = [
+        "HTTPRoute",
+        "GRPCRoute",
+        "TLSRoute",
+        "TCPRoute",
+        "ReferenceGrant",
     ];
 
     /// The policy group of an API group.
@@ -150,6 +173,8 @@ impl ObjectKind {
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::MeshTlsAuthentication(_) => "MeshTLSAuthentication",
             Self::NetworkAuthentication(_) => "NetworkAuthentication",
+            Self::Route(kind) => kind.as_str(),
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
@@ -165,12 +190,20 @@ impl ObjectKind {
     }
 }
 
+/// The API group of the Gateway API.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
 /// `Server.policy.weft.dev shop/web`, `Node one`.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.kind.as_str())?;
-        if let Some(group) = self.kind.policy_group() {
-            write!(formatter, ".{}", group.as_str())?;
+        let group = match self.kind {
+            ObjectKind::Route(kind) => Some(kind.group()),
+            ObjectKind::ReferenceGrant => Some(GATEWAY_GROUP),
+            kind => kind.policy_group().map(PolicyGroup::as_str),
+        };
+        if let Some(group) = group {
+            write!(formatter, ".{group}")?;
         }
         match &self.namespace {
             Some(namespace) => write!(formatter, " {namespace}/{}", self.name),

@@ -47,11 +47,36 @@ fn pods() -> impl Strategy<Value = Value> {
 }
 
 fn services() -> impl Strategy<Value = Value> {
-    (names(), 1..3u8, names()).prop_map(|(name, address, app)| {
+    (names(), 1..3u8, names(), 80..82u16).prop_map(|(name, address, app, port)| {
         json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": name, "namespace": "shop"},
             "spec": {"clusterIP": format!("10.2.0.{address}"), "selector": {"app": app},
-                     "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}})
+                     "ports": [{"name": "http", "port": port, "targetPort": "http"}]}})
+    })
+}
+
+fn routes() -> impl Strategy<Value = Value> {
+    let kinds = prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TCPRoute"]);
+    let namespaces = || prop::sample::select(vec!["shop", "other"]);
+    (names(), kinds, namespaces(), names(), names(), namespaces()).prop_map(
+        |(name, kind, namespace, parent, backend, of_backend)| {
+            let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
+            json!({"apiVersion": format!("gateway.networking.k8s.io/{version}"), "kind": kind,
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"parentRefs": [{"kind": "Service", "name": parent, "namespace": "shop"}],
+                "rules": [{"backendRefs":
+                    [{"name": backend, "namespace": of_backend, "port": 80}]}]}})
+        },
+    )
+}
+
+fn grants() -> impl Strategy<Value = Value> {
+    (names(), names()).prop_map(|(name, service)| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute",
+                               "namespace": "other"}],
+                     "to": [{"group": "", "kind": "Service", "name": service}]}})
     })
 }
 
@@ -121,6 +146,8 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
         3 => authorizations(),
         2 => authentications(),
         1 => namespaces(),
+        3 => routes(),
+        1 => grants(),
     ];
     let step = (object, 0..3u8).prop_map(|(object, kind)| match kind {
         0 => Step::Delete(object),
@@ -185,6 +212,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(cluster.problems(), fresh.problems());
+            let statuses = |it: &Cluster| it.index.route_statuses().list();
+            prop_assert_eq!(statuses(&cluster), statuses(&fresh));
             let beyond = fresh.views.beyond(&node, HashMap::new());
             let expected: BTreeMap<Key, u64> = beyond.changed.iter().map(|it| {
                 (it.key.clone().expect("a key").try_into().expect("valid"), it.version)
