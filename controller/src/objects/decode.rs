@@ -378,6 +378,68 @@ mod tests {
     }
 
     #[test]
+    fn kinds_of_the_gateway_api_are_known() {
+        let identified = |version: &str, kind: &str| {
+            identify(&json!({"apiVersion": version, "kind": kind, "metadata": {"name": "a"}}))
+        };
+        for (version, kind, expected) in [
+            (
+                "gateway.networking.k8s.io/v1",
+                "HTTPRoute",
+                "HTTPRoute.gateway.networking.k8s.io default/a",
+            ),
+            (
+                "policy.linkerd.io/v1beta3",
+                "HTTPRoute",
+                "HTTPRoute.policy.linkerd.io default/a",
+            ),
+            (
+                "gateway.networking.k8s.io/v1beta1",
+                "ReferenceGrant",
+                "ReferenceGrant.gateway.networking.k8s.io default/a",
+            ),
+        ] {
+            let key = identified(version, kind)
+                .expect("identified")
+                .expect("ours");
+            assert_eq!(key.to_string(), expected);
+        }
+        for (version, kind) in [
+            ("gateway.networking.k8s.io/v1", "Gateway"),
+            ("gateway.networking.k8s.io/v1alpha2", "UDPRoute"),
+            ("example.com/v1", "HTTPRoute"),
+        ] {
+            assert_eq!(identified(version, kind), Ok(None), "{version} {kind}");
+        }
+        for (version, kind, field) in [
+            ("gateway.networking.k8s.io/v1", "HttpRoute", "kind"),
+            ("gateway.networkng.k8s.io/v1", "HTTPRoute", "apiVersion"),
+            ("v1", "GRPCRoute", "apiVersion"),
+            ("policy.weft.dev/v1alpha1", "HTTPRoute", "kind"),
+        ] {
+            let fault = identified(version, kind).expect_err("refused");
+            assert_eq!(fault.field, field, "{version} {kind}");
+        }
+        let future = json!({"apiVersion": "gateway.networking.k8s.io/v2", "kind": "HTTPRoute",
+            "metadata": {"name": "a"}, "spec": {}});
+        assert_eq!(read(future).expect_err("refused").field, "apiVersion");
+    }
+
+    /// As with lists that kubectl prints: what is there and null says nothing.
+    #[test]
+    fn nulls_in_routes_say_nothing() {
+        let document = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "a"},
+            "spec": {"parentRefs": [{"kind": "Service", "name": "a", "port": null}],
+                "rules": [{"matches": null, "filters": null, "backendRefs": [null]}]}});
+        let fault = read(document.clone()).expect_err("a backend that is none");
+        assert_eq!(fault.field, "spec.rules[0].backendRefs[0]");
+        let mut document = document;
+        document["spec"]["rules"][0]["backendRefs"] = Value::Null;
+        read(document).expect("accepted");
+    }
+
+    #[test]
     fn faults_name_the_field() {
         let server = |version: &str, spec: Value| {
             json!({"apiVersion": format!("policy.weft.dev/{version}"), "kind": "Server",

@@ -937,3 +937,30 @@ fn ports_of_pods_are_declared() {
     let problems = cluster.problems();
     assert!(problems[0].starts_with("metadata.annotations[\"weft.dev/opaque-ports\"]: "));
 }
+
+/// The example of the documentation.
+#[test]
+fn the_documented_route_is_in_force() {
+    let page = include_str!("../../../../docs/http.md");
+    let example = page.split("```yaml\n").nth(1).expect("an example");
+    let example = example.split("```").next().expect("its end");
+    let service = |name: &str, address: u8| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: production}},
+               spec: {{clusterIP: 10.2.0.{address}, ports: [{{port: 80}}]}}}}\n"
+        )
+    };
+    let services = service("payment", 1) + &service("payment-v1", 2) + &service("payment-v2", 3);
+    let cluster = Cluster::of(&format!("{services}---\n{example}"));
+    assert!(cluster.problems().is_empty(), "{:?}", cluster.problems());
+    let table = cluster.table("production/payment:80").expect("a table");
+    let client = "production".parse().expect("valid");
+    for (canary, backends) in [("yes", 1), ("no", 2)] {
+        let request = http::Request::builder().header("x-canary", canary);
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        match table.select(&client, &head) {
+            weft_core::route::Selected::Rule(it) => assert_eq!(it.rule.backends.len(), backends),
+            other => panic!("{other:?}"),
+        }
+    }
+}
