@@ -51,13 +51,15 @@ fn on_route(
             let times = direct_beside.p99_us / direct_alone.p99_us;
             times_direct.push(times);
             budget.tell(&format!(
-                "{:<9} {row} {:.0} -> {:.0} µs, {:.1} times (median {:.0} -> {:.0}); {times:.1} times without a mesh",
+                "{:<9} {row} {:.0} -> {:.0} µs, {:.1} times (median {:.0} -> {:.0}); without a mesh {:.0} -> {:.0} µs, {times:.1} times",
                 route.name(),
                 alone.p99_us,
                 beside.p99_us,
                 beside.p99_us / alone.p99_us,
                 alone.p50_us,
                 beside.p50_us,
+                direct_alone.p99_us,
+                direct_beside.p99_us,
             ));
             report.add(route, row, Some(alone.p99_us), beside.p99_us);
         }

@@ -18,7 +18,7 @@ use super::connections::echo_one_byte;
 use super::{raise_descriptor_limit, runtime};
 
 /// Floods an echo server until standard input ends, then says how its connections fared. Says
-/// "flooding" when each of its workers has had an outcome.
+/// "flooding" when each of its workers has had an outcome; those that are to be stalled, when they are.
 #[derive(Args)]
 pub(crate) struct Flood {
     target: SocketAddr,
@@ -44,6 +44,12 @@ struct Outcomes {
     counts: RefCell<BTreeMap<&'static str, u64>>,
     /// Workers that have had one.
     begun: Cell<usize>,
+}
+
+impl Outcomes {
+    fn begin(&self) {
+        self.begun.set(self.begun.get() + 1);
+    }
 }
 
 impl Flood {
@@ -77,8 +83,10 @@ async fn worker(target: SocketAddr, kind: Kind, outcomes: Rc<Outcomes>) {
         let opened = open(target).await;
         let how = opened.as_ref().map_or_else(|error| *error, |_| "ok");
         *outcomes.counts.borrow_mut().entry(how).or_default() += 1;
-        if std::mem::take(&mut first) {
-            outcomes.begun.set(outcomes.begun.get() + 1);
+        // Those that are to be stalled have begun when they are: until then they are a bulk transfer.
+        let stalls = opened.is_ok() && matches!(kind, Kind::Stalled);
+        if !stalls && std::mem::take(&mut first) {
+            outcomes.begin();
         }
         let ended = match (opened, kind) {
             // In the way, but not so busy with being refused that it has no CPU for the rest.
@@ -87,7 +95,14 @@ async fn worker(target: SocketAddr, kind: Kind, outcomes: Rc<Outcomes>) {
                 continue;
             }
             (Err(_), Kind::Connections) | (Ok(_), Kind::Connections) => continue,
-            (Ok(stream), Kind::Stalled) => stall(stream).await,
+            (Ok(stream), Kind::Stalled) => {
+                let begin = || {
+                    if std::mem::take(&mut first) {
+                        outcomes.begin();
+                    }
+                };
+                stall(stream, begin).await
+            }
             (Ok(stream), Kind::Bulk) => bulk(stream).await,
         };
         let how = match ended {
@@ -113,10 +128,14 @@ async fn open(target: SocketAddr) -> Result<TcpStream, &'static str> {
     }
 }
 
-async fn stall(mut stream: TcpStream) -> std::io::Result<()> {
+/// Calls `stalled` whenever nobody has taken a byte for a while.
+async fn stall(mut stream: TcpStream, mut stalled: impl FnMut()) -> std::io::Result<()> {
     let block = vec![0; BLOCK_BYTES];
     loop {
-        stream.write_all(&block).await?;
+        match tokio::time::timeout(STALLED_AFTER, stream.write(&block)).await {
+            Ok(written) => drop(written?),
+            Err(_) => stalled(),
+        }
     }
 }
 
@@ -140,5 +159,6 @@ async fn bulk(stream: TcpStream) -> std::io::Result<()> {
 }
 
 const BLOCK_BYTES: usize = 64 * 1024;
+const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// A refusal comes at once: who hears nothing for so long was left hanging.
 const ECHO_DEADLINE: Duration = Duration::from_secs(20);
