@@ -31,6 +31,7 @@ pub mod scenario;
 mod sys;
 pub mod testapp;
 pub mod wait;
+pub mod webapp;
 pub mod weft1;
 mod yaml;
 

@@ -364,7 +364,7 @@ pub fn path() -> Result<PathBuf> {
 }
 
 /// The events of one kind in the output.
-fn events<T: DeserializeOwned>(output: &str, event: &str) -> Result<Vec<T>> {
+pub(crate) fn events<T: DeserializeOwned>(output: &str, event: &str) -> Result<Vec<T>> {
     let mut found = Vec::new();
     // A line without its end is still being written.
     for line in output

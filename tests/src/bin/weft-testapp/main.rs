@@ -1,5 +1,6 @@
 //! A TCP application with fine control, for what ordinary programs cannot be asked to do: a given
-//! source port, half-close, reset, a slow reader, thousands of connections in a row.
+//! source port, half-close, reset, a slow reader, thousands of connections in a row; and servers and
+//! clients of HTTP, gRPC and WebSocket that say what they saw.
 //!
 //! It runs as a process of a pod, so that the hooks see it as any application. Each event is one
 //! line of JSON on standard output; `weft_tests::testapp` reads them.
@@ -7,11 +8,15 @@
 mod attack;
 mod client;
 mod datagram;
+mod escaped;
 mod fast_open;
+mod grpc;
+mod http;
 mod load;
 mod pattern;
 mod server;
 mod spoof;
+mod websocket;
 
 use std::io::Write;
 
@@ -41,6 +46,15 @@ enum Command {
     UdpPing(datagram::UdpPing),
     /// Sends a TCP SYN with addresses of choice.
     Syn(spoof::Syn),
+    /// Speaks HTTP/1 and HTTP/2.
+    #[command(subcommand)]
+    Http(http::Http),
+    /// Speaks gRPC.
+    #[command(subcommand)]
+    Grpc(grpc::Grpc),
+    /// Speaks WebSocket.
+    #[command(subcommand)]
+    Websocket(websocket::WebSocket),
     /// Does what only somebody does who means harm.
     #[command(subcommand)]
     Attack(attack::Attack),
@@ -58,6 +72,9 @@ fn main() -> Result<()> {
         Command::UdpEcho(echo) => echo.run(),
         Command::UdpPing(ping) => ping.run(),
         Command::Syn(syn) => syn.run(),
+        Command::Http(http) => http.run(),
+        Command::Grpc(grpc) => grpc.run(),
+        Command::Websocket(websocket) => websocket.run(),
         Command::Attack(attack) => attack.run(),
     }
 }
