@@ -152,6 +152,16 @@ pub struct Finished {
 }
 
 impl Finished {
+    #[cfg(test)]
+    pub(crate) fn new(status: ExitStatus, stdout: &str) -> Finished {
+        Finished {
+            name: String::new(),
+            status,
+            stdout: stdout.to_owned(),
+            stderr: String::new(),
+        }
+    }
+
     /// The output, if the exit status was 0.
     pub fn success(self) -> Result<String> {
         ensure!(

@@ -74,6 +74,7 @@ pub struct ServiceSpec {
     namespace: String,
     name: String,
     selector: Value,
+    annotations: Value,
     ports: Vec<Value>,
 }
 
@@ -84,6 +85,7 @@ impl ServiceSpec {
             namespace: "default".into(),
             name: name.into(),
             selector: json!({}),
+            annotations: json!({}),
             ports: Vec::new(),
         }
     }
@@ -108,11 +110,26 @@ impl ServiceSpec {
         self
     }
 
+    /// Says what the port that was added last speaks, as `appProtocol`.
+    pub fn speaks(mut self, app_protocol: &str) -> ServiceSpec {
+        if let Some(port) = self.ports.last_mut() {
+            port["appProtocol"] = app_protocol.into();
+        }
+        self
+    }
+
+    /// Adds an annotation.
+    pub fn annotation(mut self, key: &str, value: &str) -> ServiceSpec {
+        self.annotations[key] = value.into();
+        self
+    }
+
     pub(crate) fn manifest(&self, addresses: &[String]) -> Value {
         json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": self.name, "namespace": self.namespace},
+            "metadata": {"name": self.name, "namespace": self.namespace,
+                "annotations": self.annotations},
             "spec": {
                 "type": "ClusterIP",
                 "clusterIP": addresses.first(),
@@ -166,6 +183,40 @@ pub fn authorization(namespace: &str, name: &str, server: &str, accounts: &[&str
             "requiredAuthenticationRefs": references,
         },
     })
+}
+
+/// An HTTPRoute of the Gateway API for one port of a Service of the same namespace.
+pub fn http_route(namespace: &str, name: &str, service: &str, port: u16, rules: &Value) -> Value {
+    route("HTTPRoute", namespace, name, service, port, rules)
+}
+
+/// A GRPCRoute of the Gateway API for one port of a Service of the same namespace.
+pub fn grpc_route(namespace: &str, name: &str, service: &str, port: u16, rules: &Value) -> Value {
+    route("GRPCRoute", namespace, name, service, port, rules)
+}
+
+fn route(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    service: &str,
+    port: u16,
+    rules: &Value,
+) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": service, "port": port}],
+            "rules": rules,
+        },
+    })
+}
+
+/// An entry of a route's `backendRefs`.
+pub fn backend(service: &str, port: u16, weight: u32) -> Value {
+    json!({"name": service, "port": port, "weight": weight})
 }
 
 fn file_name(object: &Value) -> String {

@@ -39,8 +39,19 @@ impl Nginx {
         Nginx::start_on(pod, &addresses, port)
     }
 
+    /// Listens on all addresses, and on `http2_port` for HTTP/2 with prior knowledge.
+    pub fn start_with_http2(pod: &Pod, port: u16, http2_port: u16) -> Result<Nginx> {
+        let addresses = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let further = format!("listen 0.0.0.0:{http2_port} http2;");
+        Nginx::start_with(pod, &addresses, port, &further)
+    }
+
     /// Listens on these addresses. `GET /` answers `hello from <pod>`.
     pub fn start_on(pod: &Pod, addresses: &[IpAddr], port: u16) -> Result<Nginx> {
+        Nginx::start_with(pod, addresses, port, "")
+    }
+
+    fn start_with(pod: &Pod, addresses: &[IpAddr], port: u16, further: &str) -> Result<Nginx> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = pod
             .dir()
@@ -59,7 +70,10 @@ impl Nginx {
             })
             .collect();
         let config = dir.join("nginx.conf");
-        fs::write(&config, configuration(&dir, &listen.join("\n    ")))?;
+        fs::write(
+            &config,
+            configuration(&dir, &listen.join("\n    "), further),
+        )?;
         let mut process = pod
             .command("nginx")?
             .args([
@@ -117,7 +131,7 @@ impl Nginx {
     }
 }
 
-fn configuration(dir: &Path, listen: &str) -> String {
+fn configuration(dir: &Path, listen: &str, further: &str) -> String {
     let dir = dir.display();
     format!(
         "daemon off;
@@ -136,6 +150,7 @@ http {{
   default_type text/plain;
   server {{
     {listen}
+    {further}
     root {dir}/root;
   }}
 }}

@@ -51,7 +51,7 @@ fn missing(wanted: &[Wanted]) -> impl Iterator<Item = Wanted> {
         .filter(|(_, program)| process::in_path(program).is_none())
 }
 
-const PACKAGES: [Wanted; 12] = [
+const PACKAGES: [Wanted; 14] = [
     (
         package("iproute2", "network namespaces, veth pairs, bridges"),
         "ip",
@@ -95,9 +95,21 @@ const PACKAGES: [Wanted; 12] = [
         package("python3", "small servers and clients of odd behaviour"),
         "python3",
     ),
+    (
+        package("nghttp2-client", "h2load and nghttp: clients of HTTP/2"),
+        "h2load",
+    ),
+    (
+        package(
+            "prometheus",
+            "scrapes the agents, and is asked what a canary asks",
+        )
+        .with_service("prometheus"),
+        "prometheus",
+    ),
 ];
 
-const BENCH_PACKAGES: [Wanted; 4] = [
+const BENCH_PACKAGES: [Wanted; 5] = [
     (
         package("iproute2", "network namespaces, veth pairs, bridges"),
         "ip",
@@ -113,6 +125,10 @@ const BENCH_PACKAGES: [Wanted; 4] = [
     (
         package("wrk", "sends requests as fast as they are answered"),
         "wrk",
+    ),
+    (
+        package("nghttp2-client", "h2load: the same by HTTP/2"),
+        "h2load",
     ),
 ];
 
