@@ -1,0 +1,226 @@
+//! Which endpoint of a Service a request goes to: each request by itself, by how fast endpoints are.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_tests::apps::curl_shop;
+use weft_tests::manifests::{ServiceSpec, authorization, server};
+use weft_tests::scenario::eventually;
+use weft_tests::webapp::{GrpcServer, HttpServer, Report, grpc_call, grpc_load, http_load};
+use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
+
+use crate::stage::{expect_code, serving};
+
+/// A client, and three endpoints of one Service: one on the client's node, two on the other.
+struct Scene {
+    endpoints: Vec<Endpoint>,
+    target: SocketAddr,
+    grpc_target: SocketAddr,
+    client: Pod,
+    cluster: Cluster,
+}
+
+struct Endpoint {
+    http: HttpServer,
+    _grpc: GrpcServer,
+    pod: Pod,
+}
+
+#[test]
+fn http_balancing() {
+    let scene = Scene::build().expect("a cluster");
+    let mut checks = Checks::new("http balancing");
+    let mut check = |name: &str, run: fn(&Scene) -> Result<()>| {
+        checks.check(name, || run(&scene));
+    };
+    check("each request of an HTTP/1 connection chooses", |scene| {
+        scene.spread(&http_load(&scene.client, scene.target, 300, &[])?)
+    });
+    check("each request of an HTTP/2 connection chooses", |scene| {
+        let args = ["--http2", "--streams", "4"];
+        scene.spread(&http_load(&scene.client, scene.target, 300, &args)?)
+    });
+    check("each call of a gRPC channel chooses", |scene| {
+        let report = grpc_load(&scene.client, scene.grpc_target, 300, &[])?;
+        scene.spread_of(&report, "0")
+    });
+    check("a slow endpoint loses its share, and regains it", slow);
+    check("an endpoint that refuses is gone around", refusing);
+    check("clients of both versions share a Service", both_versions);
+    check(
+        "endpoints of one version each share a Service",
+        mixed_endpoints,
+    );
+    check("a Service without endpoints says so soon", nobody);
+    checks.finish();
+}
+
+impl Scene {
+    fn build() -> Result<Scene> {
+        let cluster = Cluster::start()?;
+        let client = cluster.add_pod(PodSpec::new("client").on(0))?;
+        let mut endpoints = Vec::new();
+        for (name, node) in [("one", 0), ("two", 1), ("three", 1)] {
+            let pod = cluster.add_pod(PodSpec::new(name).label("app", "api").on(node))?;
+            endpoints.push(Endpoint {
+                http: HttpServer::start(&pod, HTTP, &["--quiet"])?,
+                _grpc: GrpcServer::start(&pod, GRPC)?,
+                pod,
+            });
+        }
+        let spec = ServiceSpec::new("api").select("app", "api").port(80, HTTP);
+        let target = serving(&cluster, &client, &spec.port(90, GRPC), 80)?;
+        Ok(Scene {
+            endpoints,
+            target,
+            grpc_target: SocketAddr::new(target.ip(), 90),
+            client,
+            cluster,
+        })
+    }
+
+    /// Fails unless all were answered, and every endpoint had a fair part of them.
+    fn spread(&self, report: &Report) -> Result<()> {
+        self.spread_of(report, "200")
+    }
+
+    fn spread_of(&self, report: &Report, status: &str) -> Result<()> {
+        report.expect_all(status)?;
+        for endpoint in &self.endpoints {
+            // A third each if all were equally fast, and they are nearly.
+            let share = report.share(endpoint.pod.name());
+            ensure!(
+                share > 0.05,
+                "{} has {share}: {report:?}",
+                endpoint.pod.name()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn slow(scene: &Scene) -> Result<()> {
+    let [_, slow, _] = scene.endpoints.as_slice() else {
+        anyhow::bail!("three endpoints");
+    };
+    let share = || -> Result<f64> {
+        let args = ["--connections", "4"];
+        let report = http_load(&scene.client, scene.target, 200, &args)?;
+        report.expect_all("200")?;
+        Ok(report.share(slow.pod.name()))
+    };
+    slow.http.configure(&slow.pod, 200, 200)?;
+    eventually("the slow endpoint to lose its share", || {
+        let share = share()?;
+        ensure!(share < 0.1, "it has {share}");
+        Ok(())
+    })?;
+    slow.http.configure(&slow.pod, 0, 200)?;
+    // What is remembered of latency decays in ten seconds.
+    wait_for(
+        "the endpoint to regain its share",
+        Duration::from_secs(60),
+        || {
+            let share = share()?;
+            ensure!(share > 0.15, "it has {share}");
+            Ok(Some(()))
+        },
+    )
+}
+
+/// An application that is gone while its pod is still an endpoint costs no request.
+fn refusing(scene: &Scene) -> Result<()> {
+    let spec = PodSpec::new("empty").label("app", "partly").on(1);
+    let _empty = scene.cluster.add_pod(spec)?;
+    let spec = PodSpec::new("serving").label("app", "partly").on(1);
+    let pod = scene.cluster.add_pod(spec)?;
+    let _server = HttpServer::start(&pod, HTTP, &["--quiet"])?;
+    let spec = ServiceSpec::new("partly")
+        .select("app", "partly")
+        .port(80, HTTP);
+    let target = serving(&scene.cluster, &scene.client, &spec, 80)?;
+    for args in [[].as_slice(), &["--http2"]] {
+        http_load(&scene.client, target, 100, args)?.expect_all("200")?;
+    }
+    Ok(())
+}
+
+fn both_versions(scene: &Scene) -> Result<()> {
+    std::thread::scope(|scope| {
+        let loads = [
+            [].as_slice(),
+            &["--http2"],
+            &["--connections", "4"],
+            &["--http2", "--streams", "8"],
+        ];
+        let running: Vec<_> = loads
+            .into_iter()
+            .map(|args| scope.spawn(move || http_load(&scene.client, scene.target, 300, args)))
+            .collect();
+        for load in running {
+            let report = load.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+            scene.spread(&report)?;
+        }
+        Ok(())
+    })
+}
+
+/// Some endpoints understand HTTP/1 only and say so by a Server, others HTTP/2 only: a client of
+/// either version is answered by both.
+fn mixed_endpoints(scene: &Scene) -> Result<()> {
+    let mut servers = Vec::new();
+    for (name, speaks, protocol) in [("old", "http1", "HTTP/1"), ("new", "http2", "HTTP/2")] {
+        let spec = PodSpec::new(name)
+            .label("app", name)
+            .label("tier", "mixed")
+            .on(1);
+        let pod = scene.cluster.add_pod(spec)?;
+        let mut declared = server("default", name, name, HTTP);
+        declared["spec"]["proxyProtocol"] = json!(protocol);
+        scene.cluster.apply(&declared)?;
+        scene
+            .cluster
+            .apply(&authorization("default", name, name, &["client"]))?;
+        let started = HttpServer::start(&pod, HTTP, &["--quiet", "--speaks", speaks])?;
+        servers.push((started, pod));
+    }
+    let spec = ServiceSpec::new("mixed")
+        .select("tier", "mixed")
+        .port(80, HTTP);
+    let target = serving(&scene.cluster, &scene.client, &spec, 80)?;
+    for args in [[].as_slice(), &["--http2"]] {
+        eventually("both to answer", || {
+            let report = http_load(&scene.client, target, 100, args)?;
+            report.expect_all("200")?;
+            ensure!(
+                report.share("old") > 0.05 && report.share("new") > 0.05,
+                "{report:?}"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn nobody(scene: &Scene) -> Result<()> {
+    let spec = ServiceSpec::new("nobody")
+        .select("app", "nobody")
+        .port(80, HTTP);
+    let [address, _] = scene.cluster.add_service(&spec.speaks("http"))?;
+    let target = SocketAddr::new(address, 80);
+    eventually("an answer of the mesh", || {
+        let shown = curl_shop(&scene.client, target, "/", &["--max-time", "6"])?;
+        expect_code(&shown, 503)
+    })?;
+    let called = grpc_call(&scene.client, target, &[])?;
+    ensure!(
+        called.code == 14 && called.elapsed_ms < 6000.0,
+        "{called:?}"
+    );
+    Ok(())
+}
+
+const HTTP: u16 = 8080;
+const GRPC: u16 = 9090;

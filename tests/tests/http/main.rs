@@ -1,0 +1,21 @@
+//! HTTP and gRPC through the mesh: what applications see of each other, which endpoint and which
+//! route a request goes to, who may ask, and what the metrics say.
+//!
+//! A file is a concern, and a test in it has a cluster of its own. Where an application must see what
+//! it would see without the mesh, the same client asks a pair of pods outside of the mesh too, and
+//! the two are compared.
+
+mod balancing;
+mod bodies;
+mod grpc;
+mod identity;
+mod left_alone;
+mod metrics;
+mod policy;
+mod rollout;
+mod routes;
+mod smuggling;
+mod splits;
+mod stage;
+mod transparency;
+mod upgrades;

@@ -1,0 +1,249 @@
+//! Who may ask: refusals of HTTP are answers, are counted, and reach no application.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_tests::apps::{Shown, curl_shop};
+use weft_tests::manifests::{authorization, server};
+use weft_tests::metrics::wait_for_metric;
+use weft_tests::scenario::eventually;
+use weft_tests::webapp::{GrpcServer, HttpLoad, HttpServer, grpc_call};
+use weft_tests::{Checks, Cluster, Pod, PodSpec};
+
+/// A caller that may, one that may not, on both nodes, one outside of the mesh, and whom they call.
+struct Scene {
+    friend: Pod,
+    other: Pod,
+    neighbour: Pod,
+    plain: Pod,
+    api: Pod,
+    http: HttpServer,
+    _grpc: GrpcServer,
+    cluster: Cluster,
+}
+
+#[test]
+fn http_policy() {
+    let scene = Scene::build().expect("a cluster");
+    let mut checks = Checks::new("http policy");
+    let mut check = |name: &str, run: fn(&Scene) -> Result<()>| {
+        checks.check(name, || run(&scene));
+    };
+    check("who may not is told so, and reaches nobody", requests);
+    check("calls", calls);
+    check("a change ends what it no longer allows", live_change);
+    check("a route's own authorization", by_route);
+    checks.finish();
+}
+
+impl Scene {
+    fn build() -> Result<Scene> {
+        let cluster = Cluster::start()?;
+        let add = |spec| cluster.add_pod(spec);
+        let friend = add(PodSpec::new("friend").on(0))?;
+        let other = add(PodSpec::new("other").on(0))?;
+        let neighbour = add(PodSpec::new("neighbour").on(1))?;
+        let plain = add(PodSpec::new("plain").on(0).unmeshed())?;
+        let api = add(PodSpec::new("api").on(1))?;
+        let (http, grpc) = (
+            HttpServer::start(&api, HTTP, &[])?,
+            GrpcServer::start(&api, GRPC)?,
+        );
+        for (name, port, protocol) in [("http", HTTP, "HTTP/1"), ("grpc", GRPC, "gRPC")] {
+            let mut declared = server("default", name, "api", port);
+            declared["spec"]["proxyProtocol"] = json!(protocol);
+            cluster.apply(&declared)?;
+            cluster.apply(&authorization("default", name, name, &["friend"]))?;
+        }
+        let scene = Scene {
+            friend,
+            other,
+            neighbour,
+            plain,
+            api,
+            http,
+            _grpc: grpc,
+            cluster,
+        };
+        eventually("the policy to be in effect", || {
+            scene.expect_denied(&scene.other)
+        })?;
+        Ok(scene)
+    }
+
+    fn ask(&self, pod: &Pod, path: &str) -> Result<Shown> {
+        curl_shop(pod, self.api.sockets(HTTP)[0], path, &[])
+    }
+
+    fn expect_denied(&self, pod: &Pod) -> Result<()> {
+        let shown = self.ask(pod, "/denied")?;
+        ensure!(is_denied(&shown), "{} got {shown:?}", pod.name());
+        Ok(())
+    }
+}
+
+/// A 403 by HTTP, or no connection: refused (7), no answer (52), reset (56).
+fn is_denied(shown: &Shown) -> bool {
+    shown.code() == 403 || (shown.code() == 0 && [7, 52, 56].contains(&shown.exit))
+}
+
+fn requests(scene: &Scene) -> Result<()> {
+    for path in ["/allowed", "/allowed?again"] {
+        let shown = scene.ask(&scene.friend, path)?;
+        ensure!(shown.code() == 200, "{shown:?}");
+    }
+    for pod in [&scene.other, &scene.neighbour, &scene.plain] {
+        for _ in 0..3 {
+            scene.expect_denied(pod)?;
+        }
+    }
+    let seen = scene.http.requests()?;
+    ensure!(
+        seen.iter().all(|it| it.path != "/denied"),
+        "a denied request reached the application"
+    );
+    let identity = scene.other.identity();
+    let labels = [("client_id", identity.as_str()), ("direction", "inbound")];
+    eventually("the refusals to be counted", || {
+        let metrics = scene.cluster.node(1).metrics()?;
+        let names = [
+            "inbound_http_authz_deny_total",
+            "inbound_tcp_authz_deny_total",
+        ];
+        let denied: f64 = names.iter().map(|name| metrics.sum(name, &labels)).sum();
+        ensure!(
+            denied >= 3.0,
+            "{denied} were counted:\n{}",
+            metrics.show("authz")
+        );
+        Ok(())
+    })?;
+    let identity = scene.friend.identity();
+    let labels = [
+        ("client_id", identity.as_str()),
+        ("authz_name", "http"),
+        ("srv_name", "http"),
+    ];
+    wait_for_metric(
+        scene.cluster.node(1),
+        "inbound_http_authz_allow_total",
+        &labels,
+        2.0,
+    )
+    .map(drop)
+}
+
+fn calls(scene: &Scene) -> Result<()> {
+    let target = scene.api.sockets(GRPC)[0];
+    let called = grpc_call(&scene.friend, target, &[])?;
+    ensure!(called.code == 0, "{called:?}");
+    for pod in [&scene.other, &scene.neighbour, &scene.plain] {
+        let called = grpc_call(pod, target, &[])?;
+        // PERMISSION_DENIED, or UNAVAILABLE where there is no connection at all.
+        ensure!(
+            [7, 14].contains(&called.code),
+            "{} got {called:?}",
+            pod.name()
+        );
+    }
+    Ok(())
+}
+
+/// Requests that go on are refused from then on, also on a connection that was there before.
+fn live_change(scene: &Scene) -> Result<()> {
+    let target = scene.api.sockets(HTTP)[0];
+    let load = HttpLoad::start(&scene.friend, target, &["--pause-ms", "10"])?;
+    scene.cluster.apply(&authorization(
+        "default",
+        "http",
+        "http",
+        &["somebody-else"],
+    ))?;
+    eventually("the friend to be refused", || {
+        scene.expect_denied(&scene.friend)
+    })?;
+    let before = scene.http.requests()?.len();
+    scene.expect_denied(&scene.friend)?;
+    let report = load.stop()?;
+    ensure!(
+        scene.http.requests()?.len() == before,
+        "the application was still asked"
+    );
+    ensure!(
+        report.statuses.contains_key("403") || !report.failures.is_empty(),
+        "{report:?}"
+    );
+    scene
+        .cluster
+        .apply(&authorization("default", "http", "http", &["friend"]))?;
+    eventually("the friend to be allowed again", || {
+        let shown = scene.ask(&scene.friend, "/again")?;
+        ensure!(shown.code() == 200, "{shown:?}");
+        Ok(())
+    })
+}
+
+/// An AuthorizationPolicy for an HTTPRoute with the Server as its parent: a path is for everybody,
+/// and all else is as it was.
+fn by_route(scene: &Scene) -> Result<()> {
+    let route = json!({
+        "apiVersion": "policy.linkerd.io/v1beta3",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "health", "namespace": "default"},
+        "spec": {
+            "parentRefs": [{"group": "policy.weft.dev", "kind": "Server", "name": "http"}],
+            "rules": [{"matches": [{"path": {"type": "Exact", "value": "/health"}, "method": "GET"}]}],
+        },
+    });
+    let rest = json!({
+        "apiVersion": "policy.linkerd.io/v1beta3",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "rest", "namespace": "default"},
+        "spec": {
+            "parentRefs": [{"group": "policy.weft.dev", "kind": "Server", "name": "http"}],
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}],
+        },
+    });
+    let everybody = json!({
+        "apiVersion": "policy.weft.dev/v1alpha1",
+        "kind": "NetworkAuthentication",
+        "metadata": {"name": "everybody", "namespace": "default"},
+        "spec": {"networks": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]},
+    });
+    let policy = json!({
+        "apiVersion": "policy.weft.dev/v1alpha1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "health", "namespace": "default"},
+        "spec": {
+            "targetRef": {"group": "policy.linkerd.io", "kind": "HTTPRoute", "name": "health"},
+            "requiredAuthenticationRefs": [
+                {"group": "policy.weft.dev", "kind": "NetworkAuthentication", "name": "everybody"}],
+        },
+    });
+    for object in [&everybody, &route, &rest, &policy] {
+        scene.cluster.apply(object)?;
+    }
+    eventually("the path to be open", || {
+        for pod in [&scene.other, &scene.neighbour, &scene.plain] {
+            let shown = scene.ask(pod, "/health")?;
+            ensure!(shown.code() == 200, "{} got {shown:?}", pod.name());
+        }
+        Ok(())
+    })?;
+    scene.expect_denied(&scene.other)?;
+    let posted = curl_shop(
+        &scene.other,
+        scene.api.sockets(HTTP)[0],
+        "/health",
+        &["-X", "POST"],
+    )?;
+    ensure!(is_denied(&posted), "{posted:?}");
+    let shown = scene.ask(&scene.friend, "/allowed")?;
+    ensure!(shown.code() == 200, "{shown:?}");
+    for object in [&policy, &rest, &route, &everybody] {
+        scene.cluster.remove(object)?;
+    }
+    Ok(())
+}
+
+const HTTP: u16 = 8080;
+const GRPC: u16 = 9090;

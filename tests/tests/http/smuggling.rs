@@ -1,0 +1,420 @@
+//! Requests that two readers would read differently: never does the server see two of one, and never
+//! does another client get an answer that is not its own.
+
+use anyhow::{Context, Result, ensure};
+use weft_tests::Checks;
+use weft_tests::apps::{Nginx, curl_shop};
+use weft_tests::webapp::{HttpServer, Raw, Transcript, raw};
+
+use crate::stage::{Pair, Stage, expect_code, seen};
+
+#[test]
+fn http_smuggling() {
+    let stage = Stage::build().expect("a cluster");
+    let mut checks = Checks::new("http smuggling");
+    for (place, pair) in stage.meshed() {
+        let scene = Scene::start(pair).expect("servers");
+        for (name, bytes) in AMBIGUOUS {
+            checks.check(&format!("{name}, {place}"), || scene.attack(bytes));
+        }
+        checks.check(
+            &format!("what was passed on is unambiguous, {place}"),
+            || scene.unambiguous(),
+        );
+        checks.check(
+            &format!("the control: requests as they should be, {place}"),
+            || scene.control(),
+        );
+        checks.check(&format!("limits of heads, {place}"), || scene.limits());
+    }
+    stage.check_meshed(&mut checks, "from HTTP/2 into HTTP/1", downgrade);
+    checks.finish();
+}
+
+/// Names and bytes. Each has in it, under one of its readings, a request for `/smuggled`.
+const AMBIGUOUS: [(&str, &str); 33] = [
+    (
+        "length and chunks",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 5\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks and length",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\nContent-Length: 60\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "two lengths",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 0\\r\\nContent-Length: 53\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a list of lengths",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 0, 53\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a length with a sign",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: +0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a negative length",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: -1\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a hexadecimal length",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 0x0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a length beyond all numbers",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 18446744073709551616\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a length with a space before the colon",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length : 0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks with a space before the colon",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 53\\r\\nTransfer-Encoding : chunked\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks that are misspelt",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: xchunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks, then something else",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked, identity\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks twice",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks after a vertical tab",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: \\x0bchunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "chunks by HTTP/1.0",
+        "POST / HTTP/1.0\\r\\nHost: shop\\r\\nConnection: keep-alive\\r\\nTransfer-Encoding: chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a folded line",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding:\\r\\n chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a first line that is folded",
+        "POST / HTTP/1.1\\r\\n Transfer-Encoding: chunked\\r\\nHost: shop\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "lines that end with LF",
+        "GET / HTTP/1.1\\nHost: shop\\nContent-Length: 0\\n\\nSMUGGLED",
+    ),
+    (
+        "a header that ends with LF",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nX: y\\nTransfer-Encoding: chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a header with CR in it",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nX: y\\rTransfer-Encoding: chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a header with NUL in it",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nX: y\\0\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a name with a space",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nBad Name: y\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a name that is empty",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\n: y\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a line without a colon",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nnothing\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "two hosts",
+        "GET / HTTP/1.1\\r\\nHost: shop\\r\\nHost: admin\\r\\n\\r\\nSMUGGLED",
+    ),
+    ("no host", "GET / HTTP/1.1\\r\\nX: y\\r\\n\\r\\nSMUGGLED"),
+    (
+        "a host that is none",
+        "GET / HTTP/1.1\\r\\nHost: shop/admin@x\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "two targets",
+        "GET / /other HTTP/1.1\\r\\nHost: shop\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a chunk's size that is none",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0x0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a chunk's size beyond all numbers",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n10000000000000000\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "a chunk that ends with LF",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n1\\nx\\n0\\n\\nSMUGGLED",
+    ),
+    (
+        "a chunk longer than it says",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n1\\r\\nxyz\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+    (
+        "an extension with LF",
+        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n1;a\\nb\\r\\nx\\r\\n0\\r\\n\\r\\nSMUGGLED",
+    ),
+];
+
+/// What stands for `SMUGGLED`: what an attacker would have another client's request become.
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\\r\\nHost: shop\\r\\nX-Rest: of\\r\\n\\r\\n";
+
+/// Servers that read with different care.
+struct Scene<'a> {
+    pair: Pair<'a>,
+    hyper: HttpServer,
+    nginx: Nginx,
+    /// One believes lengths, the other chunks.
+    careless: [Transcript; 2],
+}
+
+impl<'a> Scene<'a> {
+    fn start(pair: Pair<'a>) -> Result<Scene<'a>> {
+        let careless = |port, trust| Transcript::start(pair.server, port, &["--trust", trust]);
+        Ok(Scene {
+            pair,
+            hyper: HttpServer::start(pair.server, HYPER, &[])?,
+            nginx: Nginx::start(pair.server, NGINX)?,
+            careless: [
+                careless(CARELESS, "length")?,
+                careless(CARELESS + 1, "chunks")?,
+            ],
+        })
+    }
+
+    fn send(&self, port: u16, bytes: &str) -> Result<Raw> {
+        let further = ["--half-close", "--quiet-ms", "3000"];
+        raw(self.pair.client, self.pair.at(port), &[bytes], &further)
+    }
+
+    /// One that is rejected is answered with 400 or nothing; one that is made unambiguous is one
+    /// request. Neither does a second one come of it, nor does the next client see anything of it.
+    fn attack(&self, bytes: &str) -> Result<()> {
+        let bytes = bytes.replace("SMUGGLED", SMUGGLED);
+        for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
+            let got = self.send(port, &bytes)?;
+            ensure!(
+                got.statuses.len() <= 1,
+                "two answers from port {port}: {got:?}"
+            );
+            let fine = got
+                .statuses
+                .iter()
+                .all(|code| [200, 400, 404, 405, 413, 431, 501, 505].contains(code));
+            ensure!(fine, "port {port} answers {got:?}");
+        }
+        self.nobody_saw("/smuggled")?;
+        for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
+            let shown = curl_shop(self.pair.client, self.pair.at(port), "/", &[])?;
+            expect_code(&shown, 200).with_context(|| format!("the next client, at port {port}"))?;
+        }
+        let mine = seen(&curl_shop(
+            self.pair.client,
+            self.pair.at(HYPER),
+            "/mine",
+            &[],
+        )?)?;
+        ensure!(
+            mine.path == "/mine",
+            "the next client was answered for {}",
+            mine.path
+        );
+        self.nobody_saw("/smuggled")
+    }
+
+    fn nobody_saw(&self, path: &str) -> Result<()> {
+        let requests = self.hyper.requests()?;
+        ensure!(
+            requests.iter().all(|it| it.path != path),
+            "hyper's server saw it"
+        );
+        let lines = self.nginx.access_log()?;
+        ensure!(lines.iter().all(|it| it.path != path), "nginx saw it");
+        for server in &self.careless {
+            let heads = server.heads()?;
+            let saw = heads
+                .iter()
+                .any(|head| head.starts_with(&format!("GET {path}")));
+            ensure!(!saw, "a careless server saw it");
+        }
+        Ok(())
+    }
+
+    /// Of all heads that ever reached the servers that write them down.
+    fn unambiguous(&self) -> Result<()> {
+        for server in &self.careless {
+            for head in server.heads()? {
+                check_head(&head).with_context(|| format!("this was passed on: {head}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the attacks differ from: two requests that are two, in one segment.
+    fn control(&self) -> Result<()> {
+        let first = "POST /first HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n3\\r\\nabc\\r\\n0\\r\\n\\r\\n";
+        let second = "GET /second HTTP/1.1\\r\\nHost: shop\\r\\nConnection: close\\r\\n\\r\\n";
+        for port in [HYPER, CARELESS, CARELESS + 1] {
+            let got = self.send(port, &format!("{first}{second}"))?;
+            ensure!(got.statuses == [200, 200], "port {port}: {got:?}");
+        }
+        let both = |paths: &[&str]| ["/first", "/second"].iter().all(|it| paths.contains(it));
+        let requests = self.hyper.requests()?;
+        let paths: Vec<&str> = requests.iter().map(|it| it.path.as_str()).collect();
+        ensure!(both(&paths), "hyper's server saw {paths:?}");
+        for server in &self.careless {
+            let heads = server.heads()?;
+            let paths: Vec<&str> = heads
+                .iter()
+                .filter_map(|head| head.split(' ').nth(1))
+                .collect();
+            ensure!(both(&paths), "a careless server saw {paths:?}");
+        }
+        Ok(())
+    }
+
+    /// A head of a megabyte, or of ten thousand lines, is not taken, whoever the server is.
+    fn limits(&self) -> Result<()> {
+        let file = self.pair.client.dir().join("large-head");
+        let large = format!("X-Large: {}\r\n", "x".repeat(1 << 20));
+        for further in [large, "X-Many: x\r\n".repeat(10_000)] {
+            let request = format!("GET /limits HTTP/1.1\r\nHost: shop\r\n{further}\r\n");
+            std::fs::write(&file, request)?;
+            let name = file.display().to_string();
+            let got = raw(
+                self.pair.client,
+                self.pair.at(HYPER),
+                &[],
+                &["--file", &name],
+            )?;
+            let refused = got
+                .statuses
+                .iter()
+                .all(|code| [400, 413, 431].contains(code));
+            ensure!(
+                refused && ["eof", "reset"].contains(&got.outcome.as_str()),
+                "{:?}",
+                got.statuses
+            );
+        }
+        Ok(())
+    }
+}
+
+/// RFC 9112: one Host, one way to tell the body's length, and nothing but CR LF between lines.
+fn check_head(head: &str) -> Result<()> {
+    let unescaped = head.replace("\\r\\n", "\n");
+    ensure!(
+        !unescaped.contains("\\r") && !unescaped.contains("\\n"),
+        "a lone CR or LF"
+    );
+    ensure!(
+        !unescaped.contains("\\x0") && !unescaped.contains("\\t"),
+        "a control character"
+    );
+    let mut lines = unescaped.lines();
+    let first: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
+    ensure!(first.len() == 3, "a request line of {} words", first.len());
+    let mut names = Vec::new();
+    for line in lines.filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(':').context("a line without a colon")?;
+        let token = |it: char| it.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(it);
+        ensure!(
+            !name.is_empty() && name.chars().all(token),
+            "the name {name:?}"
+        );
+        let name = name.to_ascii_lowercase();
+        if name == "content-length" {
+            let digits = value.trim();
+            ensure!(
+                !digits.is_empty() && digits.chars().all(|it| it.is_ascii_digit()),
+                "the length {value:?}"
+            );
+        }
+        if name == "transfer-encoding" {
+            ensure!(
+                value.trim().eq_ignore_ascii_case("chunked"),
+                "the encoding {value:?}"
+            );
+        }
+        names.push(name);
+    }
+    let count = |wanted: &str| names.iter().filter(|name| *name == wanted).count();
+    ensure!(count("host") == 1, "{} hosts", count("host"));
+    ensure!(
+        count("content-length") + count("transfer-encoding") <= 1,
+        "several lengths"
+    );
+    Ok(())
+}
+
+/// Values that HTTP/2 can carry and HTTP/1 cannot: none makes a line of its own at the server.
+fn downgrade(_: &Stage, pair: Pair<'_>) -> Result<()> {
+    let server = HttpServer::start(pair.server, DOWNGRADE, &["--speaks", "http2"])?;
+    let script = include_str!("h2_forger.py");
+    let target = pair.at(DOWNGRADE);
+    for case in [
+        "crlf-value",
+        "lf-value",
+        "crlf-name",
+        "crlf-path",
+        "space-path",
+        "connection",
+        "te",
+        "chunked",
+        "length",
+        "two-authorities",
+        "host-differs",
+        "no-path",
+    ] {
+        let forger = pair.client.command("python3")?;
+        let printed = forger
+            .args([
+                "-c",
+                script,
+                &target.ip().to_string(),
+                &target.port().to_string(),
+                case,
+            ])
+            .output(std::time::Duration::from_secs(20))?;
+        let said = printed.stdout.trim().to_owned();
+        ensure!(printed.status.success(), "{case}: {printed:?}");
+        ensure!(
+            ["reset", "goaway", "closed", "400"].contains(&said.as_str()),
+            "{case} is answered with {said}"
+        );
+    }
+    let requests = server.requests()?;
+    ensure!(requests.is_empty(), "the server saw {requests:?}");
+    let fine = curl_shop(pair.client, target, "/", &["--http2-prior-knowledge"])?;
+    expect_code(&fine, 200)
+}
+
+const HYPER: u16 = 8100;
+const NGINX: u16 = 8101;
+const CARELESS: u16 = 8102;
+const DOWNGRADE: u16 = 8104;
+
+#[test]
+fn heads_are_judged() {
+    let good = "GET / HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 3\\r\\n\\r\\n";
+    assert!(check_head(good).is_ok());
+    for bad in [
+        good.replace("Host: a", "Host: a\\r\\nHost: b"),
+        good.replace("Host", "Ho st"),
+        good.replace("3\\r", "+3\\r"),
+        good.replace("a\\r\\n", "a\\n"),
+        good.replace("Host: a", "Host: a\\r\\nTransfer-Encoding: chunked"),
+        good.replace("GET / ", "GET / / "),
+    ] {
+        assert!(check_head(&bad).is_err(), "{bad}");
+    }
+}

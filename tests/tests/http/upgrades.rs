@@ -1,0 +1,111 @@
+//! What begins as HTTP and goes on as something else: WebSocket, CONNECT.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use weft_tests::Checks;
+use weft_tests::webapp::{HttpServer, raw, websocket_echo, websocket_server};
+
+use crate::stage::{Pair, Stage};
+
+#[test]
+fn http_upgrades() {
+    let stage = Stage::build().expect("a cluster");
+    let start = |pod| websocket_server(pod, WEBSOCKET).expect("a server");
+    let _servers = [&stage.far, &stage.near, &stage.plain_server].map(start);
+    let mut checks = Checks::new("http upgrades");
+    checks.check("WebSocket without a mesh", || {
+        websocket(&stage, stage.plain())
+    });
+    stage.check_meshed(&mut checks, "WebSocket", websocket);
+    stage.check_meshed(&mut checks, "messages in the packet of the upgrade", early);
+    stage.check_meshed(&mut checks, "an upgrade that the server declines", declined);
+    stage.check_meshed(&mut checks, "CONNECT", connect);
+    checks.finish();
+}
+
+fn websocket(_: &Stage, pair: Pair<'_>) -> Result<()> {
+    let args = ["--messages", "20", "--step", "10000"];
+    let echoed = websocket_echo(pair.client, pair.at(WEBSOCKET), &args)?;
+    ensure!(echoed.outcome == "ok" && echoed.echoed == 20, "{echoed:?}");
+    Ok(())
+}
+
+/// The client sends a frame without waiting for the answer to its upgrade.
+fn early(_: &Stage, pair: Pair<'_>) -> Result<()> {
+    // A masked text frame "hi" with the mask 0, then a close.
+    let frames = "\\x81\\x82\\x00\\x00\\x00\\x00hi\\x88\\x80\\x00\\x00\\x00\\x00";
+    let request = format!("{UPGRADE}{frames}");
+    let raw = raw(
+        pair.client,
+        pair.at(WEBSOCKET),
+        &[&request],
+        &["--until", "\\x81\\x02hi"],
+    )?;
+    ensure!(raw.statuses == [101] && raw.outcome == "found", "{raw:?}");
+    Ok(())
+}
+
+/// A server that knows no upgrades answers as if none had been asked for, and the connection goes on.
+fn declined(_: &Stage, pair: Pair<'_>) -> Result<()> {
+    let server = HttpServer::start(pair.server, HTTP, &[])?;
+    let again = "GET /again HTTP/1.1\\r\\nHost: shop\\r\\nConnection: close\\r\\n\\r\\n";
+    let raw = raw(
+        pair.client,
+        pair.at(HTTP),
+        &[UPGRADE, again],
+        &["--pause-ms", "200"],
+    )?;
+    ensure!(
+        raw.statuses == [200, 200] && raw.outcome == "eof",
+        "{raw:?}"
+    );
+    ensure!(server.requests()?.len() == 2, "{:?}", server.requests()?);
+    Ok(())
+}
+
+/// A server that is a proxy takes CONNECT: what follows is a flow of bytes, until both sides end.
+fn connect(_: &Stage, pair: Pair<'_>) -> Result<()> {
+    let script = "import socket
+listener = socket.create_server(('0.0.0.0', 8090))
+while True:
+    stream, _ = listener.accept()
+    head = b''
+    while b'\\r\\n\\r\\n' not in head:
+        head += stream.recv(4096)
+    stream.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\n')
+    while data := stream.recv(4096):
+        stream.sendall(data)
+    stream.close()
+";
+    let mut server = pair
+        .server
+        .command("python3")?
+        .args(["-c", script])
+        .spawn()?;
+    server.wait_listening(PROXY)?;
+    let request = "CONNECT shop:443 HTTP/1.1\\r\\nHost: shop:443\\r\\n\\r\\n";
+    let start = Instant::now();
+    let raw = raw(
+        pair.client,
+        pair.at(PROXY),
+        &[request, "\\x16\\x03 not HTTP", " at all\\n"],
+        &["--pause-ms", "300", "--half-close"],
+    )?;
+    ensure!(raw.statuses == [200] && raw.outcome == "eof", "{raw:?}");
+    ensure!(
+        raw.received.ends_with("\\x16\\x03 not HTTP at all\\n"),
+        "{raw:?}"
+    );
+    ensure!(
+        start.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        start.elapsed()
+    );
+    Ok(())
+}
+
+const UPGRADE: &str = "GET /chat HTTP/1.1\\r\\nHost: shop\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n";
+const WEBSOCKET: u16 = 8091;
+const HTTP: u16 = 8092;
+const PROXY: u16 = 8090;
