@@ -8,8 +8,8 @@ use weft_tests::Pod;
 
 use crate::budget::Budget;
 use crate::machine::{Usage, Watch};
-use crate::rows::Load;
-use crate::stage::{HTTP_PORT, IPERF_PORT, PATIENCE, Pair, own_command};
+use crate::rows::{Load, Protocol};
+use crate::stage::{HTTP_PORT, IPERF_PORT, PATIENCE, Pair, exchange_port, own_command};
 
 /// What one run of a load gave.
 pub(crate) struct Measured {
@@ -29,7 +29,13 @@ pub(crate) fn run(
     match load {
         Load::Bulk(flows) => bulk(flows, pair, cgroup, budget.bulk_seconds),
         Load::Requests(connections) => requests(connections, pair, cgroup, budget.request_seconds),
-        Load::Latency => latency(pair, cgroup, budget.latency_seconds),
+        Load::Exchanges(protocol, connections) => {
+            exchanges(protocol, connections, pair, cgroup, budget.request_seconds)
+        }
+        Load::Latency => latency(None, pair, cgroup, budget.latency_seconds),
+        Load::ExchangeLatency(protocol) => {
+            latency(Some(protocol), pair, cgroup, budget.latency_seconds)
+        }
         Load::Connections => connections(pair, cgroup, budget.request_seconds),
         other => bail!("{other:?} is not a load between two pods"),
     }
@@ -76,40 +82,151 @@ fn requests(
     seconds: u32,
 ) -> Result<Measured> {
     let watch = Watch::start(cgroup)?;
+    let (count, rate) = wrk(connections, pair, HTTP_PORT, seconds)?;
+    let usage = watch.finish()?;
+    let names = ["requests-1", "requests-32", "cpu-per-10k-requests"];
+    Ok(request_rows(names, connections, count, rate, usage))
+}
+
+fn exchanges(
+    protocol: Protocol,
+    connections: u8,
+    pair: Pair<'_>,
+    cgroup: &std::path::Path,
+    seconds: u32,
+) -> Result<Measured> {
+    let port = exchange_port(protocol);
+    let watch = Watch::start(cgroup)?;
+    let (count, rate) = match protocol {
+        Protocol::Http1 => wrk(connections, pair, port, seconds)?,
+        Protocol::Http2 => h2load(connections, pair, port, "/", &[], seconds)?,
+        Protocol::Grpc => {
+            let call = pair.client.dir().join("bench-call");
+            std::fs::write(&call, EMPTY_MESSAGE)?;
+            let call = format!("--data={}", call.display());
+            let args = [
+                &call,
+                "-H",
+                "content-type: application/grpc",
+                "-H",
+                "te: trailers",
+            ];
+            h2load(connections, pair, port, UNARY, &args, seconds)?
+        }
+    };
+    let usage = watch.finish()?;
+    let names = match protocol {
+        Protocol::Http1 => [
+            "http1-requests-1",
+            "http1-requests-32",
+            "http1-cpu-per-10k-requests",
+        ],
+        Protocol::Http2 => [
+            "http2-requests-1",
+            "http2-requests-32",
+            "http2-cpu-per-10k-requests",
+        ],
+        Protocol::Grpc => [
+            "grpc-requests-1",
+            "grpc-requests-32",
+            "grpc-cpu-per-10k-requests",
+        ],
+    };
+    Ok(request_rows(names, connections, count, rate, usage))
+}
+
+/// The rows of requests over one connection, or over many: then also what they cost.
+fn request_rows(
+    [one, many, cpu]: [&'static str; 3],
+    connections: u8,
+    count: f64,
+    rate: f64,
+    usage: Usage,
+) -> Measured {
+    let values = if connections == 1 {
+        vec![(one, rate)]
+    } else {
+        vec![(many, rate), (cpu, usage.cpu_seconds / (count / 1e4))]
+    };
+    Measured { values, usage }
+}
+
+fn wrk(connections: u8, pair: Pair<'_>, port: u16, seconds: u32) -> Result<(f64, f64)> {
     let printed = pair
         .client
         .command("wrk")?
         .args(["-t", "1", "-c", &connections.to_string()])
         .args(["-d", &format!("{seconds}s"), "--timeout", "5s"])
-        .arg(format!("http://{}:{HTTP_PORT}/", pair.server.v4()))
+        .arg(format!("http://{}:{port}/", pair.server.v4()))
         .output(patience(seconds))?
         .success()?;
-    let usage = watch.finish()?;
-    let (count, rate) = parse_wrk(&printed)?;
-    let values = if connections == 1 {
-        vec![("requests-1", rate)]
-    } else {
-        let cpu = usage.cpu_seconds / (count / 1e4);
-        vec![("requests-32", rate), ("cpu-per-10k-requests", cpu)]
-    };
-    Ok(Measured { values, usage })
+    parse_wrk(&printed)
 }
 
-fn latency(pair: Pair<'_>, cgroup: &std::path::Path, seconds: u32) -> Result<Measured> {
+/// One stream at once on each connection, so that rows of different protocols compare.
+fn h2load(
+    connections: u8,
+    pair: Pair<'_>,
+    port: u16,
+    path: &str,
+    args: &[&str],
+    seconds: u32,
+) -> Result<(f64, f64)> {
+    let printed = pair
+        .client
+        .command("h2load")?
+        .args(["-t", "1", "-m", "1", "-c", &connections.to_string()])
+        .args(["-D", &seconds.to_string()])
+        .args(args)
+        .arg(format!("http://{}:{port}{path}", pair.server.v4()))
+        .output(patience(seconds))?
+        .success()?;
+    parse_h2load(&printed)
+}
+
+fn latency(
+    protocol: Option<Protocol>,
+    pair: Pair<'_>,
+    cgroup: &std::path::Path,
+    seconds: u32,
+) -> Result<Measured> {
+    let (subcommand, port, names) = match protocol {
+        None => ("latency", HTTP_PORT, ["latency-500-p50", "latency-500-p99"]),
+        Some(Protocol::Http1) => (
+            "latency",
+            exchange_port(Protocol::Http1),
+            ["http1-latency-500-p50", "http1-latency-500-p99"],
+        ),
+        Some(Protocol::Http2) => (
+            "latency2",
+            exchange_port(Protocol::Http2),
+            ["http2-latency-500-p50", "http2-latency-500-p99"],
+        ),
+        Some(Protocol::Grpc) => (
+            "latency2",
+            exchange_port(Protocol::Grpc),
+            ["grpc-latency-500-p50", "grpc-latency-500-p99"],
+        ),
+    };
+    let grpc = if protocol == Some(Protocol::Grpc) {
+        "--grpc"
+    } else {
+        ""
+    };
     let watch = Watch::start(cgroup)?;
-    let printed = run_own(pair, "latency", seconds)?;
+    let printed = run_own(pair, subcommand, port, seconds, grpc)?;
     let usage = watch.finish()?;
     let result: LatencyResult = serde_json::from_str(&printed)?;
-    let values = vec![
-        ("latency-500-p50", result.p50_us),
-        ("latency-500-p99", result.p99_us),
-    ];
-    Ok(Measured { values, usage })
+    let values = names.into_iter().zip([result.p50_us, result.p99_us]);
+    Ok(Measured {
+        values: values.collect(),
+        usage,
+    })
 }
 
 fn connections(pair: Pair<'_>, cgroup: &std::path::Path, seconds: u32) -> Result<Measured> {
     let watch = Watch::start(cgroup)?;
-    let printed = run_own(pair, "connections", seconds)?;
+    let printed = run_own(pair, "connections", HTTP_PORT, seconds, "")?;
     let usage = watch.finish()?;
     let result: ConnectionsResult = serde_json::from_str(&printed)?;
     let values = vec![
@@ -122,12 +239,19 @@ fn connections(pair: Pair<'_>, cgroup: &std::path::Path, seconds: u32) -> Result
     Ok(Measured { values, usage })
 }
 
-/// Runs a client of this program against the pair's nginx.
-fn run_own(pair: Pair<'_>, subcommand: &str, seconds: u32) -> Result<String> {
+/// Runs a client of this program against one of the pair's servers.
+fn run_own(
+    pair: Pair<'_>,
+    subcommand: &str,
+    port: u16,
+    seconds: u32,
+    further: &str,
+) -> Result<String> {
     let client: &Pod = pair.client;
     own_command(client, subcommand)?
-        .arg(format!("{}:{HTTP_PORT}", pair.server.v4()))
+        .arg(format!("{}:{port}", pair.server.v4()))
         .args(["--seconds", &seconds.to_string()])
+        .args(Some(further).filter(|it| !it.is_empty()))
         .output(patience(seconds))?
         .success()
 }
@@ -156,6 +280,37 @@ fn parse_wrk(printed: &str) -> Result<(f64, f64)> {
         _ => bail!("wrk did not say how many requests there were:\n{printed}"),
     }
 }
+
+/// The same of h2load.
+fn parse_h2load(printed: &str) -> Result<(f64, f64)> {
+    let line = |start: &str| {
+        let mut lines = printed.lines();
+        lines.find_map(|line| line.trim().strip_prefix(start))
+    };
+    // requests: 1234 total, 1235 started, 1234 done, 1234 succeeded, 0 failed, 0 errored, 0 timeout
+    let number = |name: &str| -> Option<f64> {
+        let mut parts = line("requests:")?.split(',');
+        let part = parts.find_map(|part| part.trim().strip_suffix(name))?;
+        part.trim().parse().ok()
+    };
+    let succeeded = number("succeeded");
+    let trouble: f64 = ["failed", "errored", "timeout"]
+        .iter()
+        .filter_map(|it| number(it))
+        .sum();
+    // finished in 1.00s, 1234.00 req/s, 1.23MB/s
+    let mut parts = line("finished in").unwrap_or_default().split(',');
+    let rate = parts.find_map(|part| part.trim().strip_suffix("req/s")?.trim().parse().ok());
+    match (succeeded, rate) {
+        (Some(count), Some(rate)) if count > 0.0 && trouble == 0.0 => Ok((count, rate)),
+        _ => bail!("h2load says:\n{printed}"),
+    }
+}
+
+/// A unary call's message of no bytes, as gRPC frames it: not compressed, length 0.
+const EMPTY_MESSAGE: [u8; 5] = [0; 5];
+/// What `weft-testapp grpc serve` answers to.
+pub(crate) const UNARY: &str = "/weft.test.v1.Echo/Unary";
 
 #[derive(Deserialize)]
 struct Iperf {
@@ -194,6 +349,10 @@ mod tests {
         let printed = "Running 1s test @ http://10.244.1.10:8080/\n  1 threads and 32 connections\n  \
             90123 requests in 1.00s, 15.2MB read\nRequests/sec:  90021.50\nTransfer/sec: 15MB\n";
         assert_eq!(parse_wrk(printed).expect("parses"), (90123.0, 90021.5));
+        let h2load = "finished in 1.00s, 5120.50 req/s, 1.2MB/s\nrequests: 5121 total, 5122 started, 5121 done, \
+            5121 succeeded, 0 failed, 0 errored, 0 timeout\n";
+        assert_eq!(parse_h2load(h2load).expect("parses"), (5121.0, 5120.5));
+        assert!(parse_h2load(&h2load.replace("0 failed", "3 failed")).is_err());
         let broken = format!("{printed}  Socket errors: connect 0, read 3, write 0, timeout 0\n");
         assert!(parse_wrk(&broken).is_err());
     }

@@ -12,30 +12,42 @@ use weft_tests::{Pod, PodSpec, wait_for};
 use crate::budget::Budget;
 use crate::machine::resident_bytes;
 use crate::report::Report;
-use crate::rows::{Load, Route, Selection};
+use crate::rows::{Load, Protocol, Route, Selection};
 use crate::speed::MIB;
-use crate::stage::{ECHO_PORT, add_pods, own_command, start_cluster, start_echo};
+use crate::stage::{
+    ECHO_PORT, add_pods, exchange_port, own_command, start_cluster, start_echo, start_nginx,
+};
 
 /// Measures the rows of this kind that are asked for.
 pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
-    if !selection.needs(Load::Idle) && !selection.needs(Load::Flows) {
-        return;
-    }
     for route in selection.routes() {
         // Without flows the routes are the same.
-        if route == Route::SameNode && !selection.needs(Load::Flows) {
-            continue;
-        }
-        if let Err(error) = on_route(route, selection, budget, report) {
-            let what = format!("memory, {}", route.name());
-            budget.tell(&format!("{what} failed: {error:#}"));
-            report.fail(&what, &error);
+        let idle = route == Route::Across && selection.needs(Load::Idle);
+        for (load, row) in KEPT {
+            // Idle agents are measured on the way to the first.
+            let wanted = selection.needs(load) || (idle && load == Load::Flows);
+            if !wanted {
+                continue;
+            }
+            if let Err(error) = on_route(route, load, row, selection, budget, report) {
+                let what = format!("memory, {}", route.name());
+                budget.tell(&format!("{what} failed: {error:#}"));
+                report.fail(&what, &error);
+            }
         }
     }
 }
 
+/// What is kept open, and the row for it.
+const KEPT: [(Load, &str); 2] = [
+    (Load::Flows, "memory-8k-flows"),
+    (Load::KeepAlive, "memory-8k-keepalive"),
+];
+
 fn on_route(
     route: Route,
+    load: Load,
+    row: &'static str,
     selection: &Selection,
     budget: &Budget,
     report: &mut Report,
@@ -55,15 +67,21 @@ fn on_route(
     };
     let agents = &cluster.nodes()[..=server_node];
     let idle = largest_settled(agents)?;
-    if route == Route::Across && selection.needs(Load::Idle) {
+    if route == Route::Across && load == Load::Flows && selection.needs(Load::Idle) {
         budget.tell(&format!("an idle agent holds {:.1} MiB", idle / MIB));
         report.add(route, "memory-idle", None, idle / MIB);
     }
-    if selection.needs(Load::Flows) {
+    if selection.needs(load) {
         let count = flows()?;
-        let bytes = with_flows(count, client, server, agents)?;
+        let http = load == Load::KeepAlive;
+        let bytes = with_flows(http, count, client, server, agents)?;
+        let what = if http {
+            "kept connections of HTTP/1"
+        } else {
+            "idle flows"
+        };
         let line = format!(
-            "{}: {count} idle flows, as the descriptor limit allows, take the larger agent from {:.1} to \
+            "{}: {count} {what}, as the descriptor limit allows, take the larger agent from {:.1} to \
              {:.1} MiB: {:.1} kB each",
             route.name(),
             idle / MIB,
@@ -71,18 +89,22 @@ fn on_route(
             (bytes - idle) / f64::from(count) / 1000.0
         );
         budget.tell(&line);
-        report.note(format!("memory-8k-flows, {line}."));
-        report.add(route, "memory-8k-flows", None, bytes / MIB);
+        report.note(format!("{row}, {line}."));
+        report.add(route, row, None, bytes / MIB);
     }
     Ok(())
 }
 
 /// The memory of the larger agent while so many flows are open, in bytes.
-fn with_flows(count: u32, client: &Pod, server: &Pod, agents: &[Node]) -> Result<f64> {
-    let _echo = start_echo(server)?;
+fn with_flows(http: bool, count: u32, client: &Pod, server: &Pod, agents: &[Node]) -> Result<f64> {
+    let (_server, port) = match http {
+        true => (start_nginx(server)?, exchange_port(Protocol::Http1)),
+        false => (start_echo(server)?, ECHO_PORT),
+    };
     let mut hold = own_command(client, "hold")?
-        .arg(format!("{}:{ECHO_PORT}", server.v4()))
+        .arg(format!("{}:{port}", server.v4()))
         .args(["--count", &count.to_string()])
+        .args(http.then_some("--http"))
         .with_stdin()
         .spawn()?;
     let line = hold.wait_for_line("held", Duration::from_secs(60))?;

@@ -21,18 +21,35 @@ pub(crate) enum Load {
     Requests(u8),
     /// 500 requests a second.
     Latency,
+    /// The same as [`Load::Requests`], where the mesh understands what passes.
+    Exchanges(Protocol, u8),
+    /// The same as [`Load::Latency`], where the mesh understands what passes.
+    ExchangeLatency(Protocol),
     /// 32 clients open connections, each with one request.
     Connections,
     /// Agents without flows, right after their start.
     Idle,
     /// Many idle flows.
     Flows,
+    /// Many connections of HTTP/1 that are kept after a request each.
+    KeepAlive,
     /// 100 pods on a node.
     Pods,
     /// First flows between pairs of pods.
     Handshakes,
     /// 500 requests a second beside a pod that floods the node's agent.
     Fairness,
+}
+
+/// What applications speak where the mesh takes part in it; everything else is opaque to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC.
+    Grpc,
 }
 
 /// A row.
@@ -110,7 +127,7 @@ const fn row(name: &'static str, unit: &'static str, load: Load) -> Row {
 }
 
 /// All rows, in the order of the table.
-pub(crate) const ROWS: [Row; 20] = [
+pub(crate) const ROWS: [Row; 39] = [
     row("bulk-1", "Gbit/s", Load::Bulk(1)),
     row("bulk-4", "Gbit/s", Load::Bulk(4)),
     row("bulk-8", "Gbit/s", Load::Bulk(8)),
@@ -119,19 +136,48 @@ pub(crate) const ROWS: [Row; 20] = [
     row("latency-500-p50", "µs", Load::Latency),
     row("latency-500-p99", "µs", Load::Latency),
     row("latency-500-added", "µs", Load::Latency),
+    row("http1-requests-1", "requests/s", HTTP1_REQUESTS),
+    row("http1-requests-32", "requests/s", HTTP1_MANY),
+    row("http1-latency-500-p50", "µs", HTTP1_LATENCY),
+    row("http1-latency-500-p99", "µs", HTTP1_LATENCY),
+    row("http1-latency-500-added", "µs", HTTP1_LATENCY),
+    row("http2-requests-1", "requests/s", HTTP2_REQUESTS),
+    row("http2-requests-32", "requests/s", HTTP2_MANY),
+    row("http2-latency-500-p50", "µs", HTTP2_LATENCY),
+    row("http2-latency-500-p99", "µs", HTTP2_LATENCY),
+    row("http2-latency-500-added", "µs", HTTP2_LATENCY),
+    row("grpc-requests-1", "calls/s", GRPC_REQUESTS),
+    row("grpc-requests-32", "calls/s", GRPC_MANY),
+    row("grpc-latency-500-p50", "µs", GRPC_LATENCY),
+    row("grpc-latency-500-p99", "µs", GRPC_LATENCY),
+    row("grpc-latency-500-added", "µs", GRPC_LATENCY),
     row("connections-32", "connections/s", Load::Connections),
     row("handshakes", "tunnels/s", Load::Handshakes),
     row("cpu-per-gb", "CPU s", Load::Bulk(1)),
     row("cpu-per-10k-requests", "CPU s", Load::Requests(32)),
+    row("http1-cpu-per-10k-requests", "CPU s", HTTP1_MANY),
+    row("http2-cpu-per-10k-requests", "CPU s", HTTP2_MANY),
+    row("grpc-cpu-per-10k-requests", "CPU s", GRPC_MANY),
     row("cpu-per-10k-connections", "CPU s", Load::Connections),
     row("memory-idle", "MiB", Load::Idle),
     row("memory-bulk", "MiB", Load::Bulk(8)),
     row("memory-8k-flows", "MiB", Load::Flows),
+    row("memory-8k-keepalive", "MiB", Load::KeepAlive),
     row("memory-100-pods", "MiB", Load::Pods),
     row("fairness-connections", "µs", Load::Fairness),
     row("fairness-stalled", "µs", Load::Fairness),
     row("fairness-bulk", "µs", Load::Fairness),
 ];
+
+const HTTP1_REQUESTS: Load = Load::Exchanges(Protocol::Http1, 1);
+const HTTP1_MANY: Load = Load::Exchanges(Protocol::Http1, 32);
+const HTTP1_LATENCY: Load = Load::ExchangeLatency(Protocol::Http1);
+const HTTP2_REQUESTS: Load = Load::Exchanges(Protocol::Http2, 1);
+const HTTP2_MANY: Load = Load::Exchanges(Protocol::Http2, 32);
+const HTTP2_LATENCY: Load = Load::ExchangeLatency(Protocol::Http2);
+const GRPC_REQUESTS: Load = Load::Exchanges(Protocol::Grpc, 1);
+const GRPC_MANY: Load = Load::Exchanges(Protocol::Grpc, 32);
+const GRPC_LATENCY: Load = Load::ExchangeLatency(Protocol::Grpc);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use crate::budget::Budget;
 use crate::load::{self, Measured};
 use crate::machine::{forget_peak, peak_bytes};
 use crate::report::Report;
-use crate::rows::{Load, Route, Selection};
+use crate::rows::{Load, Protocol, ROWS, Route, Selection};
 use crate::stage::Stage;
 
 /// Measures all rows of this kind that are asked for.
@@ -92,8 +92,8 @@ impl Comparison<'_> {
             if selection.has(name) {
                 report.add(self.route, name, Some(*direct), *mesh);
             }
-            if *name == "latency-500-p50" && selection.has("latency-500-added") {
-                report.add(self.route, "latency-500-added", None, mesh - direct);
+            if let Some(added) = added_row(name).filter(|added| selection.has(added)) {
+                report.add(self.route, added, None, mesh - direct);
             }
         }
         if self.load == Load::Bulk(8) && selection.has("memory-bulk") {
@@ -147,13 +147,29 @@ impl Comparison<'_> {
     }
 }
 
-const LOADS: [Load; 7] = [
+/// The row for what the mesh adds to this row's figure.
+fn added_row(name: &str) -> Option<&'static str> {
+    let load = name.strip_suffix("-p50")?;
+    let mut names = ROWS.iter().map(|row| row.name);
+    names.find(|name| name.strip_suffix("-added") == Some(load))
+}
+
+const LOADS: [Load; 16] = [
     Load::Bulk(1),
     Load::Bulk(4),
     Load::Bulk(8),
     Load::Requests(1),
     Load::Requests(32),
     Load::Latency,
+    Load::Exchanges(Protocol::Http1, 1),
+    Load::Exchanges(Protocol::Http1, 32),
+    Load::ExchangeLatency(Protocol::Http1),
+    Load::Exchanges(Protocol::Http2, 1),
+    Load::Exchanges(Protocol::Http2, 32),
+    Load::ExchangeLatency(Protocol::Http2),
+    Load::Exchanges(Protocol::Grpc, 1),
+    Load::Exchanges(Protocol::Grpc, 32),
+    Load::ExchangeLatency(Protocol::Grpc),
     Load::Connections,
 ];
 const MOST_REPEATS: u32 = 2;

@@ -11,7 +11,7 @@ use weft_tests::command::{Process, Program};
 use weft_tests::netns::Netns;
 use weft_tests::{Cluster, Pod, PodSpec};
 
-use crate::rows::Route;
+use crate::rows::{Protocol, Route};
 
 /// Where the loads run.
 pub(crate) struct Stage {
@@ -28,10 +28,11 @@ struct Trio {
     client: Pod,
 }
 
-/// A pod with nginx and an echo server.
+/// A pod with nginx, an echo server and a gRPC server.
 struct Server {
     _nginx: Process,
     _echo: Process,
+    _grpc: Process,
     pod: Pod,
 }
 
@@ -99,6 +100,7 @@ impl Server {
         Ok(Server {
             _nginx: start_nginx(&pod)?,
             _echo: start_echo(&pod)?,
+            _grpc: start_grpc(&pod)?,
             pod,
         })
     }
@@ -120,6 +122,8 @@ pub(crate) fn add_pods(
 ) -> Result<Vec<Pod>> {
     let mut pods = Vec::new();
     for spec in specs {
+        // What the rows without a protocol in their name measure is a mesh that looks at no bytes.
+        let spec = spec.annotation("weft.dev/opaque-ports", OPAQUE_PORTS);
         let pod = cluster.build_pod(spec)?;
         // Before the agent opens its listeners: sockets inherit what holds at their making.
         settle_network(pod.netns())?;
@@ -148,6 +152,16 @@ pub(crate) fn start_echo(pod: &Pod) -> Result<Process> {
         .args(["--listen", &listen])
         .spawn()?;
     process.wait_listening(ECHO_PORT)?;
+    Ok(process)
+}
+
+/// The server of unary calls, in a pod: the tests' own.
+fn start_grpc(pod: &Pod) -> Result<Process> {
+    let port = exchange_port(Protocol::Grpc);
+    let mut process = weft_tests::testapp::command(pod)?
+        .args(["grpc", "serve", "--listen", &format!("0.0.0.0:{port}")])
+        .spawn()?;
+    process.wait_listening(port)?;
     Ok(process)
 }
 
@@ -180,12 +194,23 @@ fn settle_network(netns: &Netns) -> Result<()> {
     netns.sysctl("ipv4/tcp_wmem", "4096 16384 4194304")
 }
 
-/// Where nginx listens.
+/// Where nginx listens for what is opaque to the mesh.
 pub(crate) const HTTP_PORT: u16 = 8080;
+/// Where servers listen whose protocol the mesh may find out.
+pub(crate) const fn exchange_port(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Http1 => 8081,
+        Protocol::Http2 => 8082,
+        Protocol::Grpc => 8083,
+    }
+}
+
 /// Where the echo server listens.
 pub(crate) const ECHO_PORT: u16 = 9000;
 /// Where iperf3 listens.
 pub(crate) const IPERF_PORT: u16 = 5201;
+/// [`HTTP_PORT`], [`ECHO_PORT`] and [`IPERF_PORT`].
+const OPAQUE_PORTS: &str = "8080,9000,5201";
 /// How much longer than its load a program may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -208,6 +233,8 @@ http {
   keepalive_timeout 1h;
   server {
     listen 0.0.0.0:8080 backlog=4096;
+    listen 0.0.0.0:8081 backlog=4096;
+    listen 0.0.0.0:8082 http2 backlog=4096;
     location / { return 200 \"0123456789abcdef0123456789abcdef\"; }
   }
 }

@@ -2,16 +2,18 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
 use super::connections::echo_one_byte;
+use super::http::response_length;
 use super::{raise_descriptor_limit, runtime};
 
-/// Opens connections, has a byte echoed on each, and keeps them until standard input ends.
+/// Opens connections, uses each once, and keeps them until standard input ends.
 #[derive(Args)]
 pub(crate) struct Hold {
     target: SocketAddr,
@@ -23,6 +25,9 @@ pub(crate) struct Hold {
     /// How often each is tried: on a machine that does much else, one of thousands may take too long.
     #[arg(long, default_value_t = 1)]
     tries: usize,
+    /// A request and its answer by HTTP/1 on each, rather than an echo.
+    #[arg(long)]
+    http: bool,
 }
 
 impl Hold {
@@ -38,6 +43,7 @@ impl Hold {
                     self.target,
                     own,
                     self.tries,
+                    self.http,
                 )));
             }
             for worker in workers {
@@ -51,12 +57,17 @@ impl Hold {
     }
 }
 
-async fn open_all(target: SocketAddr, count: usize, tries: usize) -> Result<Vec<TcpStream>> {
+async fn open_all(
+    target: SocketAddr,
+    count: usize,
+    tries: usize,
+    http: bool,
+) -> Result<Vec<TcpStream>> {
     let mut opened = Vec::new();
     for number in 0..count {
         let mut tried = 1;
         let stream = loop {
-            match open(target).await {
+            match open(target, http).await {
                 Err(_) if tried < tries => tried += 1,
                 result => break result.with_context(|| format!("after {number}"))?,
             }
@@ -66,10 +77,33 @@ async fn open_all(target: SocketAddr, count: usize, tries: usize) -> Result<Vec<
     Ok(opened)
 }
 
-async fn open(target: SocketAddr) -> Result<TcpStream> {
+async fn open(target: SocketAddr, http: bool) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(target).await.context("connecting")?;
+    if http {
+        let asked = ask(&mut stream, target).await;
+        asked.context("waiting for the answer")?;
+        return Ok(stream);
+    }
     echo_one_byte(&mut stream)
         .await
         .context("waiting for the echo")?;
     Ok(stream)
+}
+
+/// One request and its answer; the connection stays.
+async fn ask(stream: &mut TcpStream, target: SocketAddr) -> Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut buffer = [0; 1024];
+    let mut filled = 0;
+    loop {
+        let count = stream.read(&mut buffer[filled..]).await?;
+        ensure!(count > 0, "the connection ended");
+        filled += count;
+        if let Some(length) = response_length(&buffer[..filled])?
+            && filled >= length
+        {
+            return Ok(());
+        }
+    }
 }

@@ -31,7 +31,7 @@ impl Latency {
         let interval = Duration::from_secs(1) / self.rate;
         // Everybody is connected and has had an answer before the clock starts.
         let start = Instant::now() + WARM_UP;
-        let mut taken = std::thread::scope(|scope| {
+        let taken = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..self.connections)
                 .map(|number| {
                     let first = start + interval * number;
@@ -45,17 +45,7 @@ impl Latency {
             }
             anyhow::Ok(taken)
         })?;
-        taken.sort_unstable();
-        let at = |part: f64| -> Result<f64> {
-            let index = (taken.len() as f64 * part) as usize;
-            let value = taken.get(index).context("no request was sent")?;
-            Ok(value.as_secs_f64() * 1e6)
-        };
-        println!(
-            "{}",
-            json!({"count": taken.len(), "p50_us": at(0.5)?, "p99_us": at(0.99)?})
-        );
-        Ok(())
+        print_latencies(taken)
     }
 
     fn connection(&self, first: Instant, interval: Duration) -> Result<Vec<Duration>> {
@@ -83,8 +73,23 @@ impl Latency {
     }
 }
 
+/// Prints how many there were, the median and the 99th percentile.
+pub(super) fn print_latencies(mut taken: Vec<Duration>) -> Result<()> {
+    taken.sort_unstable();
+    let at = |part: f64| -> Result<f64> {
+        let index = (taken.len() as f64 * part) as usize;
+        let value = taken.get(index).context("no request was sent")?;
+        Ok(value.as_secs_f64() * 1e6)
+    };
+    println!(
+        "{}",
+        json!({"count": taken.len(), "p50_us": at(0.5)?, "p99_us": at(0.99)?})
+    );
+    Ok(())
+}
+
 /// Sleeps until then; gives the time from which the request counts.
-fn wait_until(due: Instant) -> Instant {
+pub(super) fn wait_until(due: Instant) -> Instant {
     let now = Instant::now();
     if now >= due {
         return due;
