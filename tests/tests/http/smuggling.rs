@@ -27,7 +27,7 @@ fn http_smuggling() {
         );
         checks.check(&format!("limits of heads, {place}"), || scene.limits());
     }
-    stage.check_meshed(&mut checks, "from HTTP/2 into HTTP/1", downgrade);
+    stage.check_meshed(&mut checks, "fields of HTTP/2 that HTTP/1 could not carry", forged_fields);
     checks.finish();
 }
 
@@ -357,10 +357,10 @@ fn check_head(head: &str) -> Result<()> {
 }
 
 /// Values that HTTP/2 can carry and HTTP/1 cannot: none makes a line of its own at the server.
-fn downgrade(_: &Stage, pair: Pair<'_>) -> Result<()> {
-    let server = HttpServer::start(pair.server, DOWNGRADE, &["--speaks", "http2"])?;
+fn forged_fields(_: &Stage, pair: Pair<'_>) -> Result<()> {
+    let server = HttpServer::start(pair.server, FORGED, &["--speaks", "http2"])?;
     let script = include_str!("h2_forger.py");
-    let target = pair.at(DOWNGRADE);
+    let target = pair.at(FORGED);
     for case in [
         "crlf-value",
         "lf-value",
@@ -401,7 +401,7 @@ fn downgrade(_: &Stage, pair: Pair<'_>) -> Result<()> {
 const HYPER: u16 = 8100;
 const NGINX: u16 = 8101;
 const CARELESS: u16 = 8102;
-const DOWNGRADE: u16 = 8104;
+const FORGED: u16 = 8104;
 
 #[test]
 fn heads_are_judged() {
