@@ -27,7 +27,11 @@ fn http_smuggling() {
         );
         checks.check(&format!("limits of heads, {place}"), || scene.limits());
     }
-    stage.check_meshed(&mut checks, "fields of HTTP/2 that HTTP/1 could not carry", forged_fields);
+    stage.check_meshed(
+        &mut checks,
+        "fields of HTTP/2 that HTTP/1 could not carry",
+        forged_fields,
+    );
     checks.finish();
 }
 

@@ -70,8 +70,12 @@ const CURLS: [(&str, &str, &[&str]); 22] = [
     ("DELETE", "/", &["-X", "DELETE"]),
     ("OPTIONS", "/", &["-X", "OPTIONS"]),
     ("a method of its own", "/", &["-X", "PURGE"]),
-    ("HEAD", "/", &["--head"]),
-    ("HEAD of what has a length", "/bytes/1000", &["--head"]),
+    ("HEAD", "/", &["--head", "-o", "/dev/null"]),
+    (
+        "HEAD of what has a length",
+        "/bytes/1000",
+        &["--head", "-o", "/dev/null"],
+    ),
     (
         "a chunked request",
         "/",
@@ -202,6 +206,13 @@ fn anonymous(mut seen: Seen) -> Seen {
     seen.name.clear();
     seen.peer = ([0, 0, 0, 0], 0).into();
     seen.connection = 0;
+    // In whichever form the client sent it: a proxy may pass on any.
+    if let Some(rest) = seen.path.strip_prefix("http://shop") {
+        let path = rest.find('/').map_or("/", |at| &rest[at..]);
+        seen.path = path.to_owned();
+    }
+    // A matter between neighbours, of which the mesh is one.
+    seen.headers.retain(|(name, _)| name != "connection");
     seen.headers
         .retain(|(name, _)| !CLIENT_ID.contains(&name.as_str()));
     seen.headers.sort();
