@@ -65,7 +65,7 @@ impl Scene {
             cluster,
         };
         eventually("the policy to be in effect", || {
-            scene.expect_denied(&scene.other)
+            scene.expect_denied_at(&scene.other, "/early")
         })?;
         Ok(scene)
     }
@@ -75,7 +75,11 @@ impl Scene {
     }
 
     fn expect_denied(&self, pod: &Pod) -> Result<()> {
-        let shown = self.ask(pod, "/denied")?;
+        self.expect_denied_at(pod, "/denied")
+    }
+
+    fn expect_denied_at(&self, pod: &Pod, path: &str) -> Result<()> {
+        let shown = self.ask(pod, path)?;
         ensure!(is_denied(&shown), "{} got {shown:?}", pod.name());
         Ok(())
     }

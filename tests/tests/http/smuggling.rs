@@ -35,7 +35,8 @@ fn http_smuggling() {
     checks.finish();
 }
 
-/// Names and bytes. Each has in it, under one of its readings, a request for `/smuggled`.
+/// Names and bytes. Each has in it, under one of its readings, a request for `/smuggled`. Without a mesh
+/// nearly all of them succeed with one of the servers.
 const AMBIGUOUS: [(&str, &str); 33] = [
     (
         "length and chunks",
@@ -135,12 +136,12 @@ const AMBIGUOUS: [(&str, &str); 33] = [
     ),
     (
         "two hosts",
-        "GET / HTTP/1.1\\r\\nHost: shop\\r\\nHost: admin\\r\\n\\r\\nSMUGGLED",
+        "GET /smuggled HTTP/1.1\\r\\nHost: shop\\r\\nHost: admin\\r\\n\\r\\n",
     ),
-    ("no host", "GET / HTTP/1.1\\r\\nX: y\\r\\n\\r\\nSMUGGLED"),
+    ("no host", "GET /smuggled HTTP/1.1\\r\\nX: y\\r\\n\\r\\n"),
     (
         "a host that is none",
-        "GET / HTTP/1.1\\r\\nHost: shop/admin@x\\r\\n\\r\\nSMUGGLED",
+        "GET /smuggled HTTP/1.1\\r\\nHost: shop/admin@x\\r\\n\\r\\n",
     ),
     (
         "two targets",
@@ -207,13 +208,14 @@ impl<'a> Scene<'a> {
             let got = self.send(port, &bytes)?;
             ensure!(
                 got.statuses.len() <= 1,
-                "two answers from port {port}: {got:?}"
+                "port {port} answers {:?}",
+                got.statuses
             );
             let fine = got
                 .statuses
                 .iter()
                 .all(|code| [200, 400, 404, 405, 413, 431, 501, 505].contains(code));
-            ensure!(fine, "port {port} answers {got:?}");
+            ensure!(fine, "port {port} answers {:?}", got.statuses);
         }
         self.nobody_saw("/smuggled")?;
         for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use weft_tests::Checks;
+use weft_tests::command::Process;
 use weft_tests::webapp::{HttpServer, raw, websocket_echo, websocket_server};
 
 use crate::stage::{Pair, Stage};
@@ -31,18 +32,17 @@ fn websocket(_: &Stage, pair: Pair<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The client sends a frame without waiting for the answer to its upgrade.
+/// The client goes on in the new protocol without waiting for the answer to its upgrade.
 fn early(_: &Stage, pair: Pair<'_>) -> Result<()> {
-    // A masked text frame "hi" with the mask 0, then a close.
-    let frames = "\\x81\\x82\\x00\\x00\\x00\\x00hi\\x88\\x80\\x00\\x00\\x00\\x00";
-    let request = format!("{UPGRADE}{frames}");
-    let raw = raw(
-        pair.client,
-        pair.at(WEBSOCKET),
-        &[&request],
-        &["--until", "\\x81\\x02hi"],
-    )?;
-    ensure!(raw.statuses == [101] && raw.outcome == "found", "{raw:?}");
+    let answer = "HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n";
+    let _server = switching(pair, EARLY, answer)?;
+    let request = format!("{UPGRADE}\\x81\\x02 not HTTP");
+    let raw = raw(pair.client, pair.at(EARLY), &[&request], &["--half-close"])?;
+    ensure!(raw.statuses == [101] && raw.outcome == "eof", "{raw:?}");
+    ensure!(
+        raw.received.ends_with("\\r\\n\\x81\\x02 not HTTP"),
+        "{raw:?}"
+    );
     Ok(())
 }
 
@@ -66,46 +66,46 @@ fn declined(_: &Stage, pair: Pair<'_>) -> Result<()> {
 
 /// A server that is a proxy takes CONNECT: what follows is a flow of bytes, until both sides end.
 fn connect(_: &Stage, pair: Pair<'_>) -> Result<()> {
-    let script = "import socket
-listener = socket.create_server(('0.0.0.0', 8090))
-while True:
-    stream, _ = listener.accept()
-    head = b''
-    while b'\\r\\n\\r\\n' not in head:
-        head += stream.recv(4096)
-    stream.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\n')
-    while data := stream.recv(4096):
-        stream.sendall(data)
-    stream.close()
-";
-    let mut server = pair
-        .server
-        .command("python3")?
-        .args(["-c", script])
-        .spawn()?;
-    server.wait_listening(PROXY)?;
+    let _server = switching(pair, PROXY, "HTTP/1.1 200 OK\\r\\n\\r\\n")?;
     let request = "CONNECT shop:443 HTTP/1.1\\r\\nHost: shop:443\\r\\n\\r\\n";
+    let segments = [request, "\\x16\\x03 not HTTP", " at all\\n"];
+    let further = ["--pause-ms", "300", "--half-close"];
     let start = Instant::now();
-    let raw = raw(
-        pair.client,
-        pair.at(PROXY),
-        &[request, "\\x16\\x03 not HTTP", " at all\\n"],
-        &["--pause-ms", "300", "--half-close"],
-    )?;
+    let raw = raw(pair.client, pair.at(PROXY), &segments, &further)?;
     ensure!(raw.statuses == [200] && raw.outcome == "eof", "{raw:?}");
     ensure!(
         raw.received.ends_with("\\x16\\x03 not HTTP at all\\n"),
         "{raw:?}"
     );
-    ensure!(
-        start.elapsed() < Duration::from_secs(5),
-        "it took {:?}",
-        start.elapsed()
-    );
+    let took = start.elapsed();
+    ensure!(took < Duration::from_secs(5), "it took {took:?}");
     Ok(())
+}
+
+/// A server that gives an (escaped) answer to a request's head, and sends back all that follows it.
+fn switching(pair: Pair<'_>, port: u16, answer: &str) -> Result<Process> {
+    let script = format!(
+        "import socket
+listener = socket.create_server(('0.0.0.0', {port}))
+while True:
+    stream, _ = listener.accept()
+    data = b''
+    while b'\\r\\n\\r\\n' not in data:
+        data += stream.recv(4096)
+    stream.sendall(b'{answer}' + data.split(b'\\r\\n\\r\\n', 1)[1])
+    while data := stream.recv(4096):
+        stream.sendall(data)
+    stream.close()
+"
+    );
+    let python = pair.server.command("python3")?;
+    let mut process = python.args(["-c", &script]).spawn()?;
+    process.wait_listening(port)?;
+    Ok(process)
 }
 
 const UPGRADE: &str = "GET /chat HTTP/1.1\\r\\nHost: shop\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n";
 const WEBSOCKET: u16 = 8091;
 const HTTP: u16 = 8092;
 const PROXY: u16 = 8090;
+const EARLY: u16 = 8093;
