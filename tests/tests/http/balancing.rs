@@ -36,15 +36,31 @@ fn http_balancing() {
         checks.check(name, || run(&scene));
     };
     check("each request of an HTTP/1 connection chooses", |scene| {
-        scene.spread(&http_load(&scene.client, scene.target, 300, &[])?)
+        scene.spread(&http_load(&scene.client, scene.target, 300, &[])?, "200", 2)
     });
     check("each request of an HTTP/2 connection chooses", |scene| {
-        let args = ["--http2", "--streams", "4"];
-        scene.spread(&http_load(&scene.client, scene.target, 300, &args)?)
+        let args = ["--http2"];
+        scene.spread(
+            &http_load(&scene.client, scene.target, 300, &args)?,
+            "200",
+            2,
+        )
     });
     check("each call of a gRPC channel chooses", |scene| {
         let report = grpc_load(&scene.client, scene.grpc_target, 300, &[])?;
-        scene.spread_of(&report, "0")
+        scene.spread(&report, "0", 2)
+    });
+    check("requests at once are for all endpoints", |scene| {
+        for args in [
+            ["--connections", "8"].as_slice(),
+            &["--http2", "--streams", "8"],
+        ] {
+            let report = http_load(&scene.client, scene.target, 600, args)?;
+            scene.spread(&report, "200", 3)?;
+        }
+        let args = ["--connections", "8"];
+        let report = grpc_load(&scene.client, scene.grpc_target, 600, &args)?;
+        scene.spread(&report, "0", 3)
     });
     check("a slow endpoint loses its share, and regains it", slow);
     check("an endpoint that refuses is gone around", refusing);
@@ -81,22 +97,16 @@ impl Scene {
         })
     }
 
-    /// Fails unless all were answered, and every endpoint had a fair part of them.
-    fn spread(&self, report: &Report) -> Result<()> {
-        self.spread_of(report, "200")
-    }
-
-    fn spread_of(&self, report: &Report, status: &str) -> Result<()> {
+    /// Fails unless all were answered, and at least so many endpoints had a part of them. Of requests
+    /// one after the other the slowest of three may have none: it loses every comparison.
+    fn spread(&self, report: &Report, status: &str, least: usize) -> Result<()> {
         report.expect_all(status)?;
-        for endpoint in &self.endpoints {
-            // A third each if all were equally fast, and they are nearly.
-            let share = report.share(endpoint.pod.name());
-            ensure!(
-                share > 0.05,
-                "{} has {share}: {report:?}",
-                endpoint.pod.name()
-            );
-        }
+        let endpoints = self.endpoints.iter();
+        let used = endpoints.filter(|it| report.share(it.pod.name()) > 0.03);
+        ensure!(
+            used.count() >= least,
+            "fewer than {least} endpoints: {report:?}"
+        );
         Ok(())
     }
 }
@@ -152,20 +162,17 @@ fn refusing(scene: &Scene) -> Result<()> {
 }
 
 fn both_versions(scene: &Scene) -> Result<()> {
+    let loads = [
+        ["--connections", "1"].as_slice(),
+        &["--http2"],
+        &["--connections", "4"],
+        &["--http2", "--streams", "8"],
+    ];
     std::thread::scope(|scope| {
-        let loads = [
-            [].as_slice(),
-            &["--http2"],
-            &["--connections", "4"],
-            &["--http2", "--streams", "8"],
-        ];
-        let running: Vec<_> = loads
-            .into_iter()
-            .map(|args| scope.spawn(move || http_load(&scene.client, scene.target, 300, args)))
-            .collect();
-        for load in running {
+        let start = |args| scope.spawn(move || http_load(&scene.client, scene.target, 300, args));
+        for load in loads.map(start) {
             let report = load.join().map_err(|_| anyhow::anyhow!("panicked"))??;
-            scene.spread(&report)?;
+            scene.spread(&report, "200", 2)?;
         }
         Ok(())
     })
@@ -194,12 +201,15 @@ fn mixed_endpoints(scene: &Scene) -> Result<()> {
         .select("tier", "mixed")
         .port(80, HTTP);
     let target = serving(&scene.cluster, &scene.client, &spec, 80)?;
-    for args in [[].as_slice(), &["--http2"]] {
+    for args in [
+        ["--connections", "8"].as_slice(),
+        &["--http2", "--streams", "8"],
+    ] {
         eventually("both to answer", || {
             let report = http_load(&scene.client, target, 100, args)?;
             report.expect_all("200")?;
             ensure!(
-                report.share("old") > 0.05 && report.share("new") > 0.05,
+                report.share("old") > 0.0 && report.share("new") > 0.0,
                 "{report:?}"
             );
             Ok(())
