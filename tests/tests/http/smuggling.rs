@@ -1,6 +1,8 @@
 //! Requests that two readers would read differently: never does the server see two of one, and never
 //! does another client get an answer that is not its own.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use anyhow::{Context, Result, ensure};
 use weft_tests::Checks;
 use weft_tests::apps::{Nginx, curl_shop};
@@ -203,7 +205,12 @@ impl<'a> Scene<'a> {
     /// One that is rejected is answered with 400 or nothing; one that is made unambiguous is one
     /// request. Neither does a second one come of it, nor does the next client see anything of it.
     fn attack(&self, bytes: &str) -> Result<()> {
-        let bytes = bytes.replace("SMUGGLED", SMUGGLED);
+        // A path for each, so that what one attack achieved does not count for the next.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let path = format!("/smuggled-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let bytes = bytes
+            .replace("SMUGGLED", SMUGGLED)
+            .replace("/smuggled", &path);
         for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
             let got = self.send(port, &bytes)?;
             ensure!(
@@ -217,7 +224,7 @@ impl<'a> Scene<'a> {
                 .all(|code| [200, 400, 404, 405, 413, 431, 501, 505].contains(code));
             ensure!(fine, "port {port} answers {:?}", got.statuses);
         }
-        self.nobody_saw("/smuggled")?;
+        self.nobody_saw(&path)?;
         for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
             let shown = curl_shop(self.pair.client, self.pair.at(port), "/", &[])?;
             expect_code(&shown, 200).with_context(|| format!("the next client, at port {port}"))?;
@@ -233,7 +240,7 @@ impl<'a> Scene<'a> {
             "the next client was answered for {}",
             mine.path
         );
-        self.nobody_saw("/smuggled")
+        self.nobody_saw(&path)
     }
 
     fn nobody_saw(&self, path: &str) -> Result<()> {
@@ -248,7 +255,7 @@ impl<'a> Scene<'a> {
             let heads = server.heads()?;
             let saw = heads
                 .iter()
-                .any(|head| head.starts_with(&format!("GET {path}")));
+                .any(|head| head.starts_with(&format!("GET {path} ")));
             ensure!(!saw, "a careless server saw it");
         }
         Ok(())

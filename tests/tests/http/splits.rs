@@ -82,25 +82,31 @@ impl Scene {
 
     fn split_http(&self, weights: [u32; 2], args: &[&str]) -> Result<()> {
         self.apply(80, weights)?;
-        eventually("the weights to be in effect", || {
-            let report = http_load(&self.client, self.target, COUNT, args)?;
-            report.expect_all("200")?;
-            within_chance(&report, weights)
-        })
+        let load = || http_load(&self.client, self.target, COUNT, args);
+        expect_split(weights, "200", load)
     }
 
     fn split_grpc(&self, weights: [u32; 2]) -> Result<()> {
         self.apply(90, weights)?;
-        eventually("the weights to be in effect", || {
-            let report = grpc_load(&self.client, self.grpc_target, COUNT, &[])?;
-            report.expect_all("0")?;
-            within_chance(&report, weights)
-        })
+        let load = || grpc_load(&self.client, self.grpc_target, COUNT, &[]);
+        expect_split(weights, "0", load)
     }
 }
 
+/// Tried until the weights are in effect, and then once more: what is tried often enough succeeds by
+/// chance too.
+fn expect_split(weights: [u32; 2], status: &str, load: impl Fn() -> Result<Report>) -> Result<()> {
+    let attempt = || {
+        let report = load()?;
+        report.expect_all(status)?;
+        within_chance(&report, weights)
+    };
+    eventually("the weights to be in effect", attempt)?;
+    attempt()
+}
+
 /// Fails unless the first backend's part is what its weight says, within four standard deviations: by
-/// chance that fails once in 16,000 times, and then it is tried again.
+/// chance that fails once in 16,000 times.
 fn within_chance(report: &Report, weights: [u32; 2]) -> Result<()> {
     let part = f64::from(weights[0]) / f64::from(weights[0] + weights[1]);
     let deviation = (part * (1.0 - part) / report.answers as f64).sqrt();
