@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 use weft_core::route::RouteTable;
@@ -11,7 +12,7 @@ use weft_core::{
     PortProtocol, ProxyProtocol, Server, ServerBinding, Workload, WorkloadPolicy,
 };
 
-use super::services::EndpointTarget;
+use crate::balance::EndpointEntry;
 
 /// Sections by name. Objects have namespace and name in front, so that they are found alike.
 #[derive(Serialize)]
@@ -40,7 +41,18 @@ pub(super) struct ShownPort {
     pub(super) protocol: PortProtocol,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) routes: Option<ShownRoutes>,
-    pub(super) endpoints: Vec<EndpointTarget>,
+    pub(super) endpoints: Vec<ShownEndpoint>,
+}
+
+/// An endpoint, and what the balancer knows of it.
+#[derive(Serialize)]
+pub(super) struct ShownEndpoint {
+    address: IpAddr,
+    port: u16,
+    /// The latency expected now.
+    latency_ms: f32,
+    outstanding: u32,
+    weight: u32,
 }
 
 pub(super) struct ShownRoutes(pub(super) Arc<RouteTable>);
@@ -54,6 +66,19 @@ pub(super) struct ShownPolicies {
 pub(super) struct ShownWorkloadPolicy(pub(super) Arc<WorkloadPolicy>);
 
 pub(super) struct ShownServer(pub(super) Arc<Server>);
+
+impl ShownEndpoint {
+    pub(super) fn new(endpoint: &EndpointEntry, now: Instant) -> Self {
+        let load = &endpoint.load;
+        Self {
+            address: endpoint.address,
+            port: endpoint.port,
+            latency_ms: load.latency(now).as_secs_f32() * 1000.0,
+            outstanding: load.outstanding(),
+            weight: load.weight(),
+        }
+    }
+}
 
 impl Serialize for ShownWorkload {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

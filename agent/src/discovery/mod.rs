@@ -21,7 +21,7 @@ mod stream;
 pub use asks::Discovery;
 pub use controller::{Connection, Controller, ControllerConfig, ControllerError};
 pub use dump::StoreDump;
-pub use services::{EndpointTarget, ServicePortEntry};
+pub use services::{Balanced, ServicePortEntry};
 pub use state::StreamState;
 pub use store::{Destination, Generations, Store};
 pub use stream::ControlStream;

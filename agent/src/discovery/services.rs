@@ -3,17 +3,19 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use serde::Serialize;
 use weft_core::route::{RouteTable, RouteTableName};
 use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, PortProtocol, Service};
 
 use super::addresses::{AddressIndex, Claimant, Contested};
-use super::dump::{ShownPort, ShownRoutes, ShownService};
+use super::dump::{ShownEndpoint, ShownPort, ShownRoutes, ShownService};
 use super::sharded::Sharded;
+use crate::balance::{EndpointEntry, Tries};
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
 /// so that the state of balancing can live in it.
@@ -27,34 +29,71 @@ pub struct ServicePortEntry {
     protocol: ArcSwap<PortProtocol>,
     /// Its routes; none: it has none. To be loaded for each exchange.
     pub routes: ArcSwapOption<RouteTable>,
-    /// What backs the port now, ordered by address; may be empty.
-    pub endpoints: ArcSwap<Vec<EndpointTarget>>,
-    /// Where round robin goes on.
-    pub next: AtomicUsize,
+    /// What backs the port now, ordered by address; may be empty. An endpoint's entry, and what is
+    /// known of its load, stays the same for as long as it backs the port.
+    pub endpoints: ArcSwap<Vec<Arc<EndpointEntry>>>,
+    balances: [AtomicBool; 2],
 }
 
-/// Where a service port goes at one endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct EndpointTarget {
-    /// The address of the backing workload.
-    pub address: IpAddr,
-    /// The port of the application there.
-    pub port: u16,
+/// What is balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Balanced {
+    /// Each connection.
+    Connections,
+    /// Each HTTP exchange.
+    Exchanges,
 }
 
 impl ServicePortEntry {
+    fn new(
+        service: ObjectName,
+        port: u16,
+        protocol: PortProtocol,
+        routes: Option<Arc<RouteTable>>,
+        endpoints: Vec<Arc<EndpointEntry>>,
+    ) -> Self {
+        Self {
+            service,
+            port,
+            protocol: ArcSwap::from_pointee(protocol),
+            routes: ArcSwapOption::new(routes),
+            endpoints: ArcSwap::from_pointee(endpoints),
+            balances: Default::default(),
+        }
+    }
+
     /// What the port speaks, as far as somebody said.
     pub fn protocol(&self) -> PortProtocol {
         **self.protocol.load()
     }
+
+    /// Begins the tries of an exchange, or a connection, whose client used an address of the same
+    /// family as `like`.
+    pub fn tries(&self, balanced: Balanced, like: IpAddr) -> Tries {
+        let flag = &self.balances[balanced as usize];
+        // Nearly always set already: all CPUs read it, so none should write it.
+        if !flag.load(Ordering::Relaxed) {
+            flag.store(true, Ordering::Relaxed);
+        }
+        let endpoints = self.endpoints.load_full();
+        let range = of_family(&endpoints, like);
+        Tries::new(endpoints, range)
+    }
+
+    /// Whether a pod of this node ever used the port so.
+    pub fn balances(&self, what: Balanced) -> bool {
+        self.balances[what as usize].load(Ordering::Relaxed)
+    }
 }
 
-impl EndpointTarget {
-    /// Those of a port's targets (ordered by address) that have the family of the address that the
-    /// client used, as the EndpointSlices of Kubernetes are kept by family too.
-    pub fn of_family(targets: &[Self], like: IpAddr) -> &[Self] {
-        let (v4, v6) = targets.split_at(targets.partition_point(|it| it.address.is_ipv4()));
-        if like.is_ipv4() { v4 } else { v6 }
+/// Which of a port's endpoints (ordered by address) have the family of the address that the client
+/// used, as the EndpointSlices of Kubernetes are kept by family too.
+pub(super) fn of_family(endpoints: &[Arc<EndpointEntry>], like: IpAddr) -> Range<usize> {
+    let first_v6 = endpoints.partition_point(|it| it.address.is_ipv4());
+    if like.is_ipv4() {
+        0..first_v6
+    } else {
+        first_v6..endpoints.len()
     }
 }
 
@@ -213,13 +252,29 @@ impl Services {
         names.publish();
     }
 
+    /// The service ports that a pod of this node has used.
+    pub(super) fn used_ports(&self) -> Vec<Arc<ServicePortEntry>> {
+        let entries = self.parts.values().filter_map(|it| it.entry.as_ref());
+        let used = |it: &&Arc<ServicePortEntry>| {
+            it.balances(Balanced::Connections) || it.balances(Balanced::Exchanges)
+        };
+        let ports = entries.flat_map(|it| it.ports.iter().filter(used).cloned());
+        ports.collect()
+    }
+
     /// For people.
     pub(super) fn dump(&self) -> Vec<ShownService> {
+        let now = Instant::now();
         let port = |it: &Arc<ServicePortEntry>| ShownPort {
             port: it.port,
             protocol: it.protocol(),
             routes: it.routes.load_full().map(ShownRoutes),
-            endpoints: it.endpoints.load().to_vec(),
+            endpoints: it
+                .endpoints
+                .load()
+                .iter()
+                .map(|it| ShownEndpoint::new(it, now))
+                .collect(),
         };
         let entries = self.parts.values().filter_map(|it| it.entry.as_ref());
         let mut all: Vec<ShownService> = entries
@@ -248,14 +303,15 @@ impl Parts {
     fn assemble(&self) -> Option<Arc<ServiceEntry>> {
         let service = self.service.as_ref()?;
         let ports = service.ports.iter().map(|port| {
-            let targets = self.targets(port.number);
             let mut routes = self.routes.iter();
             let routes = routes.find(|it| it.name().port == port.number);
             let known = self.entry.as_ref().and_then(|it| it.port(port.number));
             match known {
                 Some(entry) => {
-                    if **entry.endpoints.load() != targets {
-                        entry.endpoints.store(Arc::new(targets));
+                    let before = entry.endpoints.load();
+                    let endpoints = self.endpoints(port.number, &before);
+                    if !same(&before, &endpoints) {
+                        entry.endpoints.store(Arc::new(endpoints));
                     }
                     if entry.protocol() != port.protocol {
                         entry.protocol.store(Arc::new(port.protocol));
@@ -263,14 +319,18 @@ impl Parts {
                     entry.routes.store(routes.cloned());
                     Arc::clone(entry)
                 }
-                None => Arc::new(ServicePortEntry {
-                    service: service.name.clone(),
-                    port: port.number,
-                    protocol: ArcSwap::from_pointee(port.protocol),
-                    routes: ArcSwapOption::new(routes.cloned()),
-                    endpoints: ArcSwap::from_pointee(targets),
-                    next: AtomicUsize::new(0),
-                }),
+                None => {
+                    let endpoints = self.endpoints(port.number, &[]);
+                    let name = service.name.clone();
+                    let routes = routes.cloned();
+                    Arc::new(ServicePortEntry::new(
+                        name,
+                        port.number,
+                        port.protocol,
+                        routes,
+                        endpoints,
+                    ))
+                }
             }
         });
         Some(Arc::new(ServiceEntry {
@@ -280,17 +340,28 @@ impl Parts {
         }))
     }
 
-    fn targets(&self, service_port: u16) -> Vec<EndpointTarget> {
-        let targets = self.endpoints.iter().filter_map(|known| {
-            let port = known
-                .ports
-                .iter()
-                .find(|it| it.service_port == service_port)?;
-            Some(EndpointTarget {
-                address: known.address,
-                port: port.target_port,
-            })
+    /// What backs a port; of what backed it before, the same entries.
+    fn endpoints(
+        &self,
+        service_port: u16,
+        before: &[Arc<EndpointEntry>],
+    ) -> Vec<Arc<EndpointEntry>> {
+        let mut before = before.iter().peekable();
+        let endpoints = self.endpoints.iter().filter_map(|known| {
+            let mut ports = known.ports.iter();
+            let port = ports.find(|it| it.service_port == service_port)?;
+            let (address, port) = (known.address, port.target_port);
+            // Both are ordered by address.
+            while before.next_if(|it| it.address < address).is_some() {}
+            let known = before.next_if(|it| it.address == address && it.port == port);
+            Some(known.map_or_else(|| EndpointEntry::new(address, port), Arc::clone))
         });
-        targets.collect()
+        let mut endpoints: Vec<_> = endpoints.collect();
+        endpoints.shrink_to_fit();
+        endpoints
     }
+}
+
+fn same(before: &[Arc<EndpointEntry>], after: &[Arc<EndpointEntry>]) -> bool {
+    before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
 }

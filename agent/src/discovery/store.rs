@@ -6,7 +6,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,13 @@ pub struct Store {
     complete: AtomicBool,
     generations: watch::Sender<Generations>,
     writer: Mutex<Writer>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What it holds is for dumps.
+        formatter.debug_struct("Store").finish_non_exhaustive()
+    }
 }
 
 /// Where a connection is going.
@@ -193,6 +200,11 @@ impl Store {
         let pods = self.node_pods.load();
         let pod = pods.get(workload);
         pod.is_some_and(|it| it.opaque_outbound_ports.contains(port))
+    }
+
+    /// The service ports that a pod of this node has used.
+    pub fn used_ports(&self) -> Vec<Arc<ServicePortEntry>> {
+        self.writer().services.used_ports()
     }
 
     /// Decides whether a client may connect to a port of a workload of this node.

@@ -3,9 +3,10 @@ use weft_core::{
     ServerBinding, ServerName, WorkloadPolicy,
 };
 
-use super::super::services::EndpointTarget;
+use super::super::services::{Balanced, of_family};
 use super::super::testing::*;
 use super::*;
+use crate::balance::EndpointEntry;
 
 fn key(kind: Kind, name: &str) -> Key {
     Key {
@@ -27,7 +28,7 @@ fn targets(store: &Store, destination: &str) -> Vec<(String, u16)> {
         panic!("{destination} is no service port");
     };
     let endpoints = entry.endpoints.load();
-    let target = |it: &EndpointTarget| (it.address.to_string(), it.port);
+    let target = |it: &Arc<EndpointEntry>| (it.address.to_string(), it.port);
     endpoints.iter().map(target).collect()
 }
 
@@ -377,6 +378,12 @@ fn a_hundred_thousand_workloads_are_small() {
         });
         store.apply_push(resources.collect(), vec![]);
     }
+    let resources = (0..5000_u32).map(|app| {
+        let address = IpAddr::from((0x0a02_0000_u32 + app).to_be_bytes()).to_string();
+        let name = format!("team-{}/app-{app}", app % 100);
+        (service(&name, &address, &[80]), 3)
+    });
+    store.apply_push(resources.collect(), vec![]);
     let took = resident_bytes().saturating_sub(before);
     println!("{} KiB", took / 1024);
     assert!(store.workload(&id("team-0/app-0-x0")).is_some());
@@ -416,15 +423,74 @@ fn what_is_held_is_told_by_name_and_version() {
 
 #[test]
 fn targets_are_chosen_by_the_family_that_the_client_used() {
-    let target = |address: &str| EndpointTarget {
-        address: address.parse().expect("valid"),
-        port: 80,
-    };
+    let target = |address: &str| EndpointEntry::new(address.parse().expect("valid"), 80);
     let targets = [target("10.0.0.1"), target("10.0.0.2"), target("fd00::1")];
-    let of = |like: &str| EndpointTarget::of_family(&targets, like.parse().expect("valid"));
-    assert_eq!(of("10.96.0.1"), &targets[..2]);
-    assert_eq!(of("fd01::1"), &targets[2..]);
-    assert!(EndpointTarget::of_family(&targets[..2], targets[2].address).is_empty());
+    let of = |like: &str| of_family(&targets, like.parse().expect("valid"));
+    assert_eq!(of("10.96.0.1"), 0..2);
+    assert_eq!(of("fd01::1"), 2..3);
+    assert!(of_family(&targets[..2], targets[2].address).is_empty());
+}
+
+#[test]
+fn an_endpoint_keeps_its_load_as_long_as_it_backs_the_port() {
+    let store = Store::new();
+    let web = |ports: &[u16]| service("shop/web", "10.2.0.1", ports);
+    let of = |address, targets| endpoint("shop/web", address, targets);
+    store.apply(
+        vec![web(&[80, 443]), of("10.1.0.2", &[(80, 8080), (443, 8080)])],
+        vec![],
+    );
+    let entries = |destination: &str| {
+        let Destination::Service(port) = store.classify(at(destination)) else {
+            panic!("no service port");
+        };
+        port.endpoints.load_full()
+    };
+    let first = entries("10.2.0.1:80");
+    let kept = |now: &[Arc<EndpointEntry>], place: usize| Arc::ptr_eq(&now[place], &first[0]);
+    assert!(!kept(&entries("10.2.0.1:443"), 0));
+    // Others come before and behind it, and go.
+    let others = vec![
+        of("10.1.0.1", &[(80, 8080)]),
+        of("fd00:1::3", &[(80, 8080)]),
+    ];
+    store.apply(others, vec![]);
+    let now = entries("10.2.0.1:80");
+    assert!(now.len() == 3 && kept(&now, 1));
+    store.apply(
+        vec![web(&[80])],
+        vec![key(Kind::Endpoint, "shop/web@10.1.0.1")],
+    );
+    assert!(kept(&entries("10.2.0.1:80"), 0));
+    // What changes nothing is not published.
+    let published = entries("10.2.0.1:80");
+    store.apply(vec![of("10.1.0.2", &[(80, 8080)])], vec![]);
+    assert!(Arc::ptr_eq(&published, &entries("10.2.0.1:80")));
+    // Another application at the same address.
+    store.apply(vec![of("10.1.0.2", &[(80, 9090)])], vec![]);
+    assert!(!kept(&entries("10.2.0.1:80"), 0));
+    store.apply(vec![], vec![key(Kind::Endpoint, "shop/web@10.1.0.2")]);
+    store.apply(vec![of("10.1.0.2", &[(80, 8080)])], vec![]);
+    assert!(!kept(&entries("10.2.0.1:80"), 0));
+}
+
+#[test]
+fn ports_that_a_pod_used_are_known() {
+    let store = Store::new();
+    let resources = vec![
+        service("shop/web", "10.2.0.1", &[80, 443]),
+        endpoint("shop/web", "10.1.0.2", &[(80, 8080)]),
+    ];
+    store.apply(resources, vec![]);
+    assert!(store.used_ports().is_empty());
+    let Destination::Service(port) = store.classify(at("10.2.0.1:80")) else {
+        panic!("no service port");
+    };
+    let like = "10.2.0.1".parse().expect("valid");
+    assert_eq!(port.tries(Balanced::Exchanges, like).candidates(), 1);
+    let used = store.used_ports();
+    assert!(used.len() == 1 && Arc::ptr_eq(&used[0], &port));
+    assert!(port.balances(Balanced::Exchanges) && !port.balances(Balanced::Connections));
 }
 
 #[test]
@@ -450,10 +516,14 @@ fn dumps_name_things_alike() {
         assert_eq!(entry["namespace"], "shop", "{section}");
         assert_eq!(entry["name"], name, "{section}");
     }
+    let endpoint = &dump["services"][0]["ports"][0]["endpoints"][0];
+    assert_eq!(endpoint["port"], 8080);
     assert_eq!(
-        dump["services"][0]["ports"][0]["endpoints"][0]["port"],
-        8080
+        (&endpoint["weight"], &endpoint["outstanding"]),
+        (&1.into(), &0.into())
     );
+    let latency = endpoint["latency_ms"].as_f64().expect("a number");
+    assert!((1.0..=30.0).contains(&latency), "{latency}");
     assert_eq!(dump["policies"]["servers"][0]["access_policy"], "audit");
     assert_eq!(dump["workloads"][0]["mesh"]["meshed"]["tunnel"], "weft-h2");
 }

@@ -10,7 +10,7 @@ mod weft1;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use http::StatusCode;
@@ -32,12 +32,12 @@ use super::tunnel::client::{Dialed, Key, Opened};
 use super::tunnel::wire;
 use super::usage::Dial;
 use super::{Context, socket};
-use crate::balance;
+use crate::balance::{self, InFlight};
 use crate::config::TunnelProtocol;
-use crate::discovery::{Destination, EndpointTarget, ServicePortEntry};
+use crate::discovery::{Balanced, Destination, ServicePortEntry};
 use crate::identity::{Alpn, peer_identity};
 use crate::node::LocalPod;
-use crate::telemetry::{Direction, FlowLabels, TlsLabel};
+use crate::telemetry::{Direction, FlowLabels, Refusal, TlsLabel};
 
 /// Stage one: a connection of a pod's application.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ async fn run(
         () = accepted.socket.failed() => return Err(Broken::Reset(Side::Client).into()),
         () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
     };
-    let connected = connected.inspect_err(|error| {
+    let (connected, _in_flight) = connected.inspect_err(|error| {
         // Of a service only if every endpoint was asked: others may be listening.
         if error.nothing_listens() && !record.more_endpoints {
             remember_refused(context, pod, accepted.original);
@@ -173,31 +173,66 @@ fn client_address(pod: &LocalPod, peer: SocketAddr, to: IpAddr) -> Result<Socket
     Ok(SocketAddr::new(*own, peer.port()))
 }
 
-/// Classifies, then decides and connects, at one endpoint after the other.
+/// Classifies, then decides and connects, at one endpoint after the other. An endpoint has to do with
+/// the flow for as long as the guard is held.
 async fn reach(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
     accepted: &Accepted,
     record: &mut Record,
-) -> Result<Connected, FlowError> {
+) -> Result<(Connected, Option<InFlight>), FlowError> {
     match classify(context, pod, accepted.original).await? {
-        Classified::Address => connect(context, pod, accepted, accepted.original, record).await,
+        Classified::Address => {
+            let connected = connect(context, pod, accepted, accepted.original, record).await?;
+            Ok((connected, None))
+        }
         Classified::Service(port) => {
             record.service = Some(port.service.clone());
-            let endpoints = port.endpoints.load_full();
-            let endpoints = EndpointTarget::of_family(&endpoints, accepted.original.ip());
-            record.more_endpoints = endpoints.len() > balance::MOST_TRIES;
+            let mut tries = port.tries(Balanced::Connections, accepted.original.ip());
+            record.more_endpoints = tries.candidates() > balance::MOST_TRIES;
             let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
-            for endpoint in balance::round_robin(&port.next, endpoints) {
-                let to = SocketAddr::new(endpoint.address, endpoint.port);
-                match connect(context, pod, accepted, to, record).await {
-                    Err(error) if error.may_try_another() => last = error,
-                    other => return other,
+            while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
+                let mut in_flight = endpoint.begin();
+                let connecting = connect(context, pod, accepted, endpoint.to(), record);
+                match connecting.await {
+                    Ok(connected) => {
+                        in_flight.first_byte();
+                        return Ok((connected, Some(in_flight)));
+                    }
+                    Err(error) => {
+                        if is_of_endpoint(&error) {
+                            in_flight.failed();
+                        } else {
+                            in_flight.forget();
+                        }
+                        if !error.may_try_another() {
+                            return Err(error);
+                        }
+                        last = error;
+                    }
                 }
             }
             Err(last)
         }
     }
+}
+
+/// Whether a flow failed because of its endpoint, and others would too: what only its own pod is
+/// refused must not keep those of other pods away.
+fn is_of_endpoint(error: &FlowError) -> bool {
+    matches!(
+        error.refusal(),
+        Some(
+            Refusal::ConnectRefused
+                | Refusal::ConnectTimeout
+                | Refusal::ConnectFailed
+                | Refusal::HandshakeFailed
+                | Refusal::HandshakeTimeout
+                | Refusal::IdentityMismatch
+                | Refusal::UnknownAddress
+                | Refusal::PodGone
+        )
+    )
 }
 
 async fn classify(
