@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bpf::Bpf;
-use crate::discovery::Discovery;
+use crate::discovery::{Balanced, Discovery, Store};
 use crate::identity::{CertificateState, Identities};
 use crate::node::Pods;
 use crate::proxy::Context;
+use crate::telemetry::exchange::{PortRef, balancer_labels};
 use crate::telemetry::{Kind, Samples, Source, Telemetry};
 
 /// Adds all of the agent's parts to its metrics.
@@ -20,6 +21,7 @@ pub fn add_all(telemetry: &Telemetry, context: &Arc<Context>) {
     telemetry.add_source(Arc::new(Enrolled(pods)));
     telemetry.add_source(Arc::new(Certificates(Arc::clone(&context.identities))));
     telemetry.add_source(Arc::new(ControlStream(context.discovery.clone())));
+    telemetry.add_source(Arc::new(Balancers(Arc::clone(&context.store))));
 }
 
 #[derive(Debug)]
@@ -193,6 +195,27 @@ impl Source for ControlStream {
         let failures = state.failures as f64;
         let help = "Connections to controllers that failed or ended";
         add(Kind::Counter, "weft_control_failures", help, failures);
+    }
+}
+
+#[derive(Debug)]
+struct Balancers(Arc<Store>);
+
+impl Source for Balancers {
+    fn collect(&self, samples: &mut Samples) {
+        let mut ports = self.0.used_ports();
+        ports.sort_by(|a, b| (&a.service, a.port).cmp(&(&b.service, b.port)));
+        for (balanced, name) in [
+            (Balanced::Exchanges, "outbound_http_balancer_endpoints"),
+            (Balanced::Connections, "outbound_tcp_balancer_endpoints"),
+        ] {
+            for port in ports.iter().filter(|it| it.balances(balanced)) {
+                let labels = balancer_labels(&PortRef::service(port.service.clone(), port.port));
+                let ready = port.endpoints.load().len() as f64;
+                let help = "The number of endpoints currently in the balancer";
+                samples.add(Kind::Gauge, name, help, labels, ready);
+            }
+        }
     }
 }
 

@@ -118,16 +118,12 @@ impl AuthzLabels {
 
 impl FlowLabels {
     pub(super) fn render(&self, peer: Peer) -> Rendered {
-        let direction = match self.direction {
-            Direction::Outbound => "outbound",
-            Direction::Inbound => "inbound",
-        };
         let side = match peer {
             Peer::Source => "src",
             Peer::Destination => "dst",
         };
         let mut labels = vec![
-            ("direction", direction.to_owned()),
+            ("direction", self.direction.as_str().to_owned()),
             ("peer", side.to_owned()),
         ];
         self.pod.render(&mut labels);
@@ -152,8 +148,17 @@ impl FlowLabels {
     }
 }
 
+impl Direction {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
 impl PodLabels {
-    fn render(&self, labels: &mut Rendered) {
+    pub(super) fn render(&self, labels: &mut Rendered) {
         labels.push(("namespace", self.id.0.namespace.to_string()));
         if let Some(owner) = &self.owner {
             labels.push((owner_label(owner), owner.name.to_string()));
@@ -163,7 +168,7 @@ impl PodLabels {
 }
 
 impl TlsLabel {
-    fn render(self, labels: &mut Rendered) {
+    pub(super) fn render(self, labels: &mut Rendered) {
         let (tls, no_tls_reason) = match self {
             Self::Mutual => ("true", None),
             Self::SameNode => ("true", Some("same_node")),
@@ -191,13 +196,30 @@ fn owner_label(owner: &Owner) -> &'static str {
     }
 }
 
-fn render_identity(name: &'static str, identity: Option<&Identity>, labels: &mut Rendered) {
+/// The same of the workload at the other end.
+pub(super) fn destination_owner_label(owner: &Owner) -> &'static str {
+    match owner_label(owner) {
+        "deployment" => "dst_deployment",
+        "statefulset" => "dst_statefulset",
+        "daemonset" => "dst_daemonset",
+        "replicaset" => "dst_replicaset",
+        "k8s_job" => "dst_k8s_job",
+        "cronjob" => "dst_cronjob",
+        _ => "dst_owner",
+    }
+}
+
+pub(super) fn render_identity(
+    name: &'static str,
+    identity: Option<&Identity>,
+    labels: &mut Rendered,
+) {
     if let Some(identity) = identity {
         labels.push((name, identity.to_string()));
     }
 }
 
-fn render_verdict(verdict: &Verdict, labels: &mut Rendered) {
+pub(super) fn render_verdict(verdict: &Verdict, labels: &mut Rendered) {
     if let Some(server) = verdict.server() {
         labels.push(("srv_group", server.group.as_str().to_owned()));
         labels.push(("srv_kind", "server".to_owned()));

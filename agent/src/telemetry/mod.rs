@@ -7,16 +7,20 @@
 //! What other parts hold anyway (certificates, the control stream, the kernel's maps) is not
 //! counted twice: they are [`Source`]s, asked at each scrape.
 
+mod detection;
+pub mod exchange;
 mod flow;
+mod histogram;
 mod labels;
 mod process;
 mod refusal;
 mod samples;
 
+pub use detection::{DetectedBy, ProtocolLabel};
 pub use flow::{FlowHandle, PeerCounters};
 pub use labels::{AuthzLabels, Direction, FlowLabels, Peer, PodLabels, TlsLabel};
 pub use refusal::Refusal;
-pub use samples::{Kind, Samples, Source};
+pub use samples::{HistogramSample, Kind, Samples, Source};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +31,8 @@ use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use weft_core::{Verdict, WorkloadId};
 
+use detection::Detections;
+use exchange::{ExchangeLabels, ExchangeSeries, Exchanges, RouteLabels};
 use flow::FlowCounters;
 use process::Process;
 
@@ -34,6 +40,7 @@ use process::Process;
 #[derive(Debug)]
 pub struct Telemetry {
     counts: Arc<Counts>,
+    exchanges: Arc<Exchanges>,
     registry: Mutex<Registry>,
 }
 
@@ -43,6 +50,7 @@ struct Counts {
     flows: RwLock<HashMap<FlowLabels, Arc<FlowCounters>>>,
     authz: RwLock<HashMap<(bool, AuthzLabels), Arc<AtomicU64>>>,
     refusals: RwLock<HashMap<(WorkloadId, Refusal), Arc<Refused>>>,
+    detections: Detections,
 }
 
 /// How often a pod was refused something for one reason.
@@ -72,11 +80,14 @@ impl Telemetry {
     /// Makes empty metrics with those of the process itself.
     pub fn new() -> Arc<Self> {
         let counts = Arc::new(Counts::default());
+        let exchanges = Arc::new(Exchanges::default());
         let telemetry = Self {
             counts: Arc::clone(&counts),
+            exchanges: Arc::clone(&exchanges),
             registry: Mutex::new(Registry::default()),
         };
         telemetry.add_source(counts);
+        telemetry.add_source(exchanges);
         telemetry.add_source(Arc::new(Process::new()));
         Arc::new(telemetry)
     }
@@ -91,6 +102,23 @@ impl Telemetry {
     /// Counts a flow as open; it closes when the handle is dropped.
     pub fn flow(&self, labels: FlowLabels) -> FlowHandle {
         FlowHandle::open(entry(&self.counts.flows, labels))
+    }
+
+    /// The series of HTTP exchanges with these labels, and of their backend: to be looked up once,
+    /// for a connection and an endpoint, and kept.
+    pub fn exchanges(&self, labels: ExchangeLabels) -> Arc<ExchangeSeries> {
+        self.exchanges.exchanges(labels)
+    }
+
+    /// The series of HTTP exchanges on a route, as clients see them: of an exchange that is tried at
+    /// several endpoints, or at none, this counts one.
+    pub fn route(&self, labels: RouteLabels) -> Arc<ExchangeSeries> {
+        self.exchanges.route(labels)
+    }
+
+    /// Counts a connection whose protocol is known now.
+    pub fn detection(&self, protocol: ProtocolLabel, how: DetectedBy) {
+        self.counts.detections.count(protocol, how);
     }
 
     /// Counts a decision of inbound policy.
@@ -127,9 +155,11 @@ impl Telemetry {
         retain(&self.counts.flows, |labels| labels.pod.id != *pod);
         retain(&self.counts.authz, |(_, labels)| labels.pod.id != *pod);
         retain(&self.counts.refusals, |(id, _)| id != pod);
+        self.exchanges.forget_pod(pod);
     }
 
-    /// Forgets the series of flows to workloads that are gone and that no flow uses any more.
+    /// Forgets the series to workloads that are gone and that no flow or exchange uses any more, and
+    /// those of exchanges that have not moved for long.
     pub fn forget_destinations(&self, exists: impl Fn(&WorkloadId) -> bool) {
         let mut flows = self
             .counts
@@ -141,6 +171,8 @@ impl Telemetry {
             let in_use = Arc::strong_count(counters) > 1;
             in_use || labels.destination.as_ref().is_none_or(&exists)
         });
+        drop(flows);
+        self.exchanges.forget_unused(exists, Instant::now());
     }
 
     /// The metrics as OpenMetrics text (version 1.0.0).
@@ -180,6 +212,7 @@ impl Source for Counts {
             let count = count.count.load(Ordering::Relaxed) as f64;
             samples.add(Kind::Counter, "weft_refused", help, labels, count);
         }
+        self.detections.collect(samples);
     }
 }
 
@@ -284,6 +317,25 @@ mod tests {
         drop(open);
         sweep();
         assert!(!telemetry.encode().contains("leaving"));
+    }
+
+    #[test]
+    fn detections_are_counted_by_protocol_and_how() {
+        let telemetry = Telemetry::new();
+        telemetry.detection(ProtocolLabel::Http2, DetectedBy::Declared);
+        telemetry.detection(ProtocolLabel::Opaque, DetectedBy::ServerFirst);
+        telemetry.detection(ProtocolLabel::Opaque, DetectedBy::ServerFirst);
+        let text = telemetry.encode();
+        let lines = text.lines();
+        let counted = lines.filter(|it| it.starts_with("weft_protocol_detections_total"));
+        let counted: Vec<&str> = counted.collect();
+        assert_eq!(
+            counted,
+            [
+                "weft_protocol_detections_total{protocol=\"http2\",how=\"declared\"} 1",
+                "weft_protocol_detections_total{protocol=\"opaque\",how=\"server_first\"} 2",
+            ]
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder,
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -27,6 +27,17 @@ pub enum Kind {
     Counter,
     /// It goes up and down.
     Gauge,
+    /// Added by [`Samples::histogram`].
+    Histogram,
+}
+
+/// A histogram as it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistogramSample {
+    /// Of all values.
+    pub sum: f64,
+    /// Upper bounds, the last infinite, and how many values are in each bucket alone.
+    pub buckets: Vec<(f64, u64)>,
 }
 
 /// Samples by metric name.
@@ -37,7 +48,13 @@ pub struct Samples(BTreeMap<&'static str, Metric>);
 struct Metric {
     kind: Kind,
     help: &'static str,
-    values: Vec<(Rendered, f64)>,
+    values: Vec<(Rendered, Value)>,
+}
+
+#[derive(Debug)]
+enum Value {
+    Number(f64),
+    Histogram(HistogramSample),
 }
 
 impl Samples {
@@ -50,11 +67,40 @@ impl Samples {
         labels: Vec<(&'static str, String)>,
         value: f64,
     ) {
+        self.push(kind, name, help, labels, Value::Number(value));
+    }
+
+    /// Adds one histogram.
+    pub fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: Vec<(&'static str, String)>,
+        sample: HistogramSample,
+    ) {
+        self.push(
+            Kind::Histogram,
+            name,
+            help,
+            labels,
+            Value::Histogram(sample),
+        );
+    }
+
+    fn push(
+        &mut self,
+        kind: Kind,
+        name: &'static str,
+        help: &'static str,
+        labels: Rendered,
+        value: Value,
+    ) {
         let metric = self.0.entry(name).or_insert_with(|| Metric {
             kind,
             help,
             values: Vec::new(),
         });
+        debug_assert_eq!(metric.kind, kind, "{name}");
         metric.values.push((labels, value));
     }
 }
@@ -71,14 +117,19 @@ impl Collector for SourceCollector {
             let kind = match metric.kind {
                 Kind::Counter => MetricType::Counter,
                 Kind::Gauge => MetricType::Gauge,
+                Kind::Histogram => MetricType::Histogram,
             };
             let mut family = encoder.encode_descriptor(name, metric.help, None, kind)?;
             for (labels, value) in metric.values {
                 let labels = LabelPairs(labels);
-                if labels.0.is_empty() {
-                    encode(metric.kind, value, family.encode_family(&NO_LABELS)?)?;
+                let encoder = if labels.0.is_empty() {
+                    family.encode_family(&NO_LABELS)?
                 } else {
-                    encode(metric.kind, value, family.encode_family(&labels)?)?;
+                    family.encode_family(&labels)?
+                };
+                match value {
+                    Value::Number(value) => encode(metric.kind, value, encoder)?,
+                    Value::Histogram(sample) => encode_histogram(&sample, encoder)?,
                 }
             }
         }
@@ -86,17 +137,23 @@ impl Collector for SourceCollector {
     }
 }
 
-fn encode(
-    kind: Kind,
-    value: f64,
-    encoder: prometheus_client::encoding::MetricEncoder<'_>,
+fn encode_histogram(
+    sample: &HistogramSample,
+    mut encoder: MetricEncoder<'_>,
 ) -> Result<(), fmt::Error> {
+    let count = sample.buckets.iter().map(|(_, count)| count).sum();
+    encoder.encode_histogram::<LabelPairs>(sample.sum, count, &sample.buckets, None)
+}
+
+fn encode(kind: Kind, value: f64, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
     match kind {
         // Whole numbers are written as such: 7, not 7.0.
         Kind::Counter if value.fract() == 0.0 => ConstCounter::new(value as u64).encode(encoder),
         Kind::Counter => ConstCounter::new(value).encode(encoder),
-        Kind::Gauge if value.fract() == 0.0 => ConstGauge::new(value as i64).encode(encoder),
-        Kind::Gauge => ConstGauge::new(value).encode(encoder),
+        Kind::Gauge | Kind::Histogram if value.fract() == 0.0 => {
+            ConstGauge::new(value as i64).encode(encoder)
+        }
+        Kind::Gauge | Kind::Histogram => ConstGauge::new(value).encode(encoder),
     }
 }
 

@@ -1,0 +1,323 @@
+//! The label sets of exchanges.
+//!
+//! Nothing in them is what a client or a server wrote: an authority is that of a service that the
+//! mesh knows, a path is never one.
+
+use weft_core::{Identity, Name, ObjectName, Owner, Verdict, WorkloadId};
+
+use super::super::labels::{
+    Direction, PodLabels, Rendered, TlsLabel, destination_owner_label, render_identity,
+    render_verdict,
+};
+
+/// The labels of the exchanges of a pod with one endpoint (outbound), or with one kind of client
+/// (inbound).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ExchangeLabels {
+    /// Which side this is.
+    pub direction: Direction,
+    /// The pod of this node that the exchanges belong to.
+    pub pod: PodLabels,
+    /// Whom the client asked for, where the mesh knows the host.
+    pub authority: Option<AuthorityLabel>,
+    /// The service that was asked for (outbound).
+    pub service: Option<ObjectName>,
+    /// The other workload, where one is known (outbound).
+    pub destination: Option<DestinationLabels>,
+    /// The application's port (inbound).
+    pub target_port: Option<u16>,
+    /// How it is secured.
+    pub tls: TlsLabel,
+    /// The client's identity (inbound).
+    pub client: Option<Identity>,
+    /// The server's identity (outbound).
+    pub server: Option<Identity>,
+    /// What policy said (inbound).
+    pub verdict: Option<Verdict>,
+    /// The route's backend that the endpoint belongs to (outbound): it is counted along.
+    pub backend: Option<BackendLabels>,
+}
+
+/// A host that the mesh knows: a service's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AuthorityLabel {
+    /// The service.
+    pub service: ObjectName,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The workload at the other end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DestinationLabels {
+    /// Its name.
+    pub id: WorkloadId,
+    /// What created it.
+    pub owner: Option<Owner>,
+}
+
+/// The labels of the exchanges of a pod on one route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RouteLabels {
+    /// The pod whose exchanges they are.
+    pub pod: PodLabels,
+    /// What the route is attached to.
+    pub parent: PortRef,
+    /// The route.
+    pub route: RouteRef,
+}
+
+/// The labels of a route's exchanges with one of its backends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackendLabels {
+    /// What the route is attached to.
+    pub parent: PortRef,
+    /// The route.
+    pub route: RouteRef,
+    /// The backend.
+    pub backend: PortRef,
+}
+
+/// A parent or a backend: an object, and one of its ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortRef {
+    /// Its API group; `core` for a Service.
+    pub group: &'static str,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: ObjectName,
+    /// The port.
+    pub port: u16,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RouteRef {
+    /// That of a parent without any, as Linkerd names it: `default`, `http` or `grpc`.
+    Default(&'static str),
+    /// A resource.
+    Resource {
+        /// Its API group.
+        group: &'static str,
+        /// `HTTPRoute` or `GRPCRoute`.
+        kind: &'static str,
+        /// Its name.
+        name: ObjectName,
+    },
+}
+
+impl AuthorityLabel {
+    /// What a `Host` or `:authority` names, if that is a service that is known: `web`, `web.shop`,
+    /// `web.shop.svc` or `web.shop.svc.cluster.local`, each with a port or without, as asked for in
+    /// a namespace. Whoever writes another name gets none, so that names are not theirs to make.
+    pub fn of_host(
+        host: &str,
+        namespace: &Name,
+        default_port: u16,
+        is_known: impl FnOnce(&ObjectName, u16) -> bool,
+    ) -> Option<Self> {
+        let (host, port) = match host.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (host, default_port),
+        };
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let mut parts = host.splitn(3, '.');
+        let (name, of, suffix) = (parts.next()?, parts.next(), parts.next());
+        if !matches!(suffix, None | Some("svc" | SERVICE_SUFFIX)) {
+            return None;
+        }
+        let namespace = match of {
+            Some(of) => of.parse().ok()?,
+            None => namespace.clone(),
+        };
+        let service = ObjectName {
+            namespace,
+            name: name.parse().ok()?,
+        };
+        is_known(&service, port).then_some(Self { service, port })
+    }
+
+    fn render(&self) -> String {
+        let ObjectName { namespace, name } = &self.service;
+        format!("{name}.{namespace}.{SERVICE_SUFFIX}:{}", self.port)
+    }
+}
+
+impl PortRef {
+    /// A port of a Service.
+    pub fn service(name: ObjectName, port: u16) -> Self {
+        Self {
+            group: "core",
+            kind: "Service",
+            name,
+            port,
+        }
+    }
+}
+
+impl RouteRef {
+    /// Whether its exchanges are gRPC calls by declaration.
+    pub(super) fn is_grpc(&self) -> bool {
+        match self {
+            Self::Default(name) => *name == "grpc",
+            Self::Resource { kind, .. } => *kind == "GRPCRoute",
+        }
+    }
+
+    fn render(&self, labels: &mut Rendered) {
+        let (group, kind, namespace, name) = match self {
+            Self::Default(name) => ("", "default", String::new(), (*name).to_owned()),
+            Self::Resource { group, kind, name } => {
+                let ObjectName { namespace, name } = name;
+                (*group, *kind, namespace.to_string(), name.to_string())
+            }
+        };
+        labels.push(("route_group", group.to_owned()));
+        labels.push(("route_kind", kind.to_owned()));
+        labels.push(("route_namespace", namespace));
+        labels.push(("route_name", name));
+    }
+}
+
+impl ExchangeLabels {
+    pub(super) fn render(&self) -> Rendered {
+        let mut labels = vec![("direction", self.direction.as_str().to_owned())];
+        if let Some(authority) = &self.authority {
+            labels.push(("authority", authority.render()));
+        }
+        self.pod.render(&mut labels);
+        let of_destination = self.destination.as_ref().map(|it| &it.id.0.namespace);
+        let of_service = self.service.as_ref().map(|it| &it.namespace);
+        if let Some(namespace) = of_service.or(of_destination) {
+            labels.push(("dst_namespace", namespace.to_string()));
+        }
+        if let Some(service) = &self.service {
+            labels.push(("dst_service", service.name.to_string()));
+        }
+        if let Some(destination) = &self.destination {
+            if let Some(owner) = &destination.owner {
+                labels.push((destination_owner_label(owner), owner.name.to_string()));
+            }
+            labels.push(("dst_pod", destination.id.0.name.to_string()));
+        }
+        if let Some(port) = self.target_port {
+            labels.push(("target_port", port.to_string()));
+        }
+        self.tls.render(&mut labels);
+        render_identity("client_id", self.client.as_ref(), &mut labels);
+        render_identity("server_id", self.server.as_ref(), &mut labels);
+        if let Some(verdict) = &self.verdict {
+            render_verdict(verdict, &mut labels);
+        }
+        labels
+    }
+}
+
+impl RouteLabels {
+    pub(super) fn render(&self) -> Rendered {
+        let mut labels = Vec::new();
+        self.pod.render(&mut labels);
+        render_port(&self.parent, &PARENT, &mut labels);
+        self.route.render(&mut labels);
+        labels
+    }
+}
+
+impl BackendLabels {
+    pub(super) fn render(&self, pod: &PodLabels) -> Rendered {
+        let mut labels = Vec::new();
+        pod.render(&mut labels);
+        render_port(&self.parent, &PARENT, &mut labels);
+        self.route.render(&mut labels);
+        render_port(&self.backend, &BACKEND, &mut labels);
+        labels
+    }
+}
+
+/// The gauge of a service's own balancer: parent and backend are the same.
+pub(crate) fn balancer_labels(port: &PortRef) -> Vec<(&'static str, String)> {
+    let mut labels = vec![("endpoint_state", "ready".to_owned())];
+    render_port(port, &PARENT, &mut labels);
+    render_port(port, &BACKEND, &mut labels);
+    labels
+}
+
+fn render_port(port: &PortRef, names: &[&'static str; 6], labels: &mut Rendered) {
+    let ObjectName { namespace, name } = &port.name;
+    let values = [
+        port.group.to_owned(),
+        port.kind.to_owned(),
+        namespace.to_string(),
+        name.to_string(),
+        port.port.to_string(),
+        String::new(),
+    ];
+    labels.extend(names.iter().copied().zip(values));
+}
+
+const PARENT: [&str; 6] = [
+    "parent_group",
+    "parent_kind",
+    "parent_namespace",
+    "parent_name",
+    "parent_port",
+    "parent_section_name",
+];
+const BACKEND: [&str; 6] = [
+    "backend_group",
+    "backend_kind",
+    "backend_namespace",
+    "backend_name",
+    "backend_port",
+    "backend_section_name",
+];
+/// What follows the namespace in a service's full name.
+const SERVICE_SUFFIX: &str = "svc.cluster.local";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hosts_of_known_services_become_authorities() {
+        let of = |host: &str| {
+            let namespace = "shop".parse().expect("valid");
+            let known = |name: &ObjectName, port| {
+                name.to_string() == "shop/web" && [80, 8080].contains(&port)
+            };
+            AuthorityLabel::of_host(host, &namespace, 80, known).map(|it| it.render())
+        };
+        for host in [
+            "web",
+            "web:80",
+            "web.shop",
+            "Web.Shop.svc",
+            "web.shop.svc.cluster.local:80",
+            "web.shop.svc.cluster.local.",
+        ] {
+            let full = "web.shop.svc.cluster.local:80";
+            assert_eq!(of(host).as_deref(), Some(full), "{host}");
+        }
+        assert_eq!(
+            of("web.shop:8080").as_deref(),
+            Some("web.shop.svc.cluster.local:8080")
+        );
+        for host in [
+            "",
+            ":80",
+            "web:99999",
+            "web:81",
+            "web.bank",
+            "api",
+            "example.com",
+            "web.shop.svc.example.com",
+            "10.2.0.1:80",
+            "[fd00::1]:80",
+            "web..svc",
+            "we b",
+        ] {
+            assert_eq!(of(host), None, "{host}");
+        }
+    }
+}

@@ -1,0 +1,420 @@
+use http::StatusCode;
+
+use super::super::{Direction, PodLabels, Telemetry, TlsLabel};
+use super::*;
+
+fn pod(id: &str) -> PodLabels {
+    PodLabels {
+        id: id.parse().expect("valid"),
+        owner: Some(weft_core::Owner {
+            kind: "deployment".parse().expect("valid"),
+            name: "web".parse().expect("valid"),
+        }),
+    }
+}
+
+fn inbound(id: &str) -> ExchangeLabels {
+    ExchangeLabels {
+        direction: Direction::Inbound,
+        pod: pod(id),
+        authority: Some(AuthorityLabel {
+            service: "shop/web".parse().expect("valid"),
+            port: 80,
+        }),
+        service: None,
+        destination: None,
+        target_port: Some(8080),
+        tls: TlsLabel::Mutual,
+        client: Some(
+            "spiffe://cluster.local/ns/shop/sa/curl"
+                .parse()
+                .expect("valid"),
+        ),
+        server: None,
+        verdict: None,
+        backend: None,
+    }
+}
+
+fn outbound(id: &str, to: &str) -> ExchangeLabels {
+    let service = || "shop/api".parse().expect("valid");
+    ExchangeLabels {
+        direction: Direction::Outbound,
+        authority: None,
+        service: Some(service()),
+        destination: Some(DestinationLabels {
+            id: to.parse().expect("valid"),
+            owner: Some(weft_core::Owner {
+                kind: "statefulset".parse().expect("valid"),
+                name: "api".parse().expect("valid"),
+            }),
+        }),
+        target_port: None,
+        client: None,
+        backend: Some(BackendLabels {
+            parent: PortRef::service(service(), 80),
+            route: http_route(),
+            backend: PortRef::service("shop/api-v2".parse().expect("valid"), 8080),
+        }),
+        ..inbound(id)
+    }
+}
+
+fn http_route() -> RouteRef {
+    RouteRef::Resource {
+        group: "gateway.networking.k8s.io",
+        kind: "HTTPRoute",
+        name: "shop/split".parse().expect("valid"),
+    }
+}
+
+fn route(id: &str, route: RouteRef) -> RouteLabels {
+    RouteLabels {
+        pod: pod(id),
+        parent: PortRef::service("shop/api".parse().expect("valid"), 80),
+        route,
+    }
+}
+
+/// One exchange, its moments in milliseconds from its beginning.
+fn exchange(
+    series: &Arc<ExchangeSeries>,
+    head: Option<u16>,
+    first_byte: Option<u64>,
+    ended: Result<Option<&str>, ExchangeError>,
+    end: u64,
+) {
+    let began = Instant::now();
+    let at = |ms| began + Duration::from_millis(ms);
+    let mut timer = ExchangeTimer::begin_at(Arc::clone(series), began);
+    if let Some(status) = head {
+        timer.respond(StatusCode::from_u16(status).expect("valid"), None);
+    }
+    if let Some(first_byte) = first_byte {
+        timer.first_byte_at(at(first_byte));
+    }
+    let ended = ended.map(|it| GrpcStatus::parse(it?.as_bytes()));
+    timer.end_at(ended, at(end));
+}
+
+fn has(text: &str, line: &str) {
+    assert!(text.lines().any(|it| it == line), "{line}\n\n{text}");
+}
+
+const INBOUND: &str = "direction=\"inbound\",authority=\"web.shop.svc.cluster.local:80\",\
+namespace=\"shop\",deployment=\"web\",pod=\"web-0\",target_port=\"8080\",tls=\"true\",\
+client_id=\"spiffe://cluster.local/ns/shop/sa/curl\"";
+
+#[test]
+fn inbound_exchanges_are_encoded_as_prometheus_reads_them() {
+    let telemetry = Telemetry::new();
+    let series = telemetry.exchanges(inbound("shop/web-0"));
+    exchange(&series, Some(200), Some(3), Ok(None), 40);
+    exchange(&series, Some(200), None, Ok(Some("14")), 250);
+    exchange(&series, Some(503), Some(1), Ok(None), 1);
+    exchange(
+        &series,
+        Some(200),
+        Some(60_000),
+        Err(ExchangeError::Reset),
+        60_001,
+    );
+    exchange(&series, None, None, Err(ExchangeError::Refused), 1);
+    let text = telemetry.encode();
+    has(&text, "# TYPE request counter");
+    has(&text, "# TYPE response counter");
+    has(&text, "# TYPE response_latency_ms histogram");
+    has(&text, &format!("request_total{{{INBOUND}}} 5"));
+    for (class, count) in [
+        ("status_code=\"200\",classification=\"success\"", 1),
+        (
+            "status_code=\"200\",classification=\"failure\",grpc_status=\"14\"",
+            1,
+        ),
+        ("status_code=\"503\",classification=\"failure\"", 1),
+        (
+            "status_code=\"200\",classification=\"failure\",error=\"RESET\"",
+            1,
+        ),
+        ("classification=\"failure\",error=\"REFUSED\"", 1),
+    ] {
+        has(
+            &text,
+            &format!("response_total{{{INBOUND},{class}}} {count}"),
+        );
+    }
+    let labels = format!("{INBOUND},status_code=\"200\"");
+    for (bound, count) in [
+        ("1.0", 0),
+        ("2.0", 0),
+        ("3.0", 1),
+        ("200.0", 1),
+        ("300.0", 2),
+        ("50000.0", 2),
+        ("+Inf", 3),
+    ] {
+        // The encoder writes the bound first.
+        let either = [
+            format!("response_latency_ms_bucket{{le=\"{bound}\",{labels}}} {count}"),
+            format!("response_latency_ms_bucket{{{labels},le=\"{bound}\"}} {count}"),
+        ];
+        assert!(
+            text.lines().any(|it| either.iter().any(|line| line == it)),
+            "{bound}\n{text}"
+        );
+    }
+    has(&text, &format!("response_latency_ms_count{{{labels}}} 3"));
+    has(
+        &text,
+        &format!("response_latency_ms_sum{{{labels}}} 60253.0"),
+    );
+    // 26 buckets for each of two statuses; none for what had no response.
+    assert_eq!(text.matches("response_latency_ms_bucket{").count(), 52);
+    assert_eq!(text.matches("# TYPE response_latency_ms ").count(), 1);
+    assert!(text.ends_with("# EOF\n"));
+    assert!(!text.contains("weft_metrics_overflow"));
+}
+
+const POD: &str = "namespace=\"shop\",deployment=\"web\",pod=\"web-0\"";
+const PARENT: &str = "parent_group=\"core\",parent_kind=\"Service\",parent_namespace=\"shop\",\
+parent_name=\"api\",parent_port=\"80\",parent_section_name=\"\"";
+const SPLIT: &str = "route_group=\"gateway.networking.k8s.io\",route_kind=\"HTTPRoute\",\
+route_namespace=\"shop\",route_name=\"split\"";
+
+#[test]
+fn outbound_exchanges_are_counted_for_their_endpoint_and_their_backend() {
+    let telemetry = Telemetry::new();
+    let first = telemetry.exchanges(outbound("shop/web-0", "shop/api-0"));
+    let second = telemetry.exchanges(outbound("shop/web-0", "shop/api-1"));
+    exchange(&first, Some(200), Some(10), Ok(None), 20);
+    exchange(&first, Some(200), Some(10), Ok(None), 20);
+    exchange(&second, Some(500), Some(10), Ok(None), 300);
+    let text = telemetry.encode();
+    for (to, count) in [("api-0", 2), ("api-1", 1)] {
+        has(
+            &text,
+            &format!(
+                "request_total{{direction=\"outbound\",{POD},dst_namespace=\"shop\",dst_service=\"api\",\
+                 dst_statefulset=\"api\",dst_pod=\"{to}\",tls=\"true\"}} {count}"
+            ),
+        );
+    }
+    let labels = format!(
+        "{POD},{PARENT},{SPLIT},backend_group=\"core\",backend_kind=\"Service\",\
+         backend_namespace=\"shop\",backend_name=\"api-v2\",backend_port=\"8080\",\
+         backend_section_name=\"\""
+    );
+    let name = "outbound_http_route_backend";
+    has(&text, &format!("{name}_requests_total{{{labels}}} 3"));
+    has(
+        &text,
+        &format!("{name}_response_statuses_total{{{labels},http_status=\"200\"}} 2"),
+    );
+    has(
+        &text,
+        &format!("{name}_response_statuses_total{{{labels},http_status=\"500\"}} 1"),
+    );
+    has(
+        &text,
+        &format!("{name}_response_duration_seconds_count{{{labels}}} 3"),
+    );
+    has(
+        &text,
+        &format!("{name}_response_duration_seconds_sum{{{labels}}} 0.34"),
+    );
+}
+
+#[test]
+fn a_backend_is_timed_from_the_end_of_the_request() {
+    let telemetry = Telemetry::new();
+    let series = telemetry.exchanges(outbound("shop/web-0", "shop/api-0"));
+    let began = Instant::now();
+    let at = |ms| began + Duration::from_millis(ms);
+    let mut timer = ExchangeTimer::begin_at(series, began);
+    timer.request_ended(at(700));
+    timer.respond(StatusCode::OK, None);
+    timer.end_at(Ok(None), at(1000));
+    let text = telemetry.encode();
+    let sum = |name: &str| {
+        let line = text.lines().find(|it| it.starts_with(name));
+        let value = line.and_then(|it| it.rsplit_once(' ')).map(|it| it.1);
+        value.expect("there").to_owned()
+    };
+    assert_eq!(
+        sum("outbound_http_route_backend_response_duration_seconds_sum"),
+        "0.3"
+    );
+    assert_eq!(sum("response_latency_ms_sum"), "1000.0");
+}
+
+#[test]
+fn routes_count_what_clients_see() {
+    let telemetry = Telemetry::new();
+    let http = telemetry.route(route("shop/web-0", http_route()));
+    exchange(&http, Some(301), None, Ok(None), 1);
+    exchange(&http, Some(200), Some(1), Ok(Some("5")), 100);
+    exchange(&http, Some(200), Some(1), Ok(None), 700);
+    exchange(&http, None, None, Err(ExchangeError::FailFast), 3000);
+    let grpc = telemetry.route(route("shop/web-0", RouteRef::Default("grpc")));
+    exchange(&grpc, Some(200), None, Ok(Some("0")), 1);
+    exchange(&grpc, Some(200), None, Ok(Some("14")), 1);
+    exchange(&grpc, Some(200), None, Ok(None), 1);
+    let text = telemetry.encode();
+    let name = "outbound_http_route_request_statuses_total";
+    let labels = format!("{POD},{PARENT},{SPLIT}");
+    // Two outcomes that differ in what is not shown are one series.
+    has(&text, &format!("{name}{{{labels},http_status=\"200\"}} 2"));
+    has(&text, &format!("{name}{{{labels},http_status=\"301\"}} 1"));
+    has(&text, &format!("{name}{{{labels},error=\"FAIL_FAST\"}} 1"));
+    let duration = "outbound_http_route_request_duration_seconds";
+    has(&text, &format!("{duration}_count{{{labels}}} 4"));
+    has(&text, &format!("{duration}_sum{{{labels}}} 3.801"));
+    let name = "outbound_grpc_route_request_statuses_total";
+    let default =
+        "route_group=\"\",route_kind=\"default\",route_namespace=\"\",route_name=\"grpc\"";
+    for status in ["OK", "UNAVAILABLE", "UNKNOWN"] {
+        has(
+            &text,
+            &format!("{name}{{{POD},{PARENT},{default},grpc_status=\"{status}\"}} 1"),
+        );
+    }
+    assert!(!text.contains("request_total{"));
+}
+
+#[test]
+fn what_is_dropped_counts_by_what_is_known() {
+    let telemetry = Telemetry::new();
+    let series = telemetry.exchanges(outbound("shop/web-0", "shop/api-0"));
+    drop(series.begin());
+    let mut timer = series.begin();
+    timer.respond(StatusCode::OK, None);
+    timer.first_byte();
+    drop(timer);
+    let mut timer = series.begin();
+    timer.respond(StatusCode::OK, GrpcStatus::parse(b"13"));
+    drop(timer);
+    let text = telemetry.encode();
+    let lines = |name: &str| text.lines().filter(|it| it.starts_with(name)).count();
+    assert_eq!(lines("response_total{"), 2);
+    assert!(
+        text.contains("status_code=\"200\",classification=\"success\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("classification=\"failure\",grpc_status=\"13\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("http_status=\"200\",error=\"CANCEL\"} 2"),
+        "{text}"
+    );
+    assert!(
+        text.contains("backend_section_name=\"\",error=\"CANCEL\"} 1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn status_codes_that_a_server_makes_up_are_few() {
+    let telemetry = Telemetry::new();
+    let series = telemetry.exchanges(inbound("shop/web-0"));
+    for status in (200..300).chain([600, 999]) {
+        exchange(&series, Some(status), None, Ok(None), 1);
+    }
+    let text = telemetry.encode();
+    let statuses = text.lines().filter(|it| it.starts_with("response_total{"));
+    assert_eq!(statuses.count(), 17);
+    has(
+        &text,
+        &format!("response_total{{{INBOUND},status_code=\"other\",classification=\"success\"}} 86"),
+    );
+    // A latency and an outcome each.
+    has(&text, &format!("weft_metrics_overflow_total{{{POD}}} 168"));
+}
+
+#[test]
+fn a_pod_has_so_many_series_and_others_have_theirs() {
+    let telemetry = Telemetry::new();
+    let series: Vec<_> = (0..MOST_SERIES_PER_POD + 10)
+        .map(|number| {
+            let labels = ExchangeLabels {
+                backend: None,
+                ..outbound("shop/web-0", &format!("shop/api-{number}"))
+            };
+            telemetry.exchanges(labels)
+        })
+        .collect();
+    for series in &series {
+        drop(series.begin());
+    }
+    exchange(
+        &telemetry.exchanges(outbound("shop/web-1", "shop/api-0")),
+        Some(200),
+        None,
+        Ok(None),
+        1,
+    );
+    let routed = telemetry.route(route("shop/web-0", http_route()));
+    exchange(&routed, Some(200), None, Ok(None), 1);
+    let text = telemetry.encode();
+    has(
+        &text,
+        &format!(
+            "request_total{{direction=\"outbound\",authority=\"overflow\",{POD},tls=\"true\"}} 10"
+        ),
+    );
+    has(&text, &format!("weft_metrics_overflow_total{{{POD}}} 11"));
+    has(
+        &text,
+        &format!(
+            "outbound_http_route_request_statuses_total{{{POD},route_name=\"overflow\",http_status=\"200\"}} 1"
+        ),
+    );
+    let of_pod = |name: &str| {
+        let labels = format!("pod=\"{name}\"");
+        let lines = text.lines().filter(|it| it.starts_with("request_total{"));
+        lines.filter(|it| it.contains(&labels)).count()
+    };
+    assert_eq!(of_pod("web-0"), MOST_SERIES_PER_POD + 1);
+    assert_eq!(of_pod("web-1"), 1);
+    // One that is there is found all the same.
+    let known = ExchangeLabels {
+        backend: None,
+        ..outbound("shop/web-0", "shop/api-3")
+    };
+    drop(telemetry.exchanges(known).begin());
+    assert!(
+        telemetry
+            .encode()
+            .contains("dst_pod=\"api-3\",tls=\"true\"} 2")
+    );
+}
+
+#[test]
+fn series_go_with_their_pod_with_what_they_are_about_and_when_idle() {
+    let exchanges = Exchanges::default();
+    let held = exchanges.exchanges(outbound("shop/web-0", "shop/api-0"));
+    drop(exchanges.exchanges(outbound("shop/web-0", "shop/api-1")));
+    drop(exchanges.exchanges(outbound("shop/web-0", "shop/api-2")));
+    drop(exchanges.route(route("shop/web-0", http_route())));
+    let count = || {
+        let pod = exchanges.pod(&pod("shop/web-0"));
+        let maps = pod.maps.read().expect("whole");
+        (maps.exchanges.len(), maps.routes.len(), maps.backends.len())
+    };
+    assert_eq!(count(), (3, 1, 1));
+    let now = Instant::now();
+    let exists = |id: &WorkloadId| id.0.name.as_str() == "api-1";
+    exchanges.forget_unused(exists, now);
+    assert_eq!(count(), (2, 1, 1));
+    // What moved is idle from then on only.
+    drop(exchanges.route(route("shop/web-0", http_route())).begin());
+    exchanges.forget_unused(exists, now + KEEP_IDLE);
+    assert_eq!(count(), (1, 1, 1));
+    drop(held);
+    exchanges.forget_unused(|_| true, now + 2 * KEEP_IDLE);
+    assert_eq!(count(), (0, 0, 0));
+    drop(exchanges.exchanges(outbound("shop/web-0", "shop/api-1")));
+    exchanges.forget_pod(&"shop/web-0".parse().expect("valid"));
+    assert!(exchanges.pods.read().expect("whole").is_empty());
+}
