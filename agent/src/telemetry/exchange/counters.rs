@@ -180,26 +180,19 @@ impl RouteCounters {
         labels: &Rendered,
         samples: &mut Samples,
     ) {
-        let mut add = |name, help, labels, count: &AtomicU64| {
-            let count = count.load(Ordering::Relaxed) as f64;
-            samples.add(Kind::Counter, name, help, labels, count);
-        };
         if let Some(names) = names.requests {
             let help = "The total number of requests dispatched";
             let name = names[usize::from(is_grpc)];
-            add(name, help, labels.clone(), &self.requests);
+            let requests = self.requests.load(Ordering::Relaxed) as f64;
+            samples.add(Kind::Counter, name, help, labels.clone(), requests);
         }
         let statuses = names.statuses[usize::from(is_grpc)];
         let help = "Completed request-response streams";
-        for (status, count) in merged(&self.statuses, is_grpc) {
+        for (status, count) in self.statuses(is_grpc) {
             let mut labels = labels.clone();
             labels.extend(status);
-            add(statuses, help, labels, &AtomicU64::new(count));
-        }
-        if self.other.load(Ordering::Relaxed) > 0 {
-            let mut labels = labels.clone();
-            Status::Other.render("http_status", &mut labels);
-            add(statuses, help, labels, &self.other);
+            let count = count as f64;
+            samples.add(Kind::Counter, statuses, help, labels, count);
         }
         if !self.duration.is_empty() {
             samples.histogram(
@@ -210,21 +203,27 @@ impl RouteCounters {
             );
         }
     }
-}
 
-/// Outcomes that differ in what is not shown are one series.
-fn merged(statuses: &Chain<Outcome, AtomicU64>, is_grpc: bool) -> Vec<(Rendered, u64)> {
-    let mut merged: Vec<(Rendered, u64)> = Vec::new();
-    for (outcome, count) in statuses.iter() {
-        let mut labels = Vec::new();
-        outcome.render_of_route(is_grpc, &mut labels);
-        let count = count.load(Ordering::Relaxed);
-        match merged.iter_mut().find(|(it, _)| *it == labels) {
-            Some((_, sum)) => *sum += count,
-            None => merged.push((labels, count)),
+    /// Label values with their counts; outcomes that differ in what is not shown are one.
+    fn statuses(&self, is_grpc: bool) -> Vec<(Rendered, u64)> {
+        let known = self.statuses.iter().map(|(outcome, count)| {
+            let mut labels = Vec::new();
+            outcome.render_of_route(is_grpc, &mut labels);
+            (labels, count)
+        });
+        let other = (Outcome::render_other(is_grpc), &self.other);
+        let mut statuses: Vec<(Rendered, u64)> = Vec::new();
+        for (labels, count) in known.chain([other]) {
+            let count = count.load(Ordering::Relaxed);
+            let same = statuses.iter_mut().find(|(it, _)| *it == labels);
+            match same {
+                Some((_, sum)) => *sum += count,
+                None if count > 0 => statuses.push((labels, count)),
+                None => {}
+            }
         }
+        statuses
     }
-    merged
 }
 
 pub(super) const ROUTE: RouteNames = RouteNames {

@@ -185,6 +185,16 @@ impl Outcome {
         }
         self.class.render_error(labels);
     }
+
+    /// The same of outcomes that a series has no room for.
+    pub(super) fn render_other(is_grpc: bool) -> Rendered {
+        let name = if is_grpc {
+            "grpc_status"
+        } else {
+            "http_status"
+        };
+        vec![(name, OTHER.to_owned())]
+    }
 }
 
 impl Class {

@@ -330,6 +330,22 @@ fn status_codes_that_a_server_makes_up_are_few() {
     );
     // A latency and an outcome each.
     has(&text, &format!("weft_metrics_overflow_total{{{POD}}} 168"));
+    let routed = telemetry.route(route("shop/web-0", http_route()));
+    for status in (200..300).chain([600, 999]) {
+        exchange(&routed, Some(status), None, Ok(None), 1);
+    }
+    exchange(&routed, Some(600), None, Err(ExchangeError::Reset), 1);
+    exchange(&routed, Some(200), None, Err(ExchangeError::Reset), 1);
+    let text = telemetry.encode();
+    let name = "outbound_http_route_request_statuses_total";
+    let statuses = text.lines().filter(|it| it.starts_with(name));
+    let mut series: Vec<&str> = statuses
+        .filter_map(|it| Some(it.rsplit_once(' ')?.0))
+        .collect();
+    series.sort_unstable();
+    series.dedup();
+    assert_eq!(series.len(), 49);
+    assert_eq!(text.matches("http_status=\"other\"}").count(), 1);
 }
 
 #[test]
