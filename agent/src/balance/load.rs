@@ -22,7 +22,8 @@ pub struct EndpointEntry {
 /// A sample above the estimate replaces it at once; one below pulls it down by as much as time has
 /// passed since the last. Without news the estimate is believed less and less: it goes towards zero
 /// where nothing is outstanding, so that an endpoint that was slow is tried again, and towards
-/// [`DEFAULT_LATENCY`] otherwise, so that one that only takes and never answers is not tried the more.
+/// the 30 ms of an unknown one otherwise, so that one that only takes and never answers is not tried the
+/// more.
 #[derive(Debug)]
 pub struct EndpointLoad {
     /// An [`Estimate`], packed: the two parts must change together.

@@ -1,9 +1,9 @@
 //! The golden metrics: requests, responses and latencies of HTTP exchanges.
 //!
 //! An [`ExchangeSeries`] is looked up once for a connection, route and backend, and kept by whoever
-//! has these; of one exchange only atomics are touched. What comes from a network is bounded: see
-//! [labels], statuses are numbers of which a series has few, and a pod has so many series; more are
-//! counted together and told by `weft_metrics_overflow_total`.
+//! has these; of one exchange only atomics are touched. What comes from a network is bounded: names in
+//! labels are of what the mesh knows, statuses are numbers of which a series has few, and a pod has so
+//! many series; what is above is counted together and told by `weft_metrics_overflow_total`.
 
 mod chain;
 mod counters;
