@@ -218,6 +218,11 @@ impl Identities {
         all
     }
 
+    /// Counts changes of certificates and trust roots.
+    pub fn generation(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
     /// Tells of changed roots or certificates.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

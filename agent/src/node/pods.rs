@@ -15,6 +15,7 @@ use weft_core::{Identity, NodePod, Workload, WorkloadId};
 use super::EnrollError;
 use crate::bpf::Standing;
 use crate::netns::Netns;
+use crate::proxy::http::pool::Pool as Exchanges;
 use crate::proxy::turns::Turns;
 use crate::proxy::usage::Usage;
 use crate::telemetry::PodLabels;
@@ -52,6 +53,8 @@ pub struct LocalPod {
     turns: Arc<Turns>,
     /// What it uses of its limits.
     pub usage: Arc<Usage>,
+    /// The connections that its HTTP exchanges leave by.
+    pub exchanges: Arc<Exchanges>,
 }
 
 /// The enrolled pods and those that wait.
@@ -115,6 +118,7 @@ impl LocalPod {
             flows: TaskTracker::new(),
             turns: Turns::new(),
             usage,
+            exchanges: Arc::default(),
         }
     }
 

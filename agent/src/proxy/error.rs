@@ -28,6 +28,9 @@ pub enum FlowError {
     /// The service does not have the port.
     #[error("the service {0} has no TCP port {1}")]
     UnknownServicePort(ObjectName, u16),
+    /// Routes lead the flow nowhere.
+    #[error("the routes of {0} for port {1} lead the flow nowhere that is known")]
+    NoRoute(ObjectName, u16),
     /// Nothing backs the service.
     #[error("no endpoint of {0} is ready for port {1}")]
     NoEndpoint(ObjectName, u16),
@@ -169,7 +172,7 @@ impl FlowError {
             Self::Loop => Refusal::Loop,
             Self::UnknownAddress(_) => Refusal::UnknownAddress,
             Self::UnknownServicePort(..) => Refusal::UnknownServicePort,
-            Self::NoEndpoint(..) => Refusal::NoEndpoint,
+            Self::NoEndpoint(..) | Self::NoRoute(..) => Refusal::NoEndpoint,
             Self::ReservedPort(_) => Refusal::ReservedPort,
             Self::Connect { source, .. } => connect_refusal(source),
             Self::ConnectTimeout { .. } => Refusal::ConnectTimeout,

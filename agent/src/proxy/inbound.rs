@@ -25,6 +25,8 @@ use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
 use self::peer::Peer;
 use super::ends::unless;
 use super::error::{FlowError, TunnelError};
+use super::http;
+use super::http::sniff::Sniffed;
 use super::live::LiveEntry;
 use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets};
@@ -144,6 +146,11 @@ pub struct Admission {
 }
 
 impl Admitted {
+    /// The server's pod.
+    pub(super) fn pod(&self) -> &Arc<LocalPod> {
+        &self.pod
+    }
+
     /// Parts the application's socket and the metrics from what watches over the flow.
     pub fn part(self) -> (FlowSocket, FlowHandle, Verdict, Admission) {
         let Self {
@@ -339,7 +346,7 @@ async fn plaintext_flow(
 }
 
 async fn plaintext(
-    context: &Context,
+    context: &Arc<Context>,
     pod: &Arc<LocalPod>,
     (stream, from): (TcpStream, SocketAddr),
     record: &mut Record,
@@ -372,8 +379,54 @@ async fn plaintext(
     let (server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved = Moved::metered(vec![meter], admission.usage());
+    if http::may_be(context.store.inbound_protocol(&pod.id, to.port())) {
+        let detected = {
+            let detecting = pin!(http::inbound::of_socket(&client, &server));
+            unless(pin!(admission.ended()), detecting).await??
+        };
+        detected.count(&context.telemetry);
+        if let Sniffed::Http(version) = detected.protocol {
+            let flow = http::inbound::Admitted {
+                context: Arc::clone(context),
+                pod: Arc::clone(pod),
+                client: from,
+                identity: None,
+                to,
+                tls: TlsLabel::None,
+                verdict: record.verdict.clone(),
+            };
+            let stream = http::Stream::socket(client);
+            return Box::pin(serve_http(
+                flow,
+                (stream, version),
+                server,
+                &admission,
+                record,
+            ))
+            .await;
+        }
+    }
     let copying = pin!(join_sockets(client, server, &record.moved));
     admission.watch(copying).await
+}
+
+/// Serves an admitted flow's exchanges, as long as policy allows it and the pod is there.
+async fn serve_http(
+    flow: http::inbound::Admitted,
+    (stream, version): (http::Stream, http::Version),
+    server: FlowSocket,
+    admission: &Admission,
+    record: &mut Record,
+) -> Result<(), FlowError> {
+    let moved = Arc::new(std::mem::take(&mut record.moved));
+    let stream = stream.metered(Arc::clone(&moved), Side::Client);
+    let ended = {
+        let serving = Box::pin(flow.serve(stream, version, server));
+        let mut serving = serving;
+        unless(pin!(admission.ended()), serving.as_mut()).await
+    };
+    record.moved = Arc::into_inner(moved).unwrap_or_default();
+    ended?
 }
 
 /// Authenticates a tunnel's peer, and serves its flows until it leaves.

@@ -17,6 +17,7 @@
 mod descriptors;
 mod ends;
 pub mod error;
+pub mod http;
 pub mod inbound;
 pub mod limits;
 mod live;
@@ -29,14 +30,17 @@ pub mod tunnel;
 pub mod turns;
 pub mod usage;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use weft_core::{PortProtocol, PortRanges};
 
 use crate::bpf::Bpf;
 use crate::config::TunnelProtocol;
 use crate::discovery::{Discovery, Store};
 use crate::identity::Identities;
-use crate::node::Pods;
+use crate::node::{LocalPod, Pods};
 use crate::telemetry::Telemetry;
 
 use limits::Limits;
@@ -119,6 +123,26 @@ impl Context {
     /// What a pod that joins uses: nothing yet.
     pub fn new_usage(&self) -> Arc<Usage> {
         Usage::new(&self.config.limits, &self.kept)
+    }
+
+    /// What was declared of a port that a pod of this node connects to.
+    fn declared(
+        &self,
+        pod: &LocalPod,
+        classified: &outbound::Classified,
+        to: SocketAddr,
+    ) -> PortProtocol {
+        let (address, port) = (to.ip(), to.port());
+        if self.store.is_outbound_opaque(&pod.id, port) {
+            return PortProtocol::Opaque;
+        }
+        match classified {
+            outbound::Classified::Service(port) => port.protocol(),
+            outbound::Classified::Address => match self.pods.at(address) {
+                Some(local) => self.store.inbound_protocol(&local.id, port),
+                None => PortRanges::opaque_by_default().protocol_of(port),
+            },
+        }
     }
 
     /// How many tunnels to other nodes are kept.

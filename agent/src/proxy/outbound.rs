@@ -2,18 +2,19 @@
 //! and who must answer.
 //!
 //! Nothing is taken from the client before a server has accepted, so a flow can be tried at another
-//! endpoint without losing a byte. Whatever is not known is refused: plaintext leaves only for what
+//! endpoint without losing a byte. What is HTTP goes on in [`super::http::outbound`]. Whatever is not known is refused: plaintext leaves only for what
 //! a record says is not meshed, or for what lies outside of the cluster.
 
 mod weft1;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::http::StatusCode;
 use futures::future::BoxFuture;
-use http::StatusCode;
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,17 +22,21 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload};
+use weft_core::route::{RouteType, SelectedFlow, Target, pick};
+use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, Workload, WorkloadId};
 
 use super::ends::unless;
 use super::error::{FlowError, TunnelError};
+use super::http::connection::Route;
+use super::http::detect::{self, Detected};
+use super::http::sniff::Sniffed;
 use super::inbound::{self, Admitted, Arrival, accept_each, refuse};
 use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel, prepare};
 use super::tunnel::client::{Dialed, Key, Opened};
 use super::tunnel::wire;
 use super::usage::Dial;
-use super::{Context, socket};
+use super::{Context, http, socket};
 use crate::balance::{self, InFlight};
 use crate::config::TunnelProtocol;
 use crate::discovery::{Balanced, Destination, ServicePortEntry};
@@ -50,8 +55,17 @@ pub struct Accepted {
     pub original: SocketAddr,
 }
 
+/// Who connects to a server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller<'a> {
+    /// The application's address, as others see it.
+    pub(super) address: SocketAddr,
+    /// Its socket, if what it has said already may be sent before the server has accepted.
+    pub(super) said: Option<&'a TcpStream>,
+}
+
 /// Stage two: what the destination is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Classified {
     /// A port of a service: any of its endpoints will do.
     Service(Arc<ServicePortEntry>),
@@ -112,9 +126,7 @@ pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListe
 }
 
 async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: (TcpStream, SocketAddr)) {
-    let mut record = Record::new(Direction::Outbound, &pod.id);
-    record.source = Some(pod.id.clone());
-    record.source_identity = Some(pod.identity.clone());
+    let mut record = new_record(&pod);
     let result = run(&context, &pod, stream, &mut record).await;
     record.finish(&context.telemetry, &result);
 }
@@ -129,19 +141,197 @@ async fn run(
     record.client = Some(accepted.client);
     record.original = Some(accepted.original);
     // Boxed: nothing of it is needed while bytes are copied.
-    let reaching = Box::pin(reach(context, pod, &accepted, record));
-    let connected = tokio::select! {
-        connected = reaching => connected,
+    let finding = Box::pin(find(context, pod, &accepted, record));
+    let found = tokio::select! {
+        found = finding => found,
         () = accepted.socket.failed() => return Err(Broken::Reset(Side::Client).into()),
         () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
     };
-    let (connected, _in_flight) = connected.inspect_err(|error| {
+    let found = found.inspect_err(|error| {
         // Of a service only if every endpoint was asked: others may be listening.
         if error.nothing_listens() && !record.more_endpoints {
             remember_refused(context, pod, accepted.original);
         }
     })?;
-    carry(context, pod, accepted.socket, connected, record).await
+    match found {
+        Found::Opaque(reached) => {
+            let (connected, _in_flight) = *reached;
+            carry(context, pod, accepted.socket, connected, record).await
+        }
+        Found::Http(client, connected) => {
+            if let Some(connected) = connected {
+                keep(&client, pod, connected, record).await;
+            }
+            record.is_told_elsewhere = true;
+            Box::pin(client.serve(accepted.socket)).await
+        }
+    }
+}
+
+/// Has a connection that was made meanwhile kept for the client's exchanges; it is told of with the record
+/// so far.
+fn keep<'a>(
+    client: &'a http::outbound::Client,
+    pod: &LocalPod,
+    connected: Box<Connected>,
+    record: &mut Record,
+) -> BoxFuture<'a, ()> {
+    let own = Box::new(std::mem::replace(record, new_record(pod)));
+    Box::pin(client.keep(*connected, own))
+}
+
+/// What a flow turned out to be.
+enum Found {
+    /// Bytes, for a server that has accepted.
+    Opaque(Box<Reached>),
+    /// HTTP, and what was connected meanwhile.
+    Http(http::outbound::Client, Option<Box<Connected>>),
+}
+
+/// A server that has accepted, and what the balancer counts as long as it is there.
+type Reached = (Connected, Option<InFlight>);
+
+/// Finds out what the client speaks, and connects to a server, unless its exchanges will.
+async fn find(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    accepted: &Accepted,
+    record: &mut Record,
+) -> Result<Found, FlowError> {
+    let classified = classify(context, pod, accepted.original).await?;
+    let socket = accepted.socket.socket();
+    let opaque = Caller {
+        address: accepted.client,
+        said: Some(socket),
+    };
+    let http = |version, connected| {
+        let target = match &classified {
+            Classified::Service(port) => http::outbound::Target::Service(Arc::clone(port)),
+            Classified::Address => http::outbound::Target::Address,
+        };
+        let addresses = (accepted.client, accepted.original);
+        let client = http::outbound::Client::new(context, pod, addresses, version, target);
+        Found::Http(client, connected)
+    };
+    if !is_looked_at(context, pod, accepted, &classified) {
+        let to = (opaque, accepted.original, None);
+        let reached = reach(context, pod, &classified, to, record).await?;
+        return Ok(Found::Opaque(Box::new(reached)));
+    }
+    let client_failed = |error| Broken::socket(Side::Client, error);
+    let mut seen = detect::at_once(socket).map_err(client_failed)?;
+    if seen.is_none() && has_names(pod, &classified) {
+        // Where it goes depends on the name that it asks for, if it speaks TLS.
+        let found = detect::from_client(socket).await;
+        seen = Some(found.map_err(client_failed)?);
+    }
+    if let Some(seen) = &seen {
+        seen.count(&context.telemetry);
+    }
+    match seen.map(|it| it.protocol) {
+        Some(Sniffed::Http(version)) => return Ok(http(version, None)),
+        Some(other) => {
+            let name = match &other {
+                Sniffed::Tls { server_name } => server_name.as_deref(),
+                _ => None,
+            };
+            let to = (opaque, accepted.original, name);
+            let reached = reach(context, pod, &classified, to, record).await?;
+            return Ok(Found::Opaque(Box::new(reached)));
+        }
+        None => {}
+    }
+    // Nothing that it says may leave before it is known what that is.
+    let from = Caller {
+        said: None,
+        ..opaque
+    };
+    let mut detecting = pin!(detect::from_client(socket));
+    let mut detected = None;
+    if is_connected(pod, &classified, accepted.original) {
+        // HTTP was spoken there before; if it is, no other connection is needed.
+        detected = Some(detecting.as_mut().await.map_err(client_failed)?);
+        if let Some(seen) = &detected
+            && let Sniffed::Http(version) = &seen.protocol
+        {
+            seen.count(&context.telemetry);
+            return Ok(http(*version, None));
+        }
+    }
+    let connected = {
+        let to = (from, accepted.original, None);
+        let mut reaching = pin!(reach(context, pod, &classified, to, record));
+        tokio::select! {
+            biased;
+            found = &mut detecting, if detected.is_none() => {
+                detected = Some(found.map_err(client_failed)?);
+                reaching.await
+            }
+            connected = &mut reaching => connected,
+        }
+    };
+    if let (Err(_), Some(Sniffed::Http(version))) =
+        (&connected, detected.as_ref().map(|it| &it.protocol))
+    {
+        // Its exchanges will hear so themselves.
+        return Ok(http(*version, None));
+    }
+    let (mut connected, in_flight) = connected?;
+    count(context, pod, record);
+    if detected.is_none() {
+        detected = tokio::select! {
+            biased;
+            found = detecting => Some(found.map_err(client_failed)?),
+            spoken = connected.speaks() => {
+                spoken.map_err(|error| Broken::socket(Side::Server, error))?;
+                None
+            }
+        };
+    }
+    let detected = detected.unwrap_or(Detected::SERVER_FIRST);
+    detected.count(&context.telemetry);
+    match detected.protocol {
+        Sniffed::Http(version) => Ok(http(version, Some(Box::new(connected)))),
+        _ => Ok(Found::Opaque(Box::new((connected, in_flight)))),
+    }
+}
+
+/// Whether the service's routes for flows of the pod look at the name that a TLS client asks for.
+fn has_names(pod: &LocalPod, classified: &Classified) -> bool {
+    let Classified::Service(port) = classified else {
+        return false;
+    };
+    let routes = port.routes.load();
+    let namespace = &pod.id.0.namespace;
+    routes
+        .as_ref()
+        .is_some_and(|it| it.route_type(namespace) == Some(RouteType::Tls))
+}
+
+/// Whether the pod's exchanges keep a connection to an endpoint that this one could be led to.
+fn is_connected(pod: &LocalPod, classified: &Classified, original: SocketAddr) -> bool {
+    match classified {
+        Classified::Address => pod.exchanges.has_any(std::iter::once(original)),
+        Classified::Service(port) => {
+            let endpoints = port.endpoints.load();
+            let endpoints = endpoints.iter();
+            pod.exchanges.has_any(endpoints.map(|it| it.to()))
+        }
+    }
+}
+
+/// Whether it is worth a look: it may be HTTP, or TLS that is routed.
+fn is_looked_at(
+    context: &Context,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    classified: &Classified,
+) -> bool {
+    // What stays in the pod is none of the mesh's business.
+    if pod.has_address(accepted.original.ip()) {
+        return false;
+    }
+    http::may_be(context.declared(pod, classified, accepted.original)) || has_names(pod, classified)
 }
 
 fn accept(
@@ -173,27 +363,30 @@ fn client_address(pod: &LocalPod, peer: SocketAddr, to: IpAddr) -> Result<Socket
     Ok(SocketAddr::new(*own, peer.port()))
 }
 
-/// Classifies, then decides and connects, at one endpoint after the other. An endpoint has to do with
-/// the flow for as long as the guard is held.
+/// Decides and connects, at one endpoint after the other. An endpoint has to do with the flow for as long
+/// as the guard is held.
 async fn reach(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
-    accepted: &Accepted,
+    classified: &Classified,
+    (from, original, name): (Caller<'_>, SocketAddr, Option<&str>),
     record: &mut Record,
-) -> Result<(Connected, Option<InFlight>), FlowError> {
-    match classify(context, pod, accepted.original).await? {
+) -> Result<Reached, FlowError> {
+    match classified {
         Classified::Address => {
-            let connected = connect(context, pod, accepted, accepted.original, record).await?;
+            let connected = connect(context, pod, from, original, record).await?;
             Ok((connected, None))
         }
         Classified::Service(port) => {
             record.service = Some(port.service.clone());
-            let mut tries = port.tries(Balanced::Connections, accepted.original.ip());
+            let led = lead(context, pod, port, name)?;
+            let port = led.as_ref().unwrap_or(port);
+            let mut tries = port.tries(Balanced::Connections, original.ip());
             record.more_endpoints = tries.candidates() > balance::MOST_TRIES;
             let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
             while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
                 let mut in_flight = endpoint.begin();
-                let connecting = connect(context, pod, accepted, endpoint.to(), record);
+                let connecting = connect(context, pod, from, endpoint.to(), record);
                 match connecting.await {
                     Ok(connected) => {
                         in_flight.first_byte();
@@ -219,7 +412,7 @@ async fn reach(
 
 /// Whether a flow failed because of its endpoint, and others would too: what only its own pod is
 /// refused must not keep those of other pods away.
-fn is_of_endpoint(error: &FlowError) -> bool {
+pub(super) fn is_of_endpoint(error: &FlowError) -> bool {
     matches!(
         error.refusal(),
         Some(
@@ -269,10 +462,11 @@ async fn known(
     }
 }
 
-async fn connect(
+/// Connects to one endpoint.
+pub(super) async fn connect(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
-    accepted: &Accepted,
+    from: Caller<'_>,
     to: SocketAddr,
     record: &mut Record,
 ) -> Result<Connected, FlowError> {
@@ -281,7 +475,7 @@ async fn connect(
     note(record, pod, &way);
     match way {
         Way::Itself => {
-            let server = socket::deliver(context, pod, to, accepted.client).await?;
+            let server = socket::deliver(context, pod, to, from.address).await?;
             Ok(Connected::Socket(server))
         }
         Way::Plaintext(_) => {
@@ -292,7 +486,7 @@ async fn connect(
         }
         Way::SameNode(other) => {
             let arrival = Arrival {
-                client: accepted.client,
+                client: from.address,
                 identity: Some(&pod.identity),
                 to,
                 tls: TlsLabel::SameNode,
@@ -301,13 +495,17 @@ async fn connect(
             Ok(Connected::SameNode(Box::new(admitted), other.flows.token()))
         }
         Way::Tunnel { identity, alpn, .. } => {
-            open_tunnel(context, pod, accepted, to, identity, alpn).await
+            open_tunnel(context, pod, from, to, identity, alpn).await
         }
     }
 }
 
 /// Which way leads to an endpoint.
-async fn decide(context: &Context, pod: &LocalPod, to: SocketAddr) -> Result<Way, FlowError> {
+pub(super) async fn decide(
+    context: &Context,
+    pod: &LocalPod,
+    to: SocketAddr,
+) -> Result<Way, FlowError> {
     if pod.has_address(to.ip()) {
         return Ok(Way::Itself);
     }
@@ -348,9 +546,68 @@ async fn decide(context: &Context, pod: &LocalPod, to: SocketAddr) -> Result<Way
     })
 }
 
+impl Connected {
+    /// Ends when the server has said something.
+    async fn speaks(&mut self) -> io::Result<()> {
+        let server = match self {
+            Self::Socket(server) => server,
+            Self::SameNode(admitted, _) => &admitted.server,
+            Self::Channel(asked) => {
+                asked.speaks().await;
+                return Ok(());
+            }
+            Self::Tunnel(opened) => {
+                let halves = &mut opened.halves;
+                if halves.first.is_empty()
+                    && let Some(Ok(first)) = halves.receive.data().await
+                {
+                    halves.first = first;
+                }
+                return Ok(());
+            }
+        };
+        detect::server_speaks(server).await
+    }
+}
+
+/// Where a connection of HTTP that goes this way would lead.
+pub(super) fn route(context: &Context, way: &Way, endpoint: SocketAddr) -> Route {
+    let (path, destination, identity) = facts(None, way);
+    Route {
+        endpoint,
+        path,
+        destination: destination.cloned(),
+        identity: identity.cloned(),
+        local: match way {
+            Way::SameNode(other) => Some(Arc::clone(other)),
+            _ => None,
+        },
+        verdict: None,
+        generation: context.identities.generation(),
+    }
+}
+
+/// A record of a flow of the pod.
+pub(super) fn new_record(pod: &LocalPod) -> Record {
+    let mut record = Record::new(Direction::Outbound, &pod.id);
+    record.source = Some(pod.id.clone());
+    record.source_identity = Some(pod.identity.clone());
+    record
+}
+
 fn note(record: &mut Record, pod: &LocalPod, way: &Way) {
-    let (path, destination, identity) = match way {
-        Way::Itself => (PathLabel::Itself, Some(&pod.id), None),
+    let (path, destination, identity) = facts(Some(pod), way);
+    record.path = path;
+    record.destination = destination.cloned();
+    record.destination_identity = identity.cloned();
+}
+
+fn facts<'a>(
+    pod: Option<&'a LocalPod>,
+    way: &'a Way,
+) -> (PathLabel, Option<&'a WorkloadId>, Option<&'a Identity>) {
+    match way {
+        Way::Itself => (PathLabel::Itself, pod.map(|it| &it.id), None),
         Way::SameNode(other) => (PathLabel::SameNode, Some(&other.id), Some(&other.identity)),
         Way::Tunnel {
             workload, identity, ..
@@ -359,17 +616,14 @@ fn note(record: &mut Record, pod: &LocalPod, way: &Way) {
             let id = workload.as_ref().map(|it| &it.id);
             (PathLabel::Plaintext, id, None)
         }
-    };
-    record.path = path;
-    record.destination = destination.cloned();
-    record.destination_identity = identity.cloned();
+    }
 }
 
 /// Asks the endpoint's agent for the flow, on a tunnel that is there or is made.
 async fn open_tunnel(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
-    accepted: &Accepted,
+    from: Caller<'_>,
     to: SocketAddr,
     identity: Identity,
     alpn: Alpn,
@@ -382,7 +636,7 @@ async fn open_tunnel(
         alpn,
     };
     if alpn == Alpn::Weft {
-        match Box::pin(weft1::ask(context, pod, accepted, to, &key)).await? {
+        match Box::pin(weft1::ask(context, pod, from, to, &key)).await? {
             Some(asked) => return Ok(Connected::Channel(Box::new(asked))),
             None => key.alpn = Alpn::WeftH2,
         }
@@ -393,7 +647,7 @@ async fn open_tunnel(
         let (address, identity) = (key.destination, key.identity.clone());
         async move { Box::pin(dial(&context, &pod, address, &identity, alpn)).await }
     };
-    let source_port = matches!(alpn, Alpn::WeftH2).then_some(accepted.client.port());
+    let source_port = matches!(alpn, Alpn::WeftH2).then_some(from.address.port());
     let request = wire::write_request(to, source_port);
     let asking = context.tunnels.request(&key, dial, request);
     let opened = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await;
@@ -495,6 +749,14 @@ fn tunnel_error(error: FlowError) -> TunnelError {
     }
 }
 
+/// Counts the flow as open, if it is not yet.
+pub(super) fn count(context: &Context, pod: &LocalPod, record: &mut Record) {
+    if !record.moved.is_metered() {
+        let meter = context.telemetry.flow(labels(pod, record));
+        record.moved = Moved::metered(vec![meter], &pod.usage);
+    }
+}
+
 /// Copies until both sides closed. What it yields is as large as this way of copying needs it.
 fn carry<'a>(
     context: &Context,
@@ -503,8 +765,7 @@ fn carry<'a>(
     connected: Connected,
     record: &'a mut Record,
 ) -> BoxFuture<'a, Result<(), FlowError>> {
-    let meter = context.telemetry.flow(labels(pod, record));
-    record.moved = Moved::metered(vec![meter], &pod.usage);
+    count(context, pod, record);
     match connected {
         Connected::Socket(server) => {
             let moved = &record.moved;
@@ -544,14 +805,40 @@ fn carry<'a>(
     }
 }
 
+/// Where routes lead a flow to a port of a service; none: to that port itself.
+fn lead(
+    context: &Context,
+    pod: &LocalPod,
+    port: &ServicePortEntry,
+    server_name: Option<&str>,
+) -> Result<Option<Arc<ServicePortEntry>>, FlowError> {
+    let Some(table) = port.routes.load_full() else {
+        return Ok(None);
+    };
+    let nowhere = || FlowError::NoRoute(port.service.clone(), port.port);
+    match table.select_flow(&pod.id.0.namespace, server_name) {
+        SelectedFlow::Service => Ok(None),
+        SelectedFlow::NotFound => Err(nowhere()),
+        SelectedFlow::Rule { rule, .. } => {
+            match pick(&rule.backends, rand::random()).map(|it| &it.target) {
+                Some(Target::Service { name, port }) => {
+                    let found = context.store.service_port(name, *port);
+                    found.map(Some).ok_or_else(nowhere)
+                }
+                Some(Target::Invalid(_)) | None => Err(nowhere()),
+            }
+        }
+    }
+}
+
 /// Ends when the pod's flows must. It is looked at before the copying, which fails at the same moment
 /// if it goes through a tunnel.
-async fn drained(pod: &LocalPod) -> FlowError {
+pub(super) async fn drained(pod: &LocalPod) -> FlowError {
     pod.end_flows.cancelled().await;
     FlowError::Drained
 }
 
-fn labels(pod: &LocalPod, record: &Record) -> FlowLabels {
+pub(super) fn labels(pod: &LocalPod, record: &Record) -> FlowLabels {
     FlowLabels {
         direction: Direction::Outbound,
         pod: pod.labels.clone(),
@@ -569,7 +856,7 @@ fn labels(pod: &LocalPod, record: &Record) -> FlowLabels {
     }
 }
 
-fn remember_refused(context: &Context, pod: &LocalPod, original: SocketAddr) {
+pub(super) fn remember_refused(context: &Context, pod: &LocalPod, original: SocketAddr) {
     let remembered = context
         .bpf
         .remember_refused(pod.cookie, original, REFUSED_FOR);
@@ -608,7 +895,7 @@ mod tests {
                 asked.carry(client, pod_and_moved.0, pod_and_moved.1)
             };
         let sizes = [
-            ("a flow", yielded(flow), 1120),
+            ("a flow", yielded(flow), 1152),
             ("copying between sockets", yielded(sockets), 448),
             ("copying into a stream", yielded_by(tunnel), 1400),
             ("copying into a channel", yielded(channel), 1400),

@@ -40,6 +40,8 @@ pub struct Record {
     pub more_endpoints: bool,
     /// Bytes, once connected.
     pub moved: Moved,
+    /// Others tell of what became of it, unless it failed.
+    pub is_told_elsewhere: bool,
     started: Instant,
 }
 
@@ -76,12 +78,16 @@ impl Record {
             verdict: None,
             more_endpoints: false,
             moved: Moved::default(),
+            is_told_elsewhere: false,
             started: Instant::now(),
         }
     }
 
     /// Counts and logs the flow's end.
     pub fn finish(mut self, telemetry: &Telemetry, result: &Result<(), FlowError>) {
+        if self.is_told_elsewhere && result.is_ok() {
+            return;
+        }
         let error = result.as_ref().err();
         let refusal = error.and_then(FlowError::refusal);
         if let Some(refusal) = refusal {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -97,6 +97,8 @@ pub struct TunnelHalves {
     pub send: SendStream<Chunk>,
     /// From the other agent.
     pub receive: RecvStream,
+    /// What was taken from there already, and not given back as room.
+    pub first: Bytes,
 }
 
 /// Copies between an application's socket and a tunnel's stream until both sides closed.
@@ -110,7 +112,11 @@ pub async fn join_tunnel(
     tunnel: TunnelHalves,
     moved: &Moved,
 ) -> Result<(), Broken> {
-    let TunnelHalves { mut send, receive } = tunnel;
+    let TunnelHalves {
+        mut send,
+        receive,
+        first,
+    } = tunnel;
     let into_tunnel = moved.way(socket_side);
     let from_tunnel = moved.way(socket_side.other());
     let queue = Queue::default();
@@ -128,7 +134,7 @@ pub async fn join_tunnel(
         ));
         let done = (&received_all, &sent_all);
         let down = pin!(tunnel_to_socket(
-            receive,
+            (receive, first),
             write,
             socket_side,
             from_tunnel,
@@ -187,6 +193,43 @@ impl FlowSocket {
         &self.0
     }
 
+    /// Reads.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+
+    /// Writes.
+    pub(super) fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    /// Writes some buffers at once.
+    pub(super) fn poll_write_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+    }
+
+    /// Writes all of it, before anything else is.
+    pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        tokio::io::AsyncWriteExt::write_all(&mut self.0, bytes).await
+    }
+
+    /// Says that nothing more comes.
+    pub(super) fn end(&self) -> io::Result<()> {
+        end_of(&self.0)
+    }
+
     /// Closes in order.
     pub(super) fn close(self) {
         // Failing leaves the reset on close; the bytes that are still queued would be lost, which
@@ -203,6 +246,11 @@ impl Moved {
             usage: Some(Arc::clone(usage)),
             ..Self::default()
         }
+    }
+
+    /// Whether it counts in any metrics.
+    pub fn is_metered(&self) -> bool {
+        !self.meters.is_empty()
     }
 
     /// Counts in this metric too.
@@ -413,13 +461,13 @@ fn read_chunk(
 }
 
 async fn tunnel_to_socket(
-    receive: RecvStream,
+    (receive, first): (RecvStream, Bytes),
     mut write: WriteHalf<'_>,
     side: Side,
     way: Way<'_>,
     (done, other_done): (&AtomicBool, &AtomicBool),
 ) -> Result<(), Broken> {
-    let mut inflow = Inflow::new(receive, way.kept());
+    let mut inflow = Inflow::new(receive, first, way.kept());
     poll_fn(|context| inflow.poll(&mut write, side, way, context)).await?;
     end_unless_last(write.as_ref(), other_done.load(Ordering::Relaxed))
         .map_err(|error| Broken::socket(side, error))?;

@@ -1,35 +1,50 @@
 //! Flows that arrive as streams of HTTP/2: `weft-h2/1` and HBONE.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
+use ::http::StatusCode;
+use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::StatusCode;
 
 use super::peer::{Peer, tunnel_arrival, tunnel_record};
-use super::{Admitted, admit};
+use super::{Admitted, admit, serve_http};
 use crate::node::LocalPod;
 use crate::proxy::Context;
+use crate::proxy::ends::unless;
 use crate::proxy::error::FlowError;
+use crate::proxy::http;
+use crate::proxy::http::sniff::Sniffed;
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, Moved, Side, TunnelHalves, join_tunnel};
 use crate::proxy::tunnel::chunk::Chunk;
 use crate::proxy::tunnel::wire;
+use crate::telemetry::TlsLabel;
 
 /// Serves one stream of a tunnel.
 pub(super) async fn tunnel_flow(
     context: Arc<Context>,
     pod: Arc<LocalPod>,
     peer: Arc<Peer>,
-    (head, receive): (Box<http::request::Parts>, RecvStream),
+    (head, receive): (Box<::http::request::Parts>, RecvStream),
     mut respond: SendResponse<Chunk>,
 ) {
     let mut record = tunnel_record(&context, &pod, &peer);
     let opening = open_tunnel_flow(&context, &pod, &peer, head, &mut respond, &mut record);
     let result = match Box::pin(opening).await {
-        Ok(admitted) => carry_tunnel_flow(admitted, receive, respond, &mut record).await,
+        Ok(admitted) => {
+            let parts = (&context, &pod, &*peer);
+            Box::pin(carry_tunnel_flow(
+                parts,
+                admitted,
+                receive,
+                respond,
+                &mut record,
+            ))
+            .await
+        }
         Err(error) => {
             let reason = error.refusal().filter(|_| peer.ours).map(|it| it.as_str());
             let response = wire::write_response(error.status(), reason);
@@ -45,7 +60,7 @@ async fn open_tunnel_flow(
     context: &Context,
     pod: &Arc<LocalPod>,
     peer: &Peer,
-    head: Box<http::request::Parts>,
+    head: Box<::http::request::Parts>,
     respond: &mut SendResponse<Chunk>,
     record: &mut Record,
 ) -> Result<Admitted, FlowError> {
@@ -58,21 +73,46 @@ async fn open_tunnel_flow(
     }
 }
 
-fn carry_tunnel_flow<'a>(
+async fn carry_tunnel_flow(
+    (context, pod, peer): (&Arc<Context>, &Arc<LocalPod>, &Peer),
     admitted: Admitted,
     receive: RecvStream,
     mut respond: SendResponse<Chunk>,
-    record: &'a mut Record,
-) -> Pin<Box<dyn Future<Output = Result<(), FlowError>> + Send + 'a>> {
+    record: &mut Record,
+) -> Result<(), FlowError> {
     let (server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved = Moved::metered(vec![meter], admission.usage());
-    Box::pin(async move {
-        let send = respond
-            .send_response(wire::write_response(StatusCode::OK, None), false)
-            .map_err(Broken::Tunnel)?;
-        let halves = TunnelHalves { send, receive };
-        let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
-        admission.watch(copying).await
-    })
+    let send = respond
+        .send_response(wire::write_response(StatusCode::OK, None), false)
+        .map_err(Broken::Tunnel)?;
+    let mut halves = TunnelHalves {
+        send,
+        receive,
+        first: Bytes::new(),
+    };
+    if let (Some(to), Some(client)) = (record.original, record.client)
+        && http::may_be(context.store.inbound_protocol(&pod.id, to.port()))
+    {
+        let detected = {
+            let detecting = pin!(http::inbound::of_tunnel(&mut halves, &server));
+            unless(pin!(admission.ended()), detecting).await??
+        };
+        detected.count(&context.telemetry);
+        if let Sniffed::Http(version) = detected.protocol {
+            let flow = http::inbound::Admitted {
+                context: Arc::clone(context),
+                pod: Arc::clone(pod),
+                client,
+                identity: Some(peer.identity.clone()),
+                to,
+                tls: TlsLabel::Mutual,
+                verdict: record.verdict.clone(),
+            };
+            let stream = (http::Stream::tunnel(halves), version);
+            return Box::pin(serve_http(flow, stream, server, &admission, record)).await;
+        }
+    }
+    let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
+    admission.watch(copying).await
 }

@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::peer::{Peer, tunnel_arrival, tunnel_record};
@@ -11,14 +12,17 @@ use super::{Admitted, admit};
 use crate::node::LocalPod;
 use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
+use crate::proxy::http;
+use crate::proxy::http::sniff::Sniffed;
 use crate::proxy::record::Record;
-use crate::proxy::tcp::{Broken, Moved, Side, failed};
+use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side, failed};
 use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::weft1::channel::Channel;
 use crate::proxy::tunnel::weft1::frame::{Open, Refuse};
+use crate::proxy::tunnel::weft1::stream::{ChannelIo, Parted};
 use crate::proxy::tunnel::weft1::{copy, server};
 use crate::proxy::{Context, seldom};
-use crate::telemetry::Refusal;
+use crate::telemetry::{Refusal, TlsLabel};
 
 /// Serves one flow after the other, until the client leaves or the connection has to end.
 pub(super) async fn serve(
@@ -77,7 +81,7 @@ pub(super) async fn serve(
 
 /// Serves a flow. Yields the connection if it can take another one, and whether this one was accepted.
 async fn flow(
-    context: &Context,
+    context: &Arc<Context>,
     pod: &Arc<LocalPod>,
     peer: &Peer,
     open: Open,
@@ -100,7 +104,10 @@ async fn flow(
     };
     let accepted = admitted.is_ok();
     let (result, channel) = match admitted {
-        Ok(admitted) => Box::pin(carry(admitted, channel, watch, &mut record)).await,
+        Ok(admitted) => {
+            let parts = (context, pod, peer);
+            Box::pin(carry(parts, admitted, channel, watch, &mut record)).await
+        }
         // There is nobody left to be told.
         Err(error @ (FlowError::Broken(_) | FlowError::Drained)) => (Err(error), None),
         Err(error) => {
@@ -138,12 +145,13 @@ async fn enter(
 }
 
 async fn carry(
+    (context, pod, peer): (&Arc<Context>, &Arc<LocalPod>, &Peer),
     admitted: Admitted,
     mut channel: Box<Channel>,
     watch: &mut Watch,
     record: &mut Record,
 ) -> (Result<(), FlowError>, Option<Box<Channel>>) {
-    let (server, meter, verdict, admission) = admitted.part();
+    let (mut server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved = Moved::metered(vec![meter], admission.usage());
     if let Err(error) = server::accept(&mut channel) {
@@ -156,12 +164,92 @@ async fn carry(
             () = watch.untrusted() => Broken::Reset(Side::Client).into(),
         }
     });
-    let copying = pin!(copy::join(server, Side::Server, channel, &record.moved, 0));
-    match unless(end, copying).await {
-        Ok(Ok(channel)) => (Ok(()), Some(channel)),
-        Ok(Err(broken)) => (Err(broken.into()), None),
+    let to = record.original;
+    let looks = to.filter(|it| http::may_be(context.store.inbound_protocol(&pod.id, it.port())));
+    let (Some(to), Some(client)) = (looks, record.client) else {
+        let copying = pin!(copy::join(server, Side::Server, channel, &record.moved, 0));
+        return match unless(end, copying).await {
+            Ok(Ok(channel)) => (Ok(()), Some(channel)),
+            Ok(Err(broken)) => (Err(broken.into()), None),
+            Err(ended) => (Err(ended), None),
+        };
+    };
+    let verdict = record.verdict.clone();
+    let moved = Arc::new(std::mem::take(&mut record.moved));
+    let result = {
+        let mut carrying = Box::pin(async {
+            let mut io = ChannelIo::new(channel);
+            let (detected, first) = http::inbound::of_channel(&mut io, &server).await?;
+            detected.count(&context.telemetry);
+            if let Sniffed::Http(version) = detected.protocol {
+                let flow = http::inbound::Admitted {
+                    context: Arc::clone(context),
+                    pod: Arc::clone(pod),
+                    client,
+                    identity: Some(peer.identity.clone()),
+                    to,
+                    tls: TlsLabel::Mutual,
+                    verdict: verdict.clone(),
+                };
+                let returned = http::Returned::default();
+                let stream = http::Stream::channel(io, first, returned.clone());
+                let stream = stream.metered(Arc::clone(&moved), Side::Client);
+                flow.serve(stream, version, server).await?;
+                return match returned.fault() {
+                    Some(fault) => Err(Broken::Weft(fault).into()),
+                    None => Ok(returned.take()),
+                };
+            }
+            // Fits into a socket that nothing was written to.
+            let written = server.write_all(&first).await;
+            written.map_err(|error| Broken::socket(Side::Server, error))?;
+            moved.way(Side::Client).add(first.len());
+            match io.part() {
+                Parted::Open(channel) => {
+                    let joined = copy::join(server, Side::Server, channel, &moved, 0).await?;
+                    Ok(Some(joined))
+                }
+                Parted::HalfClosed(io) => Ok(last_words(io, server, &moved).await?),
+            }
+        });
+        unless(end, carrying.as_mut()).await
+    };
+    record.moved = Arc::into_inner(moved).unwrap_or_default();
+    match result {
+        Ok(Ok(channel)) => (Ok(()), channel),
+        Ok(Err(error)) => (Err(error), None),
         Err(ended) => (Err(ended), None),
     }
+}
+
+/// A client that has said all it had to say before it was known what it speaks: what is left is the answer.
+async fn last_words(
+    mut io: ChannelIo,
+    server: FlowSocket,
+    moved: &Moved,
+) -> Result<Option<Box<Channel>>, Broken> {
+    let server_failed = |error| Broken::socket(Side::Server, error);
+    let client_failed = |error| Broken::socket(Side::Client, error);
+    server.end().map_err(server_failed)?;
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        let count = loop {
+            server.socket().readable().await.map_err(server_failed)?;
+            match server.socket().try_read(&mut bytes) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                other => break other.map_err(server_failed)?,
+            }
+        };
+        if count == 0 {
+            break;
+        }
+        moved.way(Side::Server).add(count);
+        io.write_all(&bytes[..count]).await.map_err(client_failed)?;
+        io.flush().await.map_err(client_failed)?;
+    }
+    io.shutdown().await.map_err(client_failed)?;
+    server.close();
+    Ok(io.into_channel())
 }
 
 /// The client owns idle closing; this is for clients that do not.

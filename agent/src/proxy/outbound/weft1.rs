@@ -9,7 +9,7 @@ use http::StatusCode;
 use rustls_pki_types::ServerName;
 use std::num::NonZeroU16;
 
-use super::{ANSWER_TIMEOUT, Accepted, HANDSHAKE_TIMEOUT, alpn_name, check_identity, reach_agent};
+use super::{ANSWER_TIMEOUT, Caller, HANDSHAKE_TIMEOUT, alpn_name, check_identity, reach_agent};
 use crate::identity::Alpn;
 use crate::node::LocalPod;
 use crate::proxy::ends::unless;
@@ -35,7 +35,7 @@ pub struct Asked {
 pub(super) async fn ask(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
-    accepted: &Accepted,
+    from: Caller<'_>,
     to: SocketAddr,
     key: &Key,
 ) -> Result<Option<Asked>, FlowError> {
@@ -44,7 +44,7 @@ pub(super) async fn ask(
     };
     let open = Open {
         port,
-        source_port: NonZeroU16::new(accepted.client.port()),
+        source_port: NonZeroU16::new(from.address.port()),
     };
     let mut failures = 0;
     loop {
@@ -54,7 +54,7 @@ pub(super) async fn ask(
             Taken::Lent(lent) => lent,
             Taken::Http => return Ok(None),
         };
-        let asking = lent.ask(open, accepted.socket.socket());
+        let asking = lent.ask(open, from.said);
         let Ok(answer) = tokio::time::timeout(ANSWER_TIMEOUT, asking).await else {
             // What was sent may still arrive: the flow must not go to anybody else.
             return Err(FlowError::Broken(Broken::Reset(Side::Server)));
@@ -94,6 +94,20 @@ pub(super) async fn ask(
 }
 
 impl Asked {
+    /// Ends when the server has said something.
+    pub(super) async fn speaks(&self) {
+        if !self.channel.has_received() {
+            // What is wrong with it is seen by who reads it in earnest.
+            let _ = self.channel.socket().readable().await;
+        }
+    }
+
+    /// Parts the connection from what may end it and what takes it back. Nothing of the flow was
+    /// sent yet.
+    pub(in crate::proxy) fn part(self) -> (Box<Channel>, Watch, GiveBack) {
+        (self.channel, self.watch, self.give_back)
+    }
+
     /// Copies until both sides closed, and keeps the connection for the next flow.
     pub(super) async fn carry(
         self,

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
 use tokio::io::AsyncWrite;
 use tokio::net::tcp::WriteHalf;
@@ -26,10 +26,11 @@ pub(super) struct Inflow {
 }
 
 impl Inflow {
-    pub(super) fn new(receive: RecvStream, counted: Kept) -> Self {
+    /// `first` was received already.
+    pub(super) fn new(receive: RecvStream, first: Bytes, counted: Kept) -> Self {
         Self {
             receive,
-            kept: BytesMut::new(),
+            kept: first.into(),
             last_was_small: false,
             ended: false,
             counted,

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use h2::RecvStream;
@@ -155,7 +156,11 @@ impl Pool {
                     let (head, receive) = response.into_parts();
                     return Ok(Opened {
                         response: Response::from_parts(head, ()),
-                        halves: TunnelHalves { send, receive },
+                        halves: TunnelHalves {
+                            send,
+                            receive,
+                            first: Bytes::new(),
+                        },
                         slot,
                     });
                 }

@@ -1,5 +1,6 @@
 //! Both ends of tunnels in one process, over byte pipes and real sockets.
 
+use bytes::Bytes;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -150,7 +151,11 @@ impl Far {
         let (application, socket) = pair().await;
         let _ = self.applications.send(application);
         let socket = FlowSocket::new(socket).expect("options");
-        let halves = TunnelHalves { send, receive };
+        let halves = TunnelHalves {
+            send,
+            receive,
+            first: Bytes::new(),
+        };
         let _ = join_tunnel(socket, Side::Server, halves, &Moved::default()).await;
     }
 }

@@ -96,6 +96,11 @@ impl Channel {
             && self.parser.is_between_flows()
     }
 
+    /// Whether something was received that is still to be heard.
+    pub fn has_received(&self) -> bool {
+        !(self.inbox.text.is_empty() && self.inbox.buffer.is_empty())
+    }
+
     /// The bytes of what was heard.
     pub(super) fn bytes(&self, place: Range<usize>) -> &[u8] {
         &self.inbox.buffer.all_ref()[place]

@@ -12,8 +12,10 @@ pub mod client;
 pub mod copy;
 pub mod frame;
 pub mod handshake;
+
 pub mod record;
 pub mod server;
+pub mod stream;
 
 use std::io;
 

@@ -106,7 +106,7 @@ impl Near {
         let far = Arc::clone(&self.far);
         tokio::spawn(async move {
             let socket = FlowSocket::new(client_side).expect("options");
-            let early = match lent.ask(open(), socket.socket()).await {
+            let early = match lent.ask(open(), Some(socket.socket())).await {
                 Answer::Accepted { early } => early,
                 other => panic!("{other:?}"),
             };

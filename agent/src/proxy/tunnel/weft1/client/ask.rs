@@ -39,8 +39,9 @@ pub enum Answer {
 
 impl Lent {
     /// Asks for a flow, and sends what the application has already said, without waiting for an
-    /// answer; those bytes stay in its socket too. The caller bounds the time.
-    pub async fn ask(&mut self, open: Open, socket: &TcpStream) -> Answer {
+    /// answer; those bytes stay in its socket too. Without a socket nothing is sent. The caller bounds
+    /// the time.
+    pub async fn ask(&mut self, open: Open, socket: Option<&TcpStream>) -> Answer {
         let mut asking = Asking {
             early: 0,
             watches: true,
@@ -78,22 +79,28 @@ impl Asking {
         &mut self,
         channel: &mut Channel,
         open: Open,
-        socket: &TcpStream,
+        socket: Option<&TcpStream>,
     ) -> Result<(), Error> {
         channel.parser().asked();
         channel.say(&open.encode())?;
-        // What is there goes along in the same write.
-        self.say_early(channel, socket).map(drop)
+        match socket {
+            // What is there goes along in the same write.
+            Some(socket) => self.say_early(channel, socket).map(drop),
+            None => Ok(()),
+        }
     }
 
     fn poll(
         &mut self,
         channel: &mut Channel,
         leaving: &mut bool,
-        socket: &TcpStream,
+        socket: Option<&TcpStream>,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Refuse>, Error>> {
-        while self.watches && socket.poll_read_ready(context).is_ready() {
+        while self.watches
+            && let Some(socket) = socket
+            && socket.poll_read_ready(context).is_ready()
+        {
             let before = self.early;
             let mut said = Ok(true);
             let _ = socket.try_io(Interest::READABLE, || {

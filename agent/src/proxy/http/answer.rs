@@ -1,0 +1,164 @@
+//! Answers to requests that no server answers: refused by policy, impossible to pass on, or not HTTP as
+//! it should be.
+
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+
+use super::body::ResponseBody;
+use super::head::BadHead;
+use crate::proxy::error::FlowError;
+use crate::telemetry::{Refusal, exchange};
+
+/// Why an exchange has no answer from its server.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExchangeError {
+    /// The request is not to be passed on.
+    #[error("{0}")]
+    Head(#[from] BadHead),
+    /// The service has routes, and the request is none's.
+    #[error("no rule of the service's routes matches the request")]
+    NoRule,
+    /// The rule's backend is none, or not known.
+    #[error("the rule that matches the request has no backend that is known")]
+    NoBackend,
+    /// The server cannot be reached.
+    #[error("{0}")]
+    Flow(#[from] FlowError),
+    /// The connection to the server failed before it answered.
+    #[error("the server's connection failed: {0}")]
+    Server(#[source] hyper::Error),
+}
+
+impl ExchangeError {
+    /// The status that HTTP has for it.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Head(_) => StatusCode::BAD_REQUEST,
+            Self::NoRule => StatusCode::NOT_FOUND,
+            Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            // The request's body is no such thing.
+            Self::Server(error) if error.is_user() => StatusCode::BAD_REQUEST,
+            Self::Server(_) => StatusCode::BAD_GATEWAY,
+            Self::Flow(error) if is_denied(error) => StatusCode::FORBIDDEN,
+            Self::Flow(FlowError::ConnectTimeout { .. }) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Flow(
+                FlowError::Connect { .. } | FlowError::Tunnel(_) | FlowError::RefusedByPeer { .. },
+            ) => StatusCode::BAD_GATEWAY,
+            Self::Flow(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// As metrics of exchanges name it.
+    pub(super) fn label(&self) -> exchange::ExchangeError {
+        match self {
+            Self::Server(_) => exchange::ExchangeError::Io,
+            Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
+            Self::Flow(FlowError::TooManyFlows | FlowError::NoDescriptors) => {
+                exchange::ExchangeError::LoadShed
+            }
+            Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
+            Self::Flow(_) => exchange::ExchangeError::Io,
+            Self::Head(_) | Self::NoRule | Self::NoBackend => exchange::ExchangeError::Unknown,
+        }
+    }
+
+    /// A word for it, as in metrics.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Head(_) => "bad_request",
+            Self::NoRule => "no_rule",
+            Self::NoBackend => "no_backend",
+            Self::Server(error) if error.is_user() => "bad_request",
+            Self::Server(_) => "server_failed",
+            Self::Flow(error) => error.refusal().map_or("reset", Refusal::as_str),
+        }
+    }
+
+    /// The answer. A caller of gRPC hears it as a status of gRPC (its HTTP/2 mapping, "Responses").
+    pub(super) fn answer(&self, is_grpc: bool) -> Response<ResponseBody> {
+        let status = self.status();
+        let mut response = Response::new(ResponseBody::empty());
+        let headers = response.headers_mut();
+        headers.insert(ERROR, HeaderValue::from_static(self.reason()));
+        if matches!(self, Self::Head(_)) {
+            // Where one request was no good, nobody knows where the next one begins.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if is_grpc {
+            let code = match status {
+                StatusCode::BAD_REQUEST => GRPC_INTERNAL,
+                StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
+                StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
+                _ => GRPC_UNAVAILABLE,
+            };
+            say_grpc(headers, code, self.reason());
+        } else {
+            *response.status_mut() = status;
+        }
+        response
+    }
+}
+
+fn say_grpc(headers: &mut HeaderMap, code: &'static str, message: &'static str) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from_static(code));
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
+}
+
+fn is_denied(error: &FlowError) -> bool {
+    match error {
+        FlowError::Denied(_) | FlowError::PolicyChanged(_) => true,
+        FlowError::RefusedByPeer { status, .. } => *status == StatusCode::UNAUTHORIZED,
+        _ => false,
+    }
+}
+
+/// Why the mesh answered in a server's place (response).
+pub(super) const ERROR: HeaderName = HeaderName::from_static("weft-error");
+/// The status of a call of gRPC.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_PERMISSION_DENIED: &str = "7";
+const GRPC_UNIMPLEMENTED: &str = "12";
+const GRPC_INTERNAL: &str = "13";
+const GRPC_UNAVAILABLE: &str = "14";
+
+#[cfg(test)]
+mod tests {
+    use weft_core::{AccessPolicy, DenyReason, Verdict};
+
+    use super::*;
+
+    #[test]
+    fn errors_become_answers() {
+        let to = "10.1.2.3:80".parse().expect("valid");
+        let denied = FlowError::Denied(Verdict::Deny {
+            server: None,
+            reason: DenyReason::Policy(AccessPolicy::Deny),
+        });
+        let by_peer = FlowError::RefusedByPeer {
+            by: to,
+            status: StatusCode::UNAUTHORIZED,
+            reason: Some("denied".to_owned()),
+        };
+        let none = FlowError::NoEndpoint("shop/web".parse().expect("valid"), 80);
+        let timeout = FlowError::ConnectTimeout { to };
+        for (error, status, grpc, reason) in [
+            (BadHead::NoHost.into(), 400, "13", "bad_request"),
+            (denied.into(), 403, "7", "denied"),
+            (by_peer.into(), 403, "7", "denied"),
+            (none.into(), 503, "14", "no_endpoint"),
+            (timeout.into(), 504, "14", "connect_timeout"),
+            (ExchangeError::NoRule, 404, "12", "no_rule"),
+            (ExchangeError::NoBackend, 500, "14", "no_backend"),
+        ] {
+            let error: ExchangeError = error;
+            let answer = error.answer(false);
+            assert_eq!(answer.status(), status, "{error}");
+            assert_eq!(answer.headers()[ERROR], reason);
+            let answer = error.answer(true);
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.headers()[GRPC_STATUS], grpc, "{error}");
+        }
+    }
+}

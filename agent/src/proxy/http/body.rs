@@ -1,0 +1,299 @@
+//! Bodies on their way: never collected, driven by whoever takes them. An exchange ends with its
+//! response's body: then its connection is free for the next one, or gone.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep};
+
+use super::connection::Http1;
+use super::serve::Progress;
+
+/// What a request has behind its head.
+#[derive(Debug)]
+pub(in crate::proxy) struct RequestBody {
+    source: Source,
+    /// The client waits to be told to send it.
+    expects: Option<Waiting>,
+    /// Others who get it too.
+    copies: Vec<mpsc::Sender<Bytes>>,
+}
+
+/// Where a request's body comes from.
+#[derive(Debug)]
+enum Source {
+    Nothing,
+    /// The client.
+    Client(Incoming),
+    /// What passes by on its way elsewhere.
+    Copy(mpsc::Receiver<Bytes>, SizeHint),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    told: Arc<Told>,
+    patience: Pin<Box<Sleep>>,
+}
+
+/// Whether the server wants the body of a request that asked (`Expect: 100-continue`, RFC 9110, section
+/// 10.1.1).
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    wanted: AtomicBool,
+    waits: AtomicWaker,
+}
+
+/// What a response has behind its head.
+#[derive(Debug)]
+pub(in crate::proxy) struct ResponseBody {
+    incoming: Option<Incoming>,
+    /// The connection that it comes from, if nobody else drives it.
+    connection: Option<Used>,
+    ending: Option<Ending>,
+    /// Told when it has ended.
+    progress: Option<Arc<Progress>>,
+}
+
+/// A connection in use, and where it goes when it is free.
+#[derive(Debug)]
+pub(super) struct Used {
+    /// The connection.
+    pub(super) connection: Box<Http1>,
+    /// Takes it back.
+    pub(super) home: Home,
+}
+
+pub(super) use super::outbound::Ending;
+pub(super) use super::pool::Home;
+
+impl RequestBody {
+    /// What the client sends.
+    pub(super) fn of(incoming: Incoming) -> Self {
+        Self::from(Source::Client(incoming))
+    }
+
+    /// Nothing.
+    pub(super) fn empty() -> Self {
+        Self::from(Source::Nothing)
+    }
+
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            expects: None,
+            copies: Vec::new(),
+        }
+    }
+
+    /// The same once more, as it passes by.
+    pub(super) fn copied(&mut self) -> Self {
+        if self.is_end_stream() {
+            return Self::empty();
+        }
+        let (sender, receiver) = mpsc::channel(MOST_COPIED);
+        self.copies.push(sender);
+        Self::from(Source::Copy(receiver, self.size_hint()))
+    }
+
+    /// Waits until the server wants it, for a moment: servers that do not know of this never say so.
+    pub(super) fn when_wanted(&mut self) -> Arc<Told> {
+        let told = Arc::new(Told::default());
+        self.expects = Some(Waiting {
+            told: Arc::clone(&told),
+            patience: Box::pin(sleep(EXPECT_PATIENCE)),
+        });
+        told
+    }
+}
+
+impl Told {
+    /// The server wants it.
+    pub(super) fn want(&self) {
+        self.wanted.store(true, Ordering::Release);
+        self.waits.wake();
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(waiting) = &mut self.expects {
+            waiting.told.waits.register(context.waker());
+            if !waiting.told.wanted.load(Ordering::Acquire) {
+                ready!(waiting.patience.as_mut().poll(context));
+            }
+            self.expects = None;
+        }
+        let this = &mut *self;
+        let frame = match &mut this.source {
+            Source::Nothing => return Poll::Ready(None),
+            Source::Client(incoming) => ready!(Pin::new(incoming).poll_frame(context)),
+            Source::Copy(receiver, _) => {
+                let data = ready!(receiver.poll_recv(context));
+                return Poll::Ready(data.map(|it| Ok(Frame::data(it))));
+            }
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            // Who does not keep up loses the rest, and so its request: its length is no longer right.
+            this.copies.retain(|it| it.try_send(data.clone()).is_ok());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Nothing => true,
+            Source::Client(incoming) => incoming.is_end_stream(),
+            Source::Copy(..) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Nothing => SizeHint::with_exact(0),
+            Source::Client(incoming) => incoming.size_hint(),
+            Source::Copy(_, hint) => hint.clone(),
+        }
+    }
+}
+
+impl ResponseBody {
+    /// Nothing.
+    pub(super) fn empty() -> Self {
+        Self {
+            incoming: None,
+            connection: None,
+            ending: None,
+            progress: None,
+        }
+    }
+
+    /// What a server sends.
+    pub(super) fn of(incoming: Incoming, connection: Option<Used>, ending: Ending) -> Self {
+        let mut body = Self {
+            incoming: Some(incoming),
+            connection,
+            ending: Some(ending),
+            progress: None,
+        };
+        if body.is_end_stream() {
+            body.finish();
+        }
+        body
+    }
+
+    /// Tells the connection to the client when it has ended.
+    pub(super) fn tell_end(&mut self, progress: Arc<Progress>) {
+        if self.is_end_stream() {
+            progress.answered();
+        } else {
+            self.progress = Some(progress);
+        }
+    }
+
+    /// All of it has come.
+    fn finish(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.answered();
+        }
+        if let Some(used) = self.connection.take() {
+            used.give_back();
+        }
+        if let Some(ending) = self.ending.take() {
+            ending.ended();
+        }
+    }
+}
+
+impl Used {
+    /// The exchange is over.
+    pub(super) fn give_back(self) {
+        let Self {
+            mut connection,
+            home,
+        } = self;
+        if connection.is_free() {
+            home.give(connection);
+        } else {
+            connection.close();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        if let Some(used) = &mut this.connection {
+            used.connection.poll(context);
+        }
+        let Some(incoming) = &mut this.incoming else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(ending) = &mut this.ending {
+                    match frame.trailers_ref() {
+                        Some(trailers) => ending.trailers(trailers),
+                        None => ending.part(),
+                    }
+                }
+                if incoming.is_end_stream() {
+                    this.finish();
+                }
+            }
+            Some(Err(_)) => {
+                this.connection = None;
+                if let Some(ending) = this.ending.take() {
+                    ending.failed();
+                }
+            }
+            None => this.finish(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let nothing = || SizeHint::with_exact(0);
+        self.incoming.as_ref().map_or_else(nothing, Body::size_hint)
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // The client did not want the rest. Of a response to HEAD, for one, there is none.
+        if self.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+/// How long a client that asked is kept waiting by a server that does not answer: as long as clients
+/// themselves usually wait.
+const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
+/// Pieces of a body that a copy may be behind.
+const MOST_COPIED: usize = 64;

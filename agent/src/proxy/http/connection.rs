@@ -1,0 +1,418 @@
+//! A connection to a server, or to the agent in front of it, that speaks HTTP: made of a flow that was
+//! accepted there.
+//!
+//! One of HTTP/1 is driven by whoever uses it. One of HTTP/2 is shared, and driven by a task of its
+//! own.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use weft_core::{Identity, Verdict, WorkloadId};
+
+use super::body::RequestBody;
+use super::measure::Known;
+use super::serve::{
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, STREAM_WINDOW_BYTES,
+};
+use super::stream::{Returned, Stream};
+use crate::node::LocalPod;
+use crate::proxy::Context as Proxy;
+use crate::proxy::ends::unless;
+use crate::proxy::error::FlowError;
+use crate::proxy::inbound::Admission;
+use crate::proxy::record::{PathLabel, Record};
+use crate::proxy::tcp::{Broken, Moved, Side};
+use crate::proxy::tunnel::Watch;
+use crate::proxy::tunnel::client::Slot;
+use crate::proxy::tunnel::weft1::client::GiveBack;
+use crate::telemetry::Telemetry;
+
+/// Where a connection leads. It serves exchanges that would be led the same way now, and no others.
+#[derive(Debug)]
+pub(in crate::proxy) struct Route {
+    /// The endpoint.
+    pub(in crate::proxy) endpoint: SocketAddr,
+    /// How it is carried.
+    pub(in crate::proxy) path: PathLabel,
+    /// Who that is.
+    pub(in crate::proxy) destination: Option<WorkloadId>,
+    /// Who that has proven to be.
+    pub(in crate::proxy) identity: Option<Identity>,
+    /// The pod on this node: another one may have the same name and address later.
+    pub(in crate::proxy) local: Option<Arc<LocalPod>>,
+    /// What the policy of that pod said.
+    pub(in crate::proxy) verdict: Option<Verdict>,
+    /// Counts changes of trust roots and certificates: a tunnel from before is not used any more.
+    pub(in crate::proxy) generation: u64,
+}
+
+/// A connection of HTTP/1, for one exchange at a time.
+pub(super) struct Http1 {
+    sender: Option<http1::SendRequest<RequestBody>>,
+    driver: BoxFuture<'static, ()>,
+    ended: bool,
+    /// Where it leads.
+    pub(super) route: Arc<Route>,
+    /// It has served an exchange: its server may have had enough of it.
+    pub(super) is_reused: bool,
+    /// Since when nobody uses it.
+    pub(super) idle_since: Instant,
+    /// What its exchanges are counted in.
+    pub(super) known: Option<Known>,
+}
+
+/// A connection of HTTP/2.
+#[derive(Clone)]
+pub(super) struct Http2 {
+    sender: http2::SendRequest<RequestBody>,
+    /// Where it leads.
+    pub(super) route: Arc<Route>,
+    open: Arc<AtomicUsize>,
+    /// What its exchanges are counted in.
+    pub(super) known: Arc<Mutex<Option<Known>>>,
+}
+
+/// An exchange on a connection of HTTP/2.
+#[derive(Debug)]
+pub(super) struct OpenStream(Arc<AtomicUsize>);
+
+/// What a flow holds while HTTP is spoken on it. Accounted when dropped.
+pub(super) struct Life {
+    /// Whose task drives it.
+    pub(super) pod: Arc<LocalPod>,
+    telemetry: Arc<Telemetry>,
+    record: Option<Box<Record>>,
+    moved: Arc<Moved>,
+    hold: Hold,
+    ended: Option<FlowError>,
+}
+
+/// What keeps it going, by the way it is carried.
+pub(super) enum Hold {
+    /// A socket needs nothing more.
+    Nothing,
+    /// On this node: what the server's pod says, and its count of flows.
+    SameNode {
+        /// What may end it.
+        admission: Admission,
+        /// It counts.
+        _counted: TaskTrackerToken,
+    },
+    /// A connection of `weft/1`, to be given back.
+    Channel {
+        /// Where it is when HTTP is done with it.
+        returned: Returned,
+        /// What may end it.
+        watch: Box<Watch>,
+        /// Takes it back.
+        give_back: Option<GiveBack>,
+    },
+    /// A place in a connection of HTTP/2.
+    Tunnel {
+        /// The place.
+        _slot: Slot,
+    },
+}
+
+impl Route {
+    /// Whether exchanges that are led one way may use a connection of the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same_pod = match (&self.local, &other.local) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other) && !one.left.is_cancelled(),
+            (None, None) => true,
+            _ => false,
+        };
+        same_pod
+            && self.endpoint == other.endpoint
+            && self.path == other.path
+            && self.destination == other.destination
+            && self.identity == other.identity
+            && (self.generation == other.generation || self.path != PathLabel::Tunnel)
+    }
+}
+
+impl Http1 {
+    /// Starts HTTP/1 on a flow.
+    pub(super) async fn start(
+        stream: Stream,
+        life: Life,
+        route: Arc<Route>,
+    ) -> Result<Self, hyper::Error> {
+        let gone = CancellationToken::new();
+        let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
+        let stream = stream.guarded(gone.clone().drop_guard());
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MOST_HEAD_BYTES)
+            .max_headers(MOST_HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        Ok(Self {
+            sender: Some(sender),
+            driver: Box::pin(life.drive(async move {
+                let ended = connection.with_upgrades().await;
+                // Of an upgrade, the rest.
+                gone.cancelled().await;
+                ended
+            })),
+            ended: false,
+            route,
+            is_reused: false,
+            idle_since: Instant::now(),
+            known: None,
+        })
+    }
+
+    /// Sends a request and waits for the head of its answer. If it fails before anything of the
+    /// request was sent, the error has it.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        let Some(mut sender) = self.sender.take() else {
+            unreachable!("a connection that is closed is not used");
+        };
+        let answered = {
+            let mut sending = pin!(sender.try_send_request(request));
+            poll_fn(|context| {
+                self.poll(context);
+                sending.as_mut().poll(context)
+            })
+            .await
+        };
+        self.sender = Some(sender);
+        answered
+    }
+
+    /// Moves its bytes.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) {
+        if !self.ended && self.driver.as_mut().poll(context).is_ready() {
+            self.ended = true;
+        }
+    }
+
+    /// Whether it can take an exchange now.
+    pub(super) fn is_free(&mut self) -> bool {
+        // Whoever used it last has been told of all that happened since; a look, without waiting.
+        self.poll(&mut Context::from_waker(Waker::noop()));
+        let is_ready = self.sender.as_ref().is_some_and(|it| it.is_ready());
+        !self.ended && is_ready
+    }
+
+    /// Ends it in order.
+    pub(super) fn close(mut self) {
+        self.sender = None;
+        self.poll(&mut Context::from_waker(Waker::noop()));
+        if !self.ended {
+            tokio::spawn(async move {
+                let ending = poll_fn(|context| {
+                    self.poll(context);
+                    if self.ended {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                });
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, ending).await;
+            });
+        }
+    }
+
+    /// What moves its bytes until it is no longer HTTP, and ends when they must not be moved any more,
+    /// or all have been.
+    pub(super) fn into_driver(self) -> BoxFuture<'static, ()> {
+        self.driver
+    }
+}
+
+impl Http2 {
+    /// Starts HTTP/2 on a flow.
+    pub(super) async fn start(
+        stream: Stream,
+        life: Life,
+        route: Arc<Route>,
+    ) -> Result<Self, hyper::Error> {
+        let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .max_header_list_size(MOST_HEAD_BYTES as u32)
+            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let pod = Arc::clone(&life.pod);
+        pod.spawn_flow(life.drive(connection));
+        Ok(Self {
+            sender,
+            route,
+            open: Arc::default(),
+            known: Arc::default(),
+        })
+    }
+
+    /// Sends a request and waits for the head of its answer. If it fails before anything of the
+    /// request was sent, the error has it.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        self.sender.try_send_request(request).await
+    }
+
+    /// Whether it takes another exchange.
+    pub(super) fn has_room(&self) -> bool {
+        !self.sender.is_closed() && self.open.load(Ordering::Relaxed) < MOST_STREAMS
+    }
+
+    /// Whether it is of no use any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Takes a place in it.
+    pub(super) fn open(&self) -> OpenStream {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        OpenStream(Arc::clone(&self.open))
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Life {
+    /// Of a flow that was accepted; `record` is written at its end.
+    pub(super) fn new(
+        proxy: &Proxy,
+        pod: &Arc<LocalPod>,
+        record: Box<Record>,
+        moved: Moved,
+        hold: Hold,
+    ) -> Self {
+        Self {
+            pod: Arc::clone(pod),
+            telemetry: Arc::clone(&proxy.telemetry),
+            record: Some(record),
+            moved: Arc::new(moved),
+            hold,
+            ended: None,
+        }
+    }
+
+    /// Of a connection that belongs to a flow which is accounted elsewhere.
+    pub(super) fn unaccounted(proxy: &Proxy, pod: &Arc<LocalPod>, hold: Hold) -> Self {
+        Self {
+            pod: Arc::clone(pod),
+            telemetry: Arc::clone(&proxy.telemetry),
+            record: None,
+            moved: Arc::default(),
+            hold,
+            ended: None,
+        }
+    }
+
+    /// Speaks HTTP until the connection ends, or has to.
+    async fn drive(mut self, connection: impl Future<Output = Result<(), hyper::Error>>) {
+        // Boxed, so that it is gone before this is.
+        let mut connection = Box::pin(connection);
+        let ended = {
+            let end = pin!(self.hold.ended(&self.pod));
+            unless(end, connection.as_mut()).await
+        };
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection to a server ended"),
+            Err(error) => self.ended = Some(error),
+        }
+        drop(connection);
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if let Hold::Channel {
+            returned,
+            give_back,
+            ..
+        } = &mut self.hold
+            && let (Some(channel), Some(give_back)) = (returned.take(), give_back.take())
+        {
+            let nothing = Hold::Nothing;
+            if let Hold::Channel { watch, .. } = std::mem::replace(&mut self.hold, nothing) {
+                give_back.give(channel, *watch);
+            }
+        }
+        if let Some(mut record) = self.record.take() {
+            let moved = std::mem::take(&mut self.moved);
+            record.moved = Arc::into_inner(moved).unwrap_or_default();
+            record.finish(&self.telemetry, &self.ended.take().map_or(Ok(()), Err));
+        }
+    }
+}
+
+impl Hold {
+    /// Ends when the flow must.
+    async fn ended(&mut self, pod: &LocalPod) -> FlowError {
+        let drained = async {
+            pod.end_flows.cancelled().await;
+            FlowError::Drained
+        };
+        match self {
+            Self::Nothing | Self::Tunnel { .. } => drained.await,
+            Self::SameNode { admission, .. } => tokio::select! {
+                biased;
+                error = drained => error,
+                error = admission.ended() => error,
+            },
+            Self::Channel { watch, .. } => tokio::select! {
+                biased;
+                error = drained => error,
+                () = watch.untrusted() => Broken::Reset(Side::Server).into(),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Http1 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Http1")
+            .field("endpoint", &self.route.endpoint)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Http2 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Http2")
+            .field("endpoint", &self.route.endpoint)
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Exchanges on one connection of HTTP/2 before another one is made: as many as most servers allow.
+const MOST_STREAMS: usize = 100;
+/// How long the other side may take to end a connection too.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEPALIVE: Duration = Duration::from_secs(20);

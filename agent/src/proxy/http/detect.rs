@@ -1,0 +1,216 @@
+//! Which protocol a client speaks, found out without anybody waiting for it: the connection to the server
+//! is made meanwhile, and a server that speaks first ends the question.
+//!
+//! Nothing is taken from the client's socket: whoever serves the flow reads it from its beginning. Errors are
+//! another matter: the kernel tells each of them once, even to who only peeks, and shows an orderly end
+//! afterwards. So none may be dropped here.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::pin;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::sniff::{MOST_BYTES, Sniffed, sniff};
+use crate::proxy::tcp::FlowSocket;
+use crate::telemetry::{DetectedBy, ProtocolLabel, Telemetry};
+
+/// What a client speaks, and how that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct Detected {
+    /// Never [`Sniffed::More`].
+    pub(in crate::proxy) protocol: Sniffed,
+    /// How.
+    pub(in crate::proxy) how: DetectedBy,
+}
+
+impl Detected {
+    /// From the client's first bytes.
+    pub(super) fn seen(protocol: Sniffed) -> Self {
+        Self {
+            protocol,
+            how: DetectedBy::Detected,
+        }
+    }
+
+    /// Counts it.
+    pub(in crate::proxy) fn count(&self, telemetry: &Telemetry) {
+        let protocol = match self.protocol {
+            Sniffed::Http(super::Version::Http1) => ProtocolLabel::Http1,
+            Sniffed::Http(super::Version::Http2) => ProtocolLabel::Http2,
+            Sniffed::Tls { .. } => ProtocolLabel::Tls,
+            Sniffed::More | Sniffed::Opaque => ProtocolLabel::Opaque,
+        };
+        telemetry.detection(protocol, self.how);
+    }
+
+    /// The server has spoken first.
+    pub(in crate::proxy) const SERVER_FIRST: Self = Self {
+        protocol: Sniffed::Opaque,
+        how: DetectedBy::ServerFirst,
+    };
+}
+
+/// What the client has said so far, if that is enough.
+///
+/// # Errors
+/// The connection failed.
+pub(in crate::proxy) fn at_once(socket: &TcpStream) -> io::Result<Option<Detected>> {
+    let mut bytes = [0; AT_ONCE_BYTES];
+    let count = match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK) {
+        Ok(count) => count,
+        Err(Errno::EAGAIN) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(match sniff(&bytes[..count]) {
+        Sniffed::More => None,
+        // A client hello may be longer.
+        Sniffed::Tls { .. } if count == bytes.len() => None,
+        protocol => Some(Detected::seen(protocol)),
+    })
+}
+
+/// Waits until the client has said enough. If it takes too long, or leaves, it is nothing that is known.
+///
+/// # Errors
+/// The connection failed.
+pub(in crate::proxy) async fn from_client(socket: &TcpStream) -> io::Result<Detected> {
+    let mut seen = 0;
+    let mut deadline = pin!(tokio::time::sleep(MOST_PATIENCE));
+    loop {
+        let ready = tokio::select! {
+            ready = socket.ready(Interest::READABLE) => ready?,
+            () = &mut deadline => return Ok(Detected {
+                protocol: Sniffed::Opaque,
+                how: DetectedBy::Timeout,
+            }),
+        };
+        let before = seen;
+        let mut bytes = vec![0; MOST_BYTES];
+        let peek = || match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK) {
+            // Nothing new: wait for more instead of turning round and round.
+            Ok(count) if count == before && count > 0 => Err(io::ErrorKind::WouldBlock.into()),
+            other => other.map_err(io::Error::from),
+        };
+        match socket.try_io(Interest::READABLE, peek) {
+            // It has closed without a word.
+            Ok(0) => return Ok(Detected::seen(Sniffed::Opaque)),
+            Ok(count) => seen = count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A client that has ended keeps its socket ready for ever, and nothing more will come.
+                if ready.is_read_closed() {
+                    return Ok(Detected::seen(Sniffed::Opaque));
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        match sniff(&bytes[..seen]) {
+            Sniffed::More if seen < MOST_BYTES => {}
+            Sniffed::More => return Ok(Detected::seen(Sniffed::Opaque)),
+            protocol => return Ok(Detected::seen(protocol)),
+        }
+    }
+}
+
+/// Ends when the server has said something that tells what it speaks, or is gone. Servers of HTTP/2 may send
+/// their settings before the client has said anything (RFC 9113, section 3.4): then it is for the client
+/// to say what this is.
+///
+/// # Errors
+/// The connection failed.
+pub(in crate::proxy) async fn server_speaks(server: &FlowSocket) -> io::Result<()> {
+    server.socket().readable().await?;
+    let mut head = [0; HTTP2_HEAD_BYTES];
+    let peeked = recv(server.socket().as_raw_fd(), &mut head, MsgFlags::MSG_PEEK)?;
+    if peeked == HTTP2_HEAD_BYTES && is_http2_settings(&head) {
+        std::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+/// The head of a frame: length, type, flags, stream (RFC 9113, section 4.1).
+fn is_http2_settings(head: &[u8; HTTP2_HEAD_BYTES]) -> bool {
+    let [0, high, low, 4, 0, 0, 0, 0, 0] = *head else {
+        return false;
+    };
+    // Settings of six bytes each, some dozen at most.
+    let length = u16::from_be_bytes([high, low]);
+    length % 6 == 0 && length <= 6 * 64
+}
+
+const HTTP2_HEAD_BYTES: usize = 9;
+/// Enough for most request lines.
+const AT_ONCE_BYTES: usize = 2048;
+/// How long a client may take for the first line. Its server is connected meanwhile and, speaking, ends
+/// the wait.
+pub(super) const MOST_PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::super::Version;
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+        let address = listener.local_addr().expect("has one");
+        let client = TcpStream::connect(address).await.expect("connects");
+        let (server, _) = listener.accept().await.expect("accepts");
+        (client, server)
+    }
+
+    #[tokio::test]
+    async fn a_request_line_in_pieces() {
+        let (mut client, server) = pair().await;
+        let looking = tokio::spawn(async move { from_client(&server).await });
+        for piece in ["G", "ET /", " HTTP/1.1", "\r\n"] {
+            client.write_all(piece.as_bytes()).await.expect("writes");
+            tokio::task::yield_now().await;
+        }
+        let found = looking.await.expect("no panic").expect("works");
+        assert_eq!(found, Detected::seen(Sniffed::Http(Version::Http1)));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_in_the_middle() {
+        for piece in ["", "GET /"] {
+            let (mut client, server) = pair().await;
+            client.write_all(piece.as_bytes()).await.expect("writes");
+            client.shutdown().await.expect("shuts down");
+            let looking = tokio::time::timeout(Duration::from_secs(5), from_client(&server));
+            let found = looking.await.expect("does not wait").expect("works");
+            assert_eq!(found.protocol, Sniffed::Opaque, "{piece:?}");
+        }
+    }
+
+    #[test]
+    fn settings_of_http2() {
+        for (head, is) in [
+            ([0, 0, 24, 4, 0, 0, 0, 0, 0], true),
+            ([0, 0, 0, 4, 0, 0, 0, 0, 0], true),
+            ([0, 0, 25, 4, 0, 0, 0, 0, 0], false),
+            ([0, 0, 24, 4, 1, 0, 0, 0, 0], false),
+            ([0, 0, 24, 3, 0, 0, 0, 0, 0], false),
+            (*b"220 ready", false),
+        ] {
+            assert_eq!(is_http2_settings(&head), is, "{head:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_seen_at_once() {
+        let (mut client, server) = pair().await;
+        assert_eq!(at_once(&server).expect("works"), None);
+        client.write_all(b"*1\r\n").await.expect("writes");
+        server.readable().await.expect("comes");
+        let seen = at_once(&server).expect("works");
+        assert_eq!(seen, Some(Detected::seen(Sniffed::Opaque)));
+    }
+}

@@ -1,0 +1,355 @@
+//! Heads of requests and responses: what is not fit to be passed on, and what belongs to one hop only.
+//! Pure. What hyper refuses by itself (bad names and values, obs-fold, lengths that contradict each
+//! other) never comes here.
+
+use http::header::{
+    CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, StatusCode, Version, request};
+use hyper::body::Body;
+use weft_core::Identity;
+
+use super::body::RequestBody;
+
+/// Why a request is not passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadHead {
+    /// RFC 9112, section 3.2: exactly one, unless it is HTTP/1.0.
+    #[error("the request has no Host")]
+    NoHost,
+    /// The same.
+    #[error("the request has more than one Host")]
+    ManyHosts,
+    /// RFC 9110, section 7.2.
+    #[error("the request's Host, or the authority of its target, is not one")]
+    Authority,
+    /// RFC 9112, section 6.1: `chunked` is the one coding that is taken, once.
+    #[error("the request's Transfer-Encoding is not chunked, once")]
+    Coding,
+    /// RFC 9113, section 8.3.1.
+    #[error("the request's Host is not the authority of its target")]
+    OtherHost,
+}
+
+/// What becomes of a request's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Another request may follow.
+    Exchange,
+    /// It may become something else: the answer says so (`Upgrade`, RFC 9110 section 7.8; CONNECT).
+    Upgrade,
+}
+
+/// Checks a request's head.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check(head: &request::Parts) -> Result<(), BadHead> {
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && !(coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none())
+    {
+        return Err(BadHead::Coding);
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(BadHead::ManyHosts);
+    }
+    let host = host.map(authority).transpose()?;
+    let target = head.uri.authority();
+    if target.is_some_and(|it| it.as_str().contains('@')) {
+        return Err(BadHead::Authority);
+    }
+    match (host, target, head.version) {
+        (None, None, Version::HTTP_10 | Version::HTTP_09) => Ok(()),
+        (None, None, _) => Err(BadHead::NoHost),
+        (None, Some(_), Version::HTTP_11) => Err(BadHead::NoHost),
+        (Some(host), Some(target), Version::HTTP_2) if !same_host(host, target.as_str()) => {
+            Err(BadHead::OtherHost)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `host [":" port]`; empty is allowed where the target has no authority.
+fn authority(value: &HeaderValue) -> Result<&str, BadHead> {
+    let text = value.to_str().map_err(|_| BadHead::Authority)?.trim();
+    if text.is_empty() {
+        return Ok(text);
+    }
+    let parsed: Authority = text.parse().map_err(|_| BadHead::Authority)?;
+    if parsed.as_str().contains('@') || parsed.host().is_empty() {
+        return Err(BadHead::Authority);
+    }
+    Ok(text)
+}
+
+fn same_host(one: &str, other: &str) -> bool {
+    one.eq_ignore_ascii_case(other)
+}
+
+/// What the request wants of its connection.
+pub(super) fn purpose(head: &request::Parts) -> Purpose {
+    let upgrades = head.version == Version::HTTP_11
+        && head.headers.contains_key(UPGRADE)
+        && options(&head.headers).any(|it| it.eq_ignore_ascii_case("upgrade"));
+    if upgrades || head.method == Method::CONNECT {
+        Purpose::Upgrade
+    } else {
+        Purpose::Exchange
+    }
+}
+
+/// Whether the answer ends HTTP on the connection.
+pub(super) fn is_upgraded(method: &Method, status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || method == Method::CONNECT && status.is_success()
+}
+
+/// Takes out what is meant for the next hop alone (RFC 9110, section 7.6.1). What an upgrade needs stays.
+pub(super) fn strip_hop(headers: &mut HeaderMap, purpose: Purpose) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = options(headers)
+            .filter(|it| !it.eq_ignore_ascii_case("upgrade"))
+            // What a message means is not the connection's to say.
+            .filter_map(|it| it.parse().ok())
+            .filter(|it| !END_TO_END.contains(it))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in HOP {
+        headers.remove(name);
+    }
+    match purpose {
+        Purpose::Upgrade if headers.contains_key(UPGRADE) => {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        _ => {
+            headers.remove(UPGRADE);
+        }
+    }
+    // Of this only "trailers" is of use beyond the hop.
+    if let Some(te) = headers.get(TE)
+        && !te.as_bytes().eq_ignore_ascii_case(b"trailers")
+    {
+        headers.remove(TE);
+    }
+}
+
+/// The options of `Connection`.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|it| it.to_str().ok())
+        .flat_map(|it| it.split(','))
+        .map(str::trim)
+        .filter(|it| !it.is_empty())
+}
+
+/// Tells the application who the client is, and takes out what the client says of that itself.
+pub(super) fn set_client(headers: &mut HeaderMap, client: Option<&Identity>) {
+    headers.remove(LINKERD_CLIENT_ID);
+    let own = |it: &&HeaderName| it.as_str().starts_with(OWN_PREFIX);
+    while let Some(name) = headers.keys().find(own).cloned() {
+        headers.remove(name);
+    }
+    let value = client.and_then(|it| HeaderValue::try_from(it.to_string()).ok());
+    if let Some(value) = value {
+        headers.insert(LINKERD_CLIENT_ID, value.clone());
+        headers.insert(CLIENT_ID, value);
+    }
+}
+
+/// Whether it is a call of gRPC, whose errors are told in another way.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(http::header::CONTENT_TYPE);
+    kind.is_some_and(|it| {
+        let rest = it.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|it| it.is_empty() || matches!(it[0], b'+' | b';'))
+    })
+}
+
+/// Whether a request may be sent a second time when nobody knows what became of the first (RFC 9110,
+/// section 9.2.2), and all of it is there.
+pub(super) fn may_repeat(request: &Request<RequestBody>) -> bool {
+    const IDEMPOTENT: [Method; 6] = [
+        Method::GET,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PUT,
+        Method::DELETE,
+    ];
+    request.body().is_end_stream() && IDEMPOTENT.contains(request.method())
+}
+
+/// The same request, of one that has nothing behind its head.
+pub(super) fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// The client's identity, for the application (request).
+pub(super) const CLIENT_ID: HeaderName = HeaderName::from_static("weft-client-id");
+/// The same under the name that Linkerd gives it.
+pub(super) const LINKERD_CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
+/// Headers that are the mesh's to set.
+const OWN_PREFIX: &str = "weft-";
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Gone at every hop, whether `Connection` names them or not. `Transfer-Encoding` is made anew.
+const HOP: [HeaderName; 4] = [
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    TRANSFER_ENCODING,
+    HTTP2_SETTINGS,
+];
+/// Never taken out because `Connection` names them.
+const END_TO_END: [HeaderName; 8] = [
+    HOST,
+    http::header::CONTENT_LENGTH,
+    http::header::CONTENT_TYPE,
+    http::header::AUTHORIZATION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TRAILER,
+    TE,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(version: Version, uri: &str, headers: &[(&str, &str)]) -> request::Parts {
+        let mut request = Request::builder().version(version).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("valid").into_parts().0
+    }
+
+    #[test]
+    fn hosts() {
+        let (one, two, ten) = (Version::HTTP_11, Version::HTTP_2, Version::HTTP_10);
+        for (version, uri, hosts, is) in [
+            (one, "/", &["web"][..], Ok(())),
+            (one, "/", &["web:8080"], Ok(())),
+            (one, "/", &["[::1]:80"], Ok(())),
+            (one, "/", &[""], Ok(())),
+            (one, "/", &[], Err(BadHead::NoHost)),
+            (ten, "/", &[], Ok(())),
+            (one, "/", &["a", "b"], Err(BadHead::ManyHosts)),
+            (one, "/", &["a", "a"], Err(BadHead::ManyHosts)),
+            (one, "/", &["a b"], Err(BadHead::Authority)),
+            (one, "/", &["a/b"], Err(BadHead::Authority)),
+            (one, "/", &["user@a"], Err(BadHead::Authority)),
+            (one, "http://a/", &["b"], Ok(())),
+            (one, "http://a/", &[], Err(BadHead::NoHost)),
+            (two, "http://a/", &[], Ok(())),
+            (two, "http://a/", &["A"], Ok(())),
+            (two, "http://a/", &["b"], Err(BadHead::OtherHost)),
+        ] {
+            let headers: Vec<_> = hosts.iter().map(|it| ("host", *it)).collect();
+            assert_eq!(check(&head(version, uri, &headers)), is, "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn codings() {
+        for (codings, is) in [
+            (&["chunked"][..], Ok(())),
+            (&["Chunked"], Ok(())),
+            (&["chunked", "chunked"], Err(BadHead::Coding)),
+            (&["chunked, chunked"], Err(BadHead::Coding)),
+            (&["gzip, chunked"], Err(BadHead::Coding)),
+            (&["identity"], Err(BadHead::Coding)),
+        ] {
+            let mut headers = vec![("host", "web")];
+            headers.extend(codings.iter().map(|it| ("transfer-encoding", *it)));
+            let head = head(Version::HTTP_11, "/", &headers);
+            assert_eq!(check(&head), is, "{codings:?}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_hop_is_taken_out() {
+        let headers = [
+            ("connection", "close, X-Private , te"),
+            ("connection", "host,content-length"),
+            ("x-private", "1"),
+            ("x-public", "2"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "gzip"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("host", "web"),
+            ("content-length", "3"),
+        ];
+        let mut head = head(Version::HTTP_11, "/", &headers);
+        assert_eq!(purpose(&head), Purpose::Exchange);
+        strip_hop(&mut head.headers, Purpose::Exchange);
+        let mut left: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "host", "x-public"]);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_what_it_needs() {
+        let headers = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+            ("te", "trailers"),
+        ];
+        let mut head = head(Version::HTTP_11, "/", &headers);
+        assert_eq!(purpose(&head), Purpose::Upgrade);
+        strip_hop(&mut head.headers, Purpose::Upgrade);
+        assert_eq!(head.headers["connection"], "upgrade");
+        assert_eq!(head.headers["upgrade"], "websocket");
+        assert_eq!(head.headers["te"], "trailers");
+    }
+
+    #[test]
+    fn only_the_mesh_says_who_the_client_is() {
+        let forged = [
+            ("l5d-client-id", "admin"),
+            ("weft-client-id", "admin"),
+            ("weft-anything", "x"),
+        ];
+        let mut headers = head(Version::HTTP_11, "/", &forged).headers;
+        set_client(&mut headers, None);
+        assert!(headers.is_empty());
+        let identity = "spiffe://cluster.local/ns/shop/sa/web"
+            .parse()
+            .expect("valid");
+        headers.insert(CLIENT_ID, HeaderValue::from_static("admin"));
+        set_client(&mut headers, Some(&identity));
+        assert_eq!(headers[CLIENT_ID], "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(headers.get_all(LINKERD_CLIENT_ID).iter().count(), 1);
+    }
+
+    #[test]
+    fn calls_of_grpc() {
+        for (kind, is) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=x", true),
+            ("application/grpc-web", false),
+            ("text/html", false),
+        ] {
+            let head = head(Version::HTTP_2, "http://a/", &[("content-type", kind)]);
+            assert_eq!(is_grpc(&head.headers), is, "{kind}");
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The server's half of exchanges: what an admitted flow speaks, who the client is, and the connection to
+//! the application.
+//!
+//! A flow has one connection to the application, made when it was admitted; of HTTP/1 another one is made
+//! when the application has closed it between two exchanges. Policy watches over the flow, and so over
+//! all of its exchanges.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use hyper::body::Incoming;
+use hyper::ext::on_informational;
+use hyper::{Request, Response, StatusCode};
+use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
+use weft_core::{Identity, Verdict};
+
+use super::answer::ExchangeError;
+use super::body::{RequestBody, ResponseBody, Used};
+use super::connection::{Hold, Http1, Http2, Life, Route};
+use super::detect::Detected;
+use super::measure::Timers;
+use super::outbound::Ending;
+use super::pool::Home;
+use super::sniff::{MOST_BYTES, Sniffed, sniff};
+use super::stream::Stream;
+use super::{Version, detect, head, serve, upgrade};
+use crate::node::LocalPod;
+use crate::proxy::Context;
+use crate::proxy::error::FlowError;
+use crate::proxy::record::PathLabel;
+use crate::proxy::socket;
+use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
+use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
+use crate::proxy::tunnel::weft1::stream::ChannelIo;
+use crate::telemetry::exchange::{ExchangeLabels, ExchangeSeries};
+use crate::telemetry::{DetectedBy, Direction, TlsLabel};
+
+/// A flow that was admitted, as its exchanges need it.
+pub(in crate::proxy) struct Admitted {
+    /// The rest of the agent.
+    pub(in crate::proxy) context: Arc<Context>,
+    /// The server's pod.
+    pub(in crate::proxy) pod: Arc<LocalPod>,
+    /// The client's address, as the application sees it.
+    pub(in crate::proxy) client: SocketAddr,
+    /// Who that is, if proven.
+    pub(in crate::proxy) identity: Option<Identity>,
+    /// The application.
+    pub(in crate::proxy) to: SocketAddr,
+    /// How the client's side is secured.
+    pub(in crate::proxy) tls: TlsLabel,
+    /// What policy said.
+    pub(in crate::proxy) verdict: Option<Verdict>,
+}
+
+struct Facts {
+    flow: Admitted,
+    series: Arc<ExchangeSeries>,
+    version: Version,
+    route: Arc<Route>,
+    http1: Arc<Mutex<Option<Box<Http1>>>>,
+    http2: tokio::sync::Mutex<Option<Http2>>,
+    /// Ends what it was upgraded to.
+    end: CancellationToken,
+}
+
+/// What the client of a connection speaks; `server` ends the question by speaking first.
+///
+/// # Errors
+/// One of the two connections failed.
+pub(in crate::proxy) async fn of_socket(
+    client: &FlowSocket,
+    server: &FlowSocket,
+) -> Result<Detected, Broken> {
+    let client_failed = |error| Broken::socket(Side::Client, error);
+    if let Some(detected) = detect::at_once(client.socket()).map_err(client_failed)? {
+        return Ok(detected);
+    }
+    tokio::select! {
+        biased;
+        detected = detect::from_client(client.socket()) => detected.map_err(client_failed),
+        spoken = detect::server_speaks(server) => server_first(spoken),
+    }
+}
+
+fn server_first(spoken: std::io::Result<()>) -> Result<Detected, Broken> {
+    match spoken {
+        Ok(()) => Ok(Detected::SERVER_FIRST),
+        Err(error) => Err(Broken::socket(Side::Server, error)),
+    }
+}
+
+/// The same of a flow of `weft/1`, from which the first bytes are taken.
+pub(in crate::proxy) async fn of_channel(
+    client: &mut ChannelIo,
+    server: &FlowSocket,
+) -> Result<(Detected, Bytes), Broken> {
+    let mut first = BytesMut::new();
+    let patience = tokio::time::sleep(detect::MOST_PATIENCE);
+    let mut patience = std::pin::pin!(patience);
+    let detected = loop {
+        // A whole frame: what would be left of it could not be copied by somebody else.
+        first.reserve(MOST_DATA_BYTES);
+        let count = tokio::select! {
+            biased;
+            count = client.read_buf(&mut first) => count.map_err(|error| match client.take_fault() {
+                Some(fault) => Broken::Weft(fault),
+                None => Broken::socket(Side::Client, error),
+            })?,
+            spoken = detect::server_speaks(server) => break server_first(spoken)?,
+            () = &mut patience => break Detected {
+                protocol: Sniffed::Opaque,
+                how: DetectedBy::Timeout,
+            },
+        };
+        match sniff(&first) {
+            Sniffed::More if count > 0 && first.len() < MOST_BYTES => {}
+            Sniffed::More => break Detected::seen(Sniffed::Opaque),
+            protocol => break Detected::seen(protocol),
+        }
+    };
+    Ok((detected, first.freeze()))
+}
+
+/// The same of a stream of HTTP/2, whose first bytes are kept with it.
+pub(in crate::proxy) async fn of_tunnel(
+    client: &mut TunnelHalves,
+    server: &FlowSocket,
+) -> Result<Detected, Broken> {
+    let patience = tokio::time::sleep(detect::MOST_PATIENCE);
+    let mut patience = std::pin::pin!(patience);
+    let mut first = BytesMut::new();
+    let detected = loop {
+        let more = tokio::select! {
+            biased;
+            more = client.receive.data() => more,
+            spoken = detect::server_speaks(server) => break server_first(spoken)?,
+            () = &mut patience => break Detected {
+                protocol: Sniffed::Opaque,
+                how: DetectedBy::Timeout,
+            },
+        };
+        // What is wrong with it is seen by who reads it in earnest.
+        let ended = !matches!(more, Some(Ok(_)));
+        if let Some(Ok(more)) = more {
+            first.extend_from_slice(&more);
+        }
+        match sniff(&first) {
+            Sniffed::More if !ended && first.len() < MOST_BYTES => {}
+            Sniffed::More => break Detected::seen(Sniffed::Opaque),
+            protocol => break Detected::seen(protocol),
+        }
+    };
+    client.first = first.freeze();
+    Ok(detected)
+}
+
+impl Admitted {
+    /// Serves the flow's exchanges until it ends. `server` is its connection to the application.
+    ///
+    /// # Errors
+    /// HTTP could not be started with the application.
+    pub(in crate::proxy) async fn serve(
+        self,
+        stream: Stream,
+        version: Version,
+        server: FlowSocket,
+    ) -> Result<(), FlowError> {
+        let pod = Arc::clone(&self.pod);
+        let end = CancellationToken::new();
+        let _end = end.clone().drop_guard();
+        let route = Arc::new(Route {
+            endpoint: self.to,
+            path: PathLabel::Itself,
+            destination: None,
+            identity: None,
+            local: None,
+            verdict: None,
+            generation: 0,
+        });
+        let series = self.context.telemetry.exchanges(ExchangeLabels {
+            direction: Direction::Inbound,
+            pod: pod.labels.clone(),
+            authority: None,
+            service: None,
+            destination: None,
+            target_port: Some(self.to.port()),
+            tls: self.tls,
+            client: self.identity.clone(),
+            server: None,
+            verdict: self.verdict.clone(),
+            backend: None,
+        });
+        let facts = Arc::new(Facts {
+            flow: self,
+            series,
+            version,
+            route,
+            http1: Arc::default(),
+            http2: tokio::sync::Mutex::default(),
+            end,
+        });
+        let started = facts.start(server).await;
+        if let Err(error) = started {
+            tracing::debug!(pod = %pod.id, %error, "HTTP with an application");
+        }
+        let served = serve::serve(stream, version, &pod, move |request| {
+            exchange(Arc::clone(&facts), request)
+        });
+        if let Err(error) = served.await {
+            tracing::debug!(pod = %pod.id, %error, "a client's connection ended");
+        }
+        Ok(())
+    }
+}
+
+impl Facts {
+    /// Speaks HTTP on a connection to the application, and keeps it for the next exchange.
+    async fn start(&self, server: FlowSocket) -> Result<(), hyper::Error> {
+        let stream = Stream::socket(server);
+        let life = Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing);
+        match self.version {
+            Version::Http1 => {
+                let connection = Http1::start(stream, life, Arc::clone(&self.route)).await?;
+                *self.place() = Some(Box::new(connection));
+            }
+            Version::Http2 => {
+                let connection = Http2::start(stream, life, Arc::clone(&self.route)).await?;
+                *self.http2.lock().await = Some(connection);
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> std::sync::MutexGuard<'_, Option<Box<Http1>>> {
+        self.http1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(&self) -> Result<Stream, ExchangeError> {
+        let Admitted {
+            context,
+            pod,
+            client,
+            to,
+            ..
+        } = &self.flow;
+        let server = socket::deliver(context, pod, *to, *client).await?;
+        Ok(Stream::socket(server))
+    }
+
+    /// The connection to the application, or a new one.
+    async fn http1(&self) -> Result<Box<Http1>, ExchangeError> {
+        let kept = self.place().take();
+        if let Some(mut kept) = kept {
+            if kept.is_free() {
+                return Ok(kept);
+            }
+            kept.close();
+        }
+        let stream = self.connect().await?;
+        let life = Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing);
+        let started = Http1::start(stream, life, Arc::clone(&self.route)).await;
+        started.map(Box::new).map_err(ExchangeError::Server)
+    }
+
+    async fn http2(&self) -> Result<Http2, ExchangeError> {
+        let mut kept = self.http2.lock().await;
+        if let Some(kept) = kept.as_ref().filter(|it| !it.is_closed()) {
+            return Ok(kept.clone());
+        }
+        let stream = self.connect().await?;
+        let life = Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing);
+        let started = Http2::start(stream, life, Arc::clone(&self.route)).await;
+        let connection = started.map_err(ExchangeError::Server)?;
+        *kept = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+async fn exchange(facts: Arc<Facts>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let is_grpc = head::is_grpc(request.headers());
+    let mut timers = Some(Timers::one(&facts.series));
+    match try_exchange(&facts, request, &mut timers).await {
+        Ok(response) => response,
+        Err(error) => {
+            if let Some(timers) = timers {
+                timers.answer(&error, is_grpc);
+            }
+            let pod = &facts.flow.pod;
+            if let ExchangeError::Flow(error) = &error
+                && let Some(refusal) = error.refusal()
+            {
+                facts.flow.context.telemetry.refusal(&pod.id, refusal);
+            }
+            tracing::debug!(pod = %pod.id, %error, "an exchange failed");
+            error.answer(is_grpc)
+        }
+    }
+}
+
+async fn try_exchange(
+    facts: &Arc<Facts>,
+    request: Request<Incoming>,
+    timers: &mut Option<Timers>,
+) -> Result<Response<ResponseBody>, ExchangeError> {
+    let (mut parts, body) = request.into_parts();
+    head::check(&parts)?;
+    let purpose = head::purpose(&parts);
+    head::strip_hop(&mut parts.headers, purpose);
+    head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
+    let request = Request::from_parts(parts, RequestBody::of(body));
+    match facts.version {
+        Version::Http1 => exchange_http1(facts, request, purpose, timers).await,
+        Version::Http2 => exchange_http2(facts, request, timers).await,
+    }
+}
+
+async fn exchange_http1(
+    facts: &Arc<Facts>,
+    mut request: Request<RequestBody>,
+    purpose: head::Purpose,
+    timers: &mut Option<Timers>,
+) -> Result<Response<ResponseBody>, ExchangeError> {
+    let method = request.method().clone();
+    let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
+    if request.headers().contains_key(http::header::EXPECT) {
+        let told = request.body_mut().when_wanted();
+        on_informational(&mut request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                told.want();
+            }
+        });
+    }
+    let (connection, response) = loop {
+        let mut connection = facts.http1().await?;
+        let was_reused = connection.is_reused;
+        let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
+        match connection.send(request).await {
+            Ok(response) => break (connection, response),
+            Err(mut error) => {
+                let back = error.take_message().or(again);
+                match back {
+                    Some(back) if was_reused => request = back,
+                    _ => return Err(ExchangeError::Server(error.into_error())),
+                }
+            }
+        }
+    };
+    let (mut parts, incoming) = response.into_parts();
+    if let Some(upgrading) = upgrading
+        && head::is_upgraded(&method, parts.status)
+    {
+        let mut response = Response::from_parts(parts, incoming);
+        let server = upgrade::Server {
+            connection: hyper::upgrade::on(&mut response),
+            driver: Some(connection.into_driver()),
+        };
+        upgrade::join(&facts.flow.pod, upgrading, server, facts.end.clone());
+        let (mut parts, _) = response.into_parts();
+        Ending::measured(timers.take(), &parts).ended();
+        head::strip_hop(&mut parts.headers, purpose);
+        return Ok(Response::from_parts(parts, ResponseBody::empty()));
+    }
+    head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
+    let used = Used {
+        connection,
+        home: Home::Place(Arc::clone(&facts.http1)),
+    };
+    // The client's own version is for its connection to know.
+    parts.version = http::Version::HTTP_11;
+    let ending = Ending::measured(timers.take(), &parts);
+    let body = ResponseBody::of(incoming, Some(used), ending);
+    Ok(Response::from_parts(parts, body))
+}
+
+async fn exchange_http2(
+    facts: &Arc<Facts>,
+    request: Request<RequestBody>,
+    timers: &mut Option<Timers>,
+) -> Result<Response<ResponseBody>, ExchangeError> {
+    let sent = facts.http2().await?.send(request).await;
+    let response = match sent {
+        Ok(response) => response,
+        Err(mut error) => match error.take_message() {
+            // The application was closing the connection, and has not seen the request.
+            Some(request) => {
+                let sent = facts.http2().await?.send(request).await;
+                sent.map_err(|error| ExchangeError::Server(error.into_error()))?
+            }
+            None => return Err(ExchangeError::Server(error.into_error())),
+        },
+    };
+    let (parts, incoming) = response.into_parts();
+    let ending = Ending::measured(timers.take(), &parts);
+    let body = ResponseBody::of(incoming, None, ending);
+    Ok(Response::from_parts(parts, body))
+}

@@ -1,0 +1,58 @@
+//! HTTP in the data plane: flows whose bytes are requests become exchanges, one request and its
+//! response each, that are routed, balanced, measured and answered one by one.
+//!
+//! | stage | where |
+//! |---|---|
+//! | which protocol is it | [`sniff`], [`detect`] |
+//! | a client's connection, request by request | [`serve`] |
+//! | is the request's head fit to be passed on, and what of it belongs to this hop | [`head`] |
+//! | to which endpoint | [`outbound`] |
+//! | on which connection | [`pool`], [`connection`], [`stream`] |
+//! | the bodies, and the end of the exchange | [`body`] |
+//! | what is counted | [`measure`] |
+//! | a request that no server answers | [`answer`] |
+//! | what is HTTP no longer | [`upgrade`] |
+//! | the server's side: policy, identity headers, the application | [`inbound`] |
+//!
+//! **How it travels.** Between nodes an exchange goes over a flow, of whichever protocol the tunnel is:
+//! an HTTP connection of the version that the client spoke, from agent to agent, on which the exchanges of
+//! all the client pod's connections to that endpoint follow each other (HTTP/1) or are mixed (HTTP/2).
+//! Putting each into a stream of one HTTP/2 connection between the nodes instead would translate every
+//! HTTP/1 exchange twice, and make all of them share a connection's lock and windows. On one
+//! node the outbound half speaks to the application's socket itself.
+//!
+//! **One task.** A connection to a server is driven by whoever uses it: the future that serves the client's
+//! connection polls it, so an exchange passes an agent without waking another task. Only HTTP/2, whose
+//! connections are shared, has tasks of its own.
+
+mod answer;
+mod body;
+pub(super) mod connection;
+pub(super) mod detect;
+mod head;
+pub(super) mod inbound;
+mod measure;
+pub(super) mod outbound;
+pub(crate) mod pool;
+mod serve;
+pub mod sniff;
+mod stream;
+mod upgrade;
+
+use weft_core::PortProtocol;
+
+pub(super) use stream::{Returned, Stream};
+
+/// The version that a connection speaks, on both of its sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// HTTP/1.0 or HTTP/1.1 (RFC 9112).
+    Http1,
+    /// HTTP/2 with prior knowledge (RFC 9113, section 3.3).
+    Http2,
+}
+
+/// Whether a port with this declaration is to be looked at.
+pub(super) fn may_be(declared: PortProtocol) -> bool {
+    !matches!(declared, PortProtocol::Opaque | PortProtocol::Tls)
+}

@@ -1,0 +1,203 @@
+//! The connections that a pod's exchanges leave by, kept between them. They belong to one pod: what
+//! another pod sends is never mixed with it, whatever it speaks to.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Http1, Http2, Route};
+
+/// A pod's connections that wait, and those of HTTP/2, which wait and work at once.
+#[derive(Default)]
+pub struct Pool {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    http1: HashMap<SocketAddr, Vec<Box<Http1>>>,
+    http2: HashMap<SocketAddr, Vec<Http2>>,
+    /// The task that looks after them is there.
+    swept: bool,
+    closed: bool,
+}
+
+/// Takes a connection of HTTP/1 back after an exchange.
+#[derive(Clone)]
+pub(super) enum Home {
+    /// The pool of a pod.
+    Pool(Arc<Pool>, CancellationToken),
+    /// The one place that a client's connection has for it.
+    Place(Arc<Mutex<Option<Box<Http1>>>>),
+}
+
+impl Home {
+    /// Keeps it.
+    pub(super) fn give(&self, mut connection: Box<Http1>) {
+        connection.is_reused = true;
+        connection.idle_since = Instant::now();
+        match self {
+            Self::Pool(pool, stopping) => pool.put(connection, stopping),
+            Self::Place(place) => {
+                let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+                *place = Some(connection);
+            }
+        }
+    }
+}
+
+impl Pool {
+    /// A connection of HTTP/1 that leads this way and is free.
+    pub(super) fn take_http1(&self, route: &Route) -> Option<Box<Http1>> {
+        loop {
+            // Looked at without the lock: that is a system call.
+            let mut connection = {
+                let mut kept = self.kept();
+                let waiting = kept.http1.get_mut(&route.endpoint)?;
+                waiting.pop()?
+            };
+            if connection.route.is_same(route) && connection.is_free() {
+                return Some(connection);
+            }
+            connection.close();
+        }
+    }
+
+    /// A connection of HTTP/2 that leads this way and takes another exchange.
+    pub(super) fn take_http2(&self, route: &Route) -> Option<Http2> {
+        let mut kept = self.kept();
+        let all = kept.http2.get_mut(&route.endpoint)?;
+        // One that leads elsewhere ends when the last who uses it has let it go.
+        all.retain(|it| !it.is_closed() && it.route.is_same(route));
+        all.iter().find(|it| it.has_room()).cloned()
+    }
+
+    /// Whether an exchange with one of these could begin at once.
+    pub(in crate::proxy) fn has_any(
+        &self,
+        mut endpoints: impl Iterator<Item = SocketAddr>,
+    ) -> bool {
+        let kept = self.kept();
+        if kept.http1.is_empty() && kept.http2.is_empty() {
+            return false;
+        }
+        endpoints.any(|it| {
+            let http1 = kept.http1.get(&it).is_some_and(|it| !it.is_empty());
+            http1 || kept.http2.get(&it).is_some_and(|it| !it.is_empty())
+        })
+    }
+
+    /// Shares a connection of HTTP/2.
+    pub(super) fn share(self: &Arc<Self>, connection: &Http2, stopping: &CancellationToken) {
+        let mut kept = self.kept();
+        if !kept.closed {
+            let all = kept.http2.entry(connection.route.endpoint).or_default();
+            all.push(connection.clone());
+            self.look_after(&mut kept, stopping);
+        }
+    }
+
+    fn put(self: &Arc<Self>, connection: Box<Http1>, stopping: &CancellationToken) {
+        let mut kept = self.kept();
+        let closed = kept.closed;
+        let waiting = kept.http1.entry(connection.route.endpoint).or_default();
+        if closed || waiting.len() >= MOST_IDLE {
+            drop(kept);
+            return connection.close();
+        }
+        waiting.push(connection);
+        self.look_after(&mut kept, stopping);
+    }
+
+    fn look_after(self: &Arc<Self>, kept: &mut Kept, stopping: &CancellationToken) {
+        if !std::mem::replace(&mut kept.swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(self), stopping.clone()));
+        }
+    }
+
+    /// Lets go what is old or was closed at the other end. Says whether anything is left.
+    fn sweep(&self, all: bool) -> bool {
+        let mut looked_at: Vec<Box<Http1>> = Vec::new();
+        {
+            let mut kept = self.kept();
+            kept.closed |= all;
+            for (_, waiting) in kept.http1.drain() {
+                looked_at.extend(waiting);
+            }
+            kept.http2.retain(|_, connections| {
+                connections.retain(|it| !all && !it.is_closed());
+                !connections.is_empty()
+            });
+        }
+        let mut out = Vec::new();
+        looked_at.retain_mut(|it| !all && it.idle_since.elapsed() < IDLE && it.is_free());
+        let mut kept = self.kept();
+        for connection in looked_at {
+            let waiting = kept.http1.entry(connection.route.endpoint).or_default();
+            // In front of what was put back meanwhile, which is fresher.
+            if waiting.len() < MOST_IDLE {
+                waiting.insert(0, connection);
+            } else {
+                out.push(connection);
+            }
+        }
+        let left = !kept.http1.is_empty() || !kept.http2.is_empty();
+        kept.swept = left;
+        drop(kept);
+        for connection in out {
+            connection.close();
+        }
+        left
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Every change under the lock is complete in itself.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after a pool until it is empty, or its pod takes no new connections.
+async fn sweep(pool: Weak<Pool>, stopping: CancellationToken) {
+    loop {
+        let stop = tokio::select! {
+            () = stopping.cancelled() => true,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => false,
+        };
+        let Some(pool) = pool.upgrade() else { return };
+        if !pool.sweep(stop) || stop {
+            return;
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = self.kept();
+        formatter
+            .debug_struct("Pool")
+            .field("http1", &kept.http1.values().map(Vec::len).sum::<usize>())
+            .field("http2", &kept.http2.values().map(Vec::len).sum::<usize>())
+            .finish()
+    }
+}
+
+impl fmt::Debug for Home {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Pool(..) => "Pool",
+            Self::Place(_) => "Place",
+        })
+    }
+}
+
+/// Shorter than servers usually wait for the next request (nginx 75 s, Go's are set to 60 s and more), so
+/// that few are closed at the moment they are used.
+const IDLE: Duration = Duration::from_secs(50);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Connections that wait for the next exchange with one endpoint.
+const MOST_IDLE: usize = 128;

@@ -1,0 +1,344 @@
+//! A flow as a stream of bytes, for HTTP to be spoken on: a socket, a connection of `weft/1`, or a stream
+//! of HTTP/2. It counts what passes, and at its end it is what the other side sees: closed in order
+//! if HTTP closed it, else reset.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::DropGuard;
+
+use super::serve::Progress;
+use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves};
+use crate::proxy::tunnel::chunk::{Chunk, Queue};
+use crate::proxy::tunnel::weft1;
+use crate::proxy::tunnel::weft1::channel::Channel;
+use crate::proxy::tunnel::weft1::stream::ChannelIo;
+
+/// A flow's bytes.
+#[derive(Debug)]
+pub(in crate::proxy) struct Stream {
+    kind: Kind,
+    /// Counted as coming from this side of the flow when read.
+    meter: Option<(Arc<Moved>, Side)>,
+    /// Nothing more is to be said.
+    ended: bool,
+    /// Told of what is read.
+    progress: Option<Arc<Progress>>,
+    /// Tells when it is gone.
+    _guard: Option<DropGuard>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// None once it has ended.
+    Socket(Option<FlowSocket>),
+    Channel(ChannelStream),
+    Tunnel(Box<TunnelStream>),
+}
+
+/// Where a connection of `weft/1` is put when HTTP is done with it and both sides have ended in order; or
+/// what its peer did wrong.
+#[derive(Clone, Debug, Default)]
+pub(in crate::proxy) struct Returned(Arc<Mutex<Left>>);
+
+#[derive(Debug, Default)]
+struct Left {
+    channel: Option<Box<Channel>>,
+    fault: Option<weft1::Error>,
+}
+
+impl Stream {
+    /// On a socket.
+    pub(in crate::proxy) fn socket(socket: FlowSocket) -> Self {
+        Self::new(Kind::Socket(Some(socket)))
+    }
+
+    /// On a connection of `weft/1`, for one flow; afterwards it is in `returned`, if it may have another.
+    /// `first` was read from it already.
+    pub(in crate::proxy) fn channel(io: ChannelIo, first: Bytes, returned: Returned) -> Self {
+        Self::new(Kind::Channel(ChannelStream {
+            io: Some(io),
+            first,
+            returned,
+        }))
+    }
+
+    /// On a stream of HTTP/2.
+    pub(in crate::proxy) fn tunnel(halves: TunnelHalves) -> Self {
+        Self::new(Kind::Tunnel(Box::new(TunnelStream {
+            send: halves.send,
+            receive: halves.receive,
+            received: halves.first,
+            queue: Queue::default(),
+            received_all: false,
+        })))
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            meter: None,
+            ended: false,
+            progress: None,
+            _guard: None,
+        }
+    }
+
+    /// Tells what is read.
+    pub(super) fn watched(mut self, progress: Arc<Progress>) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Drops the guard with it.
+    pub(super) fn guarded(mut self, guard: DropGuard) -> Self {
+        self._guard = Some(guard);
+        self
+    }
+
+    /// Counts its bytes; those that are read from it come from `side`.
+    pub(in crate::proxy) fn metered(mut self, moved: Arc<Moved>, side: Side) -> Self {
+        self.meter = Some((moved, side));
+        self
+    }
+
+    fn count(&self, bytes: usize, read: bool) {
+        if let Some((moved, side)) = &self.meter {
+            let from = if read { *side } else { side.other() };
+            moved.way(from).add(bytes);
+        }
+    }
+}
+
+impl Returned {
+    /// The connection, if it was put here.
+    pub(in crate::proxy) fn take(&self) -> Option<Box<Channel>> {
+        self.left().channel.take()
+    }
+
+    /// What the peer did wrong, if it did.
+    pub(in crate::proxy) fn fault(&self) -> Option<weft1::Error> {
+        self.left().fault.take()
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = match &mut self.kind {
+            Kind::Socket(Some(socket)) => socket.poll_read(context, buffer),
+            Kind::Socket(None) => Poll::Ready(Ok(())),
+            Kind::Channel(channel) if !channel.first.is_empty() => {
+                let count = channel.first.len().min(buffer.remaining());
+                buffer.put_slice(&channel.first[..count]);
+                channel.first.advance(count);
+                Poll::Ready(Ok(()))
+            }
+            Kind::Channel(channel) => match &mut channel.io {
+                Some(io) => Pin::new(io).poll_read(context, buffer),
+                None => Poll::Ready(Ok(())),
+            },
+            Kind::Tunnel(tunnel) => tunnel.poll_read(context, buffer),
+        };
+        let count = buffer.filled().len() - before;
+        if count > 0 {
+            self.count(count, true);
+            if let Some(progress) = &self.progress {
+                progress.read.fetch_add(count as u64, Ordering::Relaxed);
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = match &mut self.kind {
+            Kind::Socket(Some(socket)) => socket.poll_write(context, bytes),
+            Kind::Channel(ChannelStream { io: Some(io), .. }) => {
+                Pin::new(io).poll_write(context, bytes)
+            }
+            Kind::Tunnel(tunnel) => tunnel.poll_write(context, bytes),
+            Kind::Socket(None) | Kind::Channel(_) => {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
+        };
+        let count = ready!(written)?;
+        self.count(count, false);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = match &mut self.kind {
+            Kind::Socket(Some(socket)) => socket.poll_write_vectored(context, slices),
+            Kind::Channel(ChannelStream { io: Some(io), .. }) => {
+                Pin::new(io).poll_write_vectored(context, slices)
+            }
+            _ => {
+                let first = slices.iter().find(|it| !it.is_empty());
+                return self.poll_write(context, first.map_or(&[], |it| it));
+            }
+        };
+        let count = ready!(written)?;
+        self.count(count, false);
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        !matches!(self.kind, Kind::Tunnel(_))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Channel(ChannelStream { io: Some(io), .. }) => Pin::new(io).poll_flush(context),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.kind {
+            Kind::Socket(Some(socket)) => socket.end()?,
+            Kind::Socket(None) => {}
+            Kind::Channel(ChannelStream { io: Some(io), .. }) => {
+                ready!(Pin::new(io).poll_shutdown(context))?;
+            }
+            Kind::Channel(_) => {}
+            Kind::Tunnel(tunnel) => {
+                let end = tunnel.send.send_data(Chunk::default(), true);
+                end.map_err(tunnel_error)?;
+            }
+        }
+        self.ended = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        match &mut self.kind {
+            Kind::Socket(socket) => {
+                // After an upgrade that was declined HTTP drops a connection instead of closing it.
+                let is_over = self.progress.as_ref();
+                let is_over = is_over.is_some_and(|it| it.is_over());
+                if let Some(socket) = socket.take()
+                    && (self.ended || is_over)
+                {
+                    socket.close();
+                }
+            }
+            // It knows itself.
+            Kind::Channel(_) => {}
+            Kind::Tunnel(tunnel) => {
+                if !(self.ended && tunnel.received_all) {
+                    tunnel.send.send_reset(Reason::CANCEL);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ChannelStream {
+    io: Option<ChannelIo>,
+    first: Bytes,
+    returned: Returned,
+}
+
+impl Drop for ChannelStream {
+    fn drop(&mut self) {
+        if let Some(mut io) = self.io.take() {
+            let mut left = self.returned.left();
+            left.fault = io.take_fault();
+            left.channel = io.into_channel();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct TunnelStream {
+    send: SendStream<Chunk>,
+    receive: RecvStream,
+    received: Bytes,
+    queue: Queue,
+    received_all: bool,
+}
+
+impl TunnelStream {
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.received.is_empty() {
+            match ready!(self.receive.poll_data(context)) {
+                None => {
+                    self.received_all = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Some(chunk) => self.received = chunk.map_err(tunnel_error)?,
+            }
+        }
+        let count = self.received.len().min(buffer.remaining());
+        buffer.put_slice(&self.received[..count]);
+        self.received.advance(count);
+        let room = self.receive.flow_control().release_capacity(count);
+        Poll::Ready(room.map_err(tunnel_error))
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if let Poll::Ready(reason) = self.send.poll_reset(context) {
+            let reason = reason.map_err(tunnel_error)?;
+            return Poll::Ready(Err(tunnel_error(reason.into())));
+        }
+        self.send.reserve_capacity(bytes.len().min(MOST_AT_ONCE));
+        while self.send.capacity() == 0 {
+            match ready!(self.send.poll_capacity(context)) {
+                Some(room) => room.map_err(tunnel_error)?,
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+        }
+        let count = self.send.capacity().min(bytes.len());
+        let chunk = self.queue.chunk(Bytes::copy_from_slice(&bytes[..count]));
+        self.send.send_data(chunk, false).map_err(tunnel_error)?;
+        Poll::Ready(Ok(count))
+    }
+}
+
+fn tunnel_error(error: h2::Error) -> io::Error {
+    if error.is_reset() {
+        io::Error::new(io::ErrorKind::ConnectionReset, error)
+    } else {
+        io::Error::other(error)
+    }
+}
+
+/// The most that is put into HTTP/2's queue in one piece.
+const MOST_AT_ONCE: usize = 64 * 1024;

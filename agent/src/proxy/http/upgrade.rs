@@ -1,0 +1,59 @@
+//! What is no longer HTTP: after `101 Switching Protocols` or an accepted CONNECT both connections carry
+//! bytes, which are copied until both sides have closed.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::LocalPod;
+
+/// The server's side of an upgrade.
+pub(super) struct Server {
+    /// The connection, once it was told.
+    pub(super) connection: OnUpgrade,
+    /// What moves its bytes until then, and watches over it afterwards; if nobody else does.
+    pub(super) driver: Option<BoxFuture<'static, ()>>,
+}
+
+/// Joins the two connections when both have been told, until both have closed or `end` is cancelled.
+pub(super) fn join(pod: &Arc<LocalPod>, client: OnUpgrade, server: Server, end: CancellationToken) {
+    let drained = pod.end_flows.clone();
+    pod.spawn_flow(async move {
+        let joined = Box::pin(joined(client, server));
+        tokio::select! {
+            () = joined => {}
+            () = drained.cancelled() => {}
+            () = end.cancelled() => {}
+        }
+    });
+}
+
+async fn joined(client: OnUpgrade, server: Server) {
+    let Server { connection, driver } = server;
+    let copying = pin!(async {
+        let (client, server) = futures::try_join!(client, connection)?;
+        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+        let copied = copy_bidirectional(&mut client, &mut server).await;
+        tracing::debug!(?copied, "an upgraded connection ended");
+        Ok::<(), hyper::Error>(())
+    });
+    let result = match driver {
+        Some(mut driver) => tokio::select! {
+            // It must not go on.
+            () = &mut driver => return,
+            result = copying => {
+                driver.await;
+                result
+            }
+        },
+        None => copying.await,
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "an upgrade failed");
+    }
+}
