@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::json;
 use weft_tests::apps::curl_shop;
-use weft_tests::manifests::{ServiceSpec, authorization, server};
+use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
 use weft_tests::webapp::{GrpcServer, HttpServer, Report, grpc_call, grpc_load, http_load};
 use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
@@ -65,10 +64,6 @@ fn http_balancing() {
     check("a slow endpoint loses its share, and regains it", slow);
     check("an endpoint that refuses is gone around", refusing);
     check("clients of both versions share a Service", both_versions);
-    check(
-        "endpoints of one version each share a Service",
-        mixed_endpoints,
-    );
     check("a Service without endpoints says so soon", nobody);
     checks.finish();
 }
@@ -176,46 +171,6 @@ fn both_versions(scene: &Scene) -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// Some endpoints understand HTTP/1 only and say so by a Server, others HTTP/2 only: a client of
-/// either version is answered by both.
-fn mixed_endpoints(scene: &Scene) -> Result<()> {
-    let mut servers = Vec::new();
-    for (name, speaks, protocol) in [("old", "http1", "HTTP/1"), ("new", "http2", "HTTP/2")] {
-        let spec = PodSpec::new(name)
-            .label("app", name)
-            .label("tier", "mixed")
-            .on(1);
-        let pod = scene.cluster.add_pod(spec)?;
-        let mut declared = server("default", name, name, HTTP);
-        declared["spec"]["proxyProtocol"] = json!(protocol);
-        scene.cluster.apply(&declared)?;
-        scene
-            .cluster
-            .apply(&authorization("default", name, name, &["client"]))?;
-        let started = HttpServer::start(&pod, HTTP, &["--quiet", "--speaks", speaks])?;
-        servers.push((started, pod));
-    }
-    let spec = ServiceSpec::new("mixed")
-        .select("tier", "mixed")
-        .port(80, HTTP);
-    let target = serving(&scene.cluster, &scene.client, &spec, 80)?;
-    for args in [
-        ["--connections", "8"].as_slice(),
-        &["--http2", "--streams", "8"],
-    ] {
-        eventually("both to answer", || {
-            let report = http_load(&scene.client, target, 100, args)?;
-            report.expect_all("200")?;
-            ensure!(
-                report.share("old") > 0.0 && report.share("new") > 0.0,
-                "{report:?}"
-            );
-            Ok(())
-        })?;
-    }
-    Ok(())
 }
 
 fn nobody(scene: &Scene) -> Result<()> {

@@ -215,21 +215,21 @@ fn opaque_by_pod(stage: &Stage) -> Result<()> {
         ("opaque-two", "config.linkerd.io/opaque-ports"),
     ] {
         let spec = PodSpec::new(name)
-            .on(1)
+            .on(0)
             .annotation(annotation, "9000,9100-9101");
         let pod = stage.cluster.add_pod(spec)?;
         let _server = Server::start(&pod, 9101, "echo", &[])?;
         expect_opaque(&stage.client, pod.sockets(9101)[0], stage)?;
         let curled = curl_with(stage.client.command("curl")?, pod.sockets(9102)[0], "")?;
-        ensure!(curled.exit != 0, "nothing listens there: {curled:?}");
+        ensure!(curled.status != 200, "nothing listens there: {curled:?}");
     }
     Ok(())
 }
 
 fn opaque_by_service(stage: &Stage) -> Result<()> {
-    let _server = Server::start(&stage.far, 9200, "echo", &[])?;
+    let _server = Server::start(&stage.near, 9200, "echo", &[])?;
     let spec = ServiceSpec::new("opaque-service")
-        .select("app", "far")
+        .select("app", "near")
         .port(9200, 9200)
         .annotation("weft.dev/opaque-ports", "9200");
     opaque_service(stage, &spec, 9200)

@@ -170,7 +170,7 @@ fn latency(stage: &Stage) -> Result<()> {
     let target = stage.far.sockets(HTTP)[0];
     expect_code(&curl_shop(&stage.client, target, "/delay/200", &[])?, 200)?;
     expect_more(stage, &before, "response_latency_ms_count", &[], 1.0)?;
-    for (bucket, more) in [("100", 0.0), ("5000", 1.0), ("+Inf", 1.0)] {
+    for (bucket, more) in [("100.0", 0.0), ("5000.0", 1.0), ("+Inf", 1.0)] {
         expect_more(
             stage,
             &before,
@@ -230,7 +230,7 @@ fn service(stage: &Stage) -> Result<()> {
         ("dst_service", "api"),
         ("dst_namespace", "default"),
         ("dst_pod", "far"),
-        ("authority", "api.default.svc.cluster.local"),
+        ("authority", "api.default.svc.cluster.local:80"),
     ];
     wait_for_metric(stage.cluster.node(0), "request_total", &labels, 10.0).map(drop)
 }

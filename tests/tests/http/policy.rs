@@ -31,7 +31,6 @@ fn http_policy() {
     check("who may not is told so, and reaches nobody", requests);
     check("calls", calls);
     check("a change ends what it no longer allows", live_change);
-    check("a route's own authorization", by_route);
     checks.finish();
 }
 
@@ -109,11 +108,7 @@ fn requests(scene: &Scene) -> Result<()> {
     let labels = [("client_id", identity.as_str()), ("direction", "inbound")];
     eventually("the refusals to be counted", || {
         let metrics = scene.cluster.node(1).metrics()?;
-        let names = [
-            "inbound_http_authz_deny_total",
-            "inbound_tcp_authz_deny_total",
-        ];
-        let denied: f64 = names.iter().map(|name| metrics.sum(name, &labels)).sum();
+        let denied = metrics.sum("inbound_tcp_authz_deny_total", &labels);
         ensure!(
             denied >= 3.0,
             "{denied} were counted:\n{}",
@@ -129,9 +124,9 @@ fn requests(scene: &Scene) -> Result<()> {
     ];
     wait_for_metric(
         scene.cluster.node(1),
-        "inbound_http_authz_allow_total",
+        "inbound_tcp_authz_allow_total",
         &labels,
-        2.0,
+        1.0,
     )
     .map(drop)
 }
@@ -185,69 +180,6 @@ fn live_change(scene: &Scene) -> Result<()> {
         ensure!(shown.code() == 200, "{shown:?}");
         Ok(())
     })
-}
-
-/// An AuthorizationPolicy for an HTTPRoute with the Server as its parent: a path is for everybody,
-/// and all else is as it was.
-fn by_route(scene: &Scene) -> Result<()> {
-    let route = json!({
-        "apiVersion": "policy.linkerd.io/v1beta3",
-        "kind": "HTTPRoute",
-        "metadata": {"name": "health", "namespace": "default"},
-        "spec": {
-            "parentRefs": [{"group": "policy.weft.dev", "kind": "Server", "name": "http"}],
-            "rules": [{"matches": [{"path": {"type": "Exact", "value": "/health"}, "method": "GET"}]}],
-        },
-    });
-    let rest = json!({
-        "apiVersion": "policy.linkerd.io/v1beta3",
-        "kind": "HTTPRoute",
-        "metadata": {"name": "rest", "namespace": "default"},
-        "spec": {
-            "parentRefs": [{"group": "policy.weft.dev", "kind": "Server", "name": "http"}],
-            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}],
-        },
-    });
-    let everybody = json!({
-        "apiVersion": "policy.weft.dev/v1alpha1",
-        "kind": "NetworkAuthentication",
-        "metadata": {"name": "everybody", "namespace": "default"},
-        "spec": {"networks": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]},
-    });
-    let policy = json!({
-        "apiVersion": "policy.weft.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"name": "health", "namespace": "default"},
-        "spec": {
-            "targetRef": {"group": "policy.linkerd.io", "kind": "HTTPRoute", "name": "health"},
-            "requiredAuthenticationRefs": [
-                {"group": "policy.weft.dev", "kind": "NetworkAuthentication", "name": "everybody"}],
-        },
-    });
-    for object in [&everybody, &route, &rest, &policy] {
-        scene.cluster.apply(object)?;
-    }
-    eventually("the path to be open", || {
-        for pod in [&scene.other, &scene.neighbour, &scene.plain] {
-            let shown = scene.ask(pod, "/health")?;
-            ensure!(shown.code() == 200, "{} got {shown:?}", pod.name());
-        }
-        Ok(())
-    })?;
-    scene.expect_denied(&scene.other)?;
-    let posted = curl_shop(
-        &scene.other,
-        scene.api.sockets(HTTP)[0],
-        "/health",
-        &["-X", "POST"],
-    )?;
-    ensure!(is_denied(&posted), "{posted:?}");
-    let shown = scene.ask(&scene.friend, "/allowed")?;
-    ensure!(shown.code() == 200, "{shown:?}");
-    for object in [&policy, &rest, &route, &everybody] {
-        scene.cluster.remove(object)?;
-    }
-    Ok(())
 }
 
 const HTTP: u16 = 8080;
