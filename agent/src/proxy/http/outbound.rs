@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::ext::on_informational;
 use hyper::{Request, Response, StatusCode};
 use weft_core::route::{
-    self, Filter, Matched, Mirror, Place, RouteTable, Selected, apply_to_request,
+    self, Filter, Matched, Mirror, Place, RouteTable, Selected, SelectedFlow, apply_to_request,
     apply_to_response, pick,
 };
 
@@ -319,8 +319,21 @@ fn lead<'a>(
     });
     let matched = match selected {
         Selected::Service => {
+            // A TCPRoute is for all that is TCP.
+            let flow = table.map_or(SelectedFlow::Service, |it| {
+                it.select_flow(&client.pod.id.0.namespace, None)
+            });
+            let port = match flow {
+                SelectedFlow::Service => Arc::clone(port),
+                SelectedFlow::NotFound => return Err(ExchangeError::NoRule),
+                SelectedFlow::Rule { rule, .. } => {
+                    let backend = pick(&rule.backends, rand::random());
+                    let backend = backend.ok_or(ExchangeError::NoBackend)?;
+                    backend_port(client, &backend.target)?
+                }
+            };
             return Ok(Way::To(Led {
-                goal: Goal::Port(Arc::clone(port)),
+                goal: Goal::Port(port),
                 filters: [&[], &[]],
             }));
         }

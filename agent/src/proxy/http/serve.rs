@@ -176,10 +176,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const MOST_HEAD_BYTES: usize = 64 * 1024;
 pub(super) const MOST_HEADERS: usize = 128;
 const MOST_STREAMS: u32 = 256;
-/// Room of one stream, and of a connection: as much as all may fill, so that readers that have stopped
-/// cannot stop another.
+/// Room of one stream.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-pub(super) const CONNECTION_WINDOW_BYTES: u32 = (MOST_STREAMS + 1) * STREAM_WINDOW_BYTES;
+/// Room of a connection, and so what it may have the agent keep. Eight readers that have stopped stop the
+/// others of the same connection, which are the same pod's; as much as all streams may fill would be
+/// 64 MiB for whoever opens one.
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
 /// With its head what fills a record of `weft/1`.
 pub(super) const FRAME_BYTES: u32 = 16 * 1024;
 /// Streams that were reset before they were looked at: more is an attack (CVE-2023-44487).
