@@ -160,7 +160,7 @@ async fn run(
         }
         Found::Http(client, connected) => {
             if let Some(connected) = connected {
-                keep(&client, pod, connected, record).await;
+                keep(&client, pod, *connected, record).await;
             }
             record.is_told_elsewhere = true;
             Box::pin(client.serve(accepted.socket)).await
@@ -173,11 +173,11 @@ async fn run(
 fn keep<'a>(
     client: &'a http::outbound::Client,
     pod: &LocalPod,
-    connected: Box<Connected>,
+    connected: Connected,
     record: &mut Record,
 ) -> BoxFuture<'a, ()> {
     let own = Box::new(std::mem::replace(record, new_record(pod)));
-    Box::pin(client.keep(*connected, own))
+    Box::pin(client.keep(connected, own))
 }
 
 /// What a flow turned out to be.

@@ -166,7 +166,7 @@ impl Body for RequestBody {
         match &self.source {
             Source::Nothing => SizeHint::with_exact(0),
             Source::Client(incoming) => incoming.size_hint(),
-            Source::Copy(_, hint) => hint.clone(),
+            Source::Copy(_, hint) => *hint,
         }
     }
 }

@@ -20,6 +20,7 @@ pub struct Pool {
 
 #[derive(Default)]
 struct Kept {
+    #[expect(clippy::vec_box, reason = "whoever uses one has it boxed")]
     http1: HashMap<SocketAddr, Vec<Box<Http1>>>,
     http2: HashMap<SocketAddr, Vec<Http2>>,
     /// The task that looks after them is there.
