@@ -2,7 +2,7 @@
 //! and who must answer.
 //!
 //! Nothing is taken from the client before a server has accepted, so a flow can be tried at another
-//! endpoint without losing a byte. What is HTTP goes on in [`super::http::outbound`]. Whatever is not known is refused: plaintext leaves only for what
+//! endpoint without losing a byte. What is HTTP goes on in `http::outbound`. Whatever is not known is refused: plaintext leaves only for what
 //! a record says is not meshed, or for what lies outside of the cluster.
 
 mod weft1;

@@ -3,16 +3,16 @@
 //!
 //! | stage | where |
 //! |---|---|
-//! | which protocol is it | [`sniff`], [`detect`] |
-//! | a client's connection, request by request | [`serve`] |
-//! | is the request's head fit to be passed on, and what of it belongs to this hop | [`head`] |
-//! | to which endpoint | [`outbound`] |
-//! | on which connection | [`pool`], [`connection`], [`stream`] |
-//! | the bodies, and the end of the exchange | [`body`] |
-//! | what is counted | [`measure`] |
-//! | a request that no server answers | [`answer`] |
-//! | what is HTTP no longer | [`upgrade`] |
-//! | the server's side: policy, identity headers, the application | [`inbound`] |
+//! | which protocol is it | `sniff`, `detect` |
+//! | a client's connection, request by request | `serve` |
+//! | is the request's head fit to be passed on, and what of it belongs to this hop | `head` |
+//! | to which endpoint | `outbound` |
+//! | on which connection | `pool`, `connection`, `stream` |
+//! | the bodies, and the end of the exchange | `body` |
+//! | what is counted | `measure` |
+//! | a request that no server answers | `answer` |
+//! | what is HTTP no longer | `upgrade` |
+//! | the server's side: policy, identity headers, the application | `inbound` |
 //!
 //! **How it travels.** Between nodes an exchange goes over a flow, of whichever protocol the tunnel is:
 //! an HTTP connection of the version that the client spoke, from agent to agent, on which the exchanges of
