@@ -140,6 +140,20 @@ impl ServiceEntry {
     }
 }
 
+impl ServiceEntry {
+    /// Empties the ports that are not in the entry that takes this one's place: whoever still holds one
+    /// must not go on with addresses that others may get.
+    fn retire_ports(&self, next: Option<&Self>) {
+        for port in &self.ports {
+            let stays = next.and_then(|it| it.port(port.port));
+            if !stays.is_some_and(|it| Arc::ptr_eq(it, port)) {
+                port.endpoints.store(Arc::default());
+                port.routes.store(None);
+            }
+        }
+    }
+}
+
 impl Claimant for ServiceEntry {
     type Id = ObjectName;
 
@@ -242,6 +256,9 @@ impl Services {
             match &entry {
                 Some(entry) => names.insert(name.clone(), Arc::clone(entry)),
                 None => names.remove(name),
+            }
+            if let Some(before) = &parts.entry {
+                before.retire_ports(entry.as_deref());
             }
             parts.entry = entry;
             if parts.is_empty() {

@@ -198,6 +198,7 @@ async fn find(
     accepted: &Accepted,
     record: &mut Record,
 ) -> Result<Found, FlowError> {
+    let generation = context.identities.generation();
     let classified = classify(context, pod, accepted.original).await?;
     let socket = accepted.socket.socket();
     let opaque = Caller {
@@ -210,7 +211,8 @@ async fn find(
             Classified::Address => http::outbound::Target::Address,
         };
         let addresses = (accepted.client, accepted.original);
-        let client = http::outbound::Client::new(context, pod, addresses, version, target);
+        let client =
+            http::outbound::Client::new(context, pod, addresses, version, target, generation);
         Found::Http(client, connected)
     };
     if !is_looked_at(context, pod, accepted, &classified) {

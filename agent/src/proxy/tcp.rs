@@ -24,7 +24,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -195,29 +195,36 @@ impl FlowSocket {
 
     /// Reads.
     pub(super) fn poll_read(
-        &mut self,
+        &self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-
-    /// Writes.
-    pub(super) fn poll_write(
-        &mut self,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        loop {
+            ready!(self.0.poll_read_ready(context))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 
     /// Writes some buffers at once.
     pub(super) fn poll_write_vectored(
-        &mut self,
+        &self,
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+        loop {
+            ready!(self.0.poll_write_ready(context))?;
+            match self.0.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Poll::Ready(other),
+            }
+        }
     }
 
     /// Writes all of it, before anything else is.
@@ -232,6 +239,11 @@ impl FlowSocket {
 
     /// Closes in order.
     pub(super) fn close(self) {
+        self.close_in_order();
+    }
+
+    /// Whoever drops it now closes it in order.
+    pub(super) fn close_in_order(&self) {
         // Failing leaves the reset on close; the bytes that are still queued would be lost, which
         // the peer then sees.
         let _ = SockRef::from(&self.0).set_linger(None);
@@ -244,6 +256,15 @@ impl Moved {
         Self {
             meters,
             usage: Some(Arc::clone(usage)),
+            ..Self::default()
+        }
+    }
+
+    /// The bytes so far, of a flow that somebody else still holds.
+    pub fn snapshot(&self) -> Self {
+        Self {
+            sent: self.sent().into(),
+            received: self.received().into(),
             ..Self::default()
         }
     }

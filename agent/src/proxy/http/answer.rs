@@ -33,6 +33,7 @@ impl ExchangeError {
     /// The status that HTTP has for it.
     pub(super) fn status(&self) -> StatusCode {
         match self {
+            Self::Head(BadHead::ResponseCoding) => StatusCode::BAD_GATEWAY,
             Self::Head(_) => StatusCode::BAD_REQUEST,
             Self::NoRule => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
@@ -65,6 +66,7 @@ impl ExchangeError {
     /// A word for it, as in metrics.
     pub(super) fn reason(&self) -> &'static str {
         match self {
+            Self::Head(BadHead::ResponseCoding) => "server_failed",
             Self::Head(_) => "bad_request",
             Self::NoRule => "no_rule",
             Self::NoBackend => "no_backend",

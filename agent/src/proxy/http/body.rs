@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 
 use super::connection::Http1;
+use super::head;
 use super::serve::Progress;
 
 /// What a request has behind its head.
@@ -23,7 +24,7 @@ pub(in crate::proxy) struct RequestBody {
     /// The client waits to be told to send it.
     expects: Option<Waiting>,
     /// Others who get it too.
-    copies: Vec<mpsc::Sender<Bytes>>,
+    copies: Vec<mpsc::Sender<Copied>>,
 }
 
 /// Where a request's body comes from.
@@ -33,8 +34,20 @@ enum Source {
     /// The client.
     Client(Incoming),
     /// What passes by on its way elsewhere.
-    Copy(mpsc::Receiver<Bytes>, SizeHint),
+    Copy(mpsc::Receiver<Copied>, SizeHint),
 }
+
+/// A part of a body that is sent elsewhere too.
+#[derive(Debug)]
+enum Copied {
+    Data(Bytes),
+    End,
+}
+
+/// A body that could not be copied to its end: it must not look complete.
+#[derive(Debug, thiserror::Error)]
+#[error("the body that this is a copy of was cut off, or was faster")]
+struct CutOff;
 
 #[derive(Debug)]
 struct Waiting {
@@ -123,12 +136,12 @@ impl Told {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Some(waiting) = &mut self.expects {
             waiting.told.waits.register(context.waker());
             if !waiting.told.wanted.load(Ordering::Acquire) {
@@ -141,17 +154,31 @@ impl Body for RequestBody {
             Source::Nothing => return Poll::Ready(None),
             Source::Client(incoming) => ready!(Pin::new(incoming).poll_frame(context)),
             Source::Copy(receiver, _) => {
-                let data = ready!(receiver.poll_recv(context));
-                return Poll::Ready(data.map(|it| Ok(Frame::data(it))));
+                return Poll::Ready(match ready!(receiver.poll_recv(context)) {
+                    Some(Copied::Data(data)) => Some(Ok(Frame::data(data))),
+                    Some(Copied::End) => None,
+                    None => Some(Err(CutOff.into())),
+                });
             }
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            // Who does not keep up loses the rest, and so its request: its length is no longer right.
-            this.copies.retain(|it| it.try_send(data.clone()).is_ok());
+        // Who does not keep up loses the rest, and so its request.
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    let copy = || Copied::Data(data.clone());
+                    this.copies.retain(|it| it.try_send(copy()).is_ok());
+                }
+            }
+            None => this.copies.retain(|it| it.try_send(Copied::End).is_ok()),
+            Some(Err(_)) => this.copies.clear(),
         }
-        Poll::Ready(frame)
+        if this.is_end_stream() {
+            // Nobody asks for the end of a body whose length is known.
+            for copy in this.copies.drain(..) {
+                let _ = copy.try_send(Copied::End);
+            }
+        }
+        Poll::Ready(frame.map(|it| it.map(without_own).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -168,6 +195,17 @@ impl Body for RequestBody {
             Source::Client(incoming) => incoming.size_hint(),
             Source::Copy(_, hint) => *hint,
         }
+    }
+}
+
+/// Trailers are no place to say who the client is either.
+fn without_own(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            head::remove_own(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ use weft_core::{Identity, Verdict, WorkloadId};
 use super::body::RequestBody;
 use super::measure::Known;
 use super::serve::{
-    CONNECTION_WINDOW_BYTES, FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, STREAM_WINDOW_BYTES,
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES,
+    STREAM_WINDOW_BYTES,
 };
 use super::stream::{Returned, Stream};
 use crate::node::LocalPod;
@@ -81,14 +82,22 @@ pub(super) struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     /// Where it leads.
     pub(super) route: Arc<Route>,
-    open: Arc<AtomicUsize>,
+    open: Arc<Open>,
     /// What its exchanges are counted in.
     pub(super) known: Arc<Mutex<Option<Known>>>,
 }
 
 /// An exchange on a connection of HTTP/2.
 #[derive(Debug)]
-pub(super) struct OpenStream(Arc<AtomicUsize>);
+pub(super) struct OpenStream(Arc<Open>);
+
+/// The exchanges on a connection of HTTP/2.
+#[derive(Debug)]
+struct Open {
+    now: AtomicUsize,
+    /// When the last of them ended.
+    idle_since: Mutex<Instant>,
+}
 
 /// What a flow holds while HTTP is spoken on it. Accounted when dropped.
 pub(super) struct Life {
@@ -129,6 +138,12 @@ pub(super) enum Hold {
 }
 
 impl Route {
+    /// Whether the pod at its end takes no new flows.
+    pub(super) fn is_leaving(&self) -> bool {
+        let local = self.local.as_ref();
+        local.is_some_and(|it| it.left.is_cancelled() || it.stop_accepting.is_cancelled())
+    }
+
     /// Whether exchanges that are led one way may use a connection of the other.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let same_pod = match (&self.local, &other.local) {
@@ -252,6 +267,7 @@ impl Http2 {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)
             .max_header_list_size(MOST_HEAD_BYTES as u32)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
             .keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .handshake(TokioIo::new(stream))
@@ -261,7 +277,10 @@ impl Http2 {
         Ok(Self {
             sender,
             route,
-            open: Arc::default(),
+            open: Arc::new(Open {
+                now: AtomicUsize::new(0),
+                idle_since: Mutex::new(Instant::now()),
+            }),
             known: Arc::default(),
         })
     }
@@ -277,7 +296,7 @@ impl Http2 {
 
     /// Whether it takes another exchange.
     pub(super) fn has_room(&self) -> bool {
-        !self.sender.is_closed() && self.open.load(Ordering::Relaxed) < MOST_STREAMS
+        !self.sender.is_closed() && self.open.now.load(Ordering::Relaxed) < MOST_STREAMS
     }
 
     /// Whether it is of no use any more.
@@ -285,16 +304,25 @@ impl Http2 {
         self.sender.is_closed()
     }
 
+    /// Whether nobody has used it for so long.
+    pub(super) fn is_idle_for(&self, time: Duration) -> bool {
+        let since = self.open.idle_since.lock();
+        let since = *since.unwrap_or_else(PoisonError::into_inner);
+        self.open.now.load(Ordering::Relaxed) == 0 && since.elapsed() >= time
+    }
+
     /// Takes a place in it.
     pub(super) fn open(&self) -> OpenStream {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.open.now.fetch_add(1, Ordering::Relaxed);
         OpenStream(Arc::clone(&self.open))
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let since = self.0.idle_since.lock();
+        *since.unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -353,16 +381,24 @@ impl Drop for Life {
             give_back,
             ..
         } = &mut self.hold
-            && let (Some(channel), Some(give_back)) = (returned.take(), give_back.take())
+            && returned.is_some()
+            && let Some(give_back) = give_back.take()
         {
+            let returned = returned.clone();
             let nothing = Hold::Nothing;
-            if let Hold::Channel { watch, .. } = std::mem::replace(&mut self.hold, nothing) {
-                give_back.give(channel, *watch);
+            if let Hold::Channel { watch, .. } = std::mem::replace(&mut self.hold, nothing)
+                && tokio::runtime::Handle::try_current().is_ok()
+            {
+                tokio::spawn(async move {
+                    if let Some(channel) = returned.ended().await {
+                        give_back.give(channel, *watch);
+                    }
+                });
             }
         }
         if let Some(mut record) = self.record.take() {
             let moved = std::mem::take(&mut self.moved);
-            record.moved = Arc::into_inner(moved).unwrap_or_default();
+            record.moved = Arc::try_unwrap(moved).unwrap_or_else(|moved| moved.snapshot());
             record.finish(&self.telemetry, &self.ended.take().map_or(Ok(()), Err));
         }
     }

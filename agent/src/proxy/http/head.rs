@@ -3,8 +3,8 @@
 //! other) never comes here.
 
 use http::header::{
-    CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Authority;
 use http::{HeaderMap, Method, Request, StatusCode, Version, request};
@@ -28,6 +28,12 @@ pub(super) enum BadHead {
     /// RFC 9112, section 6.1: `chunked` is the one coding that is taken, once.
     #[error("the request's Transfer-Encoding is not chunked, once")]
     Coding,
+    /// The same, of an answer.
+    #[error("the response's Transfer-Encoding is not chunked, once")]
+    ResponseCoding,
+    /// RFC 9113, section 8.5: there is nothing in between that would make the connection.
+    #[error("CONNECT is not served by HTTP/2")]
+    Connect,
     /// RFC 9113, section 8.3.1.
     #[error("the request's Host is not the authority of its target")]
     OtherHost,
@@ -47,6 +53,9 @@ pub(super) enum Purpose {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn check(head: &request::Parts) -> Result<(), BadHead> {
+    if head.version == Version::HTTP_2 && head.method == Method::CONNECT {
+        return Err(BadHead::Connect);
+    }
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
         && !(coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none())
@@ -74,6 +83,31 @@ pub(super) fn check(head: &request::Parts) -> Result<(), BadHead> {
     }
 }
 
+/// Makes a response's framing unambiguous: the coding decides, whatever length there is beside it (RFC 9112,
+/// section 6.3).
+///
+/// # Errors
+/// The coding is more than `chunked`: what it was taken out of would still be coded.
+pub(super) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else {
+        return Ok(());
+    };
+    let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
+    headers.remove(CONTENT_LENGTH);
+    if is_chunked {
+        Ok(())
+    } else {
+        Err(BadHead::ResponseCoding)
+    }
+}
+
+/// Whether the client waits to be told to send the body. Of HTTP/2 nobody here hears what it is told, and
+/// in HTTP/1.0 it means nothing.
+pub(super) fn expects(request: &Request<RequestBody>) -> bool {
+    request.version() == Version::HTTP_11 && request.headers().contains_key(EXPECT)
+}
+
 /// `host [":" port]`; empty is allowed where the target has no authority.
 fn authority(value: &HeaderValue) -> Result<&str, BadHead> {
     let text = value.to_str().map_err(|_| BadHead::Authority)?.trim();
@@ -89,6 +123,18 @@ fn authority(value: &HeaderValue) -> Result<&str, BadHead> {
 
 fn same_host(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
+}
+
+/// Gives an absolute target's authority precedence over `Host`, which is made the same (RFC 9112, section
+/// 3.2.2), so that all who look see one host.
+pub(super) fn settle_host(head: &mut request::Parts) {
+    if head.version == Version::HTTP_2 || head.method == Method::CONNECT {
+        return;
+    }
+    let authority = head.uri.authority().map(Authority::as_str);
+    if let Some(host) = authority.and_then(|it| HeaderValue::from_str(it).ok()) {
+        head.headers.insert(HOST, host);
+    }
 }
 
 /// What the request wants of its connection.
@@ -154,15 +200,26 @@ fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Tells the application who the client is, and takes out what the client says of that itself.
 pub(super) fn set_client(headers: &mut HeaderMap, client: Option<&Identity>) {
-    headers.remove(LINKERD_CLIENT_ID);
-    let own = |it: &&HeaderName| it.as_str().starts_with(OWN_PREFIX);
-    while let Some(name) = headers.keys().find(own).cloned() {
-        headers.remove(name);
-    }
+    remove_own(headers);
     let value = client.and_then(|it| HeaderValue::try_from(it.to_string()).ok());
     if let Some(value) = value {
         headers.insert(LINKERD_CLIENT_ID, value.clone());
         headers.insert(CLIENT_ID, value);
+    }
+}
+
+/// Takes out what only the mesh says. Some applications take `_` for `-`.
+pub(super) fn remove_own(headers: &mut HeaderMap) {
+    let own = |it: &&HeaderName| {
+        let name = it.as_str();
+        let is_of = |prefix: &str| {
+            let (start, rest) = name.split_at_checked(prefix.len()).unwrap_or(("", ""));
+            start == prefix && rest.starts_with(['-', '_'])
+        };
+        is_of("weft") || name.replace('_', "-") == LINKERD_CLIENT_ID.as_str()
+    };
+    while let Some(name) = headers.keys().find(own).cloned() {
+        headers.remove(name);
     }
 }
 
@@ -203,8 +260,6 @@ pub(super) fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
 pub(super) const CLIENT_ID: HeaderName = HeaderName::from_static("weft-client-id");
 /// The same under the name that Linkerd gives it.
 pub(super) const LINKERD_CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
-/// Headers that are the mesh's to set.
-const OWN_PREFIX: &str = "weft-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -262,6 +317,31 @@ mod tests {
         ] {
             let headers: Vec<_> = hosts.iter().map(|it| ("host", *it)).collect();
             assert_eq!(check(&head(version, uri, &headers)), is, "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn one_host() {
+        for (uri, host) in [("/", "a"), ("http://b:80/", "b:80")] {
+            let mut head = head(Version::HTTP_11, uri, &[("host", "a")]);
+            settle_host(&mut head);
+            assert_eq!(head.headers[HOST], host);
+        }
+    }
+
+    #[test]
+    fn framing_of_responses() {
+        for (codings, is, length) in [
+            (&[][..], Ok(()), true),
+            (&["chunked"], Ok(()), false),
+            (&["gzip, chunked"], Err(BadHead::ResponseCoding), false),
+            (&["chunked", "chunked"], Err(BadHead::ResponseCoding), false),
+        ] {
+            let mut headers = vec![("content-length", "5")];
+            headers.extend(codings.iter().map(|it| ("transfer-encoding", *it)));
+            let mut headers = head(Version::HTTP_11, "/", &headers).headers;
+            assert_eq!(check_response(&mut headers), is, "{codings:?}");
+            assert_eq!(headers.contains_key(CONTENT_LENGTH), length, "{codings:?}");
         }
     }
 
@@ -326,6 +406,8 @@ mod tests {
             ("l5d-client-id", "admin"),
             ("weft-client-id", "admin"),
             ("weft-anything", "x"),
+            ("weft_client_id", "admin"),
+            ("l5d_client-id", "admin"),
         ];
         let mut headers = head(Version::HTTP_11, "/", &forged).headers;
         set_client(&mut headers, None);

@@ -23,6 +23,7 @@ use super::detect::Detected;
 use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
+use super::serve::Switched;
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
 use super::stream::Stream;
 use super::{Version, detect, head, serve, upgrade};
@@ -206,10 +207,16 @@ impl Admitted {
         if let Err(error) = started {
             tracing::debug!(pod = %pod.id, %error, "HTTP with an application");
         }
+        let kept = Arc::clone(&facts.http1);
         let served = serve::serve(stream, version, &pod, move |request| {
             exchange(Arc::clone(&facts), request)
         });
-        if let Err(error) = served.await {
+        let served = served.await;
+        let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(kept) = kept {
+            kept.close();
+        }
+        if let Err(error) = served {
             tracing::debug!(pod = %pod.id, %error, "a client's connection ended");
         }
         Ok(())
@@ -307,6 +314,7 @@ async fn try_exchange(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
     head::check(&parts)?;
+    head::settle_host(&mut parts);
     let purpose = head::purpose(&parts);
     head::strip_hop(&mut parts.headers, purpose);
     head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
@@ -325,7 +333,7 @@ async fn exchange_http1(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let method = request.method().clone();
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
-    if request.headers().contains_key(http::header::EXPECT) {
+    if head::expects(&request) {
         let told = request.body_mut().when_wanted();
         on_informational(&mut request, move |response| {
             if response.status() == StatusCode::CONTINUE {
@@ -359,10 +367,12 @@ async fn exchange_http1(
         };
         upgrade::join(&facts.flow.pod, upgrading, server, facts.end.clone());
         let (mut parts, _) = response.into_parts();
+        parts.extensions.insert(Switched);
         Ending::measured(timers.take(), &parts).ended();
         head::strip_hop(&mut parts.headers, purpose);
         return Ok(Response::from_parts(parts, ResponseBody::empty()));
     }
+    head::check_response(&mut parts.headers)?;
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
     let used = Used {
         connection,

@@ -23,6 +23,7 @@ use super::body::{RequestBody, ResponseBody, Used};
 use super::connection::{Hold, Http1, Http2, Life, OpenStream, Route};
 use super::measure::{Kind, Known, Timers, grpc_status};
 use super::pool::Home;
+use super::serve::Switched;
 use super::stream::{Returned, Stream};
 use super::{head, serve, upgrade};
 use crate::balance::{self, InFlight};
@@ -50,6 +51,8 @@ struct Facts {
     original: SocketAddr,
     version: Version,
     target: Target,
+    /// Of trust roots and certificates, when it connected.
+    generation: u64,
     /// What its exchanges are counted in, rule by rule.
     known: Mutex<Option<Known>>,
     /// Ends what its connection was upgraded to.
@@ -124,6 +127,7 @@ impl Client {
         (address, original): (SocketAddr, SocketAddr),
         version: Version,
         target: Target,
+        generation: u64,
     ) -> Self {
         Self(Arc::new(Facts {
             context: Arc::clone(context),
@@ -132,6 +136,7 @@ impl Client {
             original,
             version,
             target,
+            generation,
             known: Mutex::default(),
             end: pod.end_flows.child_token(),
         }))
@@ -139,7 +144,7 @@ impl Client {
 
     /// Keeps a connection that was made before it was known what the client speaks.
     pub(in crate::proxy) async fn keep(&self, connected: Connected, record: Box<Record>) {
-        let made = start(&self.0, connected, record).await;
+        let made = start(&self.0, connected, record, self.0.generation).await;
         match made {
             Ok(Upstream::Http1(connection)) => {
                 let used = Used {
@@ -200,6 +205,7 @@ async fn try_exchange(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
     head::check(&parts)?;
+    head::settle_host(&mut parts);
     let purpose = head::purpose(&parts);
     head::strip_hop(&mut parts.headers, purpose);
     // Held as long as anything of it is used: what is changed meanwhile holds for the next exchange.
@@ -237,7 +243,7 @@ async fn try_exchange(
     let method = parts.method.clone();
     let mut request = Request::from_parts(parts, body);
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
-    if request.headers().contains_key(http::header::EXPECT) {
+    if head::expects(&request) {
         let told = request.body_mut().when_wanted();
         on_informational(&mut request, move |response| {
             if response.status() == StatusCode::CONTINUE {
@@ -268,6 +274,7 @@ async fn try_exchange(
         };
         upgrade::join(&client.pod, upgrading, server, client.end.clone());
         let (mut parts, _) = response.into_parts();
+        parts.extensions.insert(Switched);
         Ending::measured(timers, &parts).ended();
         head::strip_hop(&mut parts.headers, purpose);
         return Ok(Response::from_parts(parts, ResponseBody::empty()));
@@ -276,6 +283,7 @@ async fn try_exchange(
         // The client's own version is for its connection to know.
         parts.version = http::Version::HTTP_11;
     }
+    head::check_response(&mut parts.headers)?;
     let mut ending = Ending::measured(timers, &parts);
     ending._in_flight = in_flight;
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
@@ -380,6 +388,10 @@ fn mirror(client: &Arc<Facts>, to: &Mirror, head: &request::Parts, body: &mut Re
     let Ok(port) = backend_port(client, &to.target) else {
         return;
     };
+    // Those that cannot be had are left out: nobody waits for a mirror.
+    let Some(place) = client.pod.exchanges.mirror() else {
+        return;
+    };
     let mut request = Request::new(body.copied());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
@@ -387,7 +399,9 @@ fn mirror(client: &Arc<Facts>, to: &Mirror, head: &request::Parts, body: &mut Re
     *request.headers_mut() = head.headers.clone();
     let client = Arc::clone(client);
     let pod = Arc::clone(&client.pod);
+    let ended = pod.end_flows.clone();
     pod.spawn_flow(async move {
+        let _place = place;
         let sending = async {
             let goal = Goal::Port(port);
             let sent = Box::pin(send(&client, &goal, None, request)).await?;
@@ -402,7 +416,12 @@ fn mirror(client: &Arc<Facts>, to: &Mirror, head: &request::Parts, body: &mut Re
             while let Some(Ok(_)) = answer.frame().await {}
             Ok::<(), ExchangeError>(())
         };
-        match tokio::time::timeout(MIRROR_TIMEOUT, sending).await {
+        let sending = tokio::time::timeout(MIRROR_TIMEOUT, sending);
+        let sent = tokio::select! {
+            sent = sending => sent,
+            () = ended.cancelled() => return,
+        };
+        match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a mirrored request failed"),
             Err(_) => tracing::debug!("a mirrored request took too long"),
@@ -608,7 +627,7 @@ async fn upstream(
             return Err(result.err().unwrap_or(FlowError::PodGone).into());
         }
     };
-    start(client, connected, record).await
+    start(client, connected, record, route.generation).await
 }
 
 /// Counts what never became a flow.
@@ -623,9 +642,10 @@ async fn start(
     client: &Arc<Facts>,
     connected: Connected,
     mut record: Box<Record>,
+    generation: u64,
 ) -> Result<Upstream, ExchangeError> {
     let Facts { context, pod, .. } = &**client;
-    let mut route = route_of(context, pod, &record, &connected);
+    let mut route = route_of(pod, &record, &connected, generation);
     outbound::count(context, pod, &mut record);
     let mut moved = std::mem::take(&mut record.moved);
     let (stream, hold) = match connected {
@@ -668,7 +688,7 @@ async fn start(
         Version::Http2 => {
             let started = Http2::start(stream, life, route).await;
             let connection = started.map_err(ExchangeError::Server)?;
-            pod.exchanges.share(&connection, &pod.stop_accepting);
+            let connection = pod.exchanges.share(connection, &pod.stop_accepting);
             let stream = connection.open();
             Ok(Upstream::Http2 {
                 connection,
@@ -680,7 +700,7 @@ async fn start(
 }
 
 /// Where a connection that was just made leads.
-fn route_of(context: &Context, pod: &LocalPod, record: &Record, connected: &Connected) -> Route {
+fn route_of(pod: &LocalPod, record: &Record, connected: &Connected, generation: u64) -> Route {
     let own = record.destination.as_ref() == Some(&pod.id);
     Route {
         endpoint: record
@@ -694,7 +714,8 @@ fn route_of(context: &Context, pod: &LocalPod, record: &Record, connected: &Conn
             _ => None,
         },
         verdict: None,
-        generation: context.identities.generation(),
+        // From before it was made: a change in its middle makes it one that is not used again.
+        generation,
     }
 }
 

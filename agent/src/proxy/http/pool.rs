@@ -7,15 +7,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Http1, Http2, Route};
 
 /// A pod's connections that wait, and those of HTTP/2, which wait and work at once.
-#[derive(Default)]
 pub struct Pool {
     kept: Mutex<Kept>,
+    mirrors: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -52,7 +53,21 @@ impl Home {
     }
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            mirrors: Arc::new(Semaphore::new(MOST_MIRRORS)),
+        }
+    }
+}
+
 impl Pool {
+    /// A place for a request that is sent elsewhere too, if there is one.
+    pub(super) fn mirror(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.mirrors).try_acquire_owned().ok()
+    }
+
     /// A connection of HTTP/1 that leads this way and is free.
     pub(super) fn take_http1(&self, route: &Route) -> Option<Box<Http1>> {
         loop {
@@ -93,14 +108,25 @@ impl Pool {
         })
     }
 
-    /// Shares a connection of HTTP/2.
-    pub(super) fn share(self: &Arc<Self>, connection: &Http2, stopping: &CancellationToken) {
+    /// Shares a connection of HTTP/2. If somebody else was faster, theirs is to be used, so that many who
+    /// begin at once do not keep one each.
+    pub(super) fn share(
+        self: &Arc<Self>,
+        connection: Http2,
+        stopping: &CancellationToken,
+    ) -> Http2 {
         let mut kept = self.kept();
-        if !kept.closed {
-            let all = kept.http2.entry(connection.route.endpoint).or_default();
-            all.push(connection.clone());
-            self.look_after(&mut kept, stopping);
+        if kept.closed {
+            return connection;
         }
+        let all = kept.http2.entry(connection.route.endpoint).or_default();
+        let same = |it: &&Http2| it.has_room() && it.route.is_same(&connection.route);
+        if let Some(theirs) = all.iter().find(same) {
+            return theirs.clone();
+        }
+        all.push(connection.clone());
+        self.look_after(&mut kept, stopping);
+        connection
     }
 
     fn put(self: &Arc<Self>, connection: Box<Http1>, stopping: &CancellationToken) {
@@ -131,12 +157,17 @@ impl Pool {
                 looked_at.extend(waiting);
             }
             kept.http2.retain(|_, connections| {
-                connections.retain(|it| !all && !it.is_closed());
+                let is_good =
+                    |it: &Http2| !it.is_closed() && !it.is_idle_for(IDLE) && !it.route.is_leaving();
+                connections.retain(|it| !all && is_good(it));
                 !connections.is_empty()
             });
         }
-        let mut out = Vec::new();
-        looked_at.retain_mut(|it| !all && it.idle_since.elapsed() < IDLE && it.is_free());
+        let is_good = |it: &mut Box<Http1>| {
+            let is_fresh = it.idle_since.elapsed() < IDLE;
+            !all && is_fresh && !it.route.is_leaving() && it.is_free()
+        };
+        let mut out: Vec<_> = looked_at.extract_if(.., |it| !is_good(it)).collect();
         let mut kept = self.kept();
         for connection in looked_at {
             let waiting = kept.http1.entry(connection.route.endpoint).or_default();
@@ -200,5 +231,7 @@ impl fmt::Debug for Home {
 /// that few are closed at the moment they are used.
 const IDLE: Duration = Duration::from_secs(50);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Requests of a pod that are on their way elsewhere too.
+const MOST_MIRRORS: usize = 64;
 /// Connections that wait for the next exchange with one endpoint.
 const MOST_IDLE: usize = 128;

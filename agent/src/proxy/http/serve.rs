@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -34,6 +34,8 @@ where
 {
     let gone = CancellationToken::new();
     let progress = Arc::new(Progress::default());
+    // A half-closed client still wants its answer; one that has reset the connection does not.
+    let mut failed = stream.failure();
     let stream = stream.guarded(gone.clone().drop_guard());
     let io = TokioIo::new(stream.watched(Arc::clone(&progress)));
     let counted = Arc::clone(&progress);
@@ -43,6 +45,9 @@ where
         let counted = Arc::clone(&counted);
         async move {
             let mut answer = answering.await;
+            if answer.extensions_mut().remove::<Switched>().is_some() {
+                counted.switched.store(true, Ordering::Relaxed);
+            }
             answer.body_mut().tell_end(counted);
             Ok::<_, Infallible>(answer)
         }
@@ -56,9 +61,15 @@ where
                 biased;
                 result = &mut connection => result?,
                 () = &mut slow => return Ok(()),
+                () = &mut failed => return Ok(()),
                 () = pod.stop_accepting.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await?;
+                    tokio::select! {
+                        biased;
+                        result = connection => result?,
+                        () = &mut slow => return Ok(()),
+                        () = &mut failed => return Ok(()),
+                    }
                 }
             }
         }
@@ -68,9 +79,14 @@ where
             tokio::select! {
                 biased;
                 result = &mut connection => result?,
+                () = &mut failed => return Ok(()),
                 () = pod.stop_accepting.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await?;
+                    tokio::select! {
+                        biased;
+                        result = connection => result?,
+                        () = &mut failed => return Ok(()),
+                    }
                 }
             }
         }
@@ -88,7 +104,13 @@ pub(super) struct Progress {
     exchanges: AtomicU64,
     /// Those that have ended.
     answers: AtomicU64,
+    /// What it carries now is not HTTP.
+    switched: AtomicBool,
 }
+
+/// Marks the answer after which a connection carries something else.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Switched;
 
 impl Progress {
     /// An exchange has ended.
@@ -98,7 +120,9 @@ impl Progress {
 
     /// Whether there were some, and none is open.
     pub(super) fn is_over(&self) -> bool {
-        self.exchanges.load(Ordering::Relaxed) > 0 && self.is_between_exchanges()
+        self.exchanges.load(Ordering::Relaxed) > 0
+            && self.is_between_exchanges()
+            && !self.switched.load(Ordering::Relaxed)
     }
 
     /// Whether no exchange is open.
@@ -109,19 +133,22 @@ impl Progress {
     /// Ends when a head has been on its way for too long: bytes came, and no exchange began or was open.
     async fn slow_head(&self) {
         let mut quiet_since: Option<(u64, u64)> = None;
+        let mut began = false;
         loop {
             tokio::time::sleep(HEAD_TIMEOUT / 2).await;
             let read = self.read.load(Ordering::Relaxed);
             let exchanges = self.exchanges.load(Ordering::Relaxed);
             match quiet_since {
-                _ if !self.is_between_exchanges() => quiet_since = None,
+                _ if !self.is_between_exchanges() => (quiet_since, began) = (None, false),
                 Some((before, same)) if same == exchanges => {
-                    if read != before {
+                    // Still on its way after another interval.
+                    if began {
                         return;
                     }
+                    began = read != before;
                 }
                 // What was read until now may be of what is over.
-                _ => quiet_since = Some((read, exchanges)),
+                _ => (quiet_since, began) = (Some((read, exchanges)), false),
             }
         }
     }
@@ -150,6 +177,7 @@ fn http2(tasks: Tasks) -> http2::Builder<Tasks> {
         .max_frame_size(FRAME_BYTES)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEAD_BYTES as u32)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_local_error_reset_streams(STRAY_FRAMES)
         .keep_alive_interval(KEEPALIVE)
@@ -182,6 +210,8 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// others of the same connection, which are the same pod's; as much as all streams may fill would be
 /// 64 MiB for whoever opens one.
 pub(super) const CONNECTION_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
+/// What HTTP/2 keeps of one stream before it is written.
+pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// With its head what fills a record of `weft/1`.
 pub(super) const FRAME_BYTES: u32 = 16 * 1024;
 /// Streams that were reset before they were looked at: more is an attack (CVE-2023-44487).

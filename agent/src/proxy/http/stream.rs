@@ -2,19 +2,22 @@
 //! of HTTP/2. It counts what passes, and at its end it is what the other side sees: closed in order
 //! if HTTP closed it, else reset.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures::future::BoxFuture;
 use h2::{Reason, RecvStream, SendStream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_util::sync::DropGuard;
 
 use super::serve::Progress;
-use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves};
+use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves, failed};
 use crate::proxy::tunnel::chunk::{Chunk, Queue};
 use crate::proxy::tunnel::weft1;
 use crate::proxy::tunnel::weft1::channel::Channel;
@@ -28,6 +31,8 @@ pub(in crate::proxy) struct Stream {
     meter: Option<(Arc<Moved>, Side)>,
     /// Nothing more is to be said.
     ended: bool,
+    /// All that was said was passed on.
+    is_flushed: bool,
     /// Told of what is read.
     progress: Option<Arc<Progress>>,
     /// Tells when it is gone.
@@ -36,8 +41,7 @@ pub(in crate::proxy) struct Stream {
 
 #[derive(Debug)]
 enum Kind {
-    /// None once it has ended.
-    Socket(Option<FlowSocket>),
+    Socket(Arc<FlowSocket>),
     Channel(ChannelStream),
     Tunnel(Box<TunnelStream>),
 }
@@ -49,14 +53,15 @@ pub(in crate::proxy) struct Returned(Arc<Mutex<Left>>);
 
 #[derive(Debug, Default)]
 struct Left {
-    channel: Option<Box<Channel>>,
+    /// This side has ended.
+    io: Option<ChannelIo>,
     fault: Option<weft1::Error>,
 }
 
 impl Stream {
     /// On a socket.
     pub(in crate::proxy) fn socket(socket: FlowSocket) -> Self {
-        Self::new(Kind::Socket(Some(socket)))
+        Self::new(Kind::Socket(Arc::new(socket)))
     }
 
     /// On a connection of `weft/1`, for one flow; afterwards it is in `returned`, if it may have another.
@@ -76,7 +81,7 @@ impl Stream {
             receive: halves.receive,
             received: halves.first,
             queue: Queue::default(),
-            received_all: false,
+            emptied: None,
         })))
     }
 
@@ -85,8 +90,25 @@ impl Stream {
             kind,
             meter: None,
             ended: false,
+            is_flushed: true,
             progress: None,
             _guard: None,
+        }
+    }
+
+    /// Ends when the connection has failed, whether anybody reads from it or not.
+    pub(super) fn failure(&self) -> BoxFuture<'static, ()> {
+        match &self.kind {
+            Kind::Socket(socket) => {
+                let socket = Arc::clone(socket);
+                Box::pin(async move { socket.failed().await })
+            }
+            Kind::Channel(channel) => match channel.io.as_ref().and_then(ChannelIo::socket) {
+                Some(socket) => Box::pin(async move { failed(&socket).await }),
+                None => Box::pin(std::future::pending()),
+            },
+            // A reset is seen by whoever writes.
+            Kind::Tunnel(_) => Box::pin(std::future::pending()),
         }
     }
 
@@ -117,9 +139,22 @@ impl Stream {
 }
 
 impl Returned {
-    /// The connection, if it was put here.
-    pub(in crate::proxy) fn take(&self) -> Option<Box<Channel>> {
-        self.left().channel.take()
+    /// The connection, once the peer has ended its side too. What was said last would be lost with one that is
+    /// dropped before.
+    pub(in crate::proxy) async fn ended(&self) -> Option<Box<Channel>> {
+        let mut io = self.left().io.take()?;
+        let ending = async {
+            let mut trash = [0; 1024];
+            // A peer that is gone has ended too.
+            while io.read(&mut trash).await.is_ok_and(|count| count > 0) {}
+        };
+        let _ = tokio::time::timeout(END_PATIENCE, ending).await;
+        io.into_channel()
+    }
+
+    /// Whether there is something to wait for.
+    pub(in crate::proxy) fn is_some(&self) -> bool {
+        self.left().io.is_some()
     }
 
     /// What the peer did wrong, if it did.
@@ -140,8 +175,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = match &mut self.kind {
-            Kind::Socket(Some(socket)) => socket.poll_read(context, buffer),
-            Kind::Socket(None) => Poll::Ready(Ok(())),
+            Kind::Socket(socket) => socket.poll_read(context, buffer),
             Kind::Channel(channel) if !channel.first.is_empty() => {
                 let count = channel.first.len().min(buffer.remaining());
                 buffer.put_slice(&channel.first[..count]);
@@ -167,23 +201,11 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = match &mut self.kind {
-            Kind::Socket(Some(socket)) => socket.poll_write(context, bytes),
-            Kind::Channel(ChannelStream { io: Some(io), .. }) => {
-                Pin::new(io).poll_write(context, bytes)
-            }
-            Kind::Tunnel(tunnel) => tunnel.poll_write(context, bytes),
-            Kind::Socket(None) | Kind::Channel(_) => {
-                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
-            }
-        };
-        let count = ready!(written)?;
-        self.count(count, false);
-        Poll::Ready(Ok(count))
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -192,17 +214,19 @@ impl AsyncWrite for Stream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = match &mut self.kind {
-            Kind::Socket(Some(socket)) => socket.poll_write_vectored(context, slices),
+            Kind::Socket(socket) => socket.poll_write_vectored(context, slices),
             Kind::Channel(ChannelStream { io: Some(io), .. }) => {
                 Pin::new(io).poll_write_vectored(context, slices)
             }
-            _ => {
+            Kind::Channel(_) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Kind::Tunnel(tunnel) => {
                 let first = slices.iter().find(|it| !it.is_empty());
-                return self.poll_write(context, first.map_or(&[], |it| it));
+                tunnel.poll_write(context, first.map_or(&[], |it| it))
             }
         };
         let count = ready!(written)?;
         self.count(count, false);
+        self.is_flushed = false;
         Poll::Ready(Ok(count))
     }
 
@@ -211,10 +235,11 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Channel(ChannelStream { io: Some(io), .. }) => Pin::new(io).poll_flush(context),
-            _ => Poll::Ready(Ok(())),
+        if let Kind::Channel(ChannelStream { io: Some(io), .. }) = &mut self.kind {
+            ready!(Pin::new(io).poll_flush(context))?;
         }
+        self.is_flushed = true;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -222,16 +247,12 @@ impl AsyncWrite for Stream {
             return Poll::Ready(Ok(()));
         }
         match &mut self.kind {
-            Kind::Socket(Some(socket)) => socket.end()?,
-            Kind::Socket(None) => {}
+            Kind::Socket(socket) => socket.end()?,
             Kind::Channel(ChannelStream { io: Some(io), .. }) => {
                 ready!(Pin::new(io).poll_shutdown(context))?;
             }
             Kind::Channel(_) => {}
-            Kind::Tunnel(tunnel) => {
-                let end = tunnel.send.send_data(Chunk::default(), true);
-                end.map_err(tunnel_error)?;
-            }
+            Kind::Tunnel(tunnel) => ready!(tunnel.poll_end(context))?,
         }
         self.ended = true;
         Poll::Ready(Ok(()))
@@ -244,17 +265,16 @@ impl Drop for Stream {
             Kind::Socket(socket) => {
                 // After an upgrade that was declined HTTP drops a connection instead of closing it.
                 let is_over = self.progress.as_ref();
-                let is_over = is_over.is_some_and(|it| it.is_over());
-                if let Some(socket) = socket.take()
-                    && (self.ended || is_over)
-                {
-                    socket.close();
+                let is_over = self.is_flushed && is_over.is_some_and(|it| it.is_over());
+                if self.ended || is_over {
+                    socket.close_in_order();
                 }
             }
             // It knows itself.
             Kind::Channel(_) => {}
             Kind::Tunnel(tunnel) => {
-                if !(self.ended && tunnel.received_all) {
+                // What is left to be received ends by itself.
+                if !self.ended {
                     tunnel.send.send_reset(Reason::CANCEL);
                 }
             }
@@ -274,21 +294,45 @@ impl Drop for ChannelStream {
         if let Some(mut io) = self.io.take() {
             let mut left = self.returned.left();
             left.fault = io.take_fault();
-            left.channel = io.into_channel();
+            if io.has_said_all() {
+                left.io = Some(io);
+            }
         }
     }
 }
 
-#[derive(Debug)]
 struct TunnelStream {
     send: SendStream<Chunk>,
     receive: RecvStream,
     received: Bytes,
     queue: Queue,
-    received_all: bool,
+    /// Ends when all that was to be sent has been.
+    emptied: Option<BoxFuture<'static, ()>>,
+}
+
+impl fmt::Debug for TunnelStream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("TunnelStream")
+    }
 }
 
 impl TunnelStream {
+    /// Ends this side, and waits until all of it has left: HTTP/2 throws away what is queued when a stream
+    /// is dropped.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let emptied = match &mut self.emptied {
+            Some(emptied) => emptied,
+            None => {
+                let end = self.queue.chunk(Bytes::new());
+                self.send.send_data(end, true).map_err(tunnel_error)?;
+                let queue = self.queue.clone();
+                let emptied = Box::pin(async move { queue.empty().await });
+                self.emptied.insert(emptied)
+            }
+        };
+        emptied.as_mut().poll(context).map(Ok)
+    }
+
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
@@ -296,10 +340,7 @@ impl TunnelStream {
     ) -> Poll<io::Result<()>> {
         while self.received.is_empty() {
             match ready!(self.receive.poll_data(context)) {
-                None => {
-                    self.received_all = true;
-                    return Poll::Ready(Ok(()));
-                }
+                None => return Poll::Ready(Ok(())),
                 Some(chunk) => self.received = chunk.map_err(tunnel_error)?,
             }
         }
@@ -340,5 +381,8 @@ fn tunnel_error(error: h2::Error) -> io::Error {
     }
 }
 
+/// How long a peer may take to end its side of a flow: it does so when it looks at the connection, at
+/// least once in a second.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 /// The most that is put into HTTP/2's queue in one piece.
 const MOST_AT_ONCE: usize = 64 * 1024;

@@ -197,7 +197,7 @@ async fn carry(
                 flow.serve(stream, version, server).await?;
                 return match returned.fault() {
                     Some(fault) => Err(Broken::Weft(fault).into()),
-                    None => Ok(returned.take()),
+                    None => Ok(returned.ended().await),
                 };
             }
             // Fits into a socket that nothing was written to.

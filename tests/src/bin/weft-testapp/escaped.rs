@@ -1,6 +1,6 @@
 //! Bytes written as text: `\r`, `\n`, `\t`, `\0`, `\\` and `\x1f`, for arguments and events.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The bytes that the text stands for.
 pub(crate) fn parse(text: &str) -> Result<Vec<u8>> {
@@ -19,6 +19,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<u8>> {
             Some('\\') => bytes.push(b'\\'),
             Some('x') => {
                 let digits: String = rest.by_ref().take(2).collect();
+                ensure!(digits.len() == 2, "two hexadecimal digits follow \\x");
                 bytes.push(u8::from_str_radix(&digits, 16).context("two hexadecimal digits")?);
             }
             other => bail!("{other:?} does not follow a backslash"),

@@ -5,9 +5,11 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Error;
 use super::channel::{Channel, Heard};
@@ -57,6 +59,11 @@ impl ChannelIo {
         }
     }
 
+    /// Its socket, to be watched.
+    pub fn socket(&self) -> Option<Arc<TcpStream>> {
+        self.channel.as_ref().map(|it| Arc::clone(&it.socket))
+    }
+
     /// What the peer did that ended the connection, if it was not for it to do.
     pub fn take_fault(&mut self) -> Option<Error> {
         self.fault.take()
@@ -84,6 +91,11 @@ impl ChannelIo {
                 Parted::HalfClosed(self)
             }
         }
+    }
+
+    /// Whether this side has ended.
+    pub fn has_said_all(&self) -> bool {
+        self.said_end
     }
 
     /// Hears the next data, if none is left. Ready when there is some, or the peer has ended.
@@ -212,8 +224,11 @@ impl AsyncWrite for ChannelIo {
 
 impl Drop for ChannelIo {
     fn drop(&mut self) {
-        if let Some(channel) = self.channel.take() {
-            channel.reset();
+        match self.channel.take() {
+            // A reset would take back what is still on its way.
+            Some(channel) if self.said_end => channel.close(),
+            Some(channel) => channel.reset(),
+            None => {}
         }
     }
 }
