@@ -485,7 +485,11 @@ fn grpc(scene: &Scene) -> Result<()> {
         }
         Ok(())
     };
-    eventually("the route to be in effect", || answered_by(&[], "v2"))?;
+    // Two that the balancer alone would not answer so.
+    eventually("the route to be in effect", || {
+        answered_by(&[], "v2")?;
+        answered_by(&["--metadata", "x-tenant: blue"], "v1")
+    })?;
     answered_by(&["--kind", "collect"], "v1")?;
     answered_by(&["--kind", "chat"], "v1")?;
     answered_by(&["--metadata", "x-tenant: blue"], "v1")?;
