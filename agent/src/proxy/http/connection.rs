@@ -261,6 +261,7 @@ impl Http2 {
         route: Arc<Route>,
     ) -> Result<Self, hyper::Error> {
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
+        let stream = stream.acknowledging();
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)

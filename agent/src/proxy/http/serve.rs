@@ -36,6 +36,10 @@ where
     let progress = Arc::new(Progress::default());
     // A half-closed client still wants its answer; one that has reset the connection does not.
     let mut failed = stream.failure();
+    let stream = match version {
+        Version::Http1 => stream,
+        Version::Http2 => stream.acknowledging(),
+    };
     let stream = stream.guarded(gone.clone().drop_guard());
     let io = TokioIo::new(stream.watched(Arc::clone(&progress)));
     let counted = Arc::clone(&progress);

@@ -31,6 +31,7 @@ pub(in crate::proxy) struct Stream {
     meter: Option<(Arc<Moved>, Side)>,
     /// Nothing more is to be said.
     ended: bool,
+    acknowledges: bool,
     /// All that was said was passed on.
     is_flushed: bool,
     /// Told of what is read.
@@ -90,6 +91,7 @@ impl Stream {
             kind,
             meter: None,
             ended: false,
+            acknowledges: false,
             is_flushed: true,
             progress: None,
             _guard: None,
@@ -110,6 +112,14 @@ impl Stream {
             // A reset is seen by whoever writes.
             Kind::Tunnel(_) => Box::pin(std::future::pending()),
         }
+    }
+
+    /// Acknowledges at once what is read. In HTTP/2 both sides say small things on the side, and a sender that
+    /// holds back the next one until then (RFC 896) would wait for as long as acknowledgements are
+    /// put off, 40 ms.
+    pub(super) fn acknowledging(mut self) -> Self {
+        self.acknowledges = true;
+        self
     }
 
     /// Tells what is read.
@@ -190,6 +200,11 @@ impl AsyncRead for Stream {
         };
         let count = buffer.filled().len() - before;
         if count > 0 {
+            if self.acknowledges
+                && let Kind::Socket(socket) = &self.kind
+            {
+                socket.acknowledge();
+            }
             self.count(count, true);
             if let Some(progress) = &self.progress {
                 progress.read.fetch_add(count as u64, Ordering::Relaxed);
