@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::ext::on_informational;
+use hyper::{Request, StatusCode};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 
@@ -58,7 +60,7 @@ struct Waiting {
 /// Whether the server wants the body of a request that asked (`Expect: 100-continue`, RFC 9110, section
 /// 10.1.1).
 #[derive(Debug, Default)]
-pub(super) struct Told {
+struct Told {
     wanted: AtomicBool,
     waits: AtomicWaker,
 }
@@ -116,7 +118,7 @@ impl RequestBody {
     }
 
     /// Waits until the server wants it, for a moment: servers that do not know of this never say so.
-    pub(super) fn when_wanted(&mut self) -> Arc<Told> {
+    fn when_wanted(&mut self) -> Arc<Told> {
         let told = Arc::new(Told::default());
         self.expects = Some(Waiting {
             told: Arc::clone(&told),
@@ -126,9 +128,22 @@ impl RequestBody {
     }
 }
 
+/// Holds the body back until the server wants it, where the client waits for that.
+pub(super) fn heed_expectation(request: &mut Request<RequestBody>) {
+    if !head::expects(request) {
+        return;
+    }
+    let told = request.body_mut().when_wanted();
+    on_informational(request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            told.want();
+        }
+    });
+}
+
 impl Told {
     /// The server wants it.
-    pub(super) fn want(&self) {
+    fn want(&self) {
         self.wanted.store(true, Ordering::Release);
         self.waits.wake();
     }

@@ -48,11 +48,24 @@ pub(super) enum Purpose {
     Upgrade,
 }
 
+/// Takes a request's head in: what is left of it is fit to be passed on. Says what the request wants of its
+/// connection.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn accept(head: &mut request::Parts) -> Result<Purpose, BadHead> {
+    check(head)?;
+    settle_host(head);
+    let purpose = purpose(head);
+    strip_hop(&mut head.headers, purpose);
+    Ok(purpose)
+}
+
 /// Checks a request's head.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn check(head: &request::Parts) -> Result<(), BadHead> {
+fn check(head: &request::Parts) -> Result<(), BadHead> {
     if head.version == Version::HTTP_2 && head.method == Method::CONNECT {
         return Err(BadHead::Connect);
     }
@@ -127,7 +140,7 @@ fn same_host(one: &str, other: &str) -> bool {
 
 /// Gives an absolute target's authority precedence over `Host`, which is made the same (RFC 9112, section
 /// 3.2.2), so that all who look see one host.
-pub(super) fn settle_host(head: &mut request::Parts) {
+fn settle_host(head: &mut request::Parts) {
     if head.version == Version::HTTP_2 || head.method == Method::CONNECT {
         return;
     }
@@ -138,7 +151,7 @@ pub(super) fn settle_host(head: &mut request::Parts) {
 }
 
 /// What the request wants of its connection.
-pub(super) fn purpose(head: &request::Parts) -> Purpose {
+fn purpose(head: &request::Parts) -> Purpose {
     let upgrades = head.version == Version::HTTP_11
         && head.headers.contains_key(UPGRADE)
         && options(&head.headers).any(|it| it.eq_ignore_ascii_case("upgrade"));

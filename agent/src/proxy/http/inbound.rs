@@ -10,20 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
-use hyper::ext::on_informational;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use weft_core::{Identity, Verdict};
 
 use super::answer::ExchangeError;
-use super::body::{RequestBody, ResponseBody, Used};
+use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, Route};
 use super::detect::Detected;
 use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
-use super::serve::Switched;
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
 use super::stream::Stream;
 use super::{Version, detect, head, serve, upgrade};
@@ -227,18 +225,30 @@ impl Facts {
     /// Speaks HTTP on a connection to the application, and keeps it for the next exchange.
     async fn start(&self, server: FlowSocket) -> Result<(), hyper::Error> {
         let stream = Stream::socket(server);
-        let life = Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing);
         match self.version {
             Version::Http1 => {
-                let connection = Http1::start(stream, life, Arc::clone(&self.route)).await?;
-                *self.place() = Some(Box::new(connection));
+                let connection = self.speak_http1(stream).await?;
+                *self.place() = Some(connection);
             }
             Version::Http2 => {
-                let connection = Http2::start(stream, life, Arc::clone(&self.route)).await?;
+                let connection = self.speak_http2(stream).await?;
                 *self.http2.lock().await = Some(connection);
             }
         }
         Ok(())
+    }
+
+    async fn speak_http1(&self, server: Stream) -> Result<Box<Http1>, hyper::Error> {
+        let started = Http1::start(server, self.life(), Arc::clone(&self.route));
+        started.await.map(Box::new)
+    }
+
+    async fn speak_http2(&self, server: Stream) -> Result<Http2, hyper::Error> {
+        Http2::start(server, self.life(), Arc::clone(&self.route)).await
+    }
+
+    fn life(&self) -> Life {
+        Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing)
     }
 
     fn place(&self) -> std::sync::MutexGuard<'_, Option<Box<Http1>>> {
@@ -266,10 +276,8 @@ impl Facts {
             }
             kept.close();
         }
-        let stream = self.connect().await?;
-        let life = Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing);
-        let started = Http1::start(stream, life, Arc::clone(&self.route)).await;
-        started.map(Box::new).map_err(ExchangeError::Server)
+        let started = self.speak_http1(self.connect().await?).await;
+        started.map_err(ExchangeError::Server)
     }
 
     async fn http2(&self) -> Result<Http2, ExchangeError> {
@@ -277,9 +285,7 @@ impl Facts {
         if let Some(kept) = kept.as_ref().filter(|it| !it.is_closed()) {
             return Ok(kept.clone());
         }
-        let stream = self.connect().await?;
-        let life = Life::unaccounted(&self.flow.context, &self.flow.pod, Hold::Nothing);
-        let started = Http2::start(stream, life, Arc::clone(&self.route)).await;
+        let started = self.speak_http2(self.connect().await?).await;
         let connection = started.map_err(ExchangeError::Server)?;
         *kept = Some(connection.clone());
         Ok(connection)
@@ -313,10 +319,7 @@ async fn try_exchange(
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
-    head::check(&parts)?;
-    head::settle_host(&mut parts);
-    let purpose = head::purpose(&parts);
-    head::strip_hop(&mut parts.headers, purpose);
+    let purpose = head::accept(&mut parts)?;
     head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
     let request = Request::from_parts(parts, RequestBody::of(body));
     match facts.version {
@@ -333,14 +336,7 @@ async fn exchange_http1(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let method = request.method().clone();
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
-    if head::expects(&request) {
-        let told = request.body_mut().when_wanted();
-        on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                told.want();
-            }
-        });
-    }
+    heed_expectation(&mut request);
     let (connection, response) = loop {
         let mut connection = facts.http1().await?;
         let was_reused = connection.is_reused;
@@ -360,17 +356,11 @@ async fn exchange_http1(
     if let Some(upgrading) = upgrading
         && head::is_upgraded(&method, parts.status)
     {
-        let mut response = Response::from_parts(parts, incoming);
-        let server = upgrade::Server {
-            connection: hyper::upgrade::on(&mut response),
-            driver: Some(connection.into_driver()),
-        };
-        upgrade::join(&facts.flow.pod, upgrading, server, facts.end.clone());
-        let (mut parts, _) = response.into_parts();
-        parts.extensions.insert(Switched);
         Ending::measured(timers.take(), &parts).ended();
-        head::strip_hop(&mut parts.headers, purpose);
-        return Ok(Response::from_parts(parts, ResponseBody::empty()));
+        let driver = Some(connection.into_driver());
+        let response = Response::from_parts(parts, incoming);
+        let (pod, end) = (&facts.flow.pod, facts.end.clone());
+        return Ok(upgrade::switch(pod, upgrading, response, driver, end));
     }
     head::check_response(&mut parts.headers)?;
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);

@@ -10,8 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, request, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::ext::on_informational;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use weft_core::route::{
     self, Filter, Matched, Mirror, Place, RouteTable, Selected, SelectedFlow, apply_to_request,
     apply_to_response, pick,
@@ -19,11 +18,10 @@ use weft_core::route::{
 
 use super::Version;
 use super::answer::ExchangeError;
-use super::body::{RequestBody, ResponseBody, Used};
+use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, OpenStream, Route};
 use super::measure::{Kind, Known, Timers, grpc_status};
 use super::pool::Home;
-use super::serve::Switched;
 use super::stream::{Returned, Stream};
 use super::{head, serve, upgrade};
 use crate::balance::{self, InFlight};
@@ -204,10 +202,7 @@ async fn try_exchange(
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
-    head::check(&parts)?;
-    head::settle_host(&mut parts);
-    let purpose = head::purpose(&parts);
-    head::strip_hop(&mut parts.headers, purpose);
+    let purpose = head::accept(&mut parts)?;
     // Held as long as anything of it is used: what is changed meanwhile holds for the next exchange.
     let table = match &client.target {
         Target::Service(port) => port.routes.load_full(),
@@ -243,14 +238,7 @@ async fn try_exchange(
     let method = parts.method.clone();
     let mut request = Request::from_parts(parts, body);
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
-    if head::expects(&request) {
-        let told = request.body_mut().when_wanted();
-        on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                told.want();
-            }
-        });
-    }
+    heed_expectation(&mut request);
     let sending = Box::pin(send(client, &led.goal, Some(&kind), request));
     let Sent {
         upstream,
@@ -263,21 +251,20 @@ async fn try_exchange(
     if let Some(upgrading) = upgrading
         && head::is_upgraded(&method, parts.status)
     {
-        let mut response = Response::from_parts(parts, incoming);
-        let connection = hyper::upgrade::on(&mut response);
-        let server = upgrade::Server {
-            connection,
-            driver: match upstream {
-                Upstream::Http1(http1) => Some(http1.into_driver()),
-                Upstream::Http2 { .. } => None,
-            },
-        };
-        upgrade::join(&client.pod, upgrading, server, client.end.clone());
-        let (mut parts, _) = response.into_parts();
-        parts.extensions.insert(Switched);
         Ending::measured(timers, &parts).ended();
-        head::strip_hop(&mut parts.headers, purpose);
-        return Ok(Response::from_parts(parts, ResponseBody::empty()));
+        let driver = match upstream {
+            Upstream::Http1(http1) => Some(http1.into_driver()),
+            Upstream::Http2 { .. } => None,
+        };
+        let response = Response::from_parts(parts, incoming);
+        let end = client.end.clone();
+        return Ok(upgrade::switch(
+            &client.pod,
+            upgrading,
+            response,
+            driver,
+            end,
+        ));
     }
     if client.version == Version::Http1 {
         // The client's own version is for its connection to know.

@@ -57,22 +57,20 @@ where
         }
     });
     let mut slow = pin!(progress.slow_head());
+    let mut leaving = false;
     match version {
         Version::Http1 => {
             let connection = http1().serve_connection(io, service).with_upgrades();
             let mut connection = pin!(connection);
-            tokio::select! {
-                biased;
-                result = &mut connection => result?,
-                () = &mut slow => return Ok(()),
-                () = &mut failed => return Ok(()),
-                () = pod.stop_accepting.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        biased;
-                        result = connection => result?,
-                        () = &mut slow => return Ok(()),
-                        () = &mut failed => return Ok(()),
+            loop {
+                tokio::select! {
+                    biased;
+                    result = &mut connection => break result?,
+                    () = &mut slow => return Ok(()),
+                    () = &mut failed => return Ok(()),
+                    () = pod.stop_accepting.cancelled(), if !leaving => {
+                        leaving = true;
+                        connection.as_mut().graceful_shutdown();
                     }
                 }
             }
@@ -80,16 +78,14 @@ where
         Version::Http2 => {
             let tasks = Tasks(Arc::clone(pod));
             let mut connection = pin!(http2(tasks).serve_connection(io, service));
-            tokio::select! {
-                biased;
-                result = &mut connection => result?,
-                () = &mut failed => return Ok(()),
-                () = pod.stop_accepting.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        biased;
-                        result = connection => result?,
-                        () = &mut failed => return Ok(()),
+            loop {
+                tokio::select! {
+                    biased;
+                    result = &mut connection => break result?,
+                    () = &mut failed => return Ok(()),
+                    () = pod.stop_accepting.cancelled(), if !leaving => {
+                        leaving = true;
+                        connection.as_mut().graceful_shutdown();
                     }
                 }
             }

@@ -5,23 +5,44 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use hyper::Response;
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tokio_util::sync::CancellationToken;
 
+use super::body::ResponseBody;
+use super::head::{Purpose, strip_hop};
+use super::serve::Switched;
 use crate::node::LocalPod;
 
 /// The server's side of an upgrade.
-pub(super) struct Server {
+struct Server {
     /// The connection, once it was told.
-    pub(super) connection: OnUpgrade,
-    /// What moves its bytes until then, and watches over it afterwards; if nobody else does.
-    pub(super) driver: Option<BoxFuture<'static, ()>>,
+    connection: OnUpgrade,
+    driver: Option<BoxFuture<'static, ()>>,
 }
 
-/// Joins the two connections when both have been told, until both have closed or `end` is cancelled.
-pub(super) fn join(pod: &Arc<LocalPod>, client: OnUpgrade, server: Server, end: CancellationToken) {
+/// Joins the client's connection with that of the server that has accepted by `response`, until both have
+/// closed or `end` is cancelled. `driver` moves the server's bytes until then, and watches over them
+/// afterwards; if nobody else does. Yields the answer for the client.
+pub(super) fn switch(
+    pod: &Arc<LocalPod>,
+    client: OnUpgrade,
+    mut response: Response<Incoming>,
+    driver: Option<BoxFuture<'static, ()>>,
+    end: CancellationToken,
+) -> Response<ResponseBody> {
+    let connection = hyper::upgrade::on(&mut response);
+    join(pod, client, Server { connection, driver }, end);
+    let (mut parts, _) = response.into_parts();
+    parts.extensions.insert(Switched);
+    strip_hop(&mut parts.headers, Purpose::Upgrade);
+    Response::from_parts(parts, ResponseBody::empty())
+}
+
+fn join(pod: &Arc<LocalPod>, client: OnUpgrade, server: Server, end: CancellationToken) {
     let drained = pod.end_flows.clone();
     pod.spawn_flow(async move {
         let joined = Box::pin(joined(client, server));
