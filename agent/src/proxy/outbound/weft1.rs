@@ -9,7 +9,8 @@ use http::StatusCode;
 use rustls_pki_types::ServerName;
 use std::num::NonZeroU16;
 
-use super::{ANSWER_TIMEOUT, Caller, HANDSHAKE_TIMEOUT, alpn_name, check_identity, reach_agent};
+use super::Caller;
+use super::tunnel::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, alpn_name, check_identity, reach_agent};
 use crate::identity::Alpn;
 use crate::node::LocalPod;
 use crate::proxy::ends::unless;

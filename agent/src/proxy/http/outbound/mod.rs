@@ -1,0 +1,263 @@
+//! The client's half of exchanges: which endpoint, on which connection, and again elsewhere if the request
+//! has not left.
+
+mod ending;
+mod lead;
+mod mirror;
+mod send;
+mod upstream;
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use weft_core::route::{Filter, apply_to_response};
+
+pub(super) use self::ending::Ending;
+use self::lead::{Goal, Way, lead};
+use self::mirror::mirror;
+use self::send::{Sent, send};
+use self::upstream::{Upstream, start};
+use super::Version;
+use super::answer::ExchangeError;
+use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
+use super::measure::{Kind, Known, Timers};
+use super::pool::Home;
+use super::stream::Stream;
+use super::{head, serve, upgrade};
+use crate::discovery::ServicePortEntry;
+use crate::node::LocalPod;
+use crate::proxy::Context;
+use crate::proxy::ends::unless;
+use crate::proxy::error::FlowError;
+use crate::proxy::outbound::{self, Connected};
+use crate::proxy::record::Record;
+use crate::proxy::tcp::FlowSocket;
+
+/// A client's connection, as its exchanges need it.
+#[derive(Clone)]
+pub(in crate::proxy) struct Client(Arc<Facts>);
+
+struct Facts {
+    context: Arc<Context>,
+    pod: Arc<LocalPod>,
+    /// The application's address, as others see it.
+    address: SocketAddr,
+    /// Where it wanted to go.
+    original: SocketAddr,
+    version: Version,
+    target: Target,
+    /// Of trust roots and certificates, when it connected.
+    generation: u64,
+    /// What its exchanges are counted in, rule by rule.
+    known: Mutex<Option<Known>>,
+    /// Ends what its connection was upgraded to.
+    end: tokio_util::sync::CancellationToken,
+}
+
+/// What a client wants to reach.
+#[derive(Clone, Debug)]
+pub(in crate::proxy) enum Target {
+    /// Any endpoint of a service's port.
+    Service(Arc<ServicePortEntry>),
+    /// That address.
+    Address,
+}
+
+impl Client {
+    /// Of a connection that speaks HTTP.
+    pub(in crate::proxy) fn new(
+        context: &Arc<Context>,
+        pod: &Arc<LocalPod>,
+        (address, original): (SocketAddr, SocketAddr),
+        version: Version,
+        target: Target,
+        generation: u64,
+    ) -> Self {
+        Self(Arc::new(Facts {
+            context: Arc::clone(context),
+            pod: Arc::clone(pod),
+            address,
+            original,
+            version,
+            target,
+            generation,
+            known: Mutex::default(),
+            end: pod.end_flows.child_token(),
+        }))
+    }
+
+    /// Keeps a connection that was made before it was known what the client speaks.
+    pub(in crate::proxy) async fn keep(&self, connected: Connected, record: Box<Record>) {
+        let made = start(&self.0, connected, record, self.0.generation).await;
+        match made {
+            Ok(Upstream::Http1(connection)) => {
+                let used = Used {
+                    home: home(&self.0),
+                    connection,
+                };
+                used.give_back();
+            }
+            // Shared already.
+            Ok(Upstream::Http2 { .. }) => {}
+            Err(error) => tracing::debug!(%error, "a connection was made in vain"),
+        }
+    }
+
+    /// Serves the client's connection until it ends.
+    ///
+    /// # Errors
+    /// The pod's flows had to end.
+    pub(in crate::proxy) async fn serve(self, socket: FlowSocket) -> Result<(), FlowError> {
+        let (pod, version) = (Arc::clone(&self.0.pod), self.0.version);
+        let end = self.0.end.clone();
+        let _end = end.drop_guard();
+        let serving = pin!(serve::serve(
+            Stream::socket(socket),
+            version,
+            &pod,
+            move |request| exchange(Arc::clone(&self.0), request)
+        ));
+        let ended = unless(pin!(outbound::drained(&pod)), serving).await?;
+        if let Err(error) = ended {
+            tracing::debug!(pod = %pod.id, %error, "a client's connection ended");
+        }
+        Ok(())
+    }
+}
+
+/// One exchange.
+async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let is_grpc = head::is_grpc(request.headers());
+    let mut timers = None;
+    match try_exchange(&client, request, is_grpc, &mut timers).await {
+        Ok(response) => response,
+        Err(error) => {
+            if let Some(timers) = timers {
+                timers.answer(&error, is_grpc);
+            }
+            tracing::debug!(pod = %client.pod.id, %error, "an exchange failed");
+            error.answer(is_grpc)
+        }
+    }
+}
+
+async fn try_exchange(
+    client: &Arc<Facts>,
+    request: Request<Incoming>,
+    is_grpc: bool,
+    timers: &mut Option<Timers>,
+) -> Result<Response<ResponseBody>, ExchangeError> {
+    let (mut parts, body) = request.into_parts();
+    let purpose = head::accept(&mut parts)?;
+    // Held as long as anything of it is used: what is changed meanwhile holds for the next exchange.
+    let table = match &client.target {
+        Target::Service(port) => port.routes.load_full(),
+        Target::Address => None,
+    };
+    let mut kind = Kind {
+        parent: client.target.port(),
+        table: table.as_ref(),
+        matched: None,
+        backend: None,
+        is_grpc,
+    };
+    let way = lead(client, table.as_deref(), &mut parts, &mut kind.matched);
+    *timers = Some(kind.of_rule(&client.context, &client.pod, &mut client.known()));
+    let led = match way? {
+        Way::To(led) => led,
+        Way::Answered(parts) => {
+            Ending::measured(timers.take(), &parts).ended();
+            return Ok(Response::from_parts(parts, ResponseBody::empty()));
+        }
+    };
+    if let Goal::Port(port) = &led.goal {
+        kind.backend = Some(port);
+    }
+    let mut body = RequestBody::of(body);
+    for filter in led.filters.iter().copied().flatten() {
+        if let Filter::Mirror(to) = filter
+            && to.share.includes(rand::random())
+        {
+            mirror(client, to, &parts, &mut body);
+        }
+    }
+    let method = parts.method.clone();
+    let mut request = Request::from_parts(parts, body);
+    let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
+    heed_expectation(&mut request);
+    let sending = Box::pin(send(client, &led.goal, Some(&kind), request));
+    let Sent {
+        upstream,
+        in_flight,
+        response,
+        timers: of_try,
+    } = sending.await?;
+    let timers = timers.take().map(|it| of_try.and(it));
+    let (mut parts, incoming) = response.into_parts();
+    if let Some(upgrading) = upgrading
+        && head::is_upgraded(&method, parts.status)
+    {
+        Ending::measured(timers, &parts).ended();
+        let driver = match upstream {
+            Upstream::Http1(http1) => Some(http1.into_driver()),
+            Upstream::Http2 { .. } => None,
+        };
+        let response = Response::from_parts(parts, incoming);
+        let end = client.end.clone();
+        return Ok(upgrade::switch(
+            &client.pod,
+            upgrading,
+            response,
+            driver,
+            end,
+        ));
+    }
+    if client.version == Version::Http1 {
+        // The client's own version is for its connection to know.
+        parts.version = http::Version::HTTP_11;
+    }
+    head::check_response(&mut parts.headers)?;
+    let mut ending = Ending::measured(timers, &parts);
+    ending._in_flight = in_flight;
+    head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
+    for filters in led.filters {
+        apply_to_response(filters, &mut parts);
+    }
+    let body = match upstream {
+        Upstream::Http1(connection) => {
+            let used = Used {
+                connection,
+                home: home(client),
+            };
+            ResponseBody::of(incoming, Some(used), ending)
+        }
+        Upstream::Http2 { stream, .. } => {
+            ending._stream = Some(stream);
+            ResponseBody::of(incoming, None, ending)
+        }
+    };
+    Ok(Response::from_parts(parts, body))
+}
+
+fn home(client: &Facts) -> Home {
+    let pod = &client.pod;
+    Home::Pool(Arc::clone(&pod.exchanges), pod.stop_accepting.clone())
+}
+
+impl Facts {
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Target {
+    fn port(&self) -> Option<&Arc<ServicePortEntry>> {
+        match self {
+            Self::Service(port) => Some(port),
+            Self::Address => None,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Sending a request: to one endpoint after the other, as long as nothing of it has left.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+
+use super::Facts;
+use super::lead::Goal;
+use super::upstream::{Upstream, refused, upstream};
+use crate::balance::{self, InFlight};
+use crate::discovery::{Balanced, ServicePortEntry};
+use crate::proxy::error::FlowError;
+use crate::proxy::http::answer::ExchangeError;
+use crate::proxy::http::body::RequestBody;
+use crate::proxy::http::measure::{Kind, Timers};
+use crate::proxy::http::{Version, head};
+use crate::proxy::outbound;
+use crate::proxy::record::PathLabel;
+use crate::telemetry::exchange;
+
+/// A try that failed. The request is there if nothing of it has left.
+struct Failed {
+    error: ExchangeError,
+    request: Option<Request<RequestBody>>,
+    /// It was tried on a connection that had been used before.
+    was_reused: bool,
+}
+
+/// Sends the request to one endpoint after the other, as long as nothing of it has left.
+pub(super) async fn send(
+    client: &Arc<Facts>,
+    goal: &Goal,
+    kind: Option<&Kind<'_>>,
+    mut request: Request<RequestBody>,
+) -> Result<Sent, ExchangeError> {
+    let port = match goal {
+        Goal::Port(port) => port,
+        Goal::Address(address) => {
+            let to = (*address, None, kind);
+            let sent = send_until_fresh(client, to, request).await;
+            return sent.map_err(|failed| failed.error);
+        }
+    };
+    let mut tries = port.tries(Balanced::Exchanges, client.original.ip());
+    let only = tries.candidates() <= 1;
+    let mut last = None;
+    while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
+        let mut in_flight = endpoint.begin();
+        let to = (endpoint.to(), Some((&**port, only)), kind);
+        let failed = match send_until_fresh(client, to, request).await {
+            Ok(mut sent) => {
+                in_flight.first_byte();
+                sent.in_flight = Some(in_flight);
+                return Ok(sent);
+            }
+            Err(failed) => failed,
+        };
+        match &failed.error {
+            ExchangeError::Flow(error) if !outbound::is_of_endpoint(error) => in_flight.forget(),
+            _ => in_flight.failed(),
+        }
+        match failed.request {
+            Some(back) if may_try_another(&failed.error) => {
+                request = back;
+                last = Some(failed.error);
+            }
+            _ => return Err(failed.error),
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        let error = FlowError::NoEndpoint(port.service.clone(), port.port);
+        refused(client, &error);
+        error.into()
+    }))
+}
+
+fn may_try_another(error: &ExchangeError) -> bool {
+    matches!(error, ExchangeError::Flow(error) if error.may_try_another())
+}
+
+/// An endpoint; the port of a service that it is of, and whether it is the only one; how it is counted.
+pub(super) type Endpoint<'a> = (
+    SocketAddr,
+    Option<(&'a ServicePortEntry, bool)>,
+    Option<&'a Kind<'a>>,
+);
+
+/// A request that was answered.
+pub(super) struct Sent {
+    pub(super) upstream: Upstream,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) response: Response<Incoming>,
+    pub(super) timers: Timers,
+}
+
+/// Sends the request to an endpoint: again if a connection that was used before turns out to be closed. Its
+/// server may like another one.
+async fn send_until_fresh(
+    client: &Arc<Facts>,
+    endpoint: Endpoint<'_>,
+    mut request: Request<RequestBody>,
+) -> Result<Sent, Failed> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match send_to(client, endpoint, request).await {
+            Err(Failed {
+                request: Some(back),
+                was_reused: true,
+                ..
+            }) if tries <= MOST_STALE => request = back,
+            other => return other,
+        }
+    }
+}
+
+async fn send_to(
+    client: &Arc<Facts>,
+    endpoint: Endpoint<'_>,
+    mut request: Request<RequestBody>,
+) -> Result<Sent, Failed> {
+    let mut upstream = match upstream(client, endpoint).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            return Err(Failed {
+                error,
+                request: Some(request),
+                was_reused: false,
+            });
+        }
+    };
+    let was_reused = upstream.is_reused();
+    // Of a request that may be sent twice and has nothing behind its head, a copy is enough.
+    let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
+    request = adapt(request, client.version);
+    if upstream.route().path == PathLabel::SameNode {
+        // Here is nobody else to do it.
+        head::set_client(request.headers_mut(), Some(&client.pod.identity));
+    }
+    let timers = match endpoint.2 {
+        Some(kind) => upstream.measure(client, kind),
+        None => Timers::default(),
+    };
+    let sent = match &mut upstream {
+        Upstream::Http1(connection) => connection.send(request).await,
+        Upstream::Http2 { connection, .. } => connection.send(request).await,
+    };
+    match sent {
+        Ok(response) => Ok(Sent {
+            upstream,
+            in_flight: None,
+            response,
+            timers,
+        }),
+        Err(mut error) => {
+            timers.fail(exchange::ExchangeError::Io);
+            let back = error.take_message();
+            Err(Failed {
+                request: back.or(again),
+                was_reused,
+                error: ExchangeError::Server(error.into_error()),
+            })
+        }
+    }
+}
+
+/// A version that the other side's connection can speak.
+fn adapt(mut request: Request<RequestBody>, version: Version) -> Request<RequestBody> {
+    if version == Version::Http2 {
+        *request.version_mut() = http::Version::HTTP_2;
+    }
+    request
+}
+
+/// Connections that turn out to be closed, of those that were kept, before the request fails.
+const MOST_STALE: usize = 8;

@@ -1,0 +1,205 @@
+//! Connections to servers, for one exchange after the other: one that is kept, or a new one.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+
+use super::Facts;
+use super::send::Endpoint;
+use crate::node::LocalPod;
+use crate::proxy::error::FlowError;
+use crate::proxy::http::Version;
+use crate::proxy::http::answer::ExchangeError;
+use crate::proxy::http::connection::{Hold, Http1, Http2, Life, OpenStream, Route};
+use crate::proxy::http::measure::{Kind, Timers};
+use crate::proxy::http::stream::{Returned, Stream};
+use crate::proxy::outbound::{self, Caller, Connected};
+use crate::proxy::record::Record;
+use crate::proxy::tunnel::weft1::stream::ChannelIo;
+
+/// A connection to a server, ready for an exchange.
+pub(super) enum Upstream {
+    Http1(Box<Http1>),
+    Http2 {
+        connection: Http2,
+        stream: OpenStream,
+        is_reused: bool,
+    },
+}
+
+/// A connection to the endpoint: one that is there, or a new one.
+pub(super) async fn upstream(
+    client: &Arc<Facts>,
+    (endpoint, of, _): Endpoint<'_>,
+) -> Result<Upstream, ExchangeError> {
+    let Facts {
+        context,
+        pod,
+        version,
+        ..
+    } = &**client;
+    let way = outbound::decide(context, pod, endpoint).await;
+    let way = way.inspect_err(|error| refused(client, error))?;
+    let route = outbound::route(context, &way, endpoint);
+    match version {
+        Version::Http1 => {
+            if let Some(connection) = pod.exchanges.take_http1(&route) {
+                return Ok(Upstream::Http1(connection));
+            }
+        }
+        Version::Http2 => {
+            if let Some(connection) = pod.exchanges.take_http2(&route) {
+                let stream = connection.open();
+                return Ok(Upstream::Http2 {
+                    connection,
+                    stream,
+                    is_reused: true,
+                });
+            }
+        }
+    }
+    let mut record = Box::new(outbound::new_record(pod));
+    record.client = Some(client.address);
+    record.original = Some(client.original);
+    record.service = of.map(|(port, _)| port.service.clone());
+    let from = Caller {
+        address: client.address,
+        said: None,
+    };
+    let connecting = Box::pin(outbound::connect(context, pod, from, endpoint, &mut record));
+    let connected = match connecting.await {
+        Ok(connected) => connected,
+        Err(error) => {
+            // Of a service only if there is no other endpoint: that may be listening.
+            if error.nothing_listens() && of.is_none_or(|(_, is_only)| is_only) {
+                outbound::remember_refused(context, pod, client.original);
+            }
+            let result = Err(error);
+            record.finish(&context.telemetry, &result);
+            return Err(result.err().unwrap_or(FlowError::PodGone).into());
+        }
+    };
+    start(client, connected, record, route.generation).await
+}
+
+/// Counts what never became a flow.
+pub(super) fn refused(client: &Facts, error: &FlowError) {
+    if let Some(refusal) = error.refusal() {
+        client.context.telemetry.refusal(&client.pod.id, refusal);
+    }
+}
+
+/// Speaks HTTP on a flow that was accepted.
+pub(super) async fn start(
+    client: &Arc<Facts>,
+    connected: Connected,
+    mut record: Box<Record>,
+    generation: u64,
+) -> Result<Upstream, ExchangeError> {
+    let Facts { context, pod, .. } = &**client;
+    let mut route = route_of(pod, &record, &connected, generation);
+    outbound::count(context, pod, &mut record);
+    let mut moved = std::mem::take(&mut record.moved);
+    let (stream, hold) = match connected {
+        Connected::Socket(server) => (Stream::socket(server), Hold::Nothing),
+        Connected::SameNode(admitted, tracked) => {
+            let (server, inbound_meter, verdict, admission) = admitted.part();
+            record.verdict = Some(verdict);
+            moved.meter_too(inbound_meter);
+            let hold = Hold::SameNode {
+                admission,
+                _counted: tracked,
+            };
+            (Stream::socket(server), hold)
+        }
+        Connected::Channel(asked) => {
+            let (channel, watch, give_back) = asked.part();
+            let returned = Returned::default();
+            let hold = Hold::Channel {
+                returned: returned.clone(),
+                watch: Box::new(watch),
+                give_back: Some(give_back),
+            };
+            let io = ChannelIo::new(channel);
+            (Stream::channel(io, Bytes::new(), returned), hold)
+        }
+        Connected::Tunnel(opened) => {
+            let hold = Hold::Tunnel { _slot: opened.slot };
+            (Stream::tunnel(opened.halves), hold)
+        }
+    };
+    route.verdict.clone_from(&record.verdict);
+    let route = Arc::new(route);
+    let life = Life::new(context, pod, record, moved, hold);
+    match client.version {
+        Version::Http1 => {
+            let started = Http1::start(stream, life, route).await;
+            let connection = started.map_err(ExchangeError::Server)?;
+            Ok(Upstream::Http1(Box::new(connection)))
+        }
+        Version::Http2 => {
+            let started = Http2::start(stream, life, route).await;
+            let connection = started.map_err(ExchangeError::Server)?;
+            let connection = pod.exchanges.share(connection, &pod.stop_accepting);
+            let stream = connection.open();
+            Ok(Upstream::Http2 {
+                connection,
+                stream,
+                is_reused: false,
+            })
+        }
+    }
+}
+
+/// Where a connection that was just made leads.
+fn route_of(pod: &LocalPod, record: &Record, connected: &Connected, generation: u64) -> Route {
+    let own = record.destination.as_ref() == Some(&pod.id);
+    Route {
+        endpoint: record
+            .endpoint
+            .unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
+        path: record.path,
+        destination: record.destination.clone().filter(|_| !own),
+        identity: record.destination_identity.clone(),
+        local: match connected {
+            Connected::SameNode(admitted, _) => Some(Arc::clone(admitted.pod())),
+            _ => None,
+        },
+        verdict: None,
+        // From before it was made: a change in its middle makes it one that is not used again.
+        generation,
+    }
+}
+
+impl Upstream {
+    pub(super) fn route(&self) -> &Route {
+        match self {
+            Self::Http1(connection) => &connection.route,
+            Self::Http2 { connection, .. } => &connection.route,
+        }
+    }
+
+    /// Begins to measure an exchange.
+    pub(super) fn measure(&mut self, client: &Facts, kind: &Kind<'_>) -> Timers {
+        let (context, pod) = (&client.context, &client.pod);
+        match self {
+            Self::Http1(connection) => {
+                let connection = &mut **connection;
+                kind.of_connection(context, pod, &connection.route, &mut connection.known)
+            }
+            Self::Http2 { connection, .. } => {
+                let known = connection.known.lock();
+                let mut known = known.unwrap_or_else(PoisonError::into_inner);
+                kind.of_connection(context, pod, &connection.route, &mut known)
+            }
+        }
+    }
+
+    pub(super) fn is_reused(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.is_reused,
+            Self::Http2 { is_reused, .. } => *is_reused,
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Which way leads to a destination: what it is, which endpoint of it, and who must answer there.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use weft_core::route::{SelectedFlow, Target, pick};
+use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, WorkloadId};
+
+use super::find::Reached;
+use super::tunnel::open_tunnel;
+use super::{Caller, Classified, Connected, Way};
+use crate::balance;
+use crate::config::TunnelProtocol;
+use crate::discovery::{Balanced, Destination, ServicePortEntry};
+use crate::identity::Alpn;
+use crate::node::LocalPod;
+use crate::proxy::error::FlowError;
+use crate::proxy::http::connection::Route;
+use crate::proxy::inbound::{self, Arrival};
+use crate::proxy::record::{PathLabel, Record};
+use crate::proxy::tcp::FlowSocket;
+use crate::proxy::{Context, socket};
+use crate::telemetry::{Refusal, TlsLabel};
+
+/// Decides and connects, at one endpoint after the other. An endpoint has to do with the flow for as long
+/// as the guard is held.
+pub(super) async fn reach(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    classified: &Classified,
+    (from, original, name): (Caller<'_>, SocketAddr, Option<&str>),
+    record: &mut Record,
+) -> Result<Reached, FlowError> {
+    match classified {
+        Classified::Address => {
+            let connected = connect(context, pod, from, original, record).await?;
+            Ok((connected, None))
+        }
+        Classified::Service(port) => {
+            record.service = Some(port.service.clone());
+            let led = lead(context, pod, port, name)?;
+            let port = led.as_ref().unwrap_or(port);
+            let mut tries = port.tries(Balanced::Connections, original.ip());
+            record.more_endpoints = tries.candidates() > balance::MOST_TRIES;
+            let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
+            while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
+                let mut in_flight = endpoint.begin();
+                let connecting = connect(context, pod, from, endpoint.to(), record);
+                match connecting.await {
+                    Ok(connected) => {
+                        in_flight.first_byte();
+                        return Ok((connected, Some(in_flight)));
+                    }
+                    Err(error) => {
+                        if is_of_endpoint(&error) {
+                            in_flight.failed();
+                        } else {
+                            in_flight.forget();
+                        }
+                        if !error.may_try_another() {
+                            return Err(error);
+                        }
+                        last = error;
+                    }
+                }
+            }
+            Err(last)
+        }
+    }
+}
+
+/// Whether a flow failed because of its endpoint, and others would too: what only its own pod is
+/// refused must not keep those of other pods away.
+pub(in crate::proxy) fn is_of_endpoint(error: &FlowError) -> bool {
+    matches!(
+        error.refusal(),
+        Some(
+            Refusal::ConnectRefused
+                | Refusal::ConnectTimeout
+                | Refusal::ConnectFailed
+                | Refusal::HandshakeFailed
+                | Refusal::HandshakeTimeout
+                | Refusal::IdentityMismatch
+                | Refusal::UnknownAddress
+                | Refusal::PodGone
+        )
+    )
+}
+
+pub(super) async fn classify(
+    context: &Context,
+    pod: &LocalPod,
+    original: SocketAddr,
+) -> Result<Classified, FlowError> {
+    match known(context, pod, original).await? {
+        Destination::Service(port) => Ok(Classified::Service(port)),
+        Destination::ServiceWithoutPort(name) => {
+            Err(FlowError::UnknownServicePort(name, original.port()))
+        }
+        Destination::Workload(_) | Destination::Outside | Destination::Unknown => {
+            Ok(Classified::Address)
+        }
+    }
+}
+
+/// What an address is, asked for if need be; never [`Destination::Unknown`].
+async fn known(
+    context: &Context,
+    pod: &LocalPod,
+    address: SocketAddr,
+) -> Result<Destination, FlowError> {
+    let mut destination = context.store.classify(address);
+    if matches!(destination, Destination::Unknown)
+        && context.discovery.ask(&pod.id, address.ip()).await
+    {
+        destination = context.store.classify(address);
+    }
+    match destination {
+        Destination::Unknown => Err(FlowError::UnknownAddress(address.ip())),
+        known => Ok(known),
+    }
+}
+
+/// Connects to one endpoint.
+pub(in crate::proxy) async fn connect(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    from: Caller<'_>,
+    to: SocketAddr,
+    record: &mut Record,
+) -> Result<Connected, FlowError> {
+    record.endpoint = Some(to);
+    let way = decide(context, pod, to).await?;
+    note(record, pod, &way);
+    match way {
+        Way::Itself => {
+            let server = socket::deliver(context, pod, to, from.address).await?;
+            Ok(Connected::Socket(server))
+        }
+        Way::Plaintext(_) => {
+            let server = socket::connect(context, pod, to).await?;
+            let server = FlowSocket::new(server);
+            let server = server.map_err(|source| FlowError::Connect { to, source })?;
+            Ok(Connected::Socket(server))
+        }
+        Way::SameNode(other) => {
+            let arrival = Arrival {
+                client: from.address,
+                identity: Some(&pod.identity),
+                to,
+                tls: TlsLabel::SameNode,
+            };
+            let admitted = inbound::admit(context, &other, arrival).await?;
+            Ok(Connected::SameNode(Box::new(admitted), other.flows.token()))
+        }
+        Way::Tunnel { identity, alpn, .. } => {
+            open_tunnel(context, pod, from, to, identity, alpn).await
+        }
+    }
+}
+
+/// Which way leads to an endpoint.
+pub(in crate::proxy) async fn decide(
+    context: &Context,
+    pod: &LocalPod,
+    to: SocketAddr,
+) -> Result<Way, FlowError> {
+    if pod.has_address(to.ip()) {
+        return Ok(Way::Itself);
+    }
+    let workload = match known(context, pod, to).await? {
+        Destination::Workload(workload) => workload,
+        Destination::Outside => return Ok(Way::Plaintext(None)),
+        // An endpoint that is a service's address: nothing that could be proven to be anybody.
+        Destination::Service(_) | Destination::ServiceWithoutPort(_) | Destination::Unknown => {
+            return Err(FlowError::UnknownAddress(to.ip()));
+        }
+    };
+    let (identity, tunnel) = match &workload.mesh {
+        Mesh::Unmeshed => return Ok(Way::Plaintext(Some(workload))),
+        Mesh::Meshed { identity, tunnel } => (identity.clone(), *tunnel),
+    };
+    if to.port() == TUNNEL_PORT {
+        return Err(FlowError::ReservedPort(to.port()));
+    }
+    let force_tunnels = context.store.cluster().is_none_or(|it| it.force_tunnels);
+    if !force_tunnels
+        && let Some(local) = context.pods.at(to.ip())
+        && local.id == workload.id
+        && local.identity == identity
+    {
+        return Ok(Way::SameNode(local));
+    }
+    let alpn = match tunnel {
+        Tunnel::WeftH2 => match context.config.tunnel {
+            TunnelProtocol::Weft => Alpn::Weft,
+            TunnelProtocol::WeftH2 => Alpn::WeftH2,
+        },
+        Tunnel::Hbone => Alpn::Hbone,
+    };
+    Ok(Way::Tunnel {
+        workload,
+        identity,
+        alpn,
+    })
+}
+
+/// Where a connection of HTTP that goes this way would lead.
+pub(in crate::proxy) fn route(context: &Context, way: &Way, endpoint: SocketAddr) -> Route {
+    let (path, destination, identity) = facts(None, way);
+    Route {
+        endpoint,
+        path,
+        destination: destination.cloned(),
+        identity: identity.cloned(),
+        local: match way {
+            Way::SameNode(other) => Some(Arc::clone(other)),
+            _ => None,
+        },
+        verdict: None,
+        generation: context.identities.generation(),
+    }
+}
+
+fn note(record: &mut Record, pod: &LocalPod, way: &Way) {
+    let (path, destination, identity) = facts(Some(pod), way);
+    record.path = path;
+    record.destination = destination.cloned();
+    record.destination_identity = identity.cloned();
+}
+
+fn facts<'a>(
+    pod: Option<&'a LocalPod>,
+    way: &'a Way,
+) -> (PathLabel, Option<&'a WorkloadId>, Option<&'a Identity>) {
+    match way {
+        Way::Itself => (PathLabel::Itself, pod.map(|it| &it.id), None),
+        Way::SameNode(other) => (PathLabel::SameNode, Some(&other.id), Some(&other.identity)),
+        Way::Tunnel {
+            workload, identity, ..
+        } => (PathLabel::Tunnel, Some(&workload.id), Some(identity)),
+        Way::Plaintext(workload) => {
+            let id = workload.as_ref().map(|it| &it.id);
+            (PathLabel::Plaintext, id, None)
+        }
+    }
+}
+
+/// Where routes lead a flow to a port of a service; none: to that port itself.
+fn lead(
+    context: &Context,
+    pod: &LocalPod,
+    port: &ServicePortEntry,
+    server_name: Option<&str>,
+) -> Result<Option<Arc<ServicePortEntry>>, FlowError> {
+    let Some(table) = port.routes.load_full() else {
+        return Ok(None);
+    };
+    let nowhere = || FlowError::NoRoute(port.service.clone(), port.port);
+    match table.select_flow(&pod.id.0.namespace, server_name) {
+        SelectedFlow::Service => Ok(None),
+        SelectedFlow::NotFound => Err(nowhere()),
+        SelectedFlow::Rule { rule, .. } => {
+            match pick(&rule.backends, rand::random()).map(|it| &it.target) {
+                Some(Target::Service { name, port }) => {
+                    let found = context.store.service_port(name, *port);
+                    found.map(Some).ok_or_else(nowhere)
+                }
+                Some(Target::Invalid(_)) | None => Err(nowhere()),
+            }
+        }
+    }
+}
