@@ -180,6 +180,7 @@ fn of_everything() -> RouteTable {
         matches: vec![it],
         filters: filters.to_vec(),
         backends: vec![],
+        reliability: None,
     });
     let route = Route {
         name: RouteName {

@@ -84,6 +84,7 @@ pub(crate) fn route_table(name: &str, route: &str) -> Resource {
         matches: vec![HttpMatch::any()],
         filters: vec![],
         backends: vec![],
+        reliability: None,
     };
     let route = Route {
         name: RouteName {

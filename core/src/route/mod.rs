@@ -14,6 +14,7 @@ use crate::names::{Name, NameError, ObjectName};
 
 mod filters;
 mod matches;
+mod reliability;
 mod table;
 
 pub use filters::{
@@ -23,6 +24,10 @@ pub use filters::{
 pub use matches::{
     HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,
     QueryMatch, TextMatch,
+};
+pub use reliability::{
+    Backoff, BudgetSettings, GrpcCodes, Reliability, ReliabilityError, Retry, StatusRange,
+    Timeouts, annotated_duration, duration, grpc_timeout, write_grpc_timeout,
 };
 pub use table::{Matched, RouteTable, RouteTableName, Selected, SelectedFlow};
 
@@ -103,6 +108,8 @@ pub struct Rule {
     pub filters: Vec<Filter>,
     /// Where they go.
     pub backends: Vec<Backend>,
+    /// How long they may take, and when they are sent again; none: nothing is said.
+    pub reliability: Option<Box<Reliability>>,
 }
 
 /// What a TLSRoute or a TCPRoute says.

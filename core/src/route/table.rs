@@ -12,7 +12,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::matches::{HttpMatch, PathMatch, TextMatch};
-use super::{FlowRule, Route, RouteName, RouteRules, RouteType, Rule};
+use super::{FlowRule, Reliability, Route, RouteName, RouteRules, RouteType, Rule};
 use crate::names::{Name, ObjectName};
 
 /// The routes of one port of a Service.
@@ -27,6 +27,7 @@ pub struct RouteTable {
     producer: Scope,
     consumers: HashMap<Name, Scope>,
     rules: usize,
+    unrouted: Option<Box<Reliability>>,
 }
 
 /// Names a table: one exists per port of a Service that has routes.
@@ -146,7 +147,19 @@ impl RouteTable {
             name,
             rules,
             routes,
+            unrouted: None,
         }
+    }
+
+    /// With what holds for requests that no rule is for, where that is said.
+    pub fn with_unrouted(mut self, unrouted: Option<Reliability>) -> Self {
+        self.unrouted = unrouted.filter(Reliability::is_any).map(Box::new);
+        self
+    }
+
+    /// What holds for requests that no rule is for, as the Service has none of requests.
+    pub fn unrouted(&self) -> Option<&Reliability> {
+        self.unrouted.as_deref()
     }
 
     /// Whose routes they are.
@@ -388,7 +401,7 @@ fn host_rank(routes: &[Route], entry: &FlowEntry) -> Option<(bool, usize)> {
 /// The rest follows from these.
 impl PartialEq for RouteTable {
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && self.routes == other.routes
+        self.name == other.name && self.routes == other.routes && self.unrouted == other.unrouted
     }
 }
 
@@ -419,10 +432,11 @@ impl std::str::FromStr for RouteTableName {
 
 impl Serialize for RouteTable {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut shown = serializer.serialize_struct("RouteTable", 3)?;
+        let mut shown = serializer.serialize_struct("RouteTable", 4)?;
         shown.serialize_field("service", &self.name.service)?;
         shown.serialize_field("port", &self.name.port)?;
         shown.serialize_field("routes", &self.routes)?;
+        shown.serialize_field("unrouted", &self.unrouted)?;
         shown.end()
     }
 }

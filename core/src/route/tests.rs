@@ -78,6 +78,7 @@ fn rule(matches: Vec<HttpMatch>) -> Rule {
         matches,
         filters: vec![],
         backends: vec![],
+        reliability: None,
     }
 }
 

@@ -19,6 +19,7 @@ impl From<RouteTable> for v1::RouteTable {
         Self {
             service: Some(service.into()),
             port: port.into(),
+            unrouted: table.unrouted().cloned().map(Into::into),
             routes: table.routes().iter().cloned().map(Into::into).collect(),
         }
     }
@@ -37,7 +38,8 @@ impl TryFrom<v1::RouteTable> for RouteTable {
             let reason = format!("{patterns} regular expressions, more than {MAX_PATTERNS}");
             return Err(error("route_table.routes", reason));
         }
-        Ok(Self::new(name, all(message.routes)?))
+        let unrouted = message.unrouted.map(TryInto::try_into).transpose()?;
+        Ok(Self::new(name, all(message.routes)?).with_unrouted(unrouted))
     }
 }
 
@@ -135,6 +137,7 @@ impl From<Rule> for v1::HttpRule {
             matches: rule.matches.into_iter().map(Into::into).collect(),
             filters: rule.filters.into_iter().map(Into::into).collect(),
             backends: rule.backends.into_iter().map(Into::into).collect(),
+            reliability: rule.reliability.map(|it| (*it).into()),
         }
     }
 }
@@ -148,6 +151,10 @@ impl TryFrom<v1::HttpRule> for Rule {
             matches: all(message.matches)?,
             filters: all(message.filters)?,
             backends: all(message.backends)?,
+            reliability: match message.reliability {
+                Some(it) => Some(Box::new(it.try_into()?)),
+                None => None,
+            },
         })
     }
 }

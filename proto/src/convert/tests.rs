@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 use weft_core::route::*;
 use weft_core::*;
@@ -186,6 +188,7 @@ fn route_table() -> RouteTable {
         ],
         filters,
         backends: backends.clone(),
+        reliability: Some(Box::new(reliability())),
     };
     let flow = FlowRule {
         name: None,
@@ -207,6 +210,28 @@ fn route_table() -> RouteTable {
         false => route(kind, RouteRules::Flow(flow.clone())),
     });
     RouteTable::new("shop/web:80".parse().expect("valid"), routes.into())
+        .with_unrouted(Some(reliability()))
+}
+
+fn reliability() -> Reliability {
+    let second = Duration::from_secs(1);
+    Reliability {
+        timeouts: Timeouts {
+            request: Some(second),
+            response: Some(2 * second),
+            backend_request: None,
+            idle: Some(4 * second),
+        },
+        retry: Some(Retry {
+            http: StatusRange::list("5xx,429").expect("valid"),
+            grpc: GrpcCodes::list("unavailable,internal").expect("valid"),
+            on_failure: true,
+            limit: 3,
+            try_timeout: Some(5 * second),
+            ..Retry::new()
+        }),
+        heeds_headers: true,
+    }
 }
 
 /// (what is made of a good table) -> the field that is refused
@@ -220,7 +245,22 @@ fn tables_that_cannot_be_used_are_refused() {
     fn filter(table: &mut v1::RouteTable, at: usize) -> &mut Filter {
         rule(table).filters[at].kind.as_mut().expect("there is one")
     }
-    let changes: [(Change, &str); 14] = [
+    fn retry(table: &mut v1::RouteTable) -> &mut v1::Retry {
+        let unrouted = table.unrouted.as_mut().expect("there is one");
+        unrouted.retry.as_mut().expect("there is one")
+    }
+    let changes: [(Change, &str); 19] = [
+        (|it| retry(it).limit = 65_536, "retry.limit"),
+        (|it| retry(it).http[0].last = 600, "retry.http"),
+        (|it| retry(it).budget = None, "retry.budget"),
+        (
+            |it| retry(it).try_timeout_ms = u64::MAX,
+            "retry.try_timeout_ms",
+        ),
+        (
+            |it| it.unrouted.as_mut().expect("there is one").idle_timeout_ms = u64::MAX,
+            "reliability.idle_timeout_ms",
+        ),
         (|it| it.port = 0, "route_table.port"),
         (|it| it.routes[0].kind = 77, "route.kind"),
         (
