@@ -9,6 +9,7 @@ use weft_tests::capture::Capture;
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::{DEADLINE, wait_for};
 
+use crate::split::split;
 use crate::stage::Stage;
 
 /// Takes lines of evidence.
@@ -43,6 +44,10 @@ pub(crate) const ACTS: &[Act] = &[
     Act {
         claim: "A change of policy ends the connections that it no longer allows",
         play: live_policy,
+    },
+    Act {
+        claim: "A split sends each request where the weights say, and follows them live; none fails",
+        play: split,
     },
     Act {
         claim: "A killed agent means refused connections, never plaintext; the next one takes over",
@@ -189,19 +194,24 @@ fn same_node(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
 
 fn live_policy(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
     let service = stage.payment_service;
-    let mut held = stage
-        .order
-        .command("nc")?
-        .args([service.ip().to_string(), service.port().to_string()])
-        .with_stdin()
-        .spawn()?;
     let client = stage.order.identity();
     let labels = [
         ("direction", "inbound"),
         ("pod", "payment"),
         ("client_id", &*client),
     ];
-    wait_for_metric(stage.cluster.node(1), "tcp_open_connections", &labels, 1.0)?;
+    let node = stage.cluster.node(1);
+    let before = node.metrics()?.sum("tcp_open_total", &labels);
+    let mut held = stage
+        .order
+        .command("nc")?
+        .args([service.ip().to_string(), service.port().to_string()])
+        .with_stdin()
+        .spawn()?;
+    // A byte that no HTTP begins with: it has a connection to the server for itself, beside the one that is kept
+    // for the requests of before.
+    held.write_stdin("-")?;
+    wait_for_metric(node, "tcp_open_total", &labels, before + 1.0)?;
     ensure!(held.is_running(), "nc ended by itself: {}", held.stderr());
     tell(&format!(
         "order$ nc {service} holds a connection to payment"

@@ -5,6 +5,7 @@
 //! and says how one can see it; the exit code is 0 only if all were true.
 
 mod acts;
+mod split;
 mod stage;
 
 use std::process::ExitCode;

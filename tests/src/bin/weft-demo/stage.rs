@@ -10,6 +10,8 @@ use weft_tests::cluster::Node;
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::{Cluster, Pod, PodSpec};
 
+use crate::split::Catalog;
+
 /// Two nodes; on node 0 the pods `order`, `intruder` and `cache`, on node 1 `payment`.
 pub(crate) struct Stage {
     // Programs and pods end before the cluster they live in.
@@ -21,6 +23,8 @@ pub(crate) struct Stage {
     pub(crate) payment: Pod,
     /// The address of the Service `payment`, port 80.
     pub(crate) payment_service: SocketAddr,
+    /// What the act about splits adds.
+    pub(crate) catalog: Option<Catalog>,
     pub(crate) cluster: Cluster,
 }
 
@@ -67,6 +71,7 @@ impl Stage {
             cache,
             payment,
             payment_service: (v4, 80).into(),
+            catalog: None,
             cluster,
         })
     }
@@ -111,7 +116,7 @@ impl Stage {
             node.admin_socket().display()
         );
         println!(
-            "   # policy: edit, add or remove a manifest here; it is in effect within a second"
+            "   # policy and weights: edit, add or remove a manifest here; it is in effect within a second"
         );
         println!("   ls {}\n", self.cluster.manifests().dir().display());
     }
