@@ -103,7 +103,44 @@ impl AuthzLabels {
         }
     }
 
+    pub(super) fn is_allowed(&self) -> bool {
+        self.verdict.is_allowed()
+    }
+
     pub(super) fn render(&self) -> Rendered {
+        let mut labels = self.render_client();
+        render_verdict(&self.verdict, &mut labels);
+        labels
+    }
+
+    /// The labels of a decision about a request: as Linkerd has them, the route among them.
+    pub(super) fn render_of_request(&self, route: impl FnOnce(&mut Rendered)) -> Rendered {
+        let mut labels = self.render_client();
+        if self.verdict.server().is_some() {
+            render_server(&self.verdict, &mut labels);
+            labels.push(("srv_port", self.target_port.to_string()));
+        } else {
+            let by = self.verdict.by();
+            let name = by.strip_prefix("default:").unwrap_or(&by).to_owned();
+            labels.push(("srv_group", String::new()));
+            labels.push(("srv_kind", "default".to_owned()));
+            labels.push(("srv_name", name));
+        }
+        route(&mut labels);
+        let (group, kind) = match &self.verdict {
+            Verdict::Allow {
+                authorization: Some(name),
+                ..
+            } => (name.group.as_str(), "authorizationpolicy"),
+            _ => ("", "default"),
+        };
+        labels.push(("authz_group", group.to_owned()));
+        labels.push(("authz_kind", kind.to_owned()));
+        labels.push(("authz_name", authz_name(&self.verdict)));
+        labels
+    }
+
+    fn render_client(&self) -> Rendered {
         let mut labels = vec![("direction", "inbound".to_owned())];
         self.pod.render(&mut labels);
         if self.target_port != 0 {
@@ -111,7 +148,6 @@ impl AuthzLabels {
         }
         self.tls.render(&mut labels);
         render_identity("client_id", self.client.as_ref(), &mut labels);
-        render_verdict(&self.verdict, &mut labels);
         labels
     }
 }
@@ -220,17 +256,24 @@ pub(super) fn render_identity(
 }
 
 pub(super) fn render_verdict(verdict: &Verdict, labels: &mut Rendered) {
+    render_server(verdict, labels);
+    labels.push(("authz_name", authz_name(verdict)));
+}
+
+fn render_server(verdict: &Verdict, labels: &mut Rendered) {
     if let Some(server) = verdict.server() {
         labels.push(("srv_group", server.group.as_str().to_owned()));
         labels.push(("srv_kind", "server".to_owned()));
         labels.push(("srv_name", server.name.name.to_string()));
     }
-    let authz_name = match verdict {
+}
+
+fn authz_name(verdict: &Verdict) -> String {
+    match verdict {
         Verdict::Allow {
             authorization: Some(name),
             ..
         } => name.name.name.to_string(),
         _ => verdict.by(),
-    };
-    labels.push(("authz_name", authz_name));
+    }
 }

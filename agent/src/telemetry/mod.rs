@@ -32,7 +32,7 @@ use prometheus_client::registry::Registry;
 use weft_core::{Verdict, WorkloadId};
 
 use detection::Detections;
-use exchange::{ExchangeLabels, ExchangeSeries, Exchanges, RouteLabels};
+use exchange::{ExchangeLabels, ExchangeSeries, Exchanges, HttpAuthz, RouteLabels, RouteRef};
 use flow::FlowCounters;
 use process::Process;
 
@@ -114,6 +114,13 @@ impl Telemetry {
     /// several endpoints, or at none, this counts one.
     pub fn route(&self, labels: RouteLabels) -> Arc<ExchangeSeries> {
         self.exchanges.route(labels)
+    }
+
+    /// Where a decision of inbound policy about requests is counted: to be looked up once, for a
+    /// connection, the verdict and the route that it is about, and kept. `RouteRef::Default("default")`
+    /// where no route was asked about.
+    pub fn http_authz(&self, labels: AuthzLabels, route: RouteRef) -> HttpAuthz {
+        self.exchanges.authz(labels, route)
     }
 
     /// Counts a connection whose protocol is known now.

@@ -2,8 +2,9 @@
 //! asks for it.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use weft_tests::apps::{Prometheus, curl_shop};
-use weft_tests::manifests::ServiceSpec;
+use weft_tests::manifests::{ServiceSpec, server};
 use weft_tests::metrics::{Metrics, wait_for_metric};
 use weft_tests::scenario::eventually;
 use weft_tests::webapp::{GrpcServer, HttpLoad, HttpServer, grpc_call, http_load};
@@ -27,6 +28,7 @@ fn http_metrics() {
     check("latency is in Linkerd's buckets", latency);
     check("on one node, both sides are counted", one_node);
     check("a Service's name is on what was asked of it", service);
+    check("policy's decisions are counted by request", decisions);
     check("what clients make up makes no series", bounded);
     checks.finish();
 }
@@ -235,6 +237,53 @@ fn service(stage: &Stage) -> Result<()> {
     wait_for_metric(stage.cluster.node(0), "request_total", &labels, 10.0).map(drop)
 }
 
+/// Requests that were allowed on both ways, and on one node those that were not.
+fn decisions(stage: &Stage) -> Result<()> {
+    let client_id = stage.client.identity();
+    let client_id = ("client_id", client_id.as_str());
+    for (node, server, same_node) in [(1, &stage.far, false), (0, &stage.near, true)] {
+        let mut labels = vec![client_id, ("pod", server.name()), ("tls", "true")];
+        if same_node {
+            labels.push(("no_tls_reason", "same_node"));
+        }
+        let allowed = ("authz_name", "default:all-unauthenticated");
+        let labels = [labels, vec![allowed, ("route_name", "default")]].concat();
+        let node = stage.cluster.node(node);
+        let before = node
+            .metrics()?
+            .sum("inbound_http_authz_allow_total", &labels);
+        http_load(&stage.client, server.sockets(HTTP)[0], 20, &[])?.expect_all("200")?;
+        let wanted = before + 20.0;
+        let counted = wait_for_metric(node, "inbound_http_authz_allow_total", &labels, wanted)?;
+        ensure!((counted - wanted).abs() < 0.5, "{counted} of {wanted}");
+    }
+    let _closed = HttpServer::start(&stage.near, CLOSED, &["--quiet"])?;
+    let mut guard = server("default", "closed", stage.near.name(), CLOSED);
+    guard["spec"]["proxyProtocol"] = json!("HTTP/1");
+    stage.cluster.apply(&guard)?;
+    let target = stage.near.sockets(CLOSED)[0];
+    eventually("the policy to be in effect", || {
+        expect_code(&curl_shop(&stage.client, target, "/", &[])?, 403)
+    })?;
+    let labels = [
+        client_id,
+        ("pod", stage.near.name()),
+        ("srv_group", "policy.weft.dev"),
+        ("srv_kind", "server"),
+        ("srv_name", "closed"),
+        ("srv_port", "8086"),
+        ("authz_kind", "default"),
+    ];
+    let node = stage.cluster.node(0);
+    let before = node
+        .metrics()?
+        .sum("inbound_http_authz_deny_total", &labels);
+    http_load(&stage.client, target, 7, &[])?.expect_all("403")?;
+    let denied = wait_for_metric(node, "inbound_http_authz_deny_total", &labels, before + 7.0)?;
+    ensure!(denied - before < 7.5, "{denied} after {before}");
+    stage.cluster.remove(&guard)
+}
+
 /// A thousand paths, hosts and methods later there are hardly more series than before.
 fn bounded(stage: &Stage) -> Result<()> {
     let target = stage.far.sockets(HTTP)[0];
@@ -354,4 +403,5 @@ const LINKERD_BUCKETS: [f64; 26] = [
     f64::INFINITY,
 ];
 const HTTP: u16 = 8080;
+const CLOSED: u16 = 8086;
 const GRPC: u16 = 9090;

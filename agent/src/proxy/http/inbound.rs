@@ -19,7 +19,7 @@ use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, Route};
 use super::detect::Detected;
-use super::measure::Timers;
+use super::measure::{self, Timers};
 use super::outbound::Ending;
 use super::pool::Home;
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
@@ -33,7 +33,7 @@ use crate::proxy::socket;
 use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
 use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
-use crate::telemetry::exchange::{ExchangeLabels, ExchangeSeries};
+use crate::telemetry::exchange::{ExchangeLabels, ExchangeSeries, HttpAuthz};
 use crate::telemetry::{DetectedBy, Direction, TlsLabel};
 
 /// A flow that was admitted, as its exchanges need it.
@@ -57,6 +57,8 @@ pub(in crate::proxy) struct Admitted {
 struct Facts {
     flow: Admitted,
     series: Arc<ExchangeSeries>,
+    /// What policy said of the connection holds for its requests.
+    authz: Option<HttpAuthz>,
     version: Version,
     route: Arc<Route>,
     http1: Arc<Mutex<Option<Box<Http1>>>>,
@@ -192,9 +194,14 @@ impl Admitted {
             verdict: self.verdict.clone(),
             backend: None,
         });
+        let authz = self.verdict.as_ref().map(|verdict| {
+            let (port, client) = (self.to.port(), self.identity.as_ref());
+            measure::authz(&self.context, &pod, (port, self.tls), client, verdict)
+        });
         let facts = Arc::new(Facts {
             flow: self,
             series,
+            authz,
             version,
             route,
             http1: Arc::default(),
@@ -294,6 +301,9 @@ impl Facts {
 
 async fn exchange(facts: Arc<Facts>, request: Request<Incoming>) -> Response<ResponseBody> {
     let is_grpc = head::is_grpc(request.headers());
+    if let Some(authz) = &facts.authz {
+        authz.count();
+    }
     let mut timers = Some(Timers::one(&facts.series));
     match try_exchange(&facts, request, &mut timers).await {
         Ok(response) => response,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
 use weft_core::route::{Matched, RouteTable};
+use weft_core::{Identity, Verdict};
 
 use super::answer::{self, GRPC_STATUS};
 use super::connection::Route;
@@ -14,9 +15,9 @@ use crate::proxy::Context;
 use crate::proxy::record::PathLabel;
 use crate::telemetry::exchange::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeError, ExchangeLabels,
-    ExchangeSeries, ExchangeTimer, GrpcStatus, PortRef, RouteLabels, RouteRef,
+    ExchangeSeries, ExchangeTimer, GrpcStatus, HttpAuthz, PortRef, RouteLabels, RouteRef,
 };
-use crate::telemetry::{Direction, TlsLabel};
+use crate::telemetry::{AuthzLabels, Direction, TlsLabel};
 
 /// What an outbound exchange is counted by, beside its pod and its endpoint.
 pub(super) struct Kind<'a> {
@@ -43,8 +44,14 @@ pub(super) struct Known {
     series: Series,
 }
 
-/// Where an exchange counts; of one on one node, for both of its pods.
-type Series = [Option<Arc<ExchangeSeries>>; 2];
+/// Where an exchange counts.
+#[derive(Debug, Default)]
+struct Series {
+    /// Of one on one node, for both of its pods.
+    exchanges: [Option<Arc<ExchangeSeries>>; 2],
+    /// What the policy of the server's pod said, of one on one node.
+    authz: Option<HttpAuthz>,
+}
 
 /// An exchange that is being measured, wherever it counts.
 #[derive(Debug, Default)]
@@ -67,7 +74,10 @@ impl Kind<'_> {
                 parent: port_ref(parent),
                 route: self.route(),
             };
-            [Some(context.telemetry.route(labels)), None]
+            Series {
+                exchanges: [Some(context.telemetry.route(labels)), None],
+                authz: None,
+            }
         };
         Timers::begin(self.known(known, look_up))
     }
@@ -120,11 +130,19 @@ impl Kind<'_> {
                 verdict: to.verdict.clone(),
                 backend: None,
             });
+            let authz = to.local.as_ref().zip(to.verdict.as_ref());
+            let authz = authz.map(|(local, verdict)| {
+                let at = (to.endpoint.port(), TlsLabel::SameNode);
+                self::authz(context, local, at, Some(&pod.identity), verdict)
+            });
             let telemetry = &context.telemetry;
-            [
-                Some(telemetry.exchanges(outbound)),
-                inbound.map(|it| telemetry.exchanges(it)),
-            ]
+            Series {
+                exchanges: [
+                    Some(telemetry.exchanges(outbound)),
+                    inbound.map(|it| telemetry.exchanges(it)),
+                ],
+                authz,
+            }
         };
         Timers::begin(self.known(known, look_up))
     }
@@ -171,7 +189,10 @@ impl Known {
 
 impl Timers {
     fn begin(series: &Series) -> Self {
-        let [one, other] = series;
+        let [one, other] = &series.exchanges;
+        if let Some(authz) = &series.authz {
+            authz.count();
+        }
         Self([
             one.as_ref().map(ExchangeSeries::begin),
             other.as_ref().map(ExchangeSeries::begin),
@@ -226,6 +247,20 @@ impl Timers {
         self.respond(answer.status(), answer.headers());
         self.fail(error.label());
     }
+}
+
+/// Where it is counted what policy said about requests of a client to a port of a pod.
+pub(super) fn authz(
+    context: &Context,
+    pod: &LocalPod,
+    (port, tls): (u16, TlsLabel),
+    client: Option<&Identity>,
+    verdict: &Verdict,
+) -> HttpAuthz {
+    let labels = AuthzLabels::new(pod.labels.clone(), port, tls, client.cloned(), verdict);
+    context
+        .telemetry
+        .http_authz(labels, RouteRef::Default("default"))
 }
 
 /// The status of a call of gRPC, in headers or trailers.

@@ -94,7 +94,7 @@ pub struct PortRef {
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RouteRef {
-    /// That of a parent without any, as Linkerd names it: `default`, `http` or `grpc`.
+    /// That of a parent without any, as Linkerd names it: `default` (inbound), `http` or `grpc`.
     Default(&'static str),
     /// A resource.
     Resource {
@@ -165,7 +165,7 @@ impl RouteRef {
         }
     }
 
-    fn render(&self, labels: &mut Rendered) {
+    pub(super) fn render(&self, labels: &mut Rendered) {
         let (group, kind, namespace, name) = match self {
             Self::Default(name) => ("", "default", String::new(), (*name).to_owned()),
             Self::Resource { group, kind, name } => {

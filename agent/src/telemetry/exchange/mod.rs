@@ -5,6 +5,7 @@
 //! labels are of what the mesh knows, statuses are numbers of which a series has few, and a pod has so
 //! many series; what is above is counted together and told by `weft_metrics_overflow_total`.
 
+mod authz;
 mod chain;
 mod counters;
 mod labels;
@@ -14,6 +15,7 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
+pub use authz::HttpAuthz;
 pub use labels::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeLabels, PortRef, RouteLabels,
     RouteRef,
@@ -31,8 +33,9 @@ use std::time::{Duration, Instant};
 
 use weft_core::WorkloadId;
 
-use super::labels::{Direction, PodLabels, Rendered, TlsLabel};
+use super::labels::{AuthzLabels, Direction, PodLabels, Rendered, TlsLabel};
 use super::samples::{Kind, Samples, Source};
+use authz::{DecisionKey, Decisions};
 use counters::{BACKEND, ExchangeCounters, ROUTE, RouteCounters};
 use outcome::{Outcome, Status};
 
@@ -64,6 +67,7 @@ struct Maps {
     exchanges: HashMap<ExchangeKey, Arc<Idle<ExchangeCounters>>>,
     routes: HashMap<RouteKey, Arc<Idle<RouteCounters>>>,
     backends: HashMap<BackendKey, Arc<Idle<RouteCounters>>>,
+    decisions: HashMap<DecisionKey, Arc<Idle<Decisions>>>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -156,6 +160,10 @@ impl Exchanges {
         })
     }
 
+    pub(super) fn authz(&self, labels: AuthzLabels, route: RouteRef) -> HttpAuthz {
+        HttpAuthz::new(self.pod(&labels.pod), labels, route)
+    }
+
     pub(super) fn forget_pod(&self, pod: &WorkloadId) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.remove(pod);
@@ -184,6 +192,9 @@ impl Exchanges {
             };
             maps.routes.retain(|_, series| keep(series));
             maps.backends.retain(|_, series| keep(series));
+            maps.decisions.retain(|_, series| {
+                is_held(series) || !series.is_idle(series.counters.moved(), now)
+            });
         }
     }
 
@@ -245,6 +256,16 @@ impl PodSeries {
         )
     }
 
+    fn decisions(&self, key: DecisionKey) -> Arc<Idle<Decisions>> {
+        self.find(
+            |maps| &mut maps.decisions,
+            |maps| &maps.decisions,
+            key,
+            DecisionKey::overflow,
+            Decisions::default,
+        )
+    }
+
     /// Finds or makes a series; if there is no room for one more, that of what there is no room for.
     fn find<K: Eq + Hash, V>(
         &self,
@@ -279,7 +300,7 @@ impl PodSeries {
 
 impl Maps {
     fn len(&self) -> usize {
-        self.exchanges.len() + self.routes.len() + self.backends.len()
+        self.exchanges.len() + self.routes.len() + self.backends.len() + self.decisions.len()
     }
 }
 
@@ -322,6 +343,9 @@ impl PodSeries {
         for (key, series) in &maps.backends {
             let (labels, is_grpc) = key.render(&self.labels);
             series.counters.collect(&BACKEND, is_grpc, &labels, samples);
+        }
+        for (key, series) in &maps.decisions {
+            series.counters.collect(key, &self.labels, samples);
         }
         let overflowed = self.overflowed.load(Ordering::Relaxed);
         if overflowed > 0 {

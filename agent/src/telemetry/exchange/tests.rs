@@ -1,4 +1,5 @@
 use http::StatusCode;
+use weft_core::{AccessPolicy, DenyReason, Verdict};
 
 use super::super::{Direction, PodLabels, Telemetry, TlsLabel};
 use super::*;
@@ -433,4 +434,55 @@ fn series_go_with_their_pod_with_what_they_are_about_and_when_idle() {
     drop(exchanges.exchanges(outbound("shop/web-0", "shop/api-1")));
     exchanges.forget_pod(&"shop/web-0".parse().expect("valid"));
     assert!(exchanges.pods.read().expect("whole").is_empty());
+}
+
+#[test]
+fn decisions_about_requests_name_what_decided_and_the_route() {
+    let telemetry = Telemetry::new();
+    let name = |name: &str| weft_core::ServerName {
+        group: weft_core::PolicyGroup::Weft,
+        name: name.parse().expect("valid"),
+    };
+    let labels = |verdict: &Verdict| {
+        let client = "spiffe://cluster.local/ns/shop/sa/curl";
+        let client = Some(client.parse().expect("valid"));
+        AuthzLabels::new(pod("shop/web-0"), 8080, TlsLabel::Mutual, client, verdict)
+    };
+    let allowed = Verdict::Allow {
+        server: Some(name("shop/web")),
+        authorization: Some(weft_core::AuthorizationName {
+            group: weft_core::PolicyGroup::Weft,
+            name: "shop/callers".parse().expect("valid"),
+        }),
+        policy: None,
+    };
+    let by_default = Verdict::Deny {
+        server: None,
+        reason: DenyReason::Policy(AccessPolicy::AllAuthenticated),
+    };
+    let handle = telemetry.http_authz(labels(&allowed), http_route());
+    handle.count();
+    handle.count();
+    telemetry
+        .http_authz(labels(&by_default), RouteRef::Default("default"))
+        .count();
+    let text = telemetry.encode();
+    let client = "tls=\"true\",client_id=\"spiffe://cluster.local/ns/shop/sa/curl\"";
+    has(
+        &text,
+        &format!(
+            "inbound_http_authz_allow_total{{direction=\"inbound\",{POD},target_port=\"8080\",{client},\
+             srv_group=\"policy.weft.dev\",srv_kind=\"server\",srv_name=\"web\",srv_port=\"8080\",{SPLIT},\
+             authz_group=\"policy.weft.dev\",authz_kind=\"authorizationpolicy\",authz_name=\"callers\"}} 2"
+        ),
+    );
+    has(
+        &text,
+        &format!(
+            "inbound_http_authz_deny_total{{direction=\"inbound\",{POD},{client},srv_group=\"\",\
+             srv_kind=\"default\",srv_name=\"all-authenticated\",route_group=\"\",route_kind=\"default\",\
+             route_namespace=\"\",route_name=\"default\",authz_group=\"\",authz_kind=\"default\",\
+             authz_name=\"default:all-authenticated\"}} 1"
+        ),
+    );
 }

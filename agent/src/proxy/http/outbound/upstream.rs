@@ -12,11 +12,12 @@ use crate::proxy::error::FlowError;
 use crate::proxy::http::Version;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::connection::{Hold, Http1, Http2, Life, OpenStream, Route};
-use crate::proxy::http::measure::{Kind, Timers};
+use crate::proxy::http::measure::{self, Kind, Timers};
 use crate::proxy::http::stream::{Returned, Stream};
 use crate::proxy::outbound::{self, Caller, Connected};
 use crate::proxy::record::Record;
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
+use crate::telemetry::TlsLabel;
 
 /// A connection to a server, ready for an exchange.
 pub(super) enum Upstream {
@@ -74,6 +75,10 @@ pub(super) async fn upstream(
             // Of a service only if there is no other endpoint: that may be listening.
             if error.nothing_listens() && of.is_none_or(|(_, is_only)| is_only) {
                 outbound::remember_refused(context, pod, client.original);
+            }
+            if let (FlowError::Denied(verdict), Some(server)) = (&error, &route.local) {
+                let at = (endpoint.port(), TlsLabel::SameNode);
+                measure::authz(context, server, at, Some(&pod.identity), verdict).count();
             }
             let result = Err(error);
             record.finish(&context.telemetry, &result);

@@ -1,0 +1,94 @@
+//! Decisions of inbound policy about requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::labels::{AuthzLabels, PodLabels, Rendered};
+use super::super::samples::{Kind, Samples};
+use super::labels::RouteRef;
+use super::{Idle, OVERFLOW, PodSeries};
+
+/// Where decisions of one kind are counted: looked up once for a connection, a route and what policy says,
+/// and kept. Counting is one addition.
+#[derive(Clone, Debug)]
+pub struct HttpAuthz {
+    _pod: Arc<PodSeries>,
+    decisions: Arc<Idle<Decisions>>,
+}
+
+/// How many decisions of one kind there were.
+#[derive(Debug, Default)]
+pub(super) struct Decisions(AtomicU64);
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) enum DecisionKey {
+    Of(Box<(AuthzLabels, RouteRef)>),
+    Overflow { allowed: bool },
+}
+
+impl HttpAuthz {
+    pub(super) fn new(pod: Arc<PodSeries>, labels: AuthzLabels, route: RouteRef) -> Self {
+        let decisions = pod.decisions(DecisionKey::Of(Box::new((labels, route))));
+        Self {
+            _pod: pod,
+            decisions,
+        }
+    }
+
+    /// Counts a request about which policy decided so.
+    pub fn count(&self) {
+        self.decisions.counters.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Decisions {
+    pub(super) fn moved(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn collect(&self, key: &DecisionKey, pod: &PodLabels, samples: &mut Samples) {
+        let (name, help) = if key.is_allowed() {
+            (
+                "inbound_http_authz_allow",
+                "HTTP requests that policy allowed",
+            )
+        } else {
+            (
+                "inbound_http_authz_deny",
+                "HTTP requests that policy denied",
+            )
+        };
+        let count = self.moved() as f64;
+        samples.add(Kind::Counter, name, help, key.render(pod), count);
+    }
+}
+
+impl DecisionKey {
+    pub(super) fn overflow(&self) -> Self {
+        Self::Overflow {
+            allowed: self.is_allowed(),
+        }
+    }
+
+    fn is_allowed(&self) -> bool {
+        match self {
+            Self::Of(labels) => labels.0.is_allowed(),
+            Self::Overflow { allowed } => *allowed,
+        }
+    }
+
+    fn render(&self, pod: &PodLabels) -> Rendered {
+        match self {
+            Self::Of(labels) => {
+                let (labels, route) = &**labels;
+                labels.render_of_request(|rendered| route.render(rendered))
+            }
+            Self::Overflow { .. } => {
+                let mut labels = vec![("direction", "inbound".to_owned())];
+                pod.render(&mut labels);
+                labels.push(("route_name", OVERFLOW.to_owned()));
+                labels
+            }
+        }
+    }
+}
