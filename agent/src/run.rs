@@ -78,7 +78,7 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
         }
     }
 
-    let store = Store::new();
+    let store = Store::on(config.node.clone());
     let controller = Arc::new(Controller::new(ControllerConfig {
         url: config.controller.address.to_string(),
         name: config.controller.name.clone(),

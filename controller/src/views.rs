@@ -301,6 +301,8 @@ mod tests {
             name: name.parse().expect("valid"),
             addresses: vec![address.parse().expect("valid")],
             ports: vec![],
+            internal_traffic: Default::default(),
+            failure_accrual: None,
         };
         (Audience::All, Resource::Service(service))
     }

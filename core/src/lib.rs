@@ -4,6 +4,7 @@
 //! (a manifest, a message, a certificate) turns it into these types once, at its own edge; inside
 //! there are no half-checked strings. Decisions are functions over these types, tested by tables.
 
+mod accrual;
 mod cluster;
 mod identity;
 mod names;
@@ -13,6 +14,7 @@ pub mod route;
 mod service;
 mod workload;
 
+pub use accrual::{FailureAccrual, SuccessRate};
 pub use cluster::{ClusterSettings, TrustBundle};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use names::{Name, NameError, ObjectName, TUNNEL_PORT};
@@ -22,5 +24,8 @@ pub use policy::{
     UnknownAccessPolicy, Verdict, WorkloadPolicy, authorize,
 };
 pub use protocol::{ListedPort, NoPortList, PortProtocol, PortRanges};
-pub use service::{Endpoint, EndpointName, EndpointPort, Service, ServicePort};
+pub use service::{
+    Endpoint, EndpointName, EndpointPlace, EndpointPort, InternalTraffic, Service, ServicePort,
+    Weight,
+};
 pub use workload::{Mesh, NodePod, Owner, Tunnel, Workload, WorkloadId};

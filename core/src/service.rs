@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::accrual::FailureAccrual;
 use crate::names::{Name, ObjectName};
 use crate::protocol::PortProtocol;
 
@@ -20,6 +21,21 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
+    /// Which of its endpoints clients inside of the cluster may use.
+    pub internal_traffic: InternalTraffic,
+    /// When an endpoint that fails is left out; none: never.
+    pub failure_accrual: Option<FailureAccrual>,
+}
+
+/// `spec.internalTrafficPolicy` of a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InternalTraffic {
+    /// Any endpoint.
+    #[default]
+    Cluster,
+    /// Endpoints on the client's node only, even if there are none.
+    Local,
 }
 
 /// A TCP port of a service.
@@ -51,6 +67,54 @@ pub struct Endpoint {
     pub name: EndpointName,
     /// Where each service port goes at this address.
     pub ports: Vec<EndpointPort>,
+    /// Where it is, and whom it is meant for.
+    pub place: EndpointPlace,
+    /// How much it is meant to take.
+    pub weight: Weight,
+}
+
+/// Where an endpoint is, and whom it is meant for. Nothing is said of most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct EndpointPlace {
+    /// Its node; told only where it matters, for [`InternalTraffic::Local`].
+    pub node: Option<Name>,
+    /// Nodes whose clients should use it (`hints.forNodes` of an EndpointSlice).
+    pub for_nodes: Vec<Name>,
+    /// Zones whose clients should use it (`hints.forZones` of an EndpointSlice): values of the nodes'
+    /// label `topology.kubernetes.io/zone`.
+    pub for_zones: Vec<String>,
+}
+
+/// How much traffic an endpoint is meant to take: in percent of what one takes of which nothing is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Weight(u16);
+
+impl Weight {
+    /// The most.
+    pub const MAX: u16 = 10_000;
+
+    /// From 1 to [`Weight::MAX`]; none: another number.
+    pub fn new(percent: u16) -> Option<Self> {
+        (1..=Self::MAX).contains(&percent).then_some(Self(percent))
+    }
+
+    /// In percent.
+    pub fn percent(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl EndpointPlace {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.node.is_none() && self.for_nodes.is_empty() && self.for_zones.is_empty()
+    }
 }
 
 /// Where a service port goes at one endpoint.

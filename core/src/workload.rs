@@ -80,6 +80,8 @@ pub struct NodePod {
     pub opaque_ports: PortRanges,
     /// Ports, of whatever destination, to which its connections are opaque.
     pub opaque_outbound_ports: PortRanges,
+    /// The zone of its node (label `topology.kubernetes.io/zone`), where it has one.
+    pub zone: Option<String>,
 }
 
 impl Workload {

@@ -76,6 +76,7 @@ pub struct ServiceSpec {
     selector: Value,
     annotations: Value,
     ports: Vec<Value>,
+    fields: Vec<(String, Value)>,
 }
 
 impl ServiceSpec {
@@ -87,6 +88,7 @@ impl ServiceSpec {
             selector: json!({}),
             annotations: json!({}),
             ports: Vec::new(),
+            fields: Vec::new(),
         }
     }
 
@@ -124,8 +126,14 @@ impl ServiceSpec {
         self
     }
 
+    /// Sets another field of its `spec`.
+    pub fn field(mut self, name: &str, value: impl Into<Value>) -> ServiceSpec {
+        self.fields.push((name.into(), value.into()));
+        self
+    }
+
     pub(crate) fn manifest(&self, addresses: &[String]) -> Value {
-        json!({
+        let mut manifest = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": self.name, "namespace": self.namespace,
@@ -139,7 +147,11 @@ impl ServiceSpec {
                 "selector": self.selector,
                 "ports": self.ports,
             },
-        })
+        });
+        for (name, value) in &self.fields {
+            manifest["spec"][name] = value.clone();
+        }
+        manifest
     }
 
     pub(crate) fn namespace_name(&self) -> &str {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use weft_core::Weight;
+
 /// An endpoint of a service port, for as long as it backs the port.
 #[derive(Debug)]
 pub struct EndpointEntry {
@@ -77,7 +79,7 @@ impl EndpointEntry {
 }
 
 impl EndpointLoad {
-    /// Nothing is known; weight 1.
+    /// Nothing is known; the weight is an ordinary one.
     pub fn new(now: Instant) -> Self {
         let estimate = Estimate {
             latency_ms: milliseconds(DEFAULT_LATENCY),
@@ -86,7 +88,7 @@ impl EndpointLoad {
         Self {
             estimate: AtomicU64::new(estimate.pack()),
             outstanding: AtomicU32::new(0),
-            weight: AtomicU32::new(1),
+            weight: AtomicU32::new(Weight::default().percent().into()),
         }
     }
 
@@ -95,7 +97,7 @@ impl EndpointLoad {
     pub fn cost(&self, now: Instant) -> f32 {
         let outstanding = self.outstanding();
         let latency = self.load_estimate().at(stamp(now), outstanding);
-        latency * (outstanding as f32 + 1.0) / self.weight() as f32
+        latency * (outstanding as f32 + 1.0) * ORDINARY_WEIGHT / self.weight() as f32
     }
 
     /// The latency expected now.
@@ -109,14 +111,18 @@ impl EndpointLoad {
         self.outstanding.load(Ordering::Relaxed)
     }
 
-    /// How much of the traffic it is meant to take, compared to others; at least 1.
+    /// How much of the traffic it is meant to take, in percent of what an ordinary one takes; above 0.
     pub fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
     }
 
-    /// Changes the weight; 0 counts as 1.
-    pub fn set_weight(&self, weight: u32) {
-        self.weight.store(weight.max(1), Ordering::Relaxed);
+    /// Changes the weight.
+    pub fn set_weight(&self, weight: Weight) {
+        let percent = u32::from(weight.percent());
+        // Nearly always the same: all CPUs read it, so none should write it.
+        if self.weight() != percent {
+            self.weight.store(percent, Ordering::Relaxed);
+        }
     }
 
     fn begin(&self) {
@@ -257,6 +263,9 @@ fn milliseconds(duration: Duration) -> f32 {
     duration.as_secs_f32() * 1000.0
 }
 
+/// In percent.
+const ORDINARY_WEIGHT: f32 = 100.0;
+
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What an endpoint is expected to take as long as nothing is known.
@@ -340,10 +349,10 @@ mod tests {
         load.begin();
         load.begin();
         assert_eq!(load.cost(t0), 120.0);
-        load.set_weight(3);
+        load.set_weight(Weight::new(300).expect("valid"));
         assert_eq!(load.cost(t0), 40.0);
-        load.set_weight(0);
-        assert_eq!(load.weight(), 1);
+        load.set_weight(Weight::new(50).expect("valid"));
+        assert_eq!(load.cost(t0), 240.0);
         load.end();
         assert_eq!(load.outstanding(), 1);
     }

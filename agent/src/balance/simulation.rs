@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use weft_core::Weight;
 
 use super::{EndpointEntry, Tries};
 
@@ -132,7 +133,9 @@ fn a_new_endpoint_gets_its_share_without_a_rush() {
 #[test]
 fn weights_divide_the_load_of_connections_that_stay() {
     let mut world = World::new(&[600_000; 2]);
-    world.endpoints[0].load.set_weight(3);
+    world.endpoints[0]
+        .load
+        .set_weight(Weight::new(300).expect("valid"));
     let shares = world.run(20, 100);
     assert!((0.72..0.78).contains(&shares[0]), "{shares:?}");
 }

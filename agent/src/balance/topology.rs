@@ -5,94 +5,92 @@
 //! followed only if every endpoint has them and one of them is for here; else something was not
 //! told yet, and following them could send everything to a few.
 
+use weft_core::{EndpointPlace, InternalTraffic, Name};
+
 /// Where this agent runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Here<'a> {
-    /// The node.
-    pub node: &'a str,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    /// The node; none: nothing is near.
+    pub node: Option<Name>,
     /// The node's `topology.kubernetes.io/zone`, where it has one.
-    pub zone: Option<&'a str>,
+    pub zone: Option<String>,
 }
 
-/// `spec.internalTrafficPolicy` of a Service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum InternalTraffic {
-    /// Any endpoint.
-    #[default]
-    Cluster,
-    /// Endpoints on the client's node only.
-    Local,
-}
-
-/// What is known of where an endpoint is, and whom it is meant for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Hints<'a> {
-    /// Its node.
-    pub node: Option<&'a str>,
-    /// `hints.forNodes`.
-    pub for_nodes: &'a [&'a str],
-    /// `hints.forZones`.
-    pub for_zones: &'a [&'a str],
-}
-
-/// The endpoints that may be chosen, in their order.
-pub fn reachable<'a, T: Clone>(
-    endpoints: &[T],
-    here: Here<'_>,
+/// The endpoints that may be chosen, in their order. `place` says where one is; none: nobody knows.
+pub fn reachable<'a, T: 'a>(
+    endpoints: Vec<T>,
+    here: &Here,
     policy: InternalTraffic,
-    hints: impl Fn(&T) -> Hints<'a>,
+    place: impl Fn(&T) -> Option<&'a EndpointPlace>,
 ) -> Vec<T> {
-    let only = |may: &dyn Fn(Hints<'_>) -> bool| {
-        let chosen = endpoints.iter().filter(|it| may(hints(it)));
-        chosen.cloned().collect::<Vec<T>>()
+    let only = |endpoints: Vec<T>, may: &dyn Fn(&EndpointPlace) -> bool| -> Vec<T> {
+        let mut chosen = endpoints;
+        chosen.retain(|it| place(it).is_some_and(may));
+        chosen
     };
     if policy == InternalTraffic::Local {
-        return only(&|it| it.node == Some(here.node));
+        return only(endpoints, &|it| it.node.is_some() && it.node == here.node);
     }
-    let all = |has: &dyn Fn(Hints<'_>) -> bool| endpoints.iter().all(|it| has(hints(it)));
-    if all(&|it| !it.for_nodes.is_empty()) {
-        let chosen = only(&|it| it.for_nodes.contains(&here.node));
-        if !chosen.is_empty() {
-            return chosen;
+    let for_here: [[May<'_>; 2]; 2] = [
+        [&|it| !it.for_nodes.is_empty(), &|it| {
+            here.node
+                .as_ref()
+                .is_some_and(|node| it.for_nodes.contains(node))
+        }],
+        [&|it| !it.for_zones.is_empty(), &|it| {
+            here.zone
+                .as_ref()
+                .is_some_and(|zone| it.for_zones.contains(zone))
+        }],
+    ];
+    for [has, is_here] in for_here {
+        let mut places = endpoints.iter().map(&place);
+        let all = places.all(|it| it.is_some_and(has));
+        let any = endpoints
+            .iter()
+            .map(&place)
+            .any(|it| it.is_some_and(is_here));
+        if all && any {
+            return only(endpoints, is_here);
         }
     }
-    if let Some(zone) = here.zone
-        && all(&|it| !it.for_zones.is_empty())
-    {
-        let chosen = only(&|it| it.for_zones.contains(&zone));
-        if !chosen.is_empty() {
-            return chosen;
-        }
-    }
-    endpoints.to_vec()
+    endpoints
 }
+
+type May<'a> = &'a dyn Fn(&EndpointPlace) -> bool;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HERE: Here<'_> = Here {
-        node: "n1",
-        zone: Some("east"),
-    };
+    fn name(text: &str) -> Name {
+        text.parse().expect("valid")
+    }
 
-    fn at(node: &'static str) -> Hints<'static> {
-        Hints {
-            node: Some(node),
-            ..Hints::default()
+    fn here() -> Here {
+        Here {
+            node: Some(name("n1")),
+            zone: Some("east".to_owned()),
         }
     }
 
-    fn zones(node: &'static str, for_zones: &'static [&'static str]) -> Hints<'static> {
-        Hints {
-            for_zones,
+    fn at(node: &str) -> EndpointPlace {
+        EndpointPlace {
+            node: Some(name(node)),
+            ..EndpointPlace::default()
+        }
+    }
+
+    fn zones(node: &str, for_zones: &[&str]) -> EndpointPlace {
+        EndpointPlace {
+            for_zones: for_zones.iter().map(ToString::to_string).collect(),
             ..at(node)
         }
     }
 
-    fn nodes(node: &'static str, for_nodes: &'static [&'static str]) -> Hints<'static> {
-        Hints {
-            for_nodes,
+    fn nodes(node: &str, for_nodes: &[&str]) -> EndpointPlace {
+        EndpointPlace {
+            for_nodes: for_nodes.iter().map(|it| name(it)).collect(),
             ..zones(node, &["east"])
         }
     }
@@ -100,7 +98,7 @@ mod tests {
     #[test]
     fn endpoints_are_chosen_as_kube_proxy_chooses() {
         use InternalTraffic::{Cluster, Local};
-        let without = [at("n1"), at("n2"), Hints::default()];
+        let without = [at("n1"), at("n2"), EndpointPlace::default()];
         let hinted = [
             zones("n1", &["west"]),
             zones("n2", &["east"]),
@@ -109,25 +107,49 @@ mod tests {
         let partly = [zones("n1", &["west"]), zones("n2", &["east"]), at("n3")];
         let elsewhere = [zones("n1", &["west"]), zones("n2", &["north"])];
         let by_node = [nodes("n1", &["n2"]), nodes("n2", &["n1"])];
-        let other_nodes = [nodes("n2", &["n2"]), nodes("n3", &["n3"])];
-        let no_zone = Here { zone: None, ..HERE };
-        let table: [(&[Hints<'_>], _, _, &[usize]); 11] = [
-            (&without, HERE, Cluster, &[0, 1, 2]),
-            (&without, HERE, Local, &[0]),
-            (&without[1..], HERE, Local, &[]),
-            (&hinted, HERE, Cluster, &[1, 2]),
-            (&hinted, HERE, Local, &[0]),
-            (&hinted, no_zone, Cluster, &[0, 1, 2]),
-            (&partly, HERE, Cluster, &[0, 1, 2]),
-            (&elsewhere, HERE, Cluster, &[0, 1]),
-            (&by_node, HERE, Cluster, &[1]),
-            (&other_nodes, HERE, Cluster, &[0, 1]),
-            (&[], HERE, Cluster, &[]),
+        let other_nodes = [
+            nodes("n2", &["n2"]),
+            EndpointPlace {
+                for_zones: vec!["west".to_owned()],
+                ..nodes("n3", &["n3"])
+            },
+        ];
+        let no_zone = Here {
+            zone: None,
+            ..here()
+        };
+        let nowhere = Here::default();
+        let here = here();
+        let table: [(&[EndpointPlace], _, _, &[usize]); 13] = [
+            (&without, &here, Cluster, &[0, 1, 2]),
+            (&without, &here, Local, &[0]),
+            (&without[1..], &here, Local, &[]),
+            (&without, &nowhere, Local, &[]),
+            (&hinted, &here, Cluster, &[1, 2]),
+            (&hinted, &here, Local, &[0]),
+            (&hinted, &no_zone, Cluster, &[0, 1, 2]),
+            (&partly, &here, Cluster, &[0, 1, 2]),
+            (&elsewhere, &here, Cluster, &[0, 1]),
+            (&by_node, &here, Cluster, &[1]),
+            // None is for this node: those that are for its zone.
+            (&other_nodes, &here, Cluster, &[0]),
+            (&other_nodes, &no_zone, Cluster, &[0, 1]),
+            (&[], &here, Cluster, &[]),
         ];
         for (number, (endpoints, here, policy, expected)) in table.into_iter().enumerate() {
             let places: Vec<usize> = (0..endpoints.len()).collect();
-            let found = reachable(&places, here, policy, |place| endpoints[*place]);
+            let found = reachable(places, here, policy, |place| Some(&endpoints[*place]));
             assert_eq!(found, expected, "row {number}");
         }
+    }
+
+    #[test]
+    fn one_of_which_nothing_is_known_makes_hints_be_ignored() {
+        let known = zones("n1", &["east"]);
+        let places = vec![Some(&known), None];
+        let found = reachable(places.clone(), &here(), InternalTraffic::Cluster, |it| *it);
+        assert_eq!(found, places);
+        let found = reachable(places, &here(), InternalTraffic::Local, |it| *it);
+        assert_eq!(found, [Some(&known)]);
     }
 }

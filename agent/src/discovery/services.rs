@@ -10,11 +10,15 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use weft_core::route::{RouteTable, RouteTableName};
-use weft_core::{Endpoint, EndpointName, EndpointPort, ObjectName, PortProtocol, Service};
+use weft_core::{
+    Endpoint, EndpointName, EndpointPlace, EndpointPort, Name, ObjectName, PortProtocol, Service,
+    Weight,
+};
 
 use super::addresses::{AddressIndex, Claimant, Contested};
 use super::dump::{ShownEndpoint, ShownPort, ShownRoutes, ShownService};
 use super::sharded::Sharded;
+use crate::balance::topology::{Here, reachable};
 use crate::balance::{EndpointEntry, Tries};
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
@@ -29,8 +33,8 @@ pub struct ServicePortEntry {
     protocol: ArcSwap<PortProtocol>,
     /// Its routes; none: it has none. To be loaded for each exchange.
     pub routes: ArcSwapOption<RouteTable>,
-    /// What backs the port now, ordered by address; may be empty. An endpoint's entry, and what is
-    /// known of its load, stays the same for as long as it backs the port.
+    /// What backs the port for clients of this node, ordered by address; may be empty. An endpoint's
+    /// entry, and what is known of its load, stays the same for as long as it is there.
     pub endpoints: ArcSwap<Vec<Arc<EndpointEntry>>>,
     balances: [AtomicBool; 2],
 }
@@ -113,6 +117,7 @@ pub(super) type ServicesByName = Sharded<ObjectName, Arc<ServiceEntry>>;
 pub(super) struct Services {
     parts: HashMap<ObjectName, Parts>,
     contested: Contested<ServiceEntry>,
+    here: Here,
 }
 
 /// What was pushed of one service. Endpoints may come before the service itself.
@@ -130,6 +135,9 @@ struct KnownEndpoint {
     address: IpAddr,
     /// Shared between the endpoints of a service: nearly all have the same.
     ports: Arc<[EndpointPort]>,
+    /// Shared, too; none: nothing is said.
+    place: Option<Arc<EndpointPlace>>,
+    weight: Weight,
     /// The version that it was pushed with.
     version: u64,
 }
@@ -167,6 +175,27 @@ impl Claimant for ServiceEntry {
 }
 
 impl Services {
+    /// No services yet, on this node.
+    pub(super) fn on(node: Option<Name>) -> Self {
+        Self {
+            here: Here { node, zone: None },
+            ..Self::default()
+        }
+    }
+
+    /// The node's zone is this one now. Returns the services that have to be published anew.
+    pub(super) fn set_zone(&mut self, zone: Option<String>) -> Vec<ObjectName> {
+        if self.here.zone == zone {
+            return vec![];
+        }
+        self.here.zone = zone;
+        let hinted = self.parts.iter().filter(|(_, parts)| {
+            let mut endpoints = parts.endpoints.iter();
+            endpoints.any(|it| it.place.is_some())
+        });
+        hinted.map(|(name, _)| name.clone()).collect()
+    }
+
     pub(super) fn put_service(&mut self, mut service: Service) -> ObjectName {
         for address in &mut service.addresses {
             *address = address.to_canonical();
@@ -197,6 +226,8 @@ impl Services {
         let known = KnownEndpoint {
             address,
             ports,
+            place: parts.share(endpoint.place),
+            weight: endpoint.weight,
             version,
         };
         match parts.place(address) {
@@ -251,7 +282,7 @@ impl Services {
             let Some(parts) = self.parts.get_mut(name) else {
                 continue;
             };
-            let entry = parts.assemble();
+            let entry = parts.assemble(&self.here);
             claims.replace(parts.entry.as_ref(), entry.as_ref());
             match &entry {
                 Some(entry) => names.insert(name.clone(), Arc::clone(entry)),
@@ -317,7 +348,18 @@ impl Parts {
         self.service.is_none() && self.endpoints.is_empty() && self.routes.is_empty()
     }
 
-    fn assemble(&self) -> Option<Arc<ServiceEntry>> {
+    /// One allocation for what many endpoints of a service have: those of one zone, or of one node.
+    fn share(&self, place: EndpointPlace) -> Option<Arc<EndpointPlace>> {
+        if place.is_empty() {
+            return None;
+        }
+        let recent = self.endpoints.iter().rev().take(MOST_COMPARED);
+        let mut known = recent.filter_map(|it| it.place.as_ref());
+        let same = known.find(|it| ***it == place).map(Arc::clone);
+        Some(same.unwrap_or_else(|| Arc::new(place)))
+    }
+
+    fn assemble(&self, here: &Here) -> Option<Arc<ServiceEntry>> {
         let service = self.service.as_ref()?;
         let ports = service.ports.iter().map(|port| {
             let mut routes = self.routes.iter();
@@ -326,7 +368,7 @@ impl Parts {
             match known {
                 Some(entry) => {
                     let before = entry.endpoints.load();
-                    let endpoints = self.endpoints(port.number, &before);
+                    let endpoints = self.endpoints(port.number, &before, here);
                     if !same(&before, &endpoints) {
                         entry.endpoints.store(Arc::new(endpoints));
                     }
@@ -337,7 +379,7 @@ impl Parts {
                     Arc::clone(entry)
                 }
                 None => {
-                    let endpoints = self.endpoints(port.number, &[]);
+                    let endpoints = self.endpoints(port.number, &[], here);
                     let name = service.name.clone();
                     let routes = routes.cloned();
                     Arc::new(ServicePortEntry::new(
@@ -357,27 +399,50 @@ impl Parts {
         }))
     }
 
-    /// What backs a port; of what backed it before, the same entries.
+    /// What backs a port for clients of this node; of what did before, the same entries.
     fn endpoints(
         &self,
         service_port: u16,
         before: &[Arc<EndpointEntry>],
+        here: &Here,
     ) -> Vec<Arc<EndpointEntry>> {
         let mut before = before.iter().peekable();
-        let endpoints = self.endpoints.iter().filter_map(|known| {
-            let mut ports = known.ports.iter();
-            let port = ports.find(|it| it.service_port == service_port)?;
-            let (address, port) = (known.address, port.target_port);
+        let candidates = self.candidates(service_port, here);
+        let endpoints = candidates.into_iter().map(|(known, port)| {
+            let address = known.address;
             // Both are ordered by address.
             while before.next_if(|it| it.address < address).is_some() {}
-            let known = before.next_if(|it| it.address == address && it.port == port);
-            Some(known.map_or_else(|| EndpointEntry::new(address, port), Arc::clone))
+            let entry = before.next_if(|it| it.address == address && it.port == port);
+            let entry = entry.map_or_else(|| EndpointEntry::new(address, port), Arc::clone);
+            entry.load.set_weight(known.weight);
+            entry
         });
         let mut endpoints: Vec<_> = endpoints.collect();
         endpoints.shrink_to_fit();
         endpoints
     }
+
+    /// The endpoints that clients of this node may use, with the port there, ordered by address. Which
+    /// those are is decided for each family by itself, as EndpointSlices are kept by family too.
+    fn candidates<'a>(&'a self, service_port: u16, here: &Here) -> Vec<(&'a KnownEndpoint, u16)> {
+        let policy = self.service.as_ref().map(|it| it.internal_traffic);
+        let at_port = self.endpoints.iter().filter_map(|known| {
+            let mut ports = known.ports.iter();
+            let port = ports.find(|it| it.service_port == service_port)?;
+            Some((known, port.target_port))
+        });
+        let (v4, v6): (Vec<_>, Vec<_>) = at_port.partition(|(known, _)| known.address.is_ipv4());
+        let mut candidates = Vec::with_capacity(v4.len() + v6.len());
+        for family in [v4, v6] {
+            let place = |(known, _): &(&'a KnownEndpoint, u16)| known.place.as_deref();
+            candidates.extend(reachable(family, here, policy.unwrap_or_default(), place));
+        }
+        candidates
+    }
 }
+
+/// With so many of a service's endpoints a new one is compared, to share what they say.
+const MOST_COMPARED: usize = 16;
 
 fn same(before: &[Arc<EndpointEntry>], after: &[Arc<EndpointEntry>]) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))

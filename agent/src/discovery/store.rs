@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use weft_core::{
-    Client, ClusterSettings, EndpointName, NodePod, ObjectName, PortProtocol, PortRanges,
+    Client, ClusterSettings, EndpointName, Name, NodePod, ObjectName, PortProtocol, PortRanges,
     TrustBundle, TrustDomain, Verdict, Workload, WorkloadId,
 };
 use weft_proto::{Key, Kind, Resource};
@@ -36,7 +36,7 @@ pub struct Store {
     service_addresses: AddressIndex<ServiceEntry>,
     services: ServicesByName,
     policies: ArcSwap<Policies>,
-    node_pods: ArcSwap<BTreeMap<WorkloadId, Arc<NodePod>>>,
+    node_pods: ArcSwap<NodePods>,
     complete: AtomicBool,
     generations: watch::Sender<Generations>,
     writer: Mutex<Writer>,
@@ -48,6 +48,8 @@ impl fmt::Debug for Store {
         formatter.debug_struct("Store").finish_non_exhaustive()
     }
 }
+
+type NodePods = BTreeMap<WorkloadId, Arc<NodePod>>;
 
 /// Where a connection is going.
 #[derive(Clone, Debug)]
@@ -111,6 +113,19 @@ enum PolicyChange {
 impl Store {
     /// An empty store: everything is unknown, so everything is refused.
     pub fn new() -> Arc<Self> {
+        Self::made(None)
+    }
+
+    /// The same, on a node: some services tell clients of different nodes apart.
+    pub fn on(node: Name) -> Arc<Self> {
+        Self::made(Some(node))
+    }
+
+    fn made(node: Option<Name>) -> Arc<Self> {
+        let writer = Writer {
+            services: Services::on(node),
+            ..Writer::default()
+        };
         Arc::new(Self {
             trust_bundle: ArcSwapOption::empty(),
             workloads: Sharded::new(),
@@ -121,7 +136,7 @@ impl Store {
             node_pods: ArcSwap::default(),
             complete: AtomicBool::new(false),
             generations: watch::Sender::default(),
-            writer: Mutex::default(),
+            writer: Mutex::new(writer),
         })
     }
 
@@ -254,11 +269,15 @@ impl Store {
         }
         next.trust += u64::from(self.apply_bundles(sorted.bundles, &mut writer.bundles));
         let local = self.apply_workloads(sorted.workloads, writer);
-        let (services, touched) = (&mut writer.services, &sorted.services);
-        services.publish(touched.iter(), &self.service_addresses, &self.services);
+        let (services, mut touched) = (&mut writer.services, sorted.services);
         let pods = !sorted.node_pods.is_empty();
         if pods {
-            self.apply_node_pods(sorted.node_pods);
+            let node_pods = self.changed_node_pods(sorted.node_pods);
+            touched.extend(services.set_zone(zone_of(&node_pods)));
+            services.publish(touched.iter(), &self.service_addresses, &self.services);
+            self.node_pods.store(Arc::new(node_pods));
+        } else {
+            services.publish(touched.iter(), &self.service_addresses, &self.services);
         }
         next.node_pods += u64::from(local || pods);
         self.generations.send_if_modified(|current| {
@@ -385,7 +404,7 @@ impl Store {
         local
     }
 
-    fn apply_node_pods(&self, changes: Vec<(WorkloadId, Option<NodePod>)>) {
+    fn changed_node_pods(&self, changes: Vec<(WorkloadId, Option<NodePod>)>) -> NodePods {
         let mut pods = BTreeMap::clone(&self.node_pods.load());
         for (id, pod) in changes {
             match pod {
@@ -393,7 +412,7 @@ impl Store {
                 None => pods.remove(&id),
             };
         }
-        self.node_pods.store(Arc::new(pods));
+        pods
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -516,6 +535,11 @@ impl Claimant for Workload {
     fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
+}
+
+/// The node's zone, which each of its pods tells. While it changes they may differ.
+fn zone_of(pods: &NodePods) -> Option<String> {
+    pods.values().find_map(|it| it.zone.clone())
 }
 
 /// Reads `namespace/name@address`.

@@ -520,7 +520,7 @@ fn dumps_name_things_alike() {
     assert_eq!(endpoint["port"], 8080);
     assert_eq!(
         (&endpoint["weight"], &endpoint["outstanding"]),
-        (&1.into(), &0.into())
+        (&100.into(), &0.into())
     );
     let latency = endpoint["latency_ms"].as_f64().expect("a number");
     assert!((1.0..=30.0).contains(&latency), "{latency}");
@@ -649,4 +649,86 @@ fn inbound_protocols() {
         assert_eq!(at(8080), expected, "{declared:?}");
         assert_eq!(at(8081), PortProtocol::Opaque);
     }
+}
+
+/// An endpoint that is meant for a zone, on a node.
+fn placed(address: &str, node: &str, zone: &str) -> Resource {
+    let Resource::Endpoint(mut it) = endpoint("shop/web", address, &[(80, 8080)]) else {
+        panic!("an endpoint");
+    };
+    it.place = weft_core::EndpointPlace {
+        node: Some(node.parse().expect("valid")),
+        for_nodes: vec![],
+        for_zones: vec![zone.to_owned()],
+    };
+    Resource::Endpoint(it)
+}
+
+fn zoned_pod(zone: Option<&str>) -> Resource {
+    let Resource::NodePod(mut pod) = node_pod("shop/client") else {
+        panic!("a pod of the node");
+    };
+    pod.zone = zone.map(str::to_owned);
+    Resource::NodePod(pod)
+}
+
+#[test]
+fn endpoints_are_those_for_clients_of_this_node() {
+    let store = Store::on("node-a".parse().expect("valid"));
+    let found = || -> Vec<String> {
+        let targets = targets(&store, "10.2.0.1:80").into_iter();
+        targets.map(|(address, _)| address).collect()
+    };
+    store.apply(
+        vec![
+            service("shop/web", "10.2.0.1", &[80]),
+            placed("10.1.0.2", "node-a", "east"),
+            placed("10.1.0.3", "node-b", "west"),
+            placed("fd00:1::3", "node-b", "east"),
+        ],
+        vec![],
+    );
+    // In no zone, hints mean nothing.
+    assert_eq!(found(), ["10.1.0.2", "10.1.0.3", "fd00:1::3"]);
+    // The families are looked at apart.
+    store.apply(vec![zoned_pod(Some("west"))], vec![]);
+    assert_eq!(found(), ["10.1.0.3", "fd00:1::3"]);
+    store.apply(vec![zoned_pod(Some("east"))], vec![]);
+    assert_eq!(found(), ["10.1.0.2", "fd00:1::3"]);
+    // One of its family says nothing now.
+    let silent = endpoint("shop/web", "10.1.0.4", &[(80, 8080)]);
+    store.apply(vec![silent], vec![]);
+    assert_eq!(found(), ["10.1.0.2", "10.1.0.3", "10.1.0.4", "fd00:1::3"]);
+    let Resource::Service(mut local) = service("shop/web", "10.2.0.1", &[80]) else {
+        panic!("a service");
+    };
+    local.internal_traffic = weft_core::InternalTraffic::Local;
+    store.apply(vec![Resource::Service(local)], vec![]);
+    assert_eq!(found(), ["10.1.0.2"]);
+    store.apply(vec![], vec![key(Kind::Endpoint, "shop/web@10.1.0.2")]);
+    assert!(found().is_empty());
+}
+
+#[test]
+fn a_weight_changes_and_the_endpoint_stays() {
+    let store = Store::new();
+    let weighted = |percent| {
+        let Resource::Endpoint(mut it) = endpoint("shop/web", "10.1.0.2", &[(80, 8080)]) else {
+            panic!("an endpoint");
+        };
+        it.weight = weft_core::Weight::new(percent).expect("valid");
+        Resource::Endpoint(it)
+    };
+    store.apply(
+        vec![service("shop/web", "10.2.0.1", &[80]), weighted(50)],
+        vec![],
+    );
+    let Destination::Service(port) = store.classify(at("10.2.0.1:80")) else {
+        panic!("a service");
+    };
+    let before = Arc::clone(&port.endpoints.load()[0]);
+    assert_eq!(before.load.weight(), 50);
+    store.apply(vec![weighted(300)], vec![]);
+    assert!(Arc::ptr_eq(&before, &port.endpoints.load()[0]));
+    assert_eq!(before.load.weight(), 300);
 }

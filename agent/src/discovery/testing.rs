@@ -2,8 +2,9 @@
 
 use weft_core::route::{HttpMatch, Route, RouteKind, RouteName, RouteRules, RouteTable, Rule};
 use weft_core::{
-    AccessPolicy, ClusterSettings, Endpoint, EndpointName, EndpointPort, Mesh, NodePod,
-    PortProtocol, PortRanges, Service, ServicePort, Tunnel, Workload, WorkloadPolicy,
+    AccessPolicy, ClusterSettings, Endpoint, EndpointName, EndpointPlace, EndpointPort,
+    InternalTraffic, Mesh, NodePod, PortProtocol, PortRanges, Service, ServicePort, Tunnel, Weight,
+    Workload, WorkloadPolicy,
 };
 use weft_proto::Resource;
 
@@ -46,6 +47,7 @@ pub(crate) fn node_pod(id: &str) -> Resource {
         probe_ports: vec![],
         opaque_ports: PortRanges::opaque_by_default(),
         opaque_outbound_ports: PortRanges::default(),
+        zone: None,
     })
 }
 
@@ -60,6 +62,8 @@ pub(crate) fn service(name: &str, address: &str, ports: &[u16]) -> Resource {
         name: name.parse().expect("valid"),
         addresses: vec![address.parse().expect("valid")],
         ports: ports.iter().map(port).collect(),
+        internal_traffic: InternalTraffic::default(),
+        failure_accrual: None,
     })
 }
 
@@ -74,6 +78,8 @@ pub(crate) fn endpoint(service: &str, address: &str, ports: &[(u16, u16)]) -> Re
             address: address.parse().expect("valid"),
         },
         ports: ports.iter().map(port).collect(),
+        place: EndpointPlace::default(),
+        weight: Weight::default(),
     })
 }
 

@@ -393,6 +393,8 @@ mod tests {
                 name: name.parse().expect("valid"),
                 addresses: vec!["10.2.0.1".parse().expect("valid")],
                 ports: vec![],
+                internal_traffic: Default::default(),
+                failure_accrual: None,
             };
             Arc::new(v1::Resource::from(Resource::Service(service)))
         };

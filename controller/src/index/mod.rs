@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use weft_core::route::RouteName;
 use weft_core::{
-    AccessPolicy, AuthorizationName, ClusterSettings, EndpointName, EndpointPort, IdentityMatch,
-    Name, NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
+    AccessPolicy, AuthorizationName, ClusterSettings, EndpointName, IdentityMatch, Name,
+    NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
 };
 use weft_proto::{Key, Resource};
 
@@ -25,9 +25,11 @@ use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
+use publish_pods::Derived;
 use routes::{GrantRecord, Refused, RouteRecord, Routes};
 use services::{ServiceRecord, SliceRecord};
 
+mod accrual;
 mod claims;
 mod pods;
 mod policies;
@@ -67,7 +69,7 @@ pub struct Index {
     statuses: RouteStatuses,
     origins: HashMap<ObjectKey, Origin>,
     namespaces: HashMap<Name, NamespaceRecord>,
-    nodes: HashMap<Name, Vec<IpNet>>,
+    nodes: HashMap<Name, NodeRecord>,
     pods: HashMap<ObjectName, PodRecord>,
     pods_in: Members,
     services: HashMap<ObjectName, ServiceRecord>,
@@ -81,6 +83,15 @@ pub struct Index {
     published: Published,
     dirty: Dirty,
     changes: Changes,
+}
+
+/// What is kept of a node.
+#[derive(Debug, Default)]
+struct NodeRecord {
+    /// The ranges that its pods get addresses from.
+    ranges: Vec<IpNet>,
+    /// Its zone, where it has one.
+    zone: Option<String>,
 }
 
 /// Names by namespace.
@@ -102,7 +113,7 @@ struct Policies {
 struct Published {
     pods: HashMap<ObjectName, publish_pods::PublishedPod>,
     /// Endpoints made of pods; host-network pods of one node may share an address.
-    derived: HashMap<EndpointName, BTreeMap<ObjectName, Vec<EndpointPort>>>,
+    derived: HashMap<EndpointName, BTreeMap<ObjectName, Derived>>,
     /// Endpoints made of slices, by service.
     sliced: HashMap<ObjectName, BTreeSet<EndpointName>>,
     /// Number of pods that each Server governs, by node.
@@ -227,8 +238,11 @@ impl Index {
                 Ok(faults)
             }
             Object::Node(node) => {
-                self.nodes.insert(key.name.clone(), node_ranges(node)?);
-                self.dirty.cluster = true;
+                let record = NodeRecord {
+                    ranges: node_ranges(node)?,
+                    zone: node_zone(node),
+                };
+                self.set_node(&key.name, Some(record));
                 Ok(vec![])
             }
             Object::Pod(pod) => {
@@ -245,6 +259,7 @@ impl Index {
                 let (mut record, faults) = ServiceRecord::check(name.clone(), service)?;
                 if let Some(before) = self.services.get(&name) {
                     record.ports_choice.complete_by(&before.ports_choice);
+                    record.accrual.complete_by(&before.accrual);
                 }
                 self.set_service(&name, Some(record));
                 Ok(faults)
@@ -326,10 +341,7 @@ impl Index {
     fn delete(&mut self, key: &ObjectKey) {
         match key.kind {
             ObjectKind::Namespace => self.set_namespace(&key.name, None),
-            ObjectKind::Node => {
-                self.nodes.remove(&key.name);
-                self.dirty.cluster = true;
-            }
+            ObjectKind::Node => self.set_node(&key.name, None),
             ObjectKind::Pod => self.set_pod(&object_name(key), None),
             ObjectKind::Service => self.set_service(&object_name(key), None),
             ObjectKind::EndpointSlice => self.set_slice(&object_name(key), None),
@@ -518,7 +530,7 @@ impl Index {
     }
 
     fn publish_cluster(&mut self) {
-        let of_nodes = self.nodes.values().flatten();
+        let of_nodes = self.nodes.values().flat_map(|it| &it.ranges);
         let ranges = self.settings.pod_ranges.iter().chain(of_nodes).copied();
         let pod_ranges: BTreeSet<IpNet> = ranges.collect();
         let mut missing = vec![];
@@ -548,6 +560,21 @@ impl Index {
             force_tunnels: self.settings.force_tunnels,
         };
         self.put(Audience::All, Resource::Cluster(settings));
+    }
+
+    fn set_node(&mut self, name: &Name, record: Option<NodeRecord>) {
+        self.dirty.cluster = true;
+        let zone = record.as_ref().and_then(|it| it.zone.clone());
+        let before = match record {
+            Some(record) => self.nodes.insert(name.clone(), record),
+            None => self.nodes.remove(name),
+        };
+        if before.and_then(|it| it.zone) != zone {
+            let there = self.pods.iter();
+            let there = there.filter(|(_, it)| it.node.as_ref() == Some(name));
+            let there = there.map(|(pod, _)| pod.clone());
+            self.dirty.pods.extend(there);
+        }
     }
 
     fn set_namespace(&mut self, name: &Name, record: Option<NamespaceRecord>) {
@@ -604,6 +631,12 @@ fn node_ranges(node: &k8s_openapi::api::core::v1::Node) -> Result<Vec<IpNet>, Fa
             .map_err(|reason| Fault::new(format!("spec.podCIDRs[{index}]"), reason))
     });
     parsed.collect()
+}
+
+fn node_zone(node: &k8s_openapi::api::core::v1::Node) -> Option<String> {
+    let labels = node.metadata.labels.as_ref()?;
+    let zone = labels.get("topology.kubernetes.io/zone")?;
+    Some(zone.clone()).filter(|it| !it.is_empty())
 }
 
 /// The name of an object of a kind that has a namespace.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodIP, PodSpec, PodStatus, Prob
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
-use weft_core::{AccessPolicy, Name, ObjectName, Owner, WorkloadId};
+use weft_core::{AccessPolicy, Name, ObjectName, Owner, Weight, WorkloadId};
 
 use super::ports::PortsChoice;
 use super::selector::Labels;
@@ -50,6 +50,8 @@ pub(super) struct PodRecord {
     pub(super) netns: Option<PathBuf>,
     /// What it says about ports.
     pub(super) ports_choice: PortsChoice,
+    /// How much it is meant to take as an endpoint.
+    pub(super) weight: Weight,
 }
 
 /// What the index keeps of a namespace.
@@ -146,6 +148,8 @@ pub(super) const MESH_LABEL: &str = "weft.dev/mesh";
 pub(super) const INJECT_ANNOTATION: &str = "linkerd.io/inject";
 /// Where the network namespace of a pod is, for sources other than Kubernetes.
 pub(super) const NETNS_ANNOTATION: &str = "weft.dev/netns";
+/// How much traffic a pod is meant to take as an endpoint, in percent of what others take.
+pub(super) const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 /// The default policy of a namespace or pod; the first one present counts.
 pub(super) const DEFAULT_POLICY_ANNOTATIONS: [&str; 2] = [
     "weft.dev/default-inbound-policy",
@@ -250,6 +254,7 @@ impl PodRecord {
         let phase = status.and_then(|it| it.phase.as_deref());
         let labels = metadata.labels.clone().unwrap_or_default();
         let containers = serving_containers(pod);
+        let weight = weight(metadata, &mut faults);
         let record = Self {
             uid: match metadata.uid.as_deref() {
                 Some(uid) if !uid.is_empty() => uid.to_owned(),
@@ -278,6 +283,7 @@ impl PodRecord {
             probe_ports: probe_ports(&containers),
             netns: netns(metadata)?,
             ports_choice,
+            weight,
             id: WorkloadId(name),
         };
         Ok((record, faults))
@@ -368,6 +374,20 @@ fn netns(metadata: &ObjectMeta) -> Result<Option<PathBuf>, Fault> {
             "not an absolute path",
         )),
     }
+}
+
+fn weight(metadata: &ObjectMeta, faults: &mut Vec<Fault>) -> Weight {
+    let Some(written) = text(&metadata.annotations, WEIGHT_ANNOTATION) else {
+        return Weight::default();
+    };
+    let percent = written.trim().parse().ok();
+    percent.and_then(Weight::new).unwrap_or_else(|| {
+        let shown: String = written.chars().take(64).collect();
+        let reason = format!("{shown:?} is no number from 1 to {}", Weight::MAX);
+        let field = format!("metadata.annotations[{WEIGHT_ANNOTATION:?}]");
+        faults.push(Fault::new(field, reason));
+        Weight::default()
+    })
 }
 
 fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, Fault> {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use weft_core::{
-    AccessPolicy, EndpointName, EndpointPort, Identity, Mesh, Name, NodePod, ObjectName,
-    ServerBinding, ServerName, Tunnel, Workload, WorkloadId, WorkloadPolicy,
+    AccessPolicy, EndpointName, EndpointPlace, EndpointPort, Identity, Mesh, Name, NodePod,
+    ObjectName, ServerBinding, ServerName, Tunnel, Weight, Workload, WorkloadId, WorkloadPolicy,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -25,6 +25,17 @@ pub(super) struct PublishedPod {
     local: Option<Local>,
     endpoints: BTreeSet<EndpointName>,
     overlaps: Vec<(ServerName, u16)>,
+}
+
+/// What a pod makes of an endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Derived {
+    /// Where the service's ports go.
+    pub(super) ports: Vec<EndpointPort>,
+    /// Where it is, and whom it is meant for.
+    pub(super) place: EndpointPlace,
+    /// How much it is meant to take.
+    pub(super) weight: Weight,
 }
 
 /// What was published to the agent of the pod's node.
@@ -53,6 +64,10 @@ impl Index {
         let affected = self.pod_addresses.replace(name, &before, &now);
         self.dirty.pods.extend(affected);
         self.dirty.pods.insert(name.clone());
+        let weight = |it: Option<&PodRecord>| it.map_or_else(Weight::default, |it| it.weight);
+        if weight(self.pods.get(name)) != weight(record.as_ref()) {
+            self.weight_changed(&name.namespace);
+        }
         let members = self.pods_in.entry(name.namespace.clone()).or_default();
         match record {
             Some(record) => {
@@ -102,9 +117,9 @@ impl Index {
             }
             now.local = Some(local);
         }
-        for (endpoint, ports) in endpoints {
+        for (endpoint, derived) in endpoints {
             now.endpoints.insert(endpoint.clone());
-            self.derive_endpoint(endpoint, name, Some(ports));
+            self.derive_endpoint(endpoint, name, Some(derived));
         }
         self.retract(name, before, now);
     }
@@ -235,7 +250,13 @@ impl Index {
             probe_ports: pod.probe_ports.clone(),
             opaque_ports: pod.ports_choice.inbound_ports(namespace, named),
             opaque_outbound_ports: pod.ports_choice.outbound_ports(namespace),
+            zone: self.zone_of(pod.node.as_ref()).map(str::to_owned),
         }
+    }
+
+    /// The zone of a node, where it has one.
+    fn zone_of(&self, node: Option<&Name>) -> Option<&str> {
+        self.nodes.get(node?)?.zone.as_deref()
     }
 
     fn local(&self, pod: &PodRecord, workload: &Workload) -> Option<(Local, Governed)> {
@@ -301,11 +322,7 @@ impl Index {
         Governed { policy, overlaps }
     }
 
-    fn endpoints_at(
-        &self,
-        pod: &PodRecord,
-        addresses: &[IpAddr],
-    ) -> Vec<(EndpointName, Vec<EndpointPort>)> {
+    fn endpoints_at(&self, pod: &PodRecord, addresses: &[IpAddr]) -> Vec<(EndpointName, Derived)> {
         let mut endpoints = vec![];
         let names = self.services_in.get(&pod.id.0.namespace);
         for name in names.into_iter().flatten() {
@@ -319,12 +336,21 @@ impl Index {
             if ports.is_empty() {
                 continue;
             }
+            let place = pod.node.as_ref().map(|node| {
+                let place = service.place_on(node, self.zone_of(Some(node)));
+                service.told_place(place)
+            });
+            let derived = Derived {
+                ports,
+                place: place.unwrap_or_default(),
+                weight: pod.weight,
+            };
             for address in addresses.iter().filter(|it| service.has_family_of(**it)) {
                 let name = EndpointName {
                     service: service.name.clone(),
                     address: *address,
                 };
-                endpoints.push((name, ports.clone()));
+                endpoints.push((name, derived.clone()));
             }
         }
         endpoints

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use weft_core::{Endpoint, EndpointName, EndpointPort, Name, ObjectName, Service};
+use weft_core::{Endpoint, EndpointName, EndpointPort, Name, ObjectName, Service, Weight};
 use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
 use super::ports::PortsChoice;
+use super::publish_pods::Derived;
 use super::services::{ServiceRecord, SliceRecord};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
@@ -81,6 +82,8 @@ impl Index {
             name: name.clone(),
             addresses,
             ports: it.told_ports(of_namespace),
+            internal_traffic: it.internal_traffic,
+            failure_accrual: it.accrual.settings,
         });
         let sliced = service.map(|it| self.endpoints_of_slices(it));
         self.changes.insert(
@@ -122,13 +125,13 @@ impl Index {
         &mut self,
         endpoint: EndpointName,
         pod: &ObjectName,
-        ports: Option<Vec<EndpointPort>>,
+        derived_from: Option<Derived>,
     ) {
         let derived = &mut self.published.derived;
-        match ports {
-            Some(ports) => {
+        match derived_from {
+            Some(of_pod) => {
                 let pods = derived.entry(endpoint.clone()).or_default();
-                pods.insert(pod.clone(), ports);
+                pods.insert(pod.clone(), of_pod);
             }
             None => {
                 if let Some(pods) = derived.get_mut(&endpoint) {
@@ -149,15 +152,22 @@ impl Index {
     fn publish_derived(&mut self, name: &EndpointName) {
         let pods = self.published.derived.get(name);
         let mut ports: Vec<EndpointPort> = vec![];
-        for port in pods.into_iter().flat_map(|it| it.values().flatten()) {
+        for port in pods
+            .into_iter()
+            .flat_map(|it| it.values().flat_map(|it| &it.ports))
+        {
             if !ports.iter().any(|it| it.service_port == port.service_port) {
                 ports.push(*port);
             }
         }
         ports.sort_by_key(|it| it.service_port);
+        // Pods that share an address are on one node.
+        let first = pods.and_then(|it| it.values().next());
         let endpoint = Endpoint {
             name: name.clone(),
             ports,
+            place: first.map(|it| it.place.clone()).unwrap_or_default(),
+            weight: first.map(|it| it.weight).unwrap_or_default(),
         };
         self.changes.insert(
             (
@@ -178,14 +188,17 @@ impl Index {
         let mut known: std::collections::HashMap<IpAddr, usize> = Default::default();
         for slice in slices.filter_map(|it| self.slices.get(it)) {
             let ports = service.ports_of(slice);
-            for address in &slice.addresses {
-                let at = *known.entry(*address).or_insert_with(|| {
-                    let name = EndpointName {
-                        service: service.name.clone(),
-                        address: *address,
-                    };
-                    let ports = vec![];
-                    endpoints.push(Endpoint { name, ports });
+            for listed in &slice.addresses {
+                let at = *known.entry(listed.address).or_insert_with(|| {
+                    endpoints.push(Endpoint {
+                        name: EndpointName {
+                            service: service.name.clone(),
+                            address: listed.address,
+                        },
+                        ports: vec![],
+                        place: service.told_place(listed.place.clone()),
+                        weight: self.weight_of(listed.pod.as_ref()),
+                    });
                     endpoints.len() - 1
                 });
                 let Some(endpoint) = endpoints.get_mut(at) else {
@@ -204,6 +217,20 @@ impl Index {
             endpoint.ports.sort_by_key(|it| it.service_port);
         }
         endpoints
+    }
+
+    fn weight_of(&self, pod: Option<&ObjectName>) -> Weight {
+        let pod = pod.and_then(|it| self.pods.get(it));
+        pod.map(|it| it.weight).unwrap_or_default()
+    }
+
+    /// A pod's weight is another one now: what slices say of it is to be told anew.
+    pub(super) fn weight_changed(&mut self, namespace: &Name) {
+        let sliced = self
+            .slices_of
+            .keys()
+            .filter(|it| it.namespace == *namespace);
+        self.dirty.services.extend(sliced.cloned());
     }
 
     fn service_addresses_of(&self, name: &ObjectName) -> (Vec<IpAddr>, Vec<Fault>) {

@@ -3,10 +3,13 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use weft_core::{EndpointPort, Name, ObjectName, PortProtocol, ServicePort};
+use weft_core::{
+    EndpointPlace, EndpointPort, InternalTraffic, Name, ObjectName, PortProtocol, ServicePort,
+};
 
+use super::accrual::AccrualChoice;
 use super::pods::PodRecord;
 use super::ports::PortsChoice;
 use super::selector::Labels;
@@ -31,6 +34,24 @@ pub(super) struct ServiceRecord {
     pub(super) external_name: bool,
     /// What it says about its ports.
     pub(super) ports_choice: PortsChoice,
+    /// Which endpoints clients inside of the cluster may use.
+    pub(super) internal_traffic: InternalTraffic,
+    /// Which endpoints clients should prefer.
+    pub(super) distribution: Distribution,
+    /// What it says about endpoints that fail.
+    pub(super) accrual: AccrualChoice,
+}
+
+/// Which endpoints clients should prefer, if slices do not say so: `spec.trafficDistribution`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Distribution {
+    /// None.
+    #[default]
+    Even,
+    /// Those in their zone.
+    SameZone,
+    /// Those on their node, then those in their zone.
+    SameNode,
 }
 
 /// An address family.
@@ -68,11 +89,30 @@ pub(super) struct SliceRecord {
     /// The service that it belongs to.
     pub(super) service: ObjectName,
     /// The addresses that are ready.
-    pub(super) addresses: Vec<IpAddr>,
+    pub(super) addresses: Vec<SliceAddress>,
     /// Its TCP ports: the name of the service's port, and the number at the endpoints.
     pub(super) ports: Vec<(String, u16)>,
 }
 
+/// An address of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SliceAddress {
+    /// It.
+    pub(super) address: IpAddr,
+    /// Where it is, and whom it is meant for.
+    pub(super) place: EndpointPlace,
+    /// The pod that has it, if one has.
+    pub(super) pod: Option<ObjectName>,
+}
+
+/// In place of `spec.trafficDistribution`: zones are allocated then, by who writes EndpointSlices. The
+/// second is its older name.
+const TOPOLOGY_MODES: [&str; 2] = [
+    "service.kubernetes.io/topology-mode",
+    "service.kubernetes.io/topology-aware-hints",
+];
+/// An endpoint with more hints than this is a mistake.
+const MAX_HINTS: usize = 64;
 /// Ports of one service: each is repeated for each of its endpoints.
 const MAX_PORTS: usize = 1024;
 
@@ -119,7 +159,19 @@ impl ServiceRecord {
                 target: target(&format!("{field}.targetPort"), &written.target_port, number)?,
             });
         }
-        let (ports_choice, faults) = PortsChoice::check(&service.metadata);
+        let (ports_choice, mut faults) = PortsChoice::check(&service.metadata);
+        let (accrual, faults_of_accrual) = AccrualChoice::check(&service.metadata);
+        faults.extend(faults_of_accrual);
+        let internal_traffic = match spec.internal_traffic_policy.as_deref() {
+            None | Some("" | "Cluster") => InternalTraffic::Cluster,
+            Some("Local") => InternalTraffic::Local,
+            Some(other) => {
+                let reason = format!("{:?} is neither Cluster nor Local", shown(other));
+                faults.push(Fault::new("spec.internalTrafficPolicy", reason));
+                InternalTraffic::Cluster
+            }
+        };
+        let distribution = distribution(service, &mut faults);
         let record = Self {
             name,
             addresses,
@@ -129,8 +181,39 @@ impl ServiceRecord {
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             external_name: spec.type_.as_deref() == Some("ExternalName"),
             ports_choice,
+            internal_traffic,
+            distribution,
+            accrual,
         };
         Ok((record, faults))
+    }
+
+    /// What of an endpoint's place agents are to know.
+    pub(super) fn told_place(&self, known: EndpointPlace) -> EndpointPlace {
+        EndpointPlace {
+            node: known
+                .node
+                .filter(|_| self.internal_traffic == InternalTraffic::Local),
+            ..known
+        }
+    }
+
+    /// The place of a pod on a node: with the hints that it would have in an EndpointSlice.
+    pub(super) fn place_on(&self, node: &Name, zone: Option<&str>) -> EndpointPlace {
+        let (by_node, by_zone) = match self.distribution {
+            Distribution::Even => (false, false),
+            Distribution::SameZone => (false, true),
+            Distribution::SameNode => (true, true),
+        };
+        EndpointPlace {
+            node: Some(node.clone()),
+            for_nodes: by_node.then(|| node.clone()).into_iter().collect(),
+            for_zones: zone
+                .filter(|_| by_zone)
+                .map(str::to_owned)
+                .into_iter()
+                .collect(),
+        }
     }
 
     /// Its ports as agents are told them, given what its namespace says about ports.
@@ -228,11 +311,17 @@ impl SliceRecord {
             let conditions = endpoint.conditions.as_ref();
             let ready = conditions.and_then(|it| it.ready).unwrap_or(true);
             let terminating = conditions.and_then(|it| it.terminating).unwrap_or(false);
+            let place = slice_place(index, endpoint)?;
+            let pod = target_pod(&service.namespace, endpoint);
             for text in &endpoint.addresses {
                 let field = format!("endpoints[{index}].addresses");
                 let address = super::address(&field, text)?;
                 if ready && !terminating {
-                    addresses.push(address);
+                    addresses.push(SliceAddress {
+                        address,
+                        place: place.clone(),
+                        pod: pod.clone(),
+                    });
                 }
             }
         }
@@ -267,6 +356,68 @@ impl Family {
             _ => None,
         }
     }
+}
+
+fn distribution(service: &Service, faults: &mut Vec<Fault>) -> Distribution {
+    let annotations = service.metadata.annotations.as_ref();
+    let mode = |name: &&str| annotations.and_then(|it| it.get(*name));
+    let mode = TOPOLOGY_MODES.iter().find_map(mode);
+    if mode.is_some_and(|it| matches!(it.as_str(), "Auto" | "auto")) {
+        return Distribution::Even;
+    }
+    let spec = service.spec.as_ref();
+    match spec.and_then(|it| it.traffic_distribution.as_deref()) {
+        None | Some("") => Distribution::Even,
+        Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
+        Some("PreferSameNode") => Distribution::SameNode,
+        Some(other) => {
+            let reason = format!(
+                "{:?} is none of PreferSameZone, PreferSameNode and PreferClose",
+                shown(other)
+            );
+            faults.push(Fault::new("spec.trafficDistribution", reason));
+            Distribution::Even
+        }
+    }
+}
+
+fn slice_place(index: usize, endpoint: &Endpoint) -> Result<EndpointPlace, Fault> {
+    let hints = endpoint.hints.as_ref();
+    let for_nodes = hints.and_then(|it| it.for_nodes.as_deref()).unwrap_or(&[]);
+    let for_zones = hints.and_then(|it| it.for_zones.as_deref()).unwrap_or(&[]);
+    if for_nodes.len().max(for_zones.len()) > MAX_HINTS {
+        let reason = format!("more than {MAX_HINTS} of one kind");
+        return Err(Fault::new(format!("endpoints[{index}].hints"), reason));
+    }
+    let node = |name: &str, field: &str| {
+        name.parse()
+            .map_err(|reason| Fault::new(format!("endpoints[{index}].{field}"), reason))
+    };
+    let own = endpoint.node_name.as_deref().filter(|it| !it.is_empty());
+    Ok(EndpointPlace {
+        node: own.map(|it| node(it, "nodeName")).transpose()?,
+        for_nodes: for_nodes
+            .iter()
+            .map(|it| node(&it.name, "hints.forNodes"))
+            .collect::<Result<_, _>>()?,
+        for_zones: for_zones.iter().map(|it| it.name.clone()).collect(),
+    })
+}
+
+/// The pod of an endpoint; one of another namespace is not the service's to speak for.
+fn target_pod(namespace: &Name, endpoint: &Endpoint) -> Option<ObjectName> {
+    let target = endpoint.target_ref.as_ref()?;
+    if target.kind.as_deref() != Some("Pod") {
+        return None;
+    }
+    Some(ObjectName {
+        namespace: namespace.clone(),
+        name: target.name.as_deref()?.parse().ok()?,
+    })
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
 }
 
 fn port(field: &str, number: i32) -> Result<u16, Fault> {

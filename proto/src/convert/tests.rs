@@ -56,6 +56,7 @@ fn samples() -> Vec<Resource> {
             probe_ports: vec![8080],
             opaque_ports: PortRanges::opaque_by_default(),
             opaque_outbound_ports: PortRanges::new([(1, 2), (65535, 65535)]),
+            zone: Some("east-1A".to_owned()),
         }),
         Resource::Service(Service {
             name: "shop/web".parse().expect("valid"),
@@ -66,6 +67,11 @@ fn samples() -> Vec<Resource> {
                 app_protocol: Some("kubernetes.io/h2c".to_owned()),
                 protocol: PortProtocol::Http2,
             }],
+            internal_traffic: InternalTraffic::Local,
+            failure_accrual: Some(FailureAccrual {
+                success_rate: Some(SuccessRate::default()),
+                ..FailureAccrual::default()
+            }),
         }),
         Resource::Endpoint(Endpoint {
             name: EndpointName {
@@ -76,6 +82,12 @@ fn samples() -> Vec<Resource> {
                 service_port: 80,
                 target_port: 8080,
             }],
+            place: EndpointPlace {
+                node: Some("node-a".parse().expect("valid")),
+                for_nodes: vec!["node-b".parse().expect("valid")],
+                for_zones: vec!["east-1A".to_owned(), "west_2".to_owned()],
+            },
+            weight: Weight::new(50).expect("valid"),
         }),
         Resource::WorkloadPolicy(WorkloadPolicy {
             workload: "shop/web-0".parse().expect("valid"),

@@ -89,6 +89,7 @@ impl From<core::NodePod> for v1::NodePod {
             probe_ports: pod.probe_ports.into_iter().map(u32::from).collect(),
             opaque_ports: port_ranges(&pod.opaque_ports),
             opaque_outbound_ports: port_ranges(&pod.opaque_outbound_ports),
+            zone: pod.zone.unwrap_or_default(),
         }
     }
 }
@@ -108,6 +109,7 @@ impl TryFrom<v1::NodePod> for core::NodePod {
                 .collect::<Converted<_>>()?,
             opaque_ports: ports_of("node_pod.opaque_ports", message.opaque_ports)?,
             opaque_outbound_ports: ports_of("node_pod.opaque_outbound_ports", outbound)?,
+            zone: non_empty(message.zone),
         })
     }
 }

@@ -17,5 +17,6 @@ mod routes;
 mod smuggling;
 mod splits;
 mod stage;
+mod topology;
 mod transparency;
 mod upgrades;

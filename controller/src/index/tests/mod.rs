@@ -14,6 +14,7 @@ mod invalid;
 mod policies;
 mod routes;
 mod services;
+mod topology;
 mod workloads;
 
 /// An index, fed with manifests.
