@@ -113,6 +113,7 @@ impl<'a> Reader<'a> {
             filters: self.filters(&format!("{field}.filters"), &rule.filters, &matches)?,
             backends: self.backends(field, &rule.backend_refs, &matches)?,
             matches,
+            reliability: None,
         })
     }
 
@@ -144,6 +145,7 @@ impl<'a> Reader<'a> {
             filters: self.filters(&format!("{field}.filters"), &rule.filters, &matches)?,
             backends: self.backends(field, &rule.backend_refs, &matches)?,
             matches,
+            reliability: None,
         })
     }
 
