@@ -46,6 +46,8 @@ pub enum TlsLabel {
     None,
     /// The pod connected to itself.
     Loopback,
+    /// There is no connection.
+    Unconnected,
 }
 
 /// The labels of a flow's series.
@@ -210,6 +212,7 @@ impl TlsLabel {
             Self::SameNode => ("true", Some("same_node")),
             Self::None => ("no_identity", Some("plaintext")),
             Self::Loopback => ("loopback", Some("loopback")),
+            Self::Unconnected => return,
         };
         labels.push(("tls", tls.to_owned()));
         if let Some(reason) = no_tls_reason {

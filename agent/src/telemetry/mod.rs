@@ -32,7 +32,9 @@ use prometheus_client::registry::Registry;
 use weft_core::{Verdict, WorkloadId};
 
 use detection::Detections;
-use exchange::{ExchangeLabels, ExchangeSeries, Exchanges, HttpAuthz, RouteLabels, RouteRef};
+use exchange::{
+    ExchangeLabels, ExchangeSeries, Exchanges, HttpAuthz, HttpErrors, RouteLabels, RouteRef,
+};
 use flow::FlowCounters;
 use process::Process;
 
@@ -121,6 +123,12 @@ impl Telemetry {
     /// where no route was asked about.
     pub fn http_authz(&self, labels: AuthzLabels, route: RouteRef) -> HttpAuthz {
         self.exchanges.authz(labels, route)
+    }
+
+    /// Where it is counted what is answered to a pod's requests in a server's place: to be looked up once for
+    /// a connection, and kept.
+    pub fn http_errors(&self, direction: Direction, pod: &PodLabels) -> HttpErrors {
+        self.exchanges.errors(direction, pod)
     }
 
     /// Counts a connection whose protocol is known now.

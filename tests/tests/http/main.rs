@@ -11,6 +11,7 @@ mod grpc;
 mod identity;
 mod left_alone;
 mod metrics;
+mod outcomes;
 mod policy;
 mod rollout;
 mod routes;

@@ -262,9 +262,13 @@ fn decisions(stage: &Stage) -> Result<()> {
     guard["spec"]["proxyProtocol"] = json!("HTTP/1");
     stage.cluster.apply(&guard)?;
     let target = stage.near.sockets(CLOSED)[0];
-    eventually("the policy to be in effect", || {
-        expect_code(&curl_shop(&stage.client, target, "/", &[])?, 403)
-    })?;
+    // Who has said nothing when that is known is reset, and has asked for nothing.
+    let ask = || {
+        eventually("a request to be denied", || {
+            expect_code(&curl_shop(&stage.client, target, "/", &[])?, 403)
+        })
+    };
+    ask()?;
     let labels = [
         client_id,
         ("pod", stage.near.name()),
@@ -278,7 +282,7 @@ fn decisions(stage: &Stage) -> Result<()> {
     let before = node
         .metrics()?
         .sum("inbound_http_authz_deny_total", &labels);
-    http_load(&stage.client, target, 7, &[])?.expect_all("403")?;
+    (0..7).try_for_each(|_| ask())?;
     let denied = wait_for_metric(node, "inbound_http_authz_deny_total", &labels, before + 7.0)?;
     ensure!(denied - before < 7.5, "{denied} after {before}");
     stage.cluster.remove(&guard)

@@ -1,6 +1,8 @@
 //! Answers to requests that no server answers: refused by policy, impossible to pass on, or not HTTP as
 //! it should be.
 
+use std::error::Error;
+
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 
@@ -52,7 +54,7 @@ impl ExchangeError {
     /// As metrics of exchanges name it.
     pub(super) fn label(&self) -> exchange::ExchangeError {
         match self {
-            Self::Server(_) => exchange::ExchangeError::Io,
+            Self::Server(error) => broken(error),
             Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
             Self::Flow(FlowError::TooManyFlows | FlowError::NoDescriptors) => {
                 exchange::ExchangeError::LoadShed
@@ -98,6 +100,32 @@ impl ExchangeError {
             *response.status_mut() = status;
         }
         response
+    }
+}
+
+/// How an exchange broke: its stream, or its connection.
+pub(super) fn broken(error: &hyper::Error) -> exchange::ExchangeError {
+    if error.is_user() {
+        // The request's body did not come to its end.
+        return exchange::ExchangeError::Cancel;
+    }
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return broken_stream(error);
+        }
+        source = error.source();
+    }
+    exchange::ExchangeError::Io
+}
+
+fn broken_stream(error: &h2::Error) -> exchange::ExchangeError {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => exchange::ExchangeError::Refused,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => exchange::ExchangeError::EnhanceYourCalm,
+        _ if error.is_go_away() => exchange::ExchangeError::GoAway,
+        _ if error.is_reset() => exchange::ExchangeError::Reset,
+        _ => exchange::ExchangeError::Io,
     }
 }
 

@@ -2,10 +2,10 @@
 //! response's body: then its connection is free for the next one, or gone.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::task::AtomicWaker;
@@ -18,6 +18,7 @@ use tokio::time::{Sleep, sleep};
 use super::connection::Http1;
 use super::head;
 use super::serve::Progress;
+use crate::telemetry::exchange::RequestEnd;
 
 /// What a request has behind its head.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(in crate::proxy) struct RequestBody {
     expects: Option<Waiting>,
     /// Others who get it too.
     copies: Vec<mpsc::Sender<Copied>>,
+    /// Told when it has ended.
+    end: Option<Arc<OnceLock<Instant>>>,
 }
 
 /// Where a request's body comes from.
@@ -104,7 +107,16 @@ impl RequestBody {
             source,
             expects: None,
             copies: Vec::new(),
+            end: None,
         }
+    }
+
+    /// When all of it has been read.
+    pub(super) fn end(&mut self) -> RequestEnd {
+        if self.is_end_stream() {
+            return RequestEnd::At(Instant::now());
+        }
+        RequestEnd::Told(Arc::clone(self.end.get_or_insert_default()))
     }
 
     /// The same once more, as it passes by.
@@ -186,6 +198,10 @@ impl Body for RequestBody {
             }
             None => this.copies.retain(|it| it.try_send(Copied::End).is_ok()),
             Some(Err(_)) => this.copies.clear(),
+        }
+        let has_ended = frame.is_none() || this.is_end_stream();
+        if let Some(end) = this.end.take_if(|_| has_ended) {
+            let _ = end.set(Instant::now());
         }
         if this.is_end_stream() {
             // Nobody asks for the end of a body whose length is known.
@@ -315,10 +331,10 @@ impl Body for ResponseBody {
                     this.finish();
                 }
             }
-            Some(Err(_)) => {
+            Some(Err(error)) => {
                 this.connection = None;
                 if let Some(ending) = this.ending.take() {
-                    ending.failed();
+                    ending.failed(error);
                 }
             }
             None => this.finish(),

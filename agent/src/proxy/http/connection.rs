@@ -73,7 +73,7 @@ pub(super) struct Http1 {
     /// Since when nobody uses it.
     pub(super) idle_since: Instant,
     /// What its exchanges are counted in.
-    pub(super) known: Option<Known>,
+    pub(super) known: Known,
 }
 
 /// A connection of HTTP/2.
@@ -84,7 +84,7 @@ pub(super) struct Http2 {
     pub(super) route: Arc<Route>,
     open: Arc<Open>,
     /// What its exchanges are counted in.
-    pub(super) known: Arc<Mutex<Option<Known>>>,
+    pub(super) known: Arc<Mutex<Known>>,
 }
 
 /// An exchange on a connection of HTTP/2.
@@ -187,7 +187,7 @@ impl Http1 {
             route,
             is_reused: false,
             idle_since: Instant::now(),
-            known: None,
+            known: Known::default(),
         })
     }
 

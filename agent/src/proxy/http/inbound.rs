@@ -33,7 +33,7 @@ use crate::proxy::socket;
 use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
 use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
-use crate::telemetry::exchange::{ExchangeLabels, ExchangeSeries, HttpAuthz};
+use crate::telemetry::exchange::{ExchangeLabels, ExchangeSeries, HttpAuthz, HttpErrors};
 use crate::telemetry::{DetectedBy, Direction, TlsLabel};
 
 /// A flow that was admitted, as its exchanges need it.
@@ -59,6 +59,8 @@ struct Facts {
     series: Arc<ExchangeSeries>,
     /// What policy said of the connection holds for its requests.
     authz: Option<HttpAuthz>,
+    /// What is answered here.
+    errors: HttpErrors,
     version: Version,
     route: Arc<Route>,
     http1: Arc<Mutex<Option<Box<Http1>>>>,
@@ -182,26 +184,25 @@ impl Admitted {
             generation: 0,
         });
         let series = self.context.telemetry.exchanges(ExchangeLabels {
-            direction: Direction::Inbound,
-            pod: pod.labels.clone(),
-            authority: None,
-            service: None,
-            destination: None,
             target_port: Some(self.to.port()),
             tls: self.tls,
             client: self.identity.clone(),
-            server: None,
             verdict: self.verdict.clone(),
-            backend: None,
+            ..ExchangeLabels::new(Direction::Inbound, &pod.labels)
         });
         let authz = self.verdict.as_ref().map(|verdict| {
             let (port, client) = (self.to.port(), self.identity.as_ref());
             measure::authz(&self.context, &pod, (port, self.tls), client, verdict)
         });
+        let errors = self
+            .context
+            .telemetry
+            .http_errors(Direction::Inbound, &pod.labels);
         let facts = Arc::new(Facts {
             flow: self,
             series,
             authz,
+            errors,
             version,
             route,
             http1: Arc::default(),
@@ -311,6 +312,7 @@ async fn exchange(facts: Arc<Facts>, request: Request<Incoming>) -> Response<Res
             if let Some(timers) = timers {
                 timers.answer(&error, is_grpc);
             }
+            facts.errors.count(error.label(), error.reason());
             let pod = &facts.flow.pod;
             if let ExchangeError::Flow(error) = &error
                 && let Some(refusal) = error.refusal()
@@ -370,7 +372,7 @@ async fn exchange_http1(
         let driver = Some(connection.into_driver());
         let response = Response::from_parts(parts, incoming);
         let (pod, end) = (&facts.flow.pod, facts.end.clone());
-        return Ok(upgrade::switch(pod, upgrading, response, driver, end));
+        return Ok(upgrade::switch(pod, upgrading, response, driver, None, end));
     }
     head::check_response(&mut parts.headers)?;
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);

@@ -1,11 +1,13 @@
 //! What exchanges are counted in. Series are looked up when something about them is new, and kept with the
 //! connection that they belong to: an exchange like the one before costs no look-up.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderMap, StatusCode};
 use weft_core::route::{Matched, RouteTable};
-use weft_core::{Identity, Verdict};
+use weft_core::{Identity, Verdict, WorkloadId};
 
 use super::answer::{self, GRPC_STATUS};
 use super::connection::Route;
@@ -15,7 +17,8 @@ use crate::proxy::Context;
 use crate::proxy::record::PathLabel;
 use crate::telemetry::exchange::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeError, ExchangeLabels,
-    ExchangeSeries, ExchangeTimer, GrpcStatus, HttpAuthz, PortRef, RouteLabels, RouteRef,
+    ExchangeSeries, ExchangeTimer, GrpcStatus, HttpAuthz, PortRef, RequestEnd, RouteLabels,
+    RouteRef,
 };
 use crate::telemetry::{AuthzLabels, Direction, TlsLabel};
 
@@ -31,55 +34,64 @@ pub(super) struct Kind<'a> {
     pub(super) backend: Option<&'a Arc<ServicePortEntry>>,
     /// A call of gRPC.
     pub(super) is_grpc: bool,
+    /// Set when a try of it is counted.
+    pub(super) is_counted: &'a AtomicBool,
 }
 
-/// Series that were looked up, and what for.
-#[derive(Debug)]
+/// Series that were looked up for a connection.
+#[derive(Debug, Default)]
 pub(super) struct Known {
+    /// Of its exchanges by kind, the last one first.
+    kinds: Vec<KnownKind>,
+    /// Of the pod at its end, if that is on this node.
+    local: Option<Local>,
+}
+
+/// A series, and what for.
+#[derive(Debug)]
+struct KnownKind {
     parent: Option<Arc<ServicePortEntry>>,
     table: Option<Arc<RouteTable>>,
     ordinal: Option<usize>,
     backend: Option<Arc<ServicePortEntry>>,
     is_grpc: bool,
-    series: Series,
+    series: Arc<ExchangeSeries>,
 }
 
-/// Where an exchange counts.
-#[derive(Debug, Default)]
-struct Series {
-    /// Of one on one node, for both of its pods.
-    exchanges: [Option<Arc<ExchangeSeries>>; 2],
-    /// What the policy of the server's pod said, of one on one node.
+/// What exchanges with a pod of this node are counted in as its own.
+#[derive(Debug)]
+struct Local {
+    series: Arc<ExchangeSeries>,
+    /// What its policy said.
     authz: Option<HttpAuthz>,
 }
 
 /// An exchange that is being measured, wherever it counts.
 #[derive(Debug, Default)]
-pub(super) struct Timers([Option<ExchangeTimer>; 3]);
+pub(super) struct Timers {
+    /// With an endpoint; of one on one node, for both of its pods.
+    tries: [Option<ExchangeTimer>; 2],
+    /// On its route.
+    route: Option<ExchangeTimer>,
+}
 
 impl Kind<'_> {
     /// The series of the rule, as the client sees it.
-    pub(super) fn of_rule(
-        &self,
-        context: &Context,
-        pod: &LocalPod,
-        known: &mut Option<Known>,
-    ) -> Timers {
+    pub(super) fn of_rule(&self, context: &Context, pod: &LocalPod, known: &mut Known) -> Timers {
         let Some(parent) = self.parent else {
             return Timers::default();
         };
-        let look_up = || {
-            let labels = RouteLabels {
+        let series = known.find(self, || {
+            context.telemetry.route(RouteLabels {
                 pod: pod.labels.clone(),
                 parent: port_ref(parent),
                 route: self.route(),
-            };
-            Series {
-                exchanges: [Some(context.telemetry.route(labels)), None],
-                authz: None,
-            }
-        };
-        Timers::begin(self.known(known, look_up))
+            })
+        });
+        Timers {
+            tries: [None, None],
+            route: Some(series.begin()),
+        }
     }
 
     /// The series of an exchange on a connection.
@@ -88,80 +100,45 @@ impl Kind<'_> {
         context: &Context,
         pod: &LocalPod,
         to: &Route,
-        known: &mut Option<Known>,
+        known: &mut Known,
     ) -> Timers {
-        let look_up = || {
-            let outbound = ExchangeLabels {
-                direction: Direction::Outbound,
-                pod: pod.labels.clone(),
-                authority: self.parent.map(|it| AuthorityLabel {
-                    service: it.service.clone(),
-                    port: it.port,
-                }),
-                service: self.parent.map(|it| it.service.clone()),
-                destination: to.destination.clone().map(|id| DestinationLabels {
-                    owner: context.store.workload(&id).and_then(|it| it.owner.clone()),
-                    id,
-                }),
-                target_port: None,
-                tls: tls(to.path),
-                client: None,
-                server: to.identity.clone(),
-                verdict: None,
-                backend: self
-                    .parent
-                    .zip(self.backend)
-                    .map(|(parent, backend)| BackendLabels {
-                        parent: port_ref(parent),
-                        route: self.route(),
-                        backend: port_ref(backend),
-                    }),
-            };
-            let inbound = to.local.as_ref().map(|local| ExchangeLabels {
-                direction: Direction::Inbound,
-                pod: local.labels.clone(),
-                authority: None,
-                service: None,
-                destination: None,
-                target_port: Some(to.endpoint.port()),
-                tls: TlsLabel::SameNode,
-                client: Some(pod.identity.clone()),
-                server: None,
-                verdict: to.verdict.clone(),
-                backend: None,
-            });
-            let authz = to.local.as_ref().zip(to.verdict.as_ref());
-            let authz = authz.map(|(local, verdict)| {
-                let at = (to.endpoint.port(), TlsLabel::SameNode);
-                self::authz(context, local, at, Some(&pod.identity), verdict)
-            });
-            let telemetry = &context.telemetry;
-            Series {
-                exchanges: [
-                    Some(telemetry.exchanges(outbound)),
-                    inbound.map(|it| telemetry.exchanges(it)),
-                ],
-                authz,
+        self.is_counted.store(true, Ordering::Relaxed);
+        let outbound = known.find(self, || {
+            let labels = self.labels(context, pod, to);
+            context.telemetry.exchanges(labels)
+        });
+        let outbound = outbound.begin();
+        let inbound = to.local.as_ref().map(|server| {
+            let look_up = || Local::new(context, pod, server, to);
+            let local = known.local.get_or_insert_with(look_up);
+            if let Some(authz) = &local.authz {
+                authz.count();
             }
-        };
-        Timers::begin(self.known(known, look_up))
+            local.series.begin()
+        });
+        Timers {
+            tries: [Some(outbound), inbound],
+            route: None,
+        }
     }
 
-    fn known<'k>(
-        &self,
-        known: &'k mut Option<Known>,
-        look_up: impl FnOnce() -> Series,
-    ) -> &'k Series {
-        let again = known.take().filter(|it| it.is_of(self));
-        let known = known.insert(again.unwrap_or_else(|| Known {
-            parent: self.parent.cloned(),
-            table: self.table.cloned(),
-            ordinal: self.matched.map(|it| it.ordinal),
-            backend: self.backend.cloned(),
-            is_grpc: self.is_grpc,
-            series: look_up(),
-        }));
-        &known.series
+    fn labels(&self, context: &Context, pod: &LocalPod, to: &Route) -> ExchangeLabels {
+        ExchangeLabels {
+            authority: self.parent.map(|it| authority(it)),
+            service: self.parent.map(|it| it.service.clone()),
+            destination: to.destination.clone().map(|id| destination(context, id)),
+            tls: tls(to.path),
+            server: to.identity.clone(),
+            backend: self
+                .parent
+                .zip(self.backend)
+                .map(|(parent, backend)| BackendLabels {
+                    parent: port_ref(parent),
+                    route: self.route(),
+                    backend: port_ref(backend),
+                }),
+            ..ExchangeLabels::new(Direction::Outbound, &pod.labels)
+        }
     }
 
     fn route(&self) -> RouteRef {
@@ -178,6 +155,32 @@ impl Kind<'_> {
 }
 
 impl Known {
+    /// The series of a kind of exchanges; looked up if it is none of the last ones.
+    fn find(
+        &mut self,
+        kind: &Kind<'_>,
+        look_up: impl FnOnce() -> Arc<ExchangeSeries>,
+    ) -> &Arc<ExchangeSeries> {
+        match self.kinds.iter().position(|it| it.is_of(kind)) {
+            Some(at) => self.kinds[..=at].rotate_right(1),
+            None => {
+                self.kinds.truncate(MOST_KINDS - 1);
+                let new = KnownKind {
+                    parent: kind.parent.cloned(),
+                    table: kind.table.cloned(),
+                    ordinal: kind.matched.map(|it| it.ordinal),
+                    backend: kind.backend.cloned(),
+                    is_grpc: kind.is_grpc,
+                    series: look_up(),
+                };
+                self.kinds.insert(0, new);
+            }
+        }
+        &self.kinds[0].series
+    }
+}
+
+impl KnownKind {
     fn is_of(&self, kind: &Kind<'_>) -> bool {
         is_same(self.parent.as_ref(), kind.parent)
             && is_same(self.table.as_ref(), kind.table)
@@ -187,66 +190,119 @@ impl Known {
     }
 }
 
-impl Timers {
-    fn begin(series: &Series) -> Self {
-        let [one, other] = &series.exchanges;
-        if let Some(authz) = &series.authz {
-            authz.count();
+impl Local {
+    fn new(context: &Context, client: &LocalPod, server: &LocalPod, to: &Route) -> Self {
+        let at = (to.endpoint.port(), TlsLabel::SameNode);
+        let client = Some(&client.identity);
+        let labels = ExchangeLabels {
+            target_port: Some(to.endpoint.port()),
+            tls: TlsLabel::SameNode,
+            client: client.cloned(),
+            verdict: to.verdict.clone(),
+            ..ExchangeLabels::new(Direction::Inbound, &server.labels)
+        };
+        Self {
+            series: context.telemetry.exchanges(labels),
+            authz: to
+                .verdict
+                .as_ref()
+                .map(|verdict| authz(context, server, at, client, verdict)),
         }
-        Self([
-            one.as_ref().map(ExchangeSeries::begin),
-            other.as_ref().map(ExchangeSeries::begin),
-            None,
-        ])
     }
+}
 
+impl Timers {
     /// Of an exchange that counts in one place.
     pub(super) fn one(series: &Arc<ExchangeSeries>) -> Self {
-        Self([Some(series.begin()), None, None])
+        Self {
+            tries: [Some(series.begin()), None],
+            route: None,
+        }
     }
 
     /// Those of a try, with that of its route.
-    pub(super) fn and(mut self, mut route: Self) -> Self {
-        let [_, _, last] = &mut self.0;
-        *last = route.0[0].take();
+    pub(super) fn and(mut self, route: Self) -> Self {
+        self.route = route.route;
         self
+    }
+
+    /// When the request has been sent to its end.
+    pub(super) fn request_ended(&mut self, end: &RequestEnd) {
+        for timer in self.all() {
+            timer.request_ended(end.clone());
+        }
     }
 
     /// The response's head has come.
     pub(super) fn respond(&mut self, status: StatusCode, headers: &HeaderMap) {
         let grpc = grpc_status(headers);
-        for timer in self.0.iter_mut().flatten() {
+        for timer in self.all() {
             timer.respond(status, grpc);
         }
     }
 
     /// The first part of its body has come.
     pub(super) fn first_byte(&mut self) {
-        for timer in self.0.iter_mut().flatten() {
+        for timer in self.all() {
             timer.first_byte();
         }
     }
 
     /// It has ended.
     pub(super) fn end(self, in_trailers: Option<GrpcStatus>) {
-        for timer in self.0.into_iter().flatten() {
+        for timer in self.into_all() {
             timer.end(Ok(in_trailers));
         }
     }
 
     /// It has failed.
     pub(super) fn fail(self, error: ExchangeError) {
-        for timer in self.0.into_iter().flatten() {
+        for timer in self.into_all() {
             timer.end(Err(error));
         }
     }
 
     /// It was answered here.
-    pub(super) fn answer(mut self, error: &answer::ExchangeError, is_grpc: bool) {
+    pub(super) fn answer(self, error: &answer::ExchangeError, is_grpc: bool) {
+        let why = error.label();
+        if why == ExchangeError::Cancel {
+            // Whether the client still hears of it is chance.
+            return self.fail(why);
+        }
         let answer = error.answer(is_grpc);
-        self.respond(answer.status(), answer.headers());
-        self.fail(error.label());
+        let grpc = grpc_status(answer.headers());
+        for timer in self.into_all() {
+            timer.answer(answer.status(), grpc, why);
+        }
     }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut ExchangeTimer> {
+        self.tries.iter_mut().chain([&mut self.route]).flatten()
+    }
+
+    fn into_all(self) -> impl Iterator<Item = ExchangeTimer> {
+        self.tries.into_iter().chain([self.route]).flatten()
+    }
+}
+
+/// The series of exchanges of a client's connection that no endpoint is found for, or that need none.
+pub(super) fn without_endpoint(
+    context: &Context,
+    pod: &LocalPod,
+    parent: Option<&Arc<ServicePortEntry>>,
+    original: SocketAddr,
+) -> Arc<ExchangeSeries> {
+    let id = match parent {
+        Some(_) => None,
+        None => context.store.workload_at(original.ip()),
+    };
+    context.telemetry.exchanges(ExchangeLabels {
+        authority: parent.map(|it| authority(it)),
+        service: parent.map(|it| it.service.clone()),
+        destination: id.map(|it| destination(context, it.id.clone())),
+        tls: TlsLabel::Unconnected,
+        ..ExchangeLabels::new(Direction::Outbound, &pod.labels)
+    })
 }
 
 /// Where it is counted what policy said about requests of a client to a port of a pod.
@@ -276,6 +332,20 @@ fn is_same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
     }
 }
 
+fn authority(port: &ServicePortEntry) -> AuthorityLabel {
+    AuthorityLabel {
+        service: port.service.clone(),
+        port: port.port,
+    }
+}
+
+fn destination(context: &Context, id: WorkloadId) -> DestinationLabels {
+    DestinationLabels {
+        owner: context.store.workload(&id).and_then(|it| it.owner.clone()),
+        id,
+    }
+}
+
 fn port_ref(port: &ServicePortEntry) -> PortRef {
     PortRef::service(port.service.clone(), port.port)
 }
@@ -288,3 +358,7 @@ fn tls(path: PathLabel) -> TlsLabel {
         PathLabel::Plaintext | PathLabel::Unknown => TlsLabel::None,
     }
 }
+
+/// Kinds of exchanges that a connection remembers the series of: a client that alternates between more of them
+/// looks them up again.
+const MOST_KINDS: usize = 8;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::ResponseBody;
 use super::head::{Purpose, strip_hop};
 use super::serve::Switched;
+use crate::balance::InFlight;
 use crate::node::LocalPod;
 
 /// The server's side of an upgrade.
@@ -22,20 +23,28 @@ struct Server {
     /// The connection, once it was told.
     connection: OnUpgrade,
     driver: Option<BoxFuture<'static, ()>>,
+    /// The endpoint has to do with it.
+    in_flight: Option<InFlight>,
 }
 
 /// Joins the client's connection with that of the server that has accepted by `response`, until both have
 /// closed or `end` is cancelled. `driver` moves the server's bytes until then, and watches over them
-/// afterwards; if nobody else does. Yields the answer for the client.
+/// afterwards; if nobody else does. The endpoint has to do with it for as long. Yields the answer for the client.
 pub(super) fn switch(
     pod: &Arc<LocalPod>,
     client: OnUpgrade,
     mut response: Response<Incoming>,
     driver: Option<BoxFuture<'static, ()>>,
+    in_flight: Option<InFlight>,
     end: CancellationToken,
 ) -> Response<ResponseBody> {
     let connection = hyper::upgrade::on(&mut response);
-    join(pod, client, Server { connection, driver }, end);
+    let server = Server {
+        connection,
+        driver,
+        in_flight,
+    };
+    join(pod, client, server, end);
     let (mut parts, _) = response.into_parts();
     parts.extensions.insert(Switched);
     strip_hop(&mut parts.headers, Purpose::Upgrade);
@@ -55,7 +64,11 @@ fn join(pod: &Arc<LocalPod>, client: OnUpgrade, server: Server, end: Cancellatio
 }
 
 async fn joined(client: OnUpgrade, server: Server) {
-    let Server { connection, driver } = server;
+    let Server {
+        connection,
+        driver,
+        in_flight: _in_flight,
+    } = server;
     let copying = pin!(async {
         let (client, server) = futures::try_join!(client, connection)?;
         let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));

@@ -181,6 +181,23 @@ impl RouteRef {
 }
 
 impl ExchangeLabels {
+    /// Those of a pod, without any others.
+    pub fn new(direction: Direction, pod: &PodLabels) -> Self {
+        Self {
+            direction,
+            pod: pod.clone(),
+            authority: None,
+            service: None,
+            destination: None,
+            target_port: None,
+            tls: TlsLabel::None,
+            client: None,
+            server: None,
+            verdict: None,
+            backend: None,
+        }
+    }
+
     pub(super) fn render(&self) -> Rendered {
         let mut labels = vec![("direction", self.direction.as_str().to_owned())];
         if let Some(authority) = &self.authority {

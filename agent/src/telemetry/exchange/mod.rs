@@ -8,6 +8,7 @@
 mod authz;
 mod chain;
 mod counters;
+mod errors;
 mod labels;
 mod outcome;
 mod timer;
@@ -16,12 +17,13 @@ mod timer;
 mod tests;
 
 pub use authz::HttpAuthz;
+pub use errors::HttpErrors;
 pub use labels::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeLabels, PortRef, RouteLabels,
     RouteRef,
 };
 pub use outcome::{ExchangeError, GrpcStatus};
-pub use timer::ExchangeTimer;
+pub use timer::{ExchangeTimer, RequestEnd};
 
 pub(crate) use labels::balancer_labels;
 
@@ -37,6 +39,7 @@ use super::labels::{AuthzLabels, Direction, PodLabels, Rendered, TlsLabel};
 use super::samples::{Kind, Samples, Source};
 use authz::{DecisionKey, Decisions};
 use counters::{BACKEND, ExchangeCounters, ROUTE, RouteCounters};
+use errors::ErrorCounters;
 use outcome::{Outcome, Status};
 
 /// What exchanges of one kind are counted in.
@@ -59,6 +62,8 @@ pub(super) struct Exchanges {
 struct PodSeries {
     labels: PodLabels,
     maps: RwLock<Maps>,
+    /// By direction.
+    errors: [ErrorCounters; 2],
     overflowed: AtomicU64,
 }
 
@@ -164,6 +169,10 @@ impl Exchanges {
         HttpAuthz::new(self.pod(&labels.pod), labels, route)
     }
 
+    pub(super) fn errors(&self, direction: Direction, pod: &PodLabels) -> HttpErrors {
+        HttpErrors::new(self.pod(pod), direction)
+    }
+
     pub(super) fn forget_pod(&self, pod: &WorkloadId) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.remove(pod);
@@ -209,6 +218,7 @@ impl Exchanges {
             Arc::new(PodSeries {
                 labels: labels.clone(),
                 maps: RwLock::default(),
+                errors: Default::default(),
                 overflowed: AtomicU64::new(0),
             })
         });
@@ -346,6 +356,9 @@ impl PodSeries {
         }
         for (key, series) in &maps.decisions {
             series.counters.collect(key, &self.labels, samples);
+        }
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            self.errors[direction as usize].collect(direction, &self.labels, samples);
         }
         let overflowed = self.overflowed.load(Ordering::Relaxed);
         if overflowed > 0 {

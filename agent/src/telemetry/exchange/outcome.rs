@@ -114,6 +114,20 @@ impl ExchangeError {
             Self::Unknown => "UNKNOWN",
         }
     }
+
+    /// The kind of error that it is for Linkerd's metrics of errors.
+    pub(super) fn as_kind(self) -> &'static str {
+        match self {
+            Self::FailFast => "failfast",
+            Self::LoadShed => "loadshed",
+            Self::RequestTimeout
+            | Self::ResponseHeadersTimeout
+            | Self::ResponseStreamTimeout
+            | Self::IdleTimeout => "response timeout",
+            Self::Refused | Self::EnhanceYourCalm | Self::Reset | Self::GoAway | Self::Io => "i/o",
+            Self::Cancel | Self::Unknown => "unexpected",
+        }
+    }
 }
 
 impl From<StatusCode> for Status {
@@ -173,6 +187,12 @@ impl Outcome {
                 error: Some(error),
             },
         }
+    }
+
+    /// The same, and why it was not the server's, or not all of it.
+    pub(super) fn because(mut self, error: ExchangeError) -> Self {
+        self.class.error = Some(error);
+        self
     }
 
     /// The labels of a route's statuses.

@@ -232,7 +232,7 @@ fn a_backend_is_timed_from_the_end_of_the_request() {
     let began = Instant::now();
     let at = |ms| began + Duration::from_millis(ms);
     let mut timer = ExchangeTimer::begin_at(series, began);
-    timer.request_ended(at(700));
+    timer.request_ended(RequestEnd::At(at(700)));
     timer.respond(StatusCode::OK, None);
     timer.end_at(Ok(None), at(1000));
     let text = telemetry.encode();
@@ -295,24 +295,85 @@ fn what_is_dropped_counts_by_what_is_known() {
     timer.respond(StatusCode::OK, GrpcStatus::parse(b"13"));
     drop(timer);
     let text = telemetry.encode();
-    let lines = |name: &str| text.lines().filter(|it| it.starts_with(name)).count();
-    assert_eq!(lines("response_total{"), 2);
-    assert!(
-        text.contains("status_code=\"200\",classification=\"success\"} 1"),
-        "{text}"
+    let labels = format!(
+        "direction=\"outbound\",{POD},dst_namespace=\"shop\",dst_service=\"api\",\
+         dst_statefulset=\"api\",dst_pod=\"api-0\",tls=\"true\""
     );
-    assert!(
-        text.contains("classification=\"failure\",grpc_status=\"13\"} 1"),
-        "{text}"
-    );
-    assert!(
-        text.contains("http_status=\"200\",error=\"CANCEL\"} 2"),
-        "{text}"
-    );
-    assert!(
-        text.contains("backend_section_name=\"\",error=\"CANCEL\"} 1"),
-        "{text}"
-    );
+    has(&text, &format!("request_total{{{labels}}} 3"));
+    for ended in [
+        "classification=\"failure\",error=\"CANCEL\"",
+        "status_code=\"200\",classification=\"success\",error=\"CANCEL\"",
+        "status_code=\"200\",classification=\"failure\",grpc_status=\"13\",error=\"CANCEL\"",
+    ] {
+        has(&text, &format!("response_total{{{labels},{ended}}} 1"));
+    }
+    let of_backend = [
+        ("http_status=\"200\",error=\"CANCEL\"", 2),
+        ("backend_section_name=\"\",error=\"CANCEL\"", 1),
+    ];
+    for (ended, count) in of_backend {
+        assert!(text.contains(&format!("{ended}}} {count}")), "{text}");
+    }
+}
+
+#[test]
+fn what_is_answered_here_counts_by_its_status_and_says_why() {
+    let telemetry = Telemetry::new();
+    let series = telemetry.exchanges(inbound("shop/web-0"));
+    let errors = telemetry.http_errors(Direction::Inbound, &pod("shop/web-0"));
+    for (status, grpc, why, reason) in [
+        (400, None, ExchangeError::Unknown, "bad_request"),
+        (502, None, ExchangeError::Io, "server_failed"),
+        (200, Some("7"), ExchangeError::Unknown, "denied"),
+        (200, Some("14"), ExchangeError::FailFast, "no_endpoint"),
+    ] {
+        let grpc = grpc.and_then(|it: &str| GrpcStatus::parse(it.as_bytes()));
+        let status = StatusCode::from_u16(status).expect("valid");
+        series.begin().answer(status, grpc, why);
+        errors.count(why, reason);
+    }
+    let text = telemetry.encode();
+    has(&text, &format!("request_total{{{INBOUND}}} 4"));
+    for class in [
+        "status_code=\"400\",classification=\"success\",error=\"UNKNOWN\"",
+        "status_code=\"502\",classification=\"failure\",error=\"IO\"",
+        "status_code=\"200\",classification=\"success\",grpc_status=\"7\",error=\"UNKNOWN\"",
+        "status_code=\"200\",classification=\"failure\",grpc_status=\"14\",error=\"FAIL_FAST\"",
+    ] {
+        has(&text, &format!("response_total{{{INBOUND},{class}}} 1"));
+    }
+    for (error, reason) in [
+        ("unexpected", "bad_request"),
+        ("i/o", "server_failed"),
+        ("unexpected", "denied"),
+        ("failfast", "no_endpoint"),
+    ] {
+        has(
+            &text,
+            &format!("inbound_http_errors_total{{{POD},error=\"{error}\",reason=\"{reason}\"}} 1"),
+        );
+    }
+}
+
+#[test]
+fn a_response_that_ends_before_its_request_took_the_backend_no_time() {
+    let telemetry = Telemetry::new();
+    let series = telemetry.exchanges(outbound("shop/web-0", "shop/api-0"));
+    let told = Arc::new(std::sync::OnceLock::new());
+    let began = Instant::now();
+    for end in [None, Some(100)] {
+        if let Some(end) = end {
+            told.set(began + Duration::from_millis(end)).expect("once");
+        }
+        let mut timer = ExchangeTimer::begin_at(Arc::clone(&series), began);
+        timer.request_ended(RequestEnd::Told(Arc::clone(&told)));
+        timer.respond(StatusCode::OK, None);
+        timer.end_at(Ok(None), began + Duration::from_millis(500));
+    }
+    let text = telemetry.encode();
+    let sum = "outbound_http_route_backend_response_duration_seconds_sum";
+    let sum = text.lines().find(|it| it.starts_with(sum));
+    assert!(sum.is_some_and(|it| it.ends_with(" 0.4")), "{sum:?}");
 }
 
 #[test]

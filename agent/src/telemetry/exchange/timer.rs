@@ -1,7 +1,7 @@
 //! The measuring of one exchange.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
@@ -10,18 +10,37 @@ use super::outcome::{ExchangeError, GrpcStatus, Outcome, Status};
 
 /// An exchange that has begun. Nothing of it takes a lock.
 ///
-/// A response that is dropped before its end counts by its status, as with Linkerd, and for routes as
-/// cancelled; an exchange dropped before there is a response is no response at all, and for routes
-/// cancelled too.
+/// What is dropped before its end was given up, and says so: after the response's head it counts by its
+/// status, as with Linkerd; before, it is a failure without a status.
 #[derive(Debug)]
 pub struct ExchangeTimer {
     series: Arc<ExchangeSeries>,
     began: Instant,
-    request_ended: Option<Instant>,
+    request_ended: Option<RequestEnd>,
     status: Option<Status>,
     in_headers: Option<GrpcStatus>,
     has_latency: bool,
     has_ended: bool,
+}
+
+/// When the last of a request was sent.
+#[derive(Clone, Debug)]
+pub enum RequestEnd {
+    /// Then: there is nothing behind its head, for one.
+    At(Instant),
+    /// Said by whoever reads its body.
+    Told(Arc<OnceLock<Instant>>),
+}
+
+impl RequestEnd {
+    /// How long ago; nothing if it is still on its way.
+    fn elapsed_at(&self, now: Instant) -> Duration {
+        let at = match self {
+            Self::At(at) => Some(at),
+            Self::Told(at) => at.get(),
+        };
+        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(*at))
+    }
 }
 
 impl ExchangeTimer {
@@ -38,10 +57,10 @@ impl ExchangeTimer {
         }
     }
 
-    /// The request was sent to its end, then. What a backend's response takes is counted from here;
-    /// if this is never said, from the beginning.
-    pub fn request_ended(&mut self, at: Instant) {
-        self.request_ended = Some(at);
+    /// When the request was sent to its end. What a backend's response takes is counted from there, as with
+    /// Linkerd; if this is never said, from the beginning.
+    pub fn request_ended(&mut self, end: RequestEnd) {
+        self.request_ended = Some(end);
     }
 
     /// The response's head has come, and the `grpc-status` that was in it.
@@ -62,6 +81,21 @@ impl ExchangeTimer {
     /// exchange failed.
     pub fn end(mut self, ended: Result<Option<GrpcStatus>, ExchangeError>) {
         self.end_at(ended, Instant::now());
+    }
+
+    /// It was answered here, and why. It counts as if a server had answered so.
+    pub fn answer(
+        mut self,
+        status: StatusCode,
+        in_headers: Option<GrpcStatus>,
+        why: ExchangeError,
+    ) {
+        self.respond(status, in_headers);
+        let now = Instant::now();
+        self.first_byte_at(now);
+        self.has_ended = true;
+        let outcome = Outcome::of_response(status.into(), in_headers, None).because(why);
+        self.end_both(outcome, now);
     }
 
     pub(super) fn first_byte_at(&mut self, now: Instant) {
@@ -88,23 +122,26 @@ impl ExchangeTimer {
             (Ok(_), None) => Outcome::of_error(None, ExchangeError::Unknown),
             (Err(error), status) => Outcome::of_error(status, error),
         };
-        self.series.end_exchange(outcome);
-        self.end_route(outcome, now);
+        self.end_both(outcome, now);
     }
 
     fn drop_at(&mut self, now: Instant) {
         self.first_byte_at(now);
-        if let Some(status) = self.status {
-            let outcome = Outcome::of_response(status, self.in_headers, None);
-            self.series.end_exchange(outcome);
-        }
-        let cancelled = Outcome::of_error(self.status, ExchangeError::Cancel);
-        self.end_route(cancelled, now);
+        let given_up = ExchangeError::Cancel;
+        let outcome = match self.status {
+            Some(status) => Outcome::of_response(status, self.in_headers, None).because(given_up),
+            None => Outcome::of_error(None, given_up),
+        };
+        self.end_both(outcome, now);
     }
 
-    fn end_route(&self, outcome: Outcome, now: Instant) {
+    fn end_both(&self, outcome: Outcome, now: Instant) {
+        self.series.end_exchange(outcome);
         let whole = now.saturating_duration_since(self.began);
-        let since_request = now.saturating_duration_since(self.request_ended.unwrap_or(self.began));
+        let since_request = self
+            .request_ended
+            .as_ref()
+            .map_or(whole, |it| it.elapsed_at(now));
         self.series.end_route(outcome, whole, since_request);
     }
 }

@@ -3,9 +3,10 @@
 use http::{HeaderMap, response};
 
 use crate::balance::InFlight;
+use crate::proxy::http::answer;
 use crate::proxy::http::connection::OpenStream;
 use crate::proxy::http::measure::{Timers, grpc_status};
-use crate::telemetry::exchange::{self, GrpcStatus};
+use crate::telemetry::exchange::GrpcStatus;
 
 /// What is to be done when a response has ended.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Ending {
     }
 
     /// The server failed in the middle of it.
-    pub(in crate::proxy::http) fn failed(self) {
-        self.timers.fail(exchange::ExchangeError::Io);
+    pub(in crate::proxy::http) fn failed(self, error: &hyper::Error) {
+        self.timers.fail(answer::broken(error));
     }
 }

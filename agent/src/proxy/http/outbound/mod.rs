@@ -9,7 +9,8 @@ mod upstream;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hyper::body::Incoming;
 use hyper::{Request, Response};
@@ -23,7 +24,7 @@ use self::upstream::{Upstream, start};
 use super::Version;
 use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
-use super::measure::{Kind, Known, Timers};
+use super::measure::{Kind, Known, Timers, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
 use super::{head, serve, upgrade};
@@ -35,6 +36,8 @@ use crate::proxy::error::FlowError;
 use crate::proxy::outbound::{self, Connected};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::FlowSocket;
+use crate::telemetry::Direction;
+use crate::telemetry::exchange::{ExchangeSeries, HttpErrors};
 
 /// A client's connection, as its exchanges need it.
 #[derive(Clone)]
@@ -52,7 +55,11 @@ struct Facts {
     /// Of trust roots and certificates, when it connected.
     generation: u64,
     /// What its exchanges are counted in, rule by rule.
-    known: Mutex<Option<Known>>,
+    known: Mutex<Known>,
+    /// The same of those that no endpoint is found for, once there was one.
+    without_endpoint: OnceLock<Arc<ExchangeSeries>>,
+    /// What is answered here.
+    errors: HttpErrors,
     /// Ends what its connection was upgraded to.
     end: tokio_util::sync::CancellationToken,
 }
@@ -85,6 +92,10 @@ impl Client {
             target,
             generation,
             known: Mutex::default(),
+            without_endpoint: OnceLock::new(),
+            errors: context
+                .telemetry
+                .http_errors(Direction::Outbound, &pod.labels),
             end: pod.end_flows.child_token(),
         }))
     }
@@ -128,16 +139,45 @@ impl Client {
     }
 }
 
+/// An exchange that is to be counted, if no try of it was.
+struct Whole<'a> {
+    client: &'a Facts,
+    is_counted: AtomicBool,
+}
+
+impl Whole<'_> {
+    /// Counts it, if it was not; without an endpoint.
+    fn count(&self) -> Timers {
+        if self.is_counted.swap(true, Ordering::Relaxed) {
+            return Timers::default();
+        }
+        Timers::one(self.client.without_endpoint())
+    }
+}
+
+impl Drop for Whole<'_> {
+    /// The client gave it up before it came to an endpoint.
+    fn drop(&mut self) {
+        drop(self.count());
+    }
+}
+
 /// One exchange.
 async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<ResponseBody> {
     let is_grpc = head::is_grpc(request.headers());
+    let whole = Whole {
+        client: &client,
+        is_counted: AtomicBool::new(false),
+    };
     let mut timers = None;
-    match try_exchange(&client, request, is_grpc, &mut timers).await {
+    match try_exchange(&client, request, (is_grpc, &whole), &mut timers).await {
         Ok(response) => response,
         Err(error) => {
+            whole.count().answer(&error, is_grpc);
             if let Some(timers) = timers {
                 timers.answer(&error, is_grpc);
             }
+            client.errors.count(error.label(), error.reason());
             tracing::debug!(pod = %client.pod.id, %error, "an exchange failed");
             error.answer(is_grpc)
         }
@@ -147,7 +187,7 @@ async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<Re
 async fn try_exchange(
     client: &Arc<Facts>,
     request: Request<Incoming>,
-    is_grpc: bool,
+    (is_grpc, whole): (bool, &Whole<'_>),
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
@@ -163,13 +203,15 @@ async fn try_exchange(
         matched: None,
         backend: None,
         is_grpc,
+        is_counted: &whole.is_counted,
     };
     let way = lead(client, table.as_deref(), &mut parts, &mut kind.matched);
     *timers = Some(kind.of_rule(&client.context, &client.pod, &mut client.known()));
     let led = match way? {
         Way::To(led) => led,
         Way::Answered(parts) => {
-            Ending::measured(timers.take(), &parts).ended();
+            let timers = timers.take().map(|it| whole.count().and(it));
+            Ending::measured(timers, &parts).ended();
             return Ok(Response::from_parts(parts, ResponseBody::empty()));
         }
     };
@@ -195,12 +237,12 @@ async fn try_exchange(
         response,
         timers: of_try,
     } = sending.await?;
-    let timers = timers.take().map(|it| of_try.and(it));
+    *timers = timers.take().map(|it| of_try.and(it));
     let (mut parts, incoming) = response.into_parts();
     if let Some(upgrading) = upgrading
         && head::is_upgraded(&method, parts.status)
     {
-        Ending::measured(timers, &parts).ended();
+        Ending::measured(timers.take(), &parts).ended();
         let driver = match upstream {
             Upstream::Http1(http1) => Some(http1.into_driver()),
             Upstream::Http2 { .. } => None,
@@ -212,6 +254,7 @@ async fn try_exchange(
             upgrading,
             response,
             driver,
+            in_flight,
             end,
         ));
     }
@@ -220,7 +263,7 @@ async fn try_exchange(
         parts.version = http::Version::HTTP_11;
     }
     head::check_response(&mut parts.headers)?;
-    let mut ending = Ending::measured(timers, &parts);
+    let mut ending = Ending::measured(timers.take(), &parts);
     ending._in_flight = in_flight;
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
     for filters in led.filters {
@@ -248,8 +291,15 @@ fn home(client: &Facts) -> Home {
 }
 
 impl Facts {
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn without_endpoint(&self) -> &Arc<ExchangeSeries> {
+        self.without_endpoint.get_or_init(|| {
+            let parent = self.target.port();
+            without_endpoint(&self.context, &self.pod, parent, self.original)
+        })
     }
 }
 

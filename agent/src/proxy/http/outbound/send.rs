@@ -19,7 +19,6 @@ use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::{Version, head};
 use crate::proxy::outbound;
 use crate::proxy::record::PathLabel;
-use crate::telemetry::exchange;
 
 /// A try that failed. The request is there if nothing of it has left.
 struct Failed {
@@ -27,6 +26,8 @@ struct Failed {
     request: Option<Request<RequestBody>>,
     /// It was tried on a connection that had been used before.
     was_reused: bool,
+    /// What it was counted in, if a connection was there.
+    timers: Timers,
 }
 
 /// Sends the request to one endpoint after the other, as long as nothing of it has left.
@@ -104,15 +105,23 @@ async fn send_until_fresh(
     mut request: Request<RequestBody>,
 ) -> Result<Sent, Failed> {
     let mut tries = 0;
+    let mut counted = None;
     loop {
         tries += 1;
-        match send_to(client, endpoint, request).await {
+        match send_to(client, endpoint, request, counted).await {
+            // No more than one exchange: the server has not seen it.
             Err(Failed {
                 request: Some(back),
                 was_reused: true,
+                timers,
                 ..
-            }) if tries <= MOST_STALE => request = back,
-            other => return other,
+            }) if tries <= MOST_STALE => (request, counted) = (back, Some(timers)),
+            Err(mut failed) => {
+                let is_grpc = endpoint.2.is_some_and(|it| it.is_grpc);
+                std::mem::take(&mut failed.timers).answer(&failed.error, is_grpc);
+                return Err(failed);
+            }
+            sent => return sent,
         }
     }
 }
@@ -121,6 +130,7 @@ async fn send_to(
     client: &Arc<Facts>,
     endpoint: Endpoint<'_>,
     mut request: Request<RequestBody>,
+    counted: Option<Timers>,
 ) -> Result<Sent, Failed> {
     let mut upstream = match upstream(client, endpoint).await {
         Ok(upstream) => upstream,
@@ -129,6 +139,7 @@ async fn send_to(
                 error,
                 request: Some(request),
                 was_reused: false,
+                timers: counted.unwrap_or_default(),
             });
         }
     };
@@ -140,10 +151,12 @@ async fn send_to(
         // Here is nobody else to do it.
         head::set_client(request.headers_mut(), Some(&client.pod.identity));
     }
-    let timers = match endpoint.2 {
-        Some(kind) => upstream.measure(client, kind),
-        None => Timers::default(),
+    let mut timers = match (counted, endpoint.2) {
+        (Some(counted), _) => counted,
+        (None, Some(kind)) => upstream.measure(client, kind),
+        (None, None) => Timers::default(),
     };
+    timers.request_ended(&request.body_mut().end());
     let sent = match &mut upstream {
         Upstream::Http1(connection) => connection.send(request).await,
         Upstream::Http2 { connection, .. } => connection.send(request).await,
@@ -156,11 +169,11 @@ async fn send_to(
             timers,
         }),
         Err(mut error) => {
-            timers.fail(exchange::ExchangeError::Io);
             let back = error.take_message();
             Err(Failed {
                 request: back.or(again),
                 was_reused,
+                timers,
                 error: ExchangeError::Server(error.into_error()),
             })
         }
