@@ -1,5 +1,6 @@
 //! The order in which an exchange, or a connection, tries the endpoints of a service port.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +34,22 @@ impl Tries {
     /// How many endpoints there are to choose from.
     pub fn candidates(&self) -> usize {
         self.range.len()
+    }
+
+    /// Leaves out an endpoint, if there is another one, and not too many were tried.
+    pub fn leave_out(&mut self, to: SocketAddr) {
+        let left = self.candidates() - self.tried;
+        if left < 2 || self.tried + 1 == MOST_TRIES {
+            return;
+        }
+        let mut places = self.range.clone();
+        let found = places.find(|it| {
+            let is_same = self.endpoints.get(*it).is_some_and(|it| it.to() == to);
+            is_same && !self.places[..self.tried].contains(it)
+        });
+        if let Some(place) = found {
+            self.remember(place);
+        }
     }
 
     /// The next endpoint: the one of lower cost of two that are drawn among those not tried yet.
@@ -163,6 +180,31 @@ mod tests {
         }
         assert_eq!(met, BTreeSet::from([2, 3, 4]));
         assert!(order(&mut Tries::new(all, 3..3), now, &mut below).is_empty());
+    }
+
+    #[test]
+    fn one_is_left_out_if_there_is_another() {
+        let now = Instant::now();
+        let mut below = seeded();
+        for (count, left_out, order_has) in [
+            (3, 1, 2),
+            (2, 1, 1),
+            (1, 1, 1),
+            (4, 3, 1),
+            (2, 2, 1),
+            (5, 0, 3),
+        ] {
+            let all = endpoints(&vec![5; count], now);
+            let mut tries = Tries::new(Arc::clone(&all), 0..count);
+            for endpoint in &all[..left_out] {
+                tries.leave_out(endpoint.to());
+            }
+            let order = order(&mut tries, later(now), &mut below);
+            assert_eq!(order.len(), order_has, "{count} {left_out}");
+            if left_out < count {
+                assert!(!order.contains(&0) || left_out == 0, "{count} {left_out}");
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!
 //! The decisions are pure: time and random numbers are handed in. Only [`InFlight`] reads a clock.
 
+mod budget;
 mod choose;
 mod load;
 pub mod topology;
@@ -15,5 +16,6 @@ pub mod topology;
 #[cfg(test)]
 mod simulation;
 
+pub use budget::{RetryBudget, RetryBudgets};
 pub use choose::{MOST_TRIES, Tries, random_below};
 pub use load::{EndpointEntry, EndpointLoad, InFlight};
