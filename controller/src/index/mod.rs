@@ -38,6 +38,7 @@ mod publish_pods;
 mod publish_policies;
 mod publish_routes;
 mod publish_services;
+mod reliability;
 mod route_rules;
 mod routes;
 mod selector;
@@ -260,6 +261,7 @@ impl Index {
                 if let Some(before) = self.services.get(&name) {
                     record.ports_choice.complete_by(&before.ports_choice);
                     record.accrual.complete_by(&before.accrual);
+                    record.reliability.complete_by(&before.reliability);
                 }
                 self.set_service(&name, Some(record));
                 Ok(faults)

@@ -15,6 +15,7 @@ use weft_core::{Name, ObjectName};
 use weft_proto::{Key, Kind, Resource, v1};
 
 use super::Index;
+use super::reliability::ReliabilitySaid;
 use super::routes::{GrantRecord, ParentRecord, RouteRecord, Unresolved};
 use super::services::ServiceRecord;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
@@ -168,6 +169,7 @@ impl Index {
         let attached: Vec<(&RouteRecord, BTreeSet<u16>)> = attached
             .map(|route| (route, attached_ports(route, record)))
             .collect();
+        let unrouted = ReliabilitySaid::default().over(&record.reliability);
         let mut tables = vec![];
         for port in record.ports.iter().map(|it| it.number) {
             let here = attached.iter().filter(|(_, ports)| ports.contains(&port));
@@ -175,9 +177,11 @@ impl Index {
                 service: service.clone(),
                 port,
             };
-            let routes = self.routes_of(&name, here.map(|(route, _)| *route).collect(), refused);
-            if !routes.is_empty() {
-                tables.push(RouteTable::new(name, routes));
+            let here = here.map(|(route, _)| *route).collect();
+            let routes = self.routes_of(record, port, here, refused);
+            if !routes.is_empty() || unrouted.is_any() {
+                let table = RouteTable::new(name, routes);
+                tables.push(table.with_unrouted(Some(unrouted.clone())));
             }
         }
         tables
@@ -186,11 +190,12 @@ impl Index {
     /// The routes that are in force at a port, of those that are attached to it.
     fn routes_of(
         &self,
-        table: &RouteTableName,
+        parent: &ServiceRecord,
+        port: u16,
         mut attached: Vec<&RouteRecord>,
         refused: &mut BTreeMap<(RouteName, u16), Refusal>,
     ) -> Vec<Route> {
-        let RouteTableName { service, port } = table;
+        let service = &parent.name;
         let namespace = |it: &RouteRecord| it.route.name.name.namespace.clone();
         // The Service's own first, then the older ones.
         attached.sort_by_cached_key(|it| {
@@ -211,7 +216,7 @@ impl Index {
             let name = &it.route.name;
             let mut refuse = |reason, message: String| {
                 let refusal = Refusal { reason, message };
-                refused.insert((name.clone(), *port), refusal);
+                refused.insert((name.clone(), port), refusal);
             };
             let most = types.get(&name.name.namespace);
             if most != Some(&name.kind.route_type()) {
@@ -220,7 +225,7 @@ impl Index {
                 continue;
             }
             let resolve = |name: &ObjectName, port| self.resolve(it, name, port);
-            let route = it.resolved(service, *port, resolve);
+            let route = it.resolved(parent, port, resolve);
             let cost = Share::of(&route);
             let own = name.name.namespace == service.namespace;
             let taken = taken.entry(namespace(it)).or_default();

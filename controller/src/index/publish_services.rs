@@ -10,6 +10,7 @@ use weft_proto::{Key, Kind, Resource};
 use super::Index;
 use super::ports::PortsChoice;
 use super::publish_pods::Derived;
+use super::reliability::ReliabilitySaid;
 use super::services::{ServiceRecord, SliceRecord};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
@@ -279,15 +280,18 @@ impl Index {
 }
 
 /// What routes look at of a Service.
-fn of_routes(service: &ServiceRecord) -> (bool, bool, Vec<(u16, Option<Name>)>) {
+fn of_routes(service: &ServiceRecord) -> OfRoutes {
     let ports = service.ports.iter();
     let ports = ports.map(|it| (it.number, it.name.clone()));
     (
         service.external_name,
         service.addresses.is_empty(),
         ports.collect(),
+        service.reliability.clone(),
     )
 }
+
+type OfRoutes = (bool, bool, Vec<(u16, Option<Name>)>, ReliabilitySaid);
 
 fn before_of<'a>(index: &'a Index, name: &ObjectName) -> Option<&'a ServiceRecord> {
     index.services.get(name)

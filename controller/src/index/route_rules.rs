@@ -9,6 +9,7 @@ use weft_core::route::{
 };
 use weft_core::{Name, ObjectName};
 
+use super::reliability::{Annotated, ReliabilitySaid};
 use crate::objects::Fault;
 use crate::objects::routes as written;
 
@@ -17,6 +18,7 @@ use crate::objects::routes as written;
 pub(super) struct Reader<'a> {
     namespace: &'a Name,
     filters_of: FiltersOf,
+    annotated: Annotated,
     /// What was found besides rules.
     pub(super) aside: Aside,
 }
@@ -32,6 +34,8 @@ pub(super) struct Aside {
     pub(super) invalid: Vec<Fault>,
     /// Services that are referred to, with where.
     pub(super) references: Vec<Reference>,
+    /// What each rule for requests says about how long they may take, and of retries.
+    pub(super) reliability: Vec<ReliabilitySaid>,
 }
 
 /// A reference to a port of a Service.
@@ -70,10 +74,11 @@ const MAX_PATH_BYTES: usize = 1024;
 const MAX_VALUE_BYTES: usize = 4096;
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(namespace: &'a Name, filters_of: FiltersOf) -> Self {
+    pub(super) fn new(namespace: &'a Name, filters_of: FiltersOf, annotated: Annotated) -> Self {
         Self {
             namespace,
             filters_of,
+            annotated,
             aside: Aside::default(),
         }
     }
@@ -101,18 +106,17 @@ impl<'a> Reader<'a> {
         let matches =
             matches.map(|(index, it)| http_match(&format!("{field}.matches[{index}]"), it));
         let matches = or_any(matches.collect::<Read<_>>()?);
-        for (name, part) in [
-            ("timeouts", &rule.timeouts),
-            ("retry", &rule.retry),
-            ("sessionPersistence", &rule.session_persistence),
-        ] {
-            self.ignore(&format!("{field}.{name}"), part.is_some());
-        }
+        let persistence = rule.session_persistence.is_some();
+        self.ignore(&format!("{field}.sessionPersistence"), persistence);
+        let (timeouts, retry) = (rule.timeouts.as_ref(), rule.retry.as_ref());
+        let said = self.annotated.of_http_rule(field, timeouts, retry)?;
+        self.aside.reliability.push(said);
         Ok(Rule {
             name: rule_name(field, rule.name.as_deref())?,
             filters: self.filters(&format!("{field}.filters"), &rule.filters, &matches)?,
             backends: self.backends(field, &rule.backend_refs, &matches)?,
             matches,
+            // Known with the Service that it is attached to.
             reliability: None,
         })
     }
@@ -140,6 +144,7 @@ impl<'a> Reader<'a> {
         let matches = or_any(matches.collect::<Read<_>>()?);
         let persistence = rule.session_persistence.is_some();
         self.ignore(&format!("{field}.sessionPersistence"), persistence);
+        self.aside.reliability.push(self.annotated.of_rule());
         Ok(Rule {
             name: rule_name(field, rule.name.as_deref())?,
             filters: self.filters(&format!("{field}.filters"), &rule.filters, &matches)?,

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_core::route::{Filter, Route, RouteKind, RouteName, RouteRules, Target};
 use weft_core::{Name, ObjectName};
 
+use super::reliability::Annotated;
 use super::route_rules::{Aside, FiltersOf, Reader, few, parsed};
 use super::services::ServiceRecord;
 use crate::objects::routes::{self as written, RouteSpec};
@@ -106,6 +107,13 @@ impl RouteRecord {
                 RouteSpec::Grpc(_) => FiltersOf::Grpc,
                 RouteSpec::Tls(_) | RouteSpec::Tcp(_) => FiltersOf::Flows,
             },
+            match spec {
+                // Nor are annotations of routes that are not the mesh's.
+                RouteSpec::Http(_) | RouteSpec::Grpc(_) if !parents.is_empty() => {
+                    Annotated::of_route(metadata)?
+                }
+                _ => Annotated::default(),
+            },
         );
         // Routes of gateways are not read further: see `decode`.
         let rules = match spec {
@@ -147,7 +155,7 @@ impl RouteRecord {
     /// The route as agents are told it for a port of a Service, given where references lead.
     pub(super) fn resolved(
         &self,
-        parent: &ObjectName,
+        parent: &ServiceRecord,
         port: u16,
         resolve: impl Fn(&ObjectName, u16) -> Result<(), (Unresolved, String)>,
     ) -> Route {
@@ -168,7 +176,9 @@ impl RouteRecord {
         let mut route = self.route.clone();
         match &mut route.rules {
             RouteRules::Http(rules) => {
-                for rule in rules {
+                for (rule, said) in rules.iter_mut().zip(&self.aside.reliability) {
+                    let reliability = said.over(&parent.reliability);
+                    rule.reliability = reliability.is_any().then(|| Box::new(reliability));
                     follow_filters(&mut rule.filters);
                     for backend in &mut rule.backends {
                         follow(&mut backend.target);
@@ -179,7 +189,7 @@ impl RouteRecord {
                         rule.backends.push(weft_core::route::Backend {
                             weight: 1,
                             target: Target::Service {
-                                name: parent.clone(),
+                                name: parent.name.clone(),
                                 port,
                             },
                             filters: vec![],

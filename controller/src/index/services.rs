@@ -12,6 +12,7 @@ use weft_core::{
 use super::accrual::AccrualChoice;
 use super::pods::PodRecord;
 use super::ports::PortsChoice;
+use super::reliability::ReliabilitySaid;
 use super::selector::Labels;
 use crate::objects::Fault;
 
@@ -40,6 +41,8 @@ pub(super) struct ServiceRecord {
     pub(super) distribution: Distribution,
     /// What it says about endpoints that fail.
     pub(super) accrual: AccrualChoice,
+    /// What it says about how long requests may take, and of retries.
+    pub(super) reliability: ReliabilitySaid,
 }
 
 /// Which endpoints clients should prefer, if slices do not say so: `spec.trafficDistribution`.
@@ -172,6 +175,8 @@ impl ServiceRecord {
             }
         };
         let distribution = distribution(service, &mut faults);
+        let (reliability, others) = ReliabilitySaid::of_service(&service.metadata);
+        faults.extend(others);
         let record = Self {
             name,
             addresses,
@@ -184,6 +189,7 @@ impl ServiceRecord {
             internal_traffic,
             distribution,
             accrual,
+            reliability,
         };
         Ok((record, faults))
     }

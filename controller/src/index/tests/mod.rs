@@ -12,6 +12,7 @@ use crate::objects::decode;
 mod incremental;
 mod invalid;
 mod policies;
+mod reliability;
 mod routes;
 mod services;
 mod topology;

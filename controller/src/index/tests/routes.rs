@@ -45,7 +45,7 @@ fn rules(backends: &str) -> String {
 }
 
 impl Cluster {
-    fn table(&self, name: &str) -> Option<RouteTable> {
+    pub(super) fn table(&self, name: &str) -> Option<RouteTable> {
         match self.resource(Kind::RouteTable, name)? {
             Resource::RouteTable(it) => Some(it),
             other => panic!("{other:?}"),
@@ -76,7 +76,7 @@ impl Cluster {
     }
 
     /// Statuses as `name#parent: condition=reason, ...`.
-    fn statuses(&self) -> Vec<String> {
+    pub(super) fn statuses(&self) -> Vec<String> {
         let mut shown = vec![];
         for status in self.index.route_statuses().list() {
             for parent in status.parents {
@@ -481,6 +481,7 @@ rules:
   - type: CORS
     cors: {allowOrigins: ['*']}
   timeouts: {request: 10s}
+  sessionPersistence: {sessionName: s}
   backendRefs:
   - name: v2
     port: 80
@@ -528,7 +529,7 @@ spec:
     assert_eq!(
         cluster.problems(),
         [
-            "spec.rules[0].timeouts: not supported yet",
+            "spec.rules[0].sessionPersistence: not supported yet",
             "spec.rules[0].filters[6]: filters of type CORS are not supported",
             "spec.rules[0].filters[5].extensionRef: no extension is known",
             "spec.rules[0].filters[3].requestMirror.backendRef: Service shop/absent is not known",
@@ -728,6 +729,31 @@ fn routes_that_cannot_be_used_change_nothing() {
             "spec.rules[0].filters[0].type",
         ),
         ("TCPRoute", "[]".to_owned(), "spec.rules"),
+        (
+            "HTTPRoute",
+            "[{timeouts: {request: 1d}}]".to_owned(),
+            "spec.rules[0].timeouts.request",
+        ),
+        (
+            "HTTPRoute",
+            "[{timeouts: {request: 1s, backendRequest: 2s}}]".to_owned(),
+            "spec.rules[0].timeouts.backendRequest",
+        ),
+        (
+            "HTTPRoute",
+            "[{retry: {codes: [500, 200]}}]".to_owned(),
+            "spec.rules[0].retry.codes[1]",
+        ),
+        (
+            "HTTPRoute",
+            "[{retry: {attempts: -1}}]".to_owned(),
+            "spec.rules[0].retry.attempts",
+        ),
+        (
+            "HTTPRoute",
+            "[{retry: {backoff: soon}}]".to_owned(),
+            "spec.rules[0].retry.backoff",
+        ),
     ] {
         let good = route(
             kind,
