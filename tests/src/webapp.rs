@@ -90,9 +90,14 @@ impl HttpServer {
 
     /// Changes how it answers from now on.
     pub fn configure(&self, pod: &Pod, delay_ms: u64, status: u16) -> Result<()> {
+        self.configure_some(pod, delay_ms, status, u64::MAX)
+    }
+
+    /// Changes how it gives the next answers, so many of them.
+    pub fn configure_some(&self, pod: &Pod, delay_ms: u64, status: u16, times: u64) -> Result<()> {
         ensure!(self.netns == pod.netns().path(), "another pod's server");
         let server = (Ipv4Addr::LOCALHOST, self.port).into();
-        let path = format!("/configure?delay_ms={delay_ms}&status={status}");
+        let path = format!("/configure?delay_ms={delay_ms}&status={status}&times={times}");
         http::get(pod.netns(), server, &path)?.ok().map(drop)
     }
 

@@ -19,7 +19,7 @@ use super::addresses::{AddressIndex, Claimant, Contested};
 use super::dump::{ShownEndpoint, ShownPort, ShownRoutes, ShownService};
 use super::sharded::Sharded;
 use crate::balance::topology::{Here, reachable};
-use crate::balance::{EndpointEntry, Tries};
+use crate::balance::{EndpointEntry, RetryBudgets, Tries};
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
 /// so that the state of balancing can live in it.
@@ -37,6 +37,8 @@ pub struct ServicePortEntry {
     /// entry, and what is known of its load, stays the same for as long as it is there.
     pub endpoints: ArcSwap<Vec<Arc<EndpointEntry>>>,
     balances: [AtomicBool; 2],
+    /// How many of its requests may be sent again.
+    pub retries: RetryBudgets,
 }
 
 /// What is balanced.
@@ -63,6 +65,7 @@ impl ServicePortEntry {
             routes: ArcSwapOption::new(routes),
             endpoints: ArcSwap::from_pointee(endpoints),
             balances: Default::default(),
+            retries: RetryBudgets::default(),
         }
     }
 

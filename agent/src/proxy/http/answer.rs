@@ -7,6 +7,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::body::ResponseBody;
+use super::deadlines::Late;
 use super::head::BadHead;
 use crate::proxy::error::FlowError;
 use crate::telemetry::{Refusal, exchange};
@@ -26,6 +27,9 @@ pub(super) enum ExchangeError {
     /// The server cannot be reached.
     #[error("{0}")]
     Flow(#[from] FlowError),
+    /// It took too long.
+    #[error("{0}")]
+    Late(#[from] Late),
     /// The connection to the server failed before it answered.
     #[error("the server's connection failed: {0}")]
     Server(#[source] hyper::Error),
@@ -43,7 +47,9 @@ impl ExchangeError {
             Self::Server(error) if error.is_user() => StatusCode::BAD_REQUEST,
             Self::Server(_) => StatusCode::BAD_GATEWAY,
             Self::Flow(error) if is_denied(error) => StatusCode::FORBIDDEN,
-            Self::Flow(FlowError::ConnectTimeout { .. }) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Late(_) | Self::Flow(FlowError::ConnectTimeout { .. }) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Flow(
                 FlowError::Connect { .. } | FlowError::Tunnel(_) | FlowError::RefusedByPeer { .. },
             ) => StatusCode::BAD_GATEWAY,
@@ -51,9 +57,21 @@ impl ExchangeError {
         }
     }
 
+    /// The status that gRPC has for it.
+    pub(super) fn grpc_code(&self) -> u32 {
+        match self.status() {
+            _ if matches!(self, Self::Late(_)) => GRPC_DEADLINE_EXCEEDED,
+            StatusCode::BAD_REQUEST => GRPC_INTERNAL,
+            StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
+            StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
+            _ => GRPC_UNAVAILABLE,
+        }
+    }
+
     /// As metrics of exchanges name it.
     pub(super) fn label(&self) -> exchange::ExchangeError {
         match self {
+            Self::Late(late) => late.label(),
             Self::Server(error) => broken(error),
             Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
             Self::Flow(FlowError::TooManyFlows | FlowError::NoDescriptors) => {
@@ -74,6 +92,7 @@ impl ExchangeError {
             Self::NoBackend => "no_backend",
             Self::Server(error) if error.is_user() => "bad_request",
             Self::Server(_) => "server_failed",
+            Self::Late(late) => late.reason(),
             Self::Flow(error) => error.refusal().map_or("reset", Refusal::as_str),
         }
     }
@@ -89,13 +108,7 @@ impl ExchangeError {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if is_grpc {
-            let code = match status {
-                StatusCode::BAD_REQUEST => GRPC_INTERNAL,
-                StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
-                StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
-                _ => GRPC_UNAVAILABLE,
-            };
-            say_grpc(headers, code, self.reason());
+            say_grpc(headers, self.grpc_code(), self.reason());
         } else {
             *response.status_mut() = status;
         }
@@ -129,9 +142,9 @@ fn broken_stream(error: &h2::Error) -> exchange::ExchangeError {
     }
 }
 
-fn say_grpc(headers: &mut HeaderMap, code: &'static str, message: &'static str) {
+fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from_static(code));
+    headers.insert(GRPC_STATUS, code.into());
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
 }
 
@@ -148,10 +161,11 @@ pub(super) const ERROR: HeaderName = HeaderName::from_static("weft-error");
 /// The status of a call of gRPC.
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const GRPC_PERMISSION_DENIED: &str = "7";
-const GRPC_UNIMPLEMENTED: &str = "12";
-const GRPC_INTERNAL: &str = "13";
-const GRPC_UNAVAILABLE: &str = "14";
+const GRPC_DEADLINE_EXCEEDED: u32 = 4;
+const GRPC_PERMISSION_DENIED: u32 = 7;
+const GRPC_UNIMPLEMENTED: u32 = 12;
+const GRPC_INTERNAL: u32 = 13;
+const GRPC_UNAVAILABLE: u32 = 14;
 
 #[cfg(test)]
 mod tests {
@@ -179,6 +193,11 @@ mod tests {
             (by_peer.into(), 403, "7", "denied"),
             (none.into(), 503, "14", "no_endpoint"),
             (timeout.into(), 504, "14", "connect_timeout"),
+            (Late::Request.into(), 504, "4", "request_timeout"),
+            (Late::Client.into(), 504, "4", "request_timeout"),
+            (Late::Response.into(), 504, "4", "response_timeout"),
+            (Late::Backend.into(), 504, "4", "backend_timeout"),
+            (Late::Idle.into(), 504, "4", "stream_idle"),
             (ExchangeError::NoRule, 404, "12", "no_rule"),
             (ExchangeError::NoBackend, 500, "14", "no_backend"),
         ] {

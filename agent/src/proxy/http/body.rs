@@ -16,7 +16,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 
 use super::connection::Http1;
+use super::deadlines::Deadlines;
 use super::head;
+use super::replay::Attempt;
 use super::serve::Progress;
 use crate::telemetry::exchange::RequestEnd;
 
@@ -40,6 +42,10 @@ enum Source {
     Client(Incoming),
     /// What passes by on its way elsewhere.
     Copy(mpsc::Receiver<Copied>, SizeHint),
+    /// One try of several, or one that may be given up.
+    Attempt(Attempt),
+    #[cfg(test)]
+    Frames(std::collections::VecDeque<Frame<Bytes>>),
 }
 
 /// A part of a body that is sent elsewhere too.
@@ -77,6 +83,16 @@ pub(in crate::proxy) struct ResponseBody {
     ending: Option<Ending>,
     /// Told when it has ended.
     progress: Option<Arc<Progress>>,
+    held: Option<Box<Held>>,
+}
+
+/// What bounds a response's body, and what was looked at before it was passed on.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// When it must have ended.
+    pub(super) deadlines: Option<Deadlines>,
+    /// Its first part.
+    pub(super) first: Option<Frame<Bytes>>,
 }
 
 /// A connection in use, and where it goes when it is free.
@@ -100,6 +116,16 @@ impl RequestBody {
     /// Nothing.
     pub(super) fn empty() -> Self {
         Self::from(Source::Nothing)
+    }
+
+    /// What a try is given of it.
+    pub(super) fn of_try(attempt: Attempt) -> Self {
+        Self::from(Source::Attempt(attempt))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_frames(frames: impl IntoIterator<Item = Frame<Bytes>>) -> Self {
+        Self::from(Source::Frames(frames.into_iter().collect()))
     }
 
     fn from(source: Source) -> Self {
@@ -179,7 +205,13 @@ impl Body for RequestBody {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Nothing => return Poll::Ready(None),
-            Source::Client(incoming) => ready!(Pin::new(incoming).poll_frame(context)),
+            Source::Client(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(context));
+                frame.map(|it| it.map_err(Self::Error::from))
+            }
+            Source::Attempt(attempt) => ready!(attempt.poll_frame(context)),
+            #[cfg(test)]
+            Source::Frames(frames) => frames.pop_front().map(Ok),
             Source::Copy(receiver, _) => {
                 return Poll::Ready(match ready!(receiver.poll_recv(context)) {
                     Some(Copied::Data(data)) => Some(Ok(Frame::data(data))),
@@ -209,7 +241,7 @@ impl Body for RequestBody {
                 let _ = copy.try_send(Copied::End);
             }
         }
-        Poll::Ready(frame.map(|it| it.map(without_own).map_err(Into::into)))
+        Poll::Ready(frame.map(|it| it.map(without_own)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -217,6 +249,9 @@ impl Body for RequestBody {
             Source::Nothing => true,
             Source::Client(incoming) => incoming.is_end_stream(),
             Source::Copy(..) => false,
+            Source::Attempt(attempt) => attempt.is_end_stream(),
+            #[cfg(test)]
+            Source::Frames(frames) => frames.is_empty(),
         }
     }
 
@@ -225,6 +260,9 @@ impl Body for RequestBody {
             Source::Nothing => SizeHint::with_exact(0),
             Source::Client(incoming) => incoming.size_hint(),
             Source::Copy(_, hint) => *hint,
+            Source::Attempt(attempt) => attempt.size_hint(),
+            #[cfg(test)]
+            Source::Frames(_) => SizeHint::default(),
         }
     }
 }
@@ -248,16 +286,28 @@ impl ResponseBody {
             connection: None,
             ending: None,
             progress: None,
+            held: None,
         }
     }
 
     /// What a server sends.
     pub(super) fn of(incoming: Incoming, connection: Option<Used>, ending: Ending) -> Self {
+        Self::of_held(incoming, connection, ending, None)
+    }
+
+    /// What a server sends, within bounds.
+    pub(super) fn of_held(
+        incoming: Incoming,
+        connection: Option<Used>,
+        ending: Ending,
+        held: Option<Box<Held>>,
+    ) -> Self {
         let mut body = Self {
             incoming: Some(incoming),
             connection,
             ending: Some(ending),
             progress: None,
+            held,
         };
         if body.is_end_stream() {
             body.finish();
@@ -285,8 +335,33 @@ impl ResponseBody {
         if let Some(ending) = self.ending.take() {
             ending.ended();
         }
+        self.held = None;
+    }
+
+    /// What was looked at before, or an end by what bounds it; none: what comes next decides.
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Option<Result<Frame<Bytes>, BodyError>> {
+        let held = self.held.as_mut()?;
+        if let Some(first) = held.first.take() {
+            return Some(Ok(first));
+        }
+        let deadlines = held.deadlines.as_mut()?;
+        let Poll::Ready(late) = deadlines.poll(context) else {
+            return None;
+        };
+        deadlines.cancel();
+        self.held = None;
+        self.connection = None;
+        self.incoming = None;
+        if let Some(ending) = self.ending.take() {
+            ending.late(late);
+        }
+        // The client hears that it gets no more: by a reset of its stream, or the end of its connection.
+        Some(Err(h2::Error::from(h2::Reason::CANCEL).into()))
     }
 }
+
+/// Why a response's body is cut off.
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Used {
     /// The exchange is over.
@@ -305,20 +380,31 @@ impl Used {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         if let Some(used) = &mut this.connection {
             used.connection.poll(context);
         }
+        let first = match this.held {
+            None => None,
+            Some(_) => match this.poll_held(context) {
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(first)) => Some(first),
+                None => None,
+            },
+        };
         let Some(incoming) = &mut this.incoming else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
+        let frame = match first {
+            Some(first) => Some(Ok(first)),
+            None => ready!(Pin::new(&mut *incoming).poll_frame(context)),
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(ending) = &mut this.ending {
@@ -326,6 +412,9 @@ impl Body for ResponseBody {
                         Some(trailers) => ending.trailers(trailers),
                         None => ending.part(),
                     }
+                }
+                if let Some(deadlines) = this.held.as_mut().and_then(|it| it.deadlines.as_mut()) {
+                    deadlines.moved();
                 }
                 if incoming.is_end_stream() {
                     this.finish();
@@ -339,16 +428,28 @@ impl Body for ResponseBody {
             }
             None => this.finish(),
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|it| it.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        let has_first = self.held.as_ref().is_some_and(|it| it.first.is_some());
+        !has_first && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
         let nothing = || SizeHint::with_exact(0);
-        self.incoming.as_ref().map_or_else(nothing, Body::size_hint)
+        let hint = self.incoming.as_ref().map_or_else(nothing, Body::size_hint);
+        let first = self.held.as_ref().and_then(|it| it.first.as_ref());
+        let Some(data) = first.and_then(Frame::data_ref) else {
+            return hint;
+        };
+        // It was counted out already.
+        let mut whole = SizeHint::new();
+        whole.set_lower(hint.lower() + data.len() as u64);
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + data.len() as u64);
+        }
+        whole
     }
 }
 

@@ -17,8 +17,8 @@ use crate::proxy::Context;
 use crate::proxy::record::PathLabel;
 use crate::telemetry::exchange::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeError, ExchangeLabels,
-    ExchangeSeries, ExchangeTimer, GrpcStatus, HttpAuthz, PortRef, RequestEnd, RouteLabels,
-    RouteRef,
+    ExchangeSeries, ExchangeTimer, GrpcStatus, HttpAuthz, PortRef, RequestEnd, RetryEvent,
+    RouteLabels, RouteRef,
 };
 use crate::telemetry::{AuthzLabels, Direction, TlsLabel};
 
@@ -262,6 +262,13 @@ impl Timers {
         }
     }
 
+    /// Something about sending its request again has happened.
+    pub(super) fn retry(&self, event: RetryEvent) {
+        if let Some(timer) = &self.route {
+            timer.retry(event);
+        }
+    }
+
     /// It was answered here.
     pub(super) fn answer(self, error: &answer::ExchangeError, is_grpc: bool) {
         let why = error.label();
@@ -322,6 +329,11 @@ pub(super) fn authz(
 /// The status of a call of gRPC, in headers or trailers.
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<GrpcStatus> {
     GrpcStatus::parse(headers.get(GRPC_STATUS)?.as_bytes())
+}
+
+/// The same as a number, as rules for retries have it.
+pub(super) fn grpc_code(headers: &HeaderMap) -> Option<u32> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 fn is_same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {

@@ -9,6 +9,8 @@
 //! | to which endpoint | `outbound` |
 //! | on which connection | `pool`, `connection`, `stream` |
 //! | the bodies, and the end of the exchange | `body` |
+//! | how long it may take | `deadlines` |
+//! | what is sent more than once | `replay` |
 //! | what is counted | `measure` |
 //! | a request that no server answers | `answer` |
 //! | what is HTTP no longer | `upgrade` |
@@ -28,12 +30,14 @@
 mod answer;
 mod body;
 pub(super) mod connection;
+mod deadlines;
 pub(super) mod detect;
 mod head;
 pub(super) mod inbound;
 mod measure;
 pub(super) mod outbound;
 pub(crate) mod pool;
+mod replay;
 mod serve;
 pub mod sniff;
 mod stream;

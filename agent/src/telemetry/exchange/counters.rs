@@ -31,6 +31,21 @@ pub(super) struct RouteCounters {
     duration: Histogram,
     statuses: Chain<Outcome, AtomicU64>,
     other: AtomicU64,
+    /// Few routes have any.
+    retries: OnceLock<Box<[AtomicU64; 4]>>,
+}
+
+/// What may happen when a request's answer is none yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryEvent {
+    /// It is sent again.
+    Request,
+    /// What was sent again has an answer.
+    Success,
+    /// It was sent again as often as it may be.
+    LimitExceeded,
+    /// The budget is used up.
+    Overflow,
 }
 
 /// The metrics of a kind of [`RouteCounters`].
@@ -148,7 +163,13 @@ impl RouteCounters {
             duration,
             statuses: Chain::default(),
             other: AtomicU64::new(0),
+            retries: OnceLock::new(),
         }
+    }
+
+    pub(super) fn retry(&self, event: RetryEvent) {
+        let counts = self.retries.get_or_init(Box::default);
+        counts[event as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn begin(&self) {
@@ -194,6 +215,12 @@ impl RouteCounters {
             let count = count as f64;
             samples.add(Kind::Counter, statuses, help, labels, count);
         }
+        if let Some(counts) = self.retries.get() {
+            for ((name, help), count) in RETRIES[usize::from(is_grpc)].into_iter().zip(&**counts) {
+                let count = count.load(Ordering::Relaxed) as f64;
+                samples.add(Kind::Counter, name, help, labels.clone(), count);
+            }
+        }
         if !self.duration.is_empty() {
             samples.histogram(
                 names.duration[usize::from(is_grpc)],
@@ -238,6 +265,29 @@ pub(super) const ROUTE: RouteNames = RouteNames {
     ],
     duration_help: "The time between request initialization and response completion",
 };
+
+/// In the order of [`RetryEvent`], of routes for HTTP and for gRPC.
+const RETRIES: [[(&str, &str); 4]; 2] = [
+    [
+        ("outbound_http_route_retry_requests", RETRY_HELP[0]),
+        ("outbound_http_route_retry_successes", RETRY_HELP[1]),
+        ("outbound_http_route_retry_limit_exceeded", RETRY_HELP[2]),
+        ("outbound_http_route_retry_overflow", RETRY_HELP[3]),
+    ],
+    [
+        ("outbound_grpc_route_retry_requests", RETRY_HELP[0]),
+        ("outbound_grpc_route_retry_successes", RETRY_HELP[1]),
+        ("outbound_grpc_route_retry_limit_exceeded", RETRY_HELP[2]),
+        ("outbound_grpc_route_retry_overflow", RETRY_HELP[3]),
+    ],
+];
+
+const RETRY_HELP: [&str; 4] = [
+    "Requests that were sent again",
+    "Requests that were sent again and then had an answer",
+    "Requests that failed after they were sent again as often as they may be",
+    "Requests that were not sent again as the budget was used up",
+];
 
 pub(super) const BACKEND: RouteNames = RouteNames {
     requests: Some([

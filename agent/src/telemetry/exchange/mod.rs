@@ -17,6 +17,7 @@ mod timer;
 mod tests;
 
 pub use authz::HttpAuthz;
+pub use counters::RetryEvent;
 pub use errors::HttpErrors;
 pub use labels::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeLabels, PortRef, RouteLabels,
@@ -119,6 +120,12 @@ impl ExchangeSeries {
         if let Some(exchange) = &self.exchange {
             let overflow = &self.pod.overflowed;
             exchange.counters.latency(status, latency, overflow);
+        }
+    }
+
+    fn retry(&self, event: RetryEvent) {
+        if let Some(route) = &self.route {
+            route.counters.retry(event);
         }
     }
 

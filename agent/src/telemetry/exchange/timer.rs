@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use super::ExchangeSeries;
+use super::counters::RetryEvent;
 use super::outcome::{ExchangeError, GrpcStatus, Outcome, Status};
 
 /// An exchange that has begun. Nothing of it takes a lock.
@@ -61,6 +62,11 @@ impl ExchangeTimer {
     /// Linkerd; if this is never said, from the beginning.
     pub fn request_ended(&mut self, end: RequestEnd) {
         self.request_ended = Some(end);
+    }
+
+    /// Something about sending its request again has happened.
+    pub fn retry(&self, event: RetryEvent) {
+        self.series.retry(event);
     }
 
     /// The response's head has come, and the `grpc-status` that was in it.

@@ -1,7 +1,9 @@
 //! `grpc`: a server with one method for each kind of call, and a client for it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -58,7 +60,7 @@ pub(crate) struct Call {
     /// How many messages are sent (collect, chat) or asked for (expand).
     #[arg(long, default_value_t = 3)]
     count: u32,
-    /// The status that the server shall end with.
+    /// The status that the server shall end with; with a text of `first 2: ...` the first two times only.
     #[arg(long, default_value_t = 0)]
     code: i32,
     /// How long the server shall wait before each answer.
@@ -120,7 +122,10 @@ impl Serve {
         let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tonic::transport::Server::builder()
             .tcp_nodelay(true)
-            .add_service(EchoServer::new(Service { name: self.name }))
+            .add_service(EchoServer::new(Service {
+                name: self.name,
+                asked: Arc::default(),
+            }))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 told.recv().await;
             })
@@ -134,6 +139,8 @@ impl Serve {
 #[derive(Clone)]
 struct Service {
     name: String,
+    /// How often each text was asked.
+    asked: Arc<Mutex<HashMap<String, u32>>>,
 }
 
 /// Who asks, and what they sent along.
@@ -141,10 +148,25 @@ struct Service {
 struct Caller {
     name: String,
     peer: String,
-    metadata: std::collections::HashMap<String, String>,
+    metadata: HashMap<String, String>,
 }
 
 impl Service {
+    /// The status to end with: of a text `first 2: ...` only the first two times are asked to fail.
+    fn code(&self, ask: &Ask) -> i32 {
+        let times = ask
+            .text
+            .strip_prefix("first ")
+            .and_then(|it| it.split_once(':'));
+        let Some(times) = times.and_then(|(it, _)| it.parse::<u32>().ok()) else {
+            return ask.code;
+        };
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = asked.entry(ask.text.clone()).or_default();
+        *before += 1;
+        if *before <= times { ask.code } else { 0 }
+    }
+
     fn caller<T>(&self, request: &Request<T>) -> Caller {
         let peer = request.remote_addr();
         Caller {
@@ -189,8 +211,9 @@ impl Echo for Service {
     async fn unary(&self, request: Request<Ask>) -> Result<Response<Answer>, Status> {
         let caller = self.caller(&request);
         let ask = request.into_inner();
+        let code = self.code(&ask);
         let answer = caller.answer(&ask, 1).await?;
-        end(ask.code)?;
+        end(code)?;
         Ok(Response::new(answer))
     }
 
@@ -210,7 +233,8 @@ impl Echo for Service {
 
     async fn expand(&self, request: Request<Ask>) -> Result<Response<Answers>, Status> {
         let caller = self.caller(&request);
-        let ask = request.into_inner();
+        let mut ask = request.into_inner();
+        ask.code = self.code(&ask);
         let answers = futures::stream::unfold(0, move |number| {
             let (caller, ask) = (caller.clone(), ask.clone());
             async move {

@@ -5,6 +5,7 @@ use http::{HeaderMap, response};
 use crate::balance::InFlight;
 use crate::proxy::http::answer;
 use crate::proxy::http::connection::OpenStream;
+use crate::proxy::http::deadlines::Late;
 use crate::proxy::http::measure::{Timers, grpc_status};
 use crate::telemetry::exchange::GrpcStatus;
 
@@ -53,6 +54,11 @@ impl Ending {
     /// All of the response has come.
     pub(in crate::proxy::http) fn ended(self) {
         self.timers.end(self.in_trailers);
+    }
+
+    /// It took too long.
+    pub(in crate::proxy::http) fn late(self, late: Late) {
+        self.timers.fail(late.label());
     }
 
     /// The server failed in the middle of it.

@@ -9,7 +9,7 @@ use hyper::Request;
 use weft_core::route::Mirror;
 
 use super::lead::{Goal, backend_port};
-use super::send::send;
+use super::send::{Tried, send};
 use super::upstream::Upstream;
 use super::{Ending, Facts, home};
 use crate::proxy::http::answer::ExchangeError;
@@ -42,7 +42,7 @@ pub(super) fn mirror(
         let _place = place;
         let sending = async {
             let goal = Goal::Port(port);
-            let sent = Box::pin(send(&client, &goal, None, request)).await?;
+            let sent = Box::pin(send(&client, &goal, None, &Tried::ONCE, request)).await?;
             let used = match sent.upstream {
                 Upstream::Http1(connection) => Some(Used {
                     connection,

@@ -1,10 +1,12 @@
 //! The client's half of exchanges: which endpoint, on which connection, and again elsewhere if the request
 //! has not left.
 
+mod again;
 mod ending;
 mod lead;
 mod mirror;
 mod send;
+mod terms;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -14,12 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use weft_core::route::{Filter, apply_to_response};
+use weft_core::route::{Filter, RouteTable, apply_to_response};
 
+use self::again::send_under;
 pub(super) use self::ending::Ending;
 use self::lead::{Goal, Way, lead};
 use self::mirror::mirror;
-use self::send::{Sent, send};
+use self::send::{Sent, Tried, send};
+use self::terms::Terms;
 use self::upstream::{Upstream, start};
 use super::Version;
 use super::answer::ExchangeError;
@@ -218,6 +222,11 @@ async fn try_exchange(
     if let Goal::Port(port) = &led.goal {
         kind.backend = Some(port);
     }
+    let said = match kind.matched {
+        Some(matched) => matched.rule.reliability.as_deref(),
+        None => table.as_deref().and_then(RouteTable::unrouted),
+    };
+    let terms = Terms::of(said, &mut parts, is_grpc, purpose).map(Box::new);
     let mut body = RequestBody::of(body);
     for filter in led.filters.iter().copied().flatten() {
         if let Filter::Mirror(to) = filter
@@ -230,13 +239,24 @@ async fn try_exchange(
     let mut request = Request::from_parts(parts, body);
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
     heed_expectation(&mut request);
-    let sending = Box::pin(send(client, &led.goal, Some(&kind), request));
+    let (sent, held) = match &terms {
+        None => {
+            let sending = send(client, &led.goal, Some(&kind), &Tried::ONCE, request);
+            (Box::pin(sending).await?, None)
+        }
+        Some(terms) => {
+            let timers = timers.as_ref();
+            let sending = send_under(client, &led.goal, &kind, terms, timers, request);
+            let (sent, held) = Box::pin(sending).await?;
+            (sent, Some(held))
+        }
+    };
     let Sent {
         upstream,
         in_flight,
         response,
         timers: of_try,
-    } = sending.await?;
+    } = sent;
     *timers = timers.take().map(|it| of_try.and(it));
     let (mut parts, incoming) = response.into_parts();
     if let Some(upgrading) = upgrading
@@ -275,11 +295,11 @@ async fn try_exchange(
                 connection,
                 home: home(client),
             };
-            ResponseBody::of(incoming, Some(used), ending)
+            ResponseBody::of_held(incoming, Some(used), ending, held)
         }
         Upstream::Http2 { stream, .. } => {
             ending._stream = Some(stream);
-            ResponseBody::of(incoming, None, ending)
+            ResponseBody::of_held(incoming, None, ending, held)
         }
     };
     Ok(Response::from_parts(parts, body))

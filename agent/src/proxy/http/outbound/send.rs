@@ -1,7 +1,7 @@
 //! Sending a request: to one endpoint after the other, as long as nothing of it has left.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use hyper::body::Incoming;
@@ -30,11 +30,43 @@ struct Failed {
     timers: Timers,
 }
 
+/// The endpoints that a request was sent to before, where it is sent more than once.
+#[derive(Debug)]
+pub(super) struct Tried(Option<Mutex<Vec<SocketAddr>>>);
+
+impl Tried {
+    /// Of a request that is sent once.
+    pub(super) const ONCE: Self = Self(None);
+
+    /// None yet.
+    pub(super) fn none() -> Self {
+        Self(Some(Mutex::default()))
+    }
+
+    fn all(&self) -> Vec<SocketAddr> {
+        let tried = self.0.as_ref();
+        let all = tried.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        all.unwrap_or_default()
+    }
+
+    fn push(&self, to: SocketAddr) {
+        if let Some(tried) = &self.0 {
+            let mut tried = tried.lock().unwrap_or_else(PoisonError::into_inner);
+            // The last ones: no more can be left out.
+            if tried.len() >= balance::MOST_TRIES {
+                tried.remove(0);
+            }
+            tried.push(to);
+        }
+    }
+}
+
 /// Sends the request to one endpoint after the other, as long as nothing of it has left.
 pub(super) async fn send(
     client: &Arc<Facts>,
     goal: &Goal,
     kind: Option<&Kind<'_>>,
+    tried: &Tried,
     mut request: Request<RequestBody>,
 ) -> Result<Sent, ExchangeError> {
     let port = match goal {
@@ -47,8 +79,12 @@ pub(super) async fn send(
     };
     let mut tries = port.tries(Balanced::Exchanges, client.original.ip());
     let only = tries.candidates() <= 1;
+    for to in tried.all().iter().rev() {
+        tries.leave_out(*to);
+    }
     let mut last = None;
     while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
+        tried.push(endpoint.to());
         let mut in_flight = endpoint.begin();
         let to = (endpoint.to(), Some((&**port, only)), kind);
         let failed = match send_until_fresh(client, to, request).await {

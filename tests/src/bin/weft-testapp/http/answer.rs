@@ -26,6 +26,8 @@ pub(super) struct Answering {
     quiet: bool,
     delay_ms: AtomicU64,
     status: AtomicU16,
+    /// How many answers are still to be so.
+    times: AtomicU64,
 }
 
 /// A connection that requests come by.
@@ -67,6 +69,7 @@ impl Answering {
             quiet,
             delay_ms: delay_ms.into(),
             status: 200.into(),
+            times: u64::MAX.into(),
         }
     }
 
@@ -123,11 +126,13 @@ impl Answering {
                     .store(number("delay_ms", 0), Ordering::Relaxed);
                 let status = u16::try_from(number("status", 200)).unwrap_or(500);
                 self.status.store(status, Ordering::Relaxed);
+                self.times
+                    .store(number("times", u64::MAX), Ordering::Relaxed);
                 self.say(request, seen).await?
             }
             _ => {
-                pause(self.delay_ms.load(Ordering::Relaxed)).await;
-                let status = self.status.load(Ordering::Relaxed);
+                let (delay_ms, status) = self.configured();
+                pause(delay_ms).await;
                 let mut response = self.say(request, seen).await?;
                 *response.status_mut() = StatusCode::from_u16(status).map_err(Broken::other)?;
                 response
@@ -136,6 +141,23 @@ impl Answering {
         let name = HeaderValue::from_str(&self.name).map_err(Broken::other)?;
         response.headers_mut().insert(SERVED_BY, name);
         Ok(response)
+    }
+
+    /// How this answer is to be.
+    fn configured(&self) -> (u64, u16) {
+        let left = self
+            .times
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |it| match it {
+                u64::MAX => Some(u64::MAX),
+                left => left.checked_sub(1),
+            });
+        match left {
+            Ok(_) => (
+                self.delay_ms.load(Ordering::Relaxed),
+                self.status.load(Ordering::Relaxed),
+            ),
+            Err(_) => (0, 200),
+        }
     }
 
     fn seen(&self, request: &Request<Incoming>, connection: &Connection) -> Value {

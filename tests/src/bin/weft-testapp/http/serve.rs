@@ -23,7 +23,8 @@ use crate::emit;
 ///
 /// Some paths do more: `/status/503`, `/delay/200` (ms), `/bytes/1000000`, `/echo` (the body as it
 /// comes), `/stream?chunks=5&interval=100` (ms), `/trailers`, `/reset`, `/sink?delay=500` (ms before
-/// the body is read), and `/configure?delay_ms=200&status=503` for all other answers from then on.
+/// the body is read), and `/configure?delay_ms=200&status=503` for all other answers from then on, or
+/// for so many of them: `&times=2`.
 ///
 /// SIGTERM ends it as a good server ends: no new connections, and those that are there are told so
 /// and finish what they do.

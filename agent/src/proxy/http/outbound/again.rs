@@ -1,0 +1,359 @@
+//! Sending a request under terms: within a time, and again if what comes back is no answer yet.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::{Body, Frame};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use weft_core::route::Retry;
+
+use super::lead::Goal;
+use super::send::{Sent, Tried, send};
+use super::terms::Terms;
+use super::upstream::Upstream;
+use super::{Ending, Facts, home};
+use crate::balance::RetryBudget;
+use crate::proxy::error::FlowError;
+use crate::proxy::http::answer::{ERROR, ExchangeError, GRPC_STATUS};
+use crate::proxy::http::body::{Held, RequestBody, ResponseBody, Used};
+use crate::proxy::http::deadlines::{Deadlines, Late};
+use crate::proxy::http::measure::{Kind, Timers, grpc_code};
+use crate::proxy::http::replay::{MOST_REPLAYED_BYTES, Replay};
+use crate::telemetry::exchange::RetryEvent;
+
+/// How a try ended.
+enum Outcome {
+    Answered(Box<Sent>),
+    Failed(ExchangeError),
+    /// It was given up, as another one may follow and this one takes long.
+    GivenUp,
+}
+
+/// What decides on further tries.
+struct Again<'a> {
+    retry: &'a Retry,
+    budget: Option<Arc<Mutex<RetryBudget>>>,
+    /// How many there were.
+    count: u16,
+    timers: Option<&'a Timers>,
+    replay: Arc<Replay>,
+}
+
+/// Sends a request under terms. `timers` count the retries.
+pub(super) async fn send_under(
+    client: &Arc<Facts>,
+    goal: &Goal,
+    kind: &Kind<'_>,
+    terms: &Terms<'_>,
+    timers: Option<&Timers>,
+    request: Request<RequestBody>,
+) -> Result<(Sent, Box<Held>), ExchangeError> {
+    let (head, body) = request.into_parts();
+    let Some(retry) = terms.retry else {
+        let replay = Replay::new(body, 0);
+        let mut request = Request::from_parts(head, RequestBody::of_try(replay.attempt()));
+        terms.tell_server(request.headers_mut(), true);
+        let mut deadlines = begin(terms, &replay);
+        let sending = Box::pin(send(client, goal, Some(kind), &Tried::ONCE, request));
+        let outcome = one(sending, &mut deadlines, None).await;
+        return match outcome {
+            Outcome::Answered(sent) => Ok((*sent, held(deadlines, None))),
+            Outcome::Failed(error) => Err(error),
+            Outcome::GivenUp => Err(Late::Request.into()),
+        };
+    };
+    let replay = Replay::new(body, MOST_REPLAYED_BYTES);
+    let mut again = Again::new(retry, kind, timers, &replay);
+    let tried = Tried::none();
+    loop {
+        let body = RequestBody::of_try(replay.attempt());
+        let mut request = Request::from_parts(head.clone(), body);
+        terms.tell_server(request.headers_mut(), again.count == 0);
+        let mut deadlines = begin(terms, &replay);
+        let sending = Box::pin(send(client, goal, Some(kind), &tried, request));
+        match one(sending, &mut deadlines, Some(&mut again)).await {
+            Outcome::Answered(mut sent) => {
+                let first = again.look_at(&mut sent, kind.is_grpc).await;
+                let (first, is_to_repeat) = match first {
+                    Ok(looked) => looked,
+                    Err(error) if again.is_for(&error, kind.is_grpc) && again.take() => {
+                        again.wait(terms).await?;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                if !(is_to_repeat && again.take()) {
+                    again.settle(!is_to_repeat);
+                    replay.forget();
+                    return Ok((*sent, held(deadlines, first)));
+                }
+                let_go(client, *sent, first);
+            }
+            Outcome::Failed(error) if again.is_for(&error, kind.is_grpc) && again.take() => {
+                tracing::debug!(pod = %client.pod.id, %error, "a request is sent again");
+            }
+            Outcome::Failed(error) => return Err(error),
+            Outcome::GivenUp => {}
+        }
+        again.wait(terms).await?;
+    }
+}
+
+fn begin(terms: &Terms<'_>, replay: &Arc<Replay>) -> Deadlines {
+    let times = &terms.timeouts;
+    Deadlines::new(replay, terms.of_try(), times.response, times.idle)
+}
+
+fn held(deadlines: Deadlines, first: Option<Frame<Bytes>>) -> Box<Held> {
+    Box::new(Held {
+        deadlines: Some(deadlines),
+        first,
+    })
+}
+
+/// One try, until there is a response's head.
+async fn one(
+    mut sending: Pin<Box<impl Future<Output = Result<Sent, ExchangeError>>>>,
+    deadlines: &mut Deadlines,
+    mut again: Option<&mut Again<'_>>,
+) -> Outcome {
+    let mut patience = again.as_ref().and_then(|it| it.patience());
+    poll_fn(|context| {
+        if let Poll::Ready(sent) = sending.as_mut().poll(context) {
+            return Poll::Ready(match sent {
+                Ok(sent) => Outcome::Answered(Box::new(sent)),
+                Err(error) => Outcome::Failed(error),
+            });
+        }
+        if let Poll::Ready(late) = deadlines.poll(context) {
+            deadlines.cancel();
+            return Poll::Ready(Outcome::Failed(late.into()));
+        }
+        if let Some(timer) = &mut patience
+            && timer.as_mut().poll(context).is_ready()
+        {
+            patience = None;
+            // If there is nothing better, what there is gets all the time that it needs.
+            if again.as_mut().is_some_and(|it| it.take()) {
+                deadlines.cancel();
+                return Poll::Ready(Outcome::GivenUp);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+impl<'a> Again<'a> {
+    fn new(
+        retry: &'a Retry,
+        kind: &Kind<'_>,
+        timers: Option<&'a Timers>,
+        replay: &Arc<Replay>,
+    ) -> Self {
+        let now = std::time::Instant::now();
+        let budget = kind.parent.map(|it| {
+            let rule = kind.matched.map(|it| (it.route, it.rule_index));
+            it.retries.of(rule, retry.budget, now)
+        });
+        if let Some(budget) = &budget {
+            let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
+            budget.deposit(now);
+        }
+        Self {
+            retry,
+            budget,
+            count: 0,
+            timers,
+            replay: Arc::clone(replay),
+        }
+    }
+
+    /// How long a try is waited for before another one is made, if one may be.
+    fn patience(&self) -> Option<Pin<Box<Sleep>>> {
+        let time = self.retry.try_timeout.filter(|_| self.has_more())?;
+        Some(Box::pin(sleep(time)))
+    }
+
+    fn has_more(&self) -> bool {
+        self.count < self.retry.limit && self.replay.is_whole()
+    }
+
+    /// Takes another try, if there is one.
+    fn take(&mut self) -> bool {
+        if self.count >= self.retry.limit {
+            self.count_event(RetryEvent::LimitExceeded);
+            return false;
+        }
+        if !self.replay.is_whole() {
+            return false;
+        }
+        let is_allowed = self.budget.as_ref().is_some_and(|budget| {
+            let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
+            budget.withdraw(std::time::Instant::now())
+        });
+        if !is_allowed {
+            self.count_event(RetryEvent::Overflow);
+            return false;
+        }
+        self.count += 1;
+        self.count_event(RetryEvent::Request);
+        true
+    }
+
+    /// Waits before the next try.
+    async fn wait(&self, terms: &Terms<'_>) -> Result<(), ExchangeError> {
+        let number = u32::from(self.count.saturating_sub(1));
+        let next = Instant::now() + self.retry.backoff.wait(number, rand::random());
+        if let Some((end, late)) = terms.end
+            && end <= next
+        {
+            sleep_until(end).await;
+            return Err(late.into());
+        }
+        sleep_until(next).await;
+        Ok(())
+    }
+
+    /// There will be no further try.
+    fn settle(&self, is_good: bool) {
+        if is_good && self.count > 0 {
+            self.count_event(RetryEvent::Success);
+        }
+    }
+
+    /// Whether a failure is to be tried again: as what it would be answered with, or as all failures of connections.
+    fn is_for(&self, error: &ExchangeError, is_grpc: bool) -> bool {
+        let may = match error {
+            ExchangeError::Server(error) => !error.is_user(),
+            ExchangeError::Late(late) => *late == Late::Backend,
+            ExchangeError::Flow(error) => matches!(
+                error,
+                FlowError::Connect { .. }
+                    | FlowError::ConnectTimeout { .. }
+                    | FlowError::Tunnel(_)
+                    | FlowError::RefusedByPeer { .. }
+            ),
+            _ => false,
+        };
+        let status = error.status();
+        let code = error.grpc_code();
+        let is_listed = match is_grpc {
+            true => self.retry.is_for_code(code),
+            false => self.retry.is_for_status(status.as_u16()),
+        };
+        // A denial is final, whoever says it.
+        may && status != StatusCode::FORBIDDEN && (self.retry.on_failure || is_listed)
+    }
+
+    /// Whether a response is no answer yet; and the first part of its body, if that had to be looked at.
+    async fn look_at(
+        &self,
+        sent: &mut Sent,
+        is_grpc: bool,
+    ) -> Result<(Option<Frame<Bytes>>, bool), ExchangeError> {
+        let status = sent.response.status();
+        // A failure of the connection on the server's node is told by its agent.
+        let is_failure = self.retry.on_failure
+            && matches!(
+                status,
+                StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
+            )
+            && sent.response.headers().contains_key(ERROR);
+        if is_failure || self.retry.is_for_status(status.as_u16()) {
+            return Ok((None, true));
+        }
+        if !is_grpc || self.retry.grpc.is_empty() || status != StatusCode::OK {
+            return Ok((None, false));
+        }
+        let is_for = |code: Option<u32>| code.is_some_and(|it| self.retry.is_for_code(it));
+        if sent.response.headers().contains_key(GRPC_STATUS) {
+            let is = is_for(grpc_code(sent.response.headers()));
+            return Ok((None, is));
+        }
+        if !self.has_more() {
+            return Ok((None, false));
+        }
+        let first = peek(sent).await?;
+        let trailers = first.as_ref().and_then(Frame::trailers_ref);
+        let is = is_for(trailers.and_then(grpc_code));
+        Ok((first, is))
+    }
+
+    fn count_event(&self, event: RetryEvent) {
+        if let Some(timers) = self.timers {
+            timers.retry(event);
+        }
+    }
+}
+
+/// The first part of a response's body, if it comes soon: a server that has failed says so at once, and the head
+/// of one that has not must not wait.
+async fn peek(sent: &mut Sent) -> Result<Option<Frame<Bytes>>, ExchangeError> {
+    let (upstream, response) = (&mut sent.upstream, &mut sent.response);
+    if response.body().is_end_stream() {
+        return Ok(None);
+    }
+    let first = poll_fn(|context| {
+        if let Upstream::Http1(connection) = upstream {
+            connection.poll(context);
+        }
+        Pin::new(response.body_mut()).poll_frame(context)
+    });
+    match tokio::time::timeout(MOST_PEEK, first).await {
+        Ok(Some(Ok(frame))) => Ok(Some(frame)),
+        Ok(Some(Err(error))) => Err(ExchangeError::Server(error)),
+        Ok(None) | Err(_) => Ok(None),
+    }
+}
+
+/// Reads the rest of a response that nobody gets, if it is short, so that its connection can be used again.
+fn let_go(client: &Arc<Facts>, sent: Sent, first: Option<Frame<Bytes>>) {
+    let (parts, incoming) = sent.response.into_parts();
+    let mut ending = Ending::measured(Some(sent.timers), &parts);
+    ending._in_flight = sent.in_flight;
+    let used = match sent.upstream {
+        Upstream::Http1(connection) => Some(Used {
+            connection,
+            home: home(client),
+        }),
+        Upstream::Http2 { stream, .. } => {
+            ending._stream = Some(stream);
+            None
+        }
+    };
+    let held = first.map(|first| {
+        Box::new(Held {
+            deadlines: None,
+            first: Some(first),
+        })
+    });
+    let mut body = ResponseBody::of_held(incoming, used, ending, held);
+    if body.is_end_stream() {
+        return;
+    }
+    client.pod.spawn_flow(async move {
+        let rest = async {
+            let mut bytes = 0;
+            while let Some(Ok(frame)) = body.frame().await {
+                bytes += frame.data_ref().map_or(0, Bytes::len);
+                if bytes > MOST_READ_BYTES {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(MOST_READ_TIME, rest).await;
+    });
+}
+
+/// How long the first part of a body is waited for.
+const MOST_PEEK: Duration = Duration::from_millis(50);
+const MOST_READ_BYTES: usize = 64 * 1024;
+const MOST_READ_TIME: Duration = Duration::from_secs(1);

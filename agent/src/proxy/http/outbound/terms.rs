@@ -1,0 +1,269 @@
+//! How long an exchange may take, and whether its request may be sent again: what the route or the Service says,
+//! and what the client does.
+
+use std::time::Duration;
+
+use http::header::{EXPECT, HeaderName, HeaderValue};
+use http::{HeaderMap, request};
+use tokio::time::Instant;
+use weft_core::route::{
+    Reliability, Retry, Timeouts, annotated_duration, grpc_timeout, write_grpc_timeout,
+};
+
+use crate::proxy::http::deadlines::Late;
+use crate::proxy::http::head::Purpose;
+
+/// What holds for one exchange.
+#[derive(Debug)]
+pub(super) struct Terms<'a> {
+    /// When all of it must be over.
+    pub(super) end: Option<(Instant, Late)>,
+    /// What holds for its parts.
+    pub(super) timeouts: Timeouts,
+    /// When its request is sent again.
+    pub(super) retry: Option<&'a Retry>,
+    /// The client has said how long it waits, and is to be heard by the server.
+    tells_server: bool,
+}
+
+impl<'a> Terms<'a> {
+    /// Reads what the client says, and takes out what is said to the mesh alone. None: there are no terms.
+    pub(super) fn of(
+        said: Option<&'a Reliability>,
+        head: &mut request::Parts,
+        is_grpc: bool,
+        purpose: Purpose,
+    ) -> Option<Self> {
+        let of_client = match is_grpc {
+            true => head.headers.get(GRPC_TIMEOUT),
+            false => None,
+        };
+        if said.is_none() && of_client.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let of_client = of_client.and_then(|it| grpc_timeout(it.to_str().ok()?));
+        let mut timeouts = said.map(|it| it.timeouts).unwrap_or_default();
+        if said.is_some_and(|it| it.heeds_headers) {
+            heed(&mut timeouts, &mut head.headers);
+        }
+        if purpose == Purpose::Upgrade {
+            // What it becomes takes as long as it does.
+            timeouts.idle = None;
+        }
+        let of_route = timeouts.request.map(|it| (now + it, Late::Request));
+        let tells_server = of_client.is_some();
+        let of_client = of_client.map(|it| (now + it.min(MOST_PATIENCE), Late::Client));
+        let ends = [of_route, of_client].into_iter().flatten();
+        let may_repeat = purpose == Purpose::Exchange && !head.headers.contains_key(EXPECT);
+        let terms = Self {
+            end: ends.min_by_key(|(at, _)| *at),
+            retry: said.and_then(|it| it.retry.as_ref()).filter(|_| may_repeat),
+            timeouts,
+            tells_server,
+        };
+        terms.is_any().then_some(terms)
+    }
+
+    /// What bounds a try that begins now.
+    pub(super) fn of_try(&self) -> Option<(Instant, Late)> {
+        let of_try = self.timeouts.backend_request;
+        let of_try = of_try.map(|it| (Instant::now() + it, Late::Backend));
+        let both = [self.end, of_try].into_iter().flatten();
+        both.min_by_key(|(at, _)| *at)
+    }
+
+    /// Tells the server how long the client waits still: never longer than it said itself.
+    pub(super) fn tell_server(&self, headers: &mut HeaderMap, is_first: bool) {
+        let Some((end, late)) = self.end.filter(|_| self.tells_server) else {
+            return;
+        };
+        // What it said is as good.
+        if is_first && late == Late::Client {
+            return;
+        }
+        let left = write_grpc_timeout(end.saturating_duration_since(Instant::now()));
+        if let Ok(value) = HeaderValue::try_from(left) {
+            headers.insert(GRPC_TIMEOUT, value);
+        }
+    }
+
+    fn is_any(&self) -> bool {
+        self.end.is_some() || self.retry.is_some() || self.timeouts != Timeouts::default()
+    }
+}
+
+/// Takes what the client says in place of what the route does, where it may.
+fn heed(timeouts: &mut Timeouts, headers: &mut HeaderMap) {
+    let mut said = |name: HeaderName| {
+        let value = headers.remove(name)?;
+        annotated_duration(value.to_str().ok()?).ok()
+    };
+    if let Some(request) = said(L5D_TIMEOUT) {
+        timeouts.request = request;
+    }
+    if let Some(response) = said(L5D_RESPONSE_TIMEOUT) {
+        timeouts.response = response;
+    }
+}
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const L5D_TIMEOUT: HeaderName = HeaderName::from_static("l5d-timeout");
+const L5D_RESPONSE_TIMEOUT: HeaderName = HeaderName::from_static("l5d-response-timeout");
+/// A clock can be that far ahead; eight digits of hours are more than it may hold.
+const MOST_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use hyper::Request;
+
+    use super::*;
+
+    fn head(headers: &[(&str, &str)]) -> request::Parts {
+        let mut request = Request::builder().uri("/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("valid").into_parts().0
+    }
+
+    fn seconds(it: u64) -> Option<Duration> {
+        Some(Duration::from_secs(it))
+    }
+
+    /// (request timeout of the route, whether headers are heeded, headers) -> (seconds to the end, why; what
+    /// headers are left)
+    #[test]
+    fn the_earlier_end_counts() {
+        for (request, heeds, headers, end, left) in [
+            (None, false, &[][..], None, 0),
+            (seconds(5), false, &[], Some((5, Late::Request)), 0),
+            (
+                None,
+                false,
+                &[("grpc-timeout", "3S")],
+                Some((3, Late::Client)),
+                1,
+            ),
+            (
+                seconds(5),
+                false,
+                &[("grpc-timeout", "3S")],
+                Some((3, Late::Client)),
+                1,
+            ),
+            (
+                seconds(2),
+                false,
+                &[("grpc-timeout", "3S")],
+                Some((2, Late::Request)),
+                1,
+            ),
+            (None, false, &[("grpc-timeout", "soon")], None, 1),
+            (
+                seconds(5),
+                true,
+                &[("l5d-timeout", "7s")],
+                Some((7, Late::Request)),
+                0,
+            ),
+            (seconds(5), true, &[("l5d-timeout", "0s")], None, 0),
+            (
+                seconds(5),
+                true,
+                &[("l5d-timeout", "soon")],
+                Some((5, Late::Request)),
+                0,
+            ),
+            (
+                seconds(5),
+                false,
+                &[("l5d-timeout", "7s")],
+                Some((5, Late::Request)),
+                1,
+            ),
+        ] {
+            let said = Reliability {
+                timeouts: Timeouts {
+                    request,
+                    ..Timeouts::default()
+                },
+                retry: None,
+                heeds_headers: heeds,
+            };
+            let mut head = head(headers);
+            let said = said.is_any().then_some(&said);
+            let terms = Terms::of(said, &mut head, true, Purpose::Exchange);
+            let now = Instant::now();
+            let found = terms.as_ref().and_then(|it| it.end).map(|(at, late)| {
+                let until = at.saturating_duration_since(now) + Duration::from_millis(500);
+                (until.as_secs(), late)
+            });
+            assert_eq!(found, end, "{request:?} {headers:?}");
+            assert_eq!(head.headers.len(), left, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_terms_costs_nothing() {
+        let nothing = Terms::of(None, &mut head(&[]), true, Purpose::Exchange);
+        assert!(nothing.is_none());
+        // Not of gRPC.
+        let timeout = [("grpc-timeout", "1S")];
+        assert!(Terms::of(None, &mut head(&timeout), false, Purpose::Exchange).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_repeated_is_not() {
+        let said = Reliability {
+            retry: Some(Retry::new()),
+            ..Reliability::default()
+        };
+        for (headers, purpose, is) in [
+            (&[][..], Purpose::Exchange, true),
+            (&[("expect", "100-continue")], Purpose::Exchange, false),
+            (&[], Purpose::Upgrade, false),
+        ] {
+            let terms = Terms::of(Some(&said), &mut head(headers), false, purpose);
+            assert_eq!(
+                terms.is_some_and(|it| it.retry.is_some()),
+                is,
+                "{headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_server_is_told_what_is_left() {
+        for (request, is_first, told) in [
+            (None, true, Some("5S")),
+            (None, false, None),
+            (seconds(1), true, None),
+        ] {
+            let said = Reliability {
+                timeouts: Timeouts {
+                    request,
+                    ..Timeouts::default()
+                },
+                ..Reliability::default()
+            };
+            let mut head = head(&[("grpc-timeout", "5S")]);
+            let terms = Terms::of(Some(&said), &mut head, true, Purpose::Exchange);
+            terms
+                .expect("terms")
+                .tell_server(&mut head.headers, is_first);
+            let text = head.headers[GRPC_TIMEOUT].to_str().expect("text");
+            match told {
+                Some(told) => assert_eq!(text, told),
+                None => {
+                    let left = grpc_timeout(text).expect("a time");
+                    let most = request.unwrap_or(Duration::from_secs(5));
+                    assert!(
+                        left <= most && left + Duration::from_millis(500) > most,
+                        "{text}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Requests that are sent again: which, how often, where to, and that a failing server gets no multiple of them.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_tests::apps::{Shown, curl_shop};
+use weft_tests::manifests::{ServiceSpec, backend, http_route};
+use weft_tests::metrics::wait_for_metric;
+use weft_tests::scenario::eventually;
+use weft_tests::webapp::{GrpcServer, HttpLoad, HttpServer, grpc_call, http_load};
+use weft_tests::{Checks, Cluster, Pod, PodSpec};
+
+use crate::stage::{expect_code, seen, serving};
+
+#[test]
+fn http_retries() {
+    let mut scene = Scene::build().expect("a cluster");
+    let mut checks = Checks::new("http retries");
+    let mut check = |name: &str, run: fn(&mut Scene) -> Result<()>| {
+        checks.check(name, || run(&mut scene));
+    };
+    check("what fails at first is sent again", failing_first);
+    check("as often as it may be", limited);
+    check("with its body, if that is small", bodies);
+    check("a route says what is sent again", by_route);
+    check("what takes long is sent again", slow);
+    check("calls by their status", calls);
+    check("upgrades and expectations are not sent again", never);
+    check("to another endpoint", elsewhere);
+    check("an outage is not amplified", outage);
+    checks.finish();
+}
+
+/// Two servers, on the other node and on the client's.
+struct Scene {
+    far: Server,
+    near: Server,
+    client: Pod,
+    cluster: Cluster,
+}
+
+struct Server {
+    http: HttpServer,
+    _grpc: GrpcServer,
+    pod: Pod,
+}
+
+impl Server {
+    /// How many requests for a path it has seen.
+    fn count(&self, path: &str) -> Result<usize> {
+        let requests = self.http.requests()?;
+        Ok(requests.iter().filter(|it| it.path.ends_with(path)).count())
+    }
+
+    /// Answers the next requests with this status after so long.
+    fn fail(&self, times: u64, delay_ms: u64, status: u16) -> Result<()> {
+        self.http.configure_some(&self.pod, delay_ms, status, times)
+    }
+}
+
+impl Scene {
+    fn build() -> Result<Scene> {
+        let cluster = Cluster::start()?;
+        let client = cluster.add_pod(PodSpec::new("client").on(0))?;
+        let server = |name, node| -> Result<Server> {
+            let pod = cluster.add_pod(PodSpec::new(name).label("tier", "shop").on(node))?;
+            Ok(Server {
+                http: HttpServer::start(&pod, HTTP, &[])?,
+                _grpc: GrpcServer::start(&pod, GRPC)?,
+                pod,
+            })
+        };
+        let (far, near) = (server("far", 1)?, server("near", 0)?);
+        Ok(Scene {
+            far,
+            near,
+            client,
+            cluster,
+        })
+    }
+
+    fn service(
+        &self,
+        name: &str,
+        select: [&str; 2],
+        annotations: &[(&str, &str)],
+    ) -> Result<SocketAddr> {
+        let mut spec = ServiceSpec::new(name).select(select[0], select[1]);
+        for (key, value) in annotations {
+            spec = spec.annotation(key, value);
+        }
+        let spec = spec.port(80, HTTP).port(90, GRPC);
+        serving(&self.cluster, &self.client, &spec, 80)
+    }
+
+    fn ask(&self, target: SocketAddr, path: &str, args: &[&str]) -> Result<Shown> {
+        curl_shop(&self.client, target, path, args)
+    }
+
+    /// Both servers, with the labels that select them.
+    fn both(&self) -> [(&Server, &'static str); 2] {
+        [(&self.far, "far"), (&self.near, "near")]
+    }
+}
+
+const VERSIONS: [&[&str]; 2] = [&["--http1.1"], &["--http2-prior-knowledge"]];
+
+fn failing_first(scene: &mut Scene) -> Result<()> {
+    for (server, app) in scene.both() {
+        let name = format!("first-{app}");
+        let annotations = [
+            ("retry.linkerd.io/http", "5xx"),
+            ("retry.linkerd.io/limit", "3"),
+        ];
+        let target = scene.service(&name, ["app", app], &annotations)?;
+        for (number, version) in VERSIONS.into_iter().enumerate() {
+            server.fail(2, 0, 503)?;
+            let path = format!("/{name}-{number}");
+            expect_code(&scene.ask(target, &path, version)?, 200)?;
+            let count = server.count(&path)?;
+            ensure!(count == 3, "the server saw it {count} times");
+        }
+        for (event, least) in [("requests", 4.0), ("successes", 2.0)] {
+            let metric = format!("outbound_http_route_retry_{event}_total");
+            let labels = [("parent_name", name.as_str())];
+            wait_for_metric(scene.cluster.node(0), &metric, &labels, least)?;
+        }
+    }
+    Ok(())
+}
+
+fn limited(scene: &mut Scene) -> Result<()> {
+    let annotations = [
+        ("weft.dev/retry-http", "500-502,429"),
+        ("weft.dev/retry-limit", "2"),
+    ];
+    let target = scene.service("limited", ["app", "far"], &annotations)?;
+    let server = &scene.far;
+    for (status, expected) in [(500, 3), (429, 3), (503, 1), (404, 1)] {
+        server.fail(100, 0, status)?;
+        let path = format!("/limited-{status}");
+        let shown = scene.ask(target, &path, &[])?;
+        server.fail(0, 0, 200)?;
+        expect_code(&shown, status)?;
+        ensure!(shown.header("weft-error").is_none(), "{shown:?}");
+        let count = server.count(&path)?;
+        ensure!(
+            count == expected,
+            "{status}: the server saw it {count} times"
+        );
+    }
+    let metric = "outbound_http_route_retry_limit_exceeded_total";
+    let labels = [("parent_name", "limited")];
+    wait_for_metric(scene.cluster.node(0), metric, &labels, 2.0).map(drop)
+}
+
+fn bodies(scene: &mut Scene) -> Result<()> {
+    let target = scene.service(
+        "bodies",
+        ["app", "far"],
+        &[("retry.linkerd.io/http", "503")],
+    )?;
+    let server = &scene.far;
+    for version in VERSIONS {
+        for (length, code) in [(1, 200), (1000, 200), (60_000, 200), (100_000, 503)] {
+            server.fail(1, 0, 503)?;
+            let body = "x".repeat(length);
+            let args = [version, &["--data-binary", &body]].concat();
+            let shown = scene.ask(target, "/bodies", &args)?;
+            server.fail(0, 0, 200)?;
+            expect_code(&shown, code)?;
+            let seen = seen(&shown)?;
+            ensure!(
+                seen.method == "POST" && seen.body_bytes == length as u64,
+                "{seen:?}"
+            );
+        }
+        // Of a length that nobody knows before.
+        server.fail(1, 0, 503)?;
+        let args = [
+            version,
+            &[
+                "-H",
+                "transfer-encoding: chunked",
+                "--data-binary",
+                "of chunks",
+            ],
+        ]
+        .concat();
+        let args = if version == VERSIONS[1] {
+            [version, &["--data-binary", "of chunks"]].concat()
+        } else {
+            args
+        };
+        let shown = scene.ask(target, "/bodies", &args)?;
+        expect_code(&shown, 200)?;
+        ensure!(seen(&shown)?.body_bytes == 9, "{shown:?}");
+    }
+    Ok(())
+}
+
+fn by_route(scene: &mut Scene) -> Result<()> {
+    let target = scene.service(
+        "routed",
+        ["app", "far"],
+        &[("retry.linkerd.io/http", "5xx")],
+    )?;
+    let rules = json!([{
+        "retry": {"codes": [503], "attempts": 2, "backoff": "10ms"},
+        "backendRefs": [backend("routed", 80, 1)],
+    }]);
+    scene
+        .cluster
+        .apply(&http_route("default", "routed", "routed", 80, &rules))?;
+    let server = &scene.far;
+    // The Service's own would send it again for 500.
+    eventually("the route to be in effect", || {
+        let path = format!("/routed-{}", rand_word());
+        server.fail(1, 0, 500)?;
+        let shown = scene.ask(target, &path, &[])?;
+        server.fail(0, 0, 200)?;
+        expect_code(&shown, 500)
+    })?;
+    server.fail(2, 0, 503)?;
+    expect_code(&scene.ask(target, "/routed", &[])?, 200)?;
+    // A connection that breaks is tried again too.
+    let shown = scene.ask(target, "/reset", &[])?;
+    expect_code(&shown, 502)?;
+    let count = server.count("/reset")?;
+    // The agent of the server's node may find its connection stale, and make another one.
+    ensure!((3..=4).contains(&count), "the server saw it {count} times");
+    Ok(())
+}
+
+fn rand_word() -> u128 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |it| it.as_nanos())
+}
+
+fn slow(scene: &mut Scene) -> Result<()> {
+    let annotations = [
+        ("retry.linkerd.io/http", "5xx"),
+        ("retry.linkerd.io/timeout", "300ms"),
+        ("timeout.linkerd.io/request", "10s"),
+    ];
+    for (server, app) in scene.both() {
+        let target = scene.service(&format!("slow-{app}"), ["app", app], &annotations)?;
+        for (number, version) in VERSIONS.into_iter().enumerate() {
+            server.fail(1, 8000, 200)?;
+            let path = format!("/slow-{number}");
+            let began = Instant::now();
+            expect_code(&scene.ask(target, &path, version)?, 200)?;
+            let took = began.elapsed();
+            ensure!(took < Duration::from_secs(4), "it took {took:?}");
+            // The last try gets all the time that it needs.
+            server.fail(2, 900, 200)?;
+            expect_code(&scene.ask(target, &path, version)?, 200)?;
+        }
+    }
+    Ok(())
+}
+
+fn calls(scene: &mut Scene) -> Result<()> {
+    let annotations = [
+        ("retry.linkerd.io/grpc", "unavailable,internal"),
+        ("retry.linkerd.io/limit", "3"),
+    ];
+    let target = scene.service("calls", ["app", "far"], &annotations)?;
+    let target = SocketAddr::new(target.ip(), 90);
+    eventually("calls to be answered", || {
+        let called = grpc_call(&scene.client, target, &[])?;
+        ensure!(called.code == 0, "{called:?}");
+        Ok(())
+    })?;
+    for (number, (kind, code, count, is)) in [
+        // In the head, and in trailers without anything before.
+        ("unary", "14", "1", 0),
+        ("unary", "13", "1", 0),
+        ("expand", "14", "0", 0),
+        ("unary", "5", "1", 5),
+        // A message has come.
+        ("expand", "14", "2", 14),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text = format!("first 2: {number}");
+        let args = [
+            "--kind", kind, "--code", code, "--count", count, "--text", &text,
+        ];
+        let called = grpc_call(&scene.client, target, &args)?;
+        ensure!(called.code == is, "{args:?}: {called:?}");
+    }
+    let labels = [("parent_name", "calls")];
+    let metric = "outbound_grpc_route_retry_successes_total";
+    wait_for_metric(scene.cluster.node(0), metric, &labels, 3.0).map(drop)
+}
+
+fn never(scene: &mut Scene) -> Result<()> {
+    let target = scene.service("never", ["app", "far"], &[("retry.linkerd.io/http", "503")])?;
+    for (number, args) in [
+        ["-H", "expect: 100-continue", "--data", "x"],
+        ["-H", "connection: upgrade", "-H", "upgrade: websocket"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/never-{number}");
+        scene.far.fail(1, 0, 503)?;
+        let shown = scene.ask(target, &path, &args)?;
+        scene.far.fail(0, 0, 200)?;
+        expect_code(&shown, 503)?;
+        ensure!(scene.far.count(&path)? == 1, "it was sent again");
+    }
+    Ok(())
+}
+
+fn elsewhere(scene: &mut Scene) -> Result<()> {
+    let annotations = [("retry.linkerd.io/http", "5xx")];
+    let target = scene.service("elsewhere", ["tier", "shop"], &annotations)?;
+    scene.near.fail(u64::MAX, 0, 500)?;
+    let report = http_load(&scene.client, target, 20, &["--pause-ms", "100"])?;
+    scene.near.fail(0, 0, 200)?;
+    report.expect_all("200")?;
+    ensure!(report.share("far") > 0.999, "{report:?}");
+    Ok(())
+}
+
+/// All servers fail: what they see is a fifth more than was asked, and ten in a second.
+fn outage(scene: &mut Scene) -> Result<()> {
+    let annotations = [
+        ("retry.linkerd.io/http", "5xx"),
+        ("retry.linkerd.io/limit", "5"),
+    ];
+    let target = scene.service("outage", ["tier", "shop"], &annotations)?;
+    for (server, _) in scene.both() {
+        server.fail(u64::MAX, 0, 500)?;
+    }
+    let began = Instant::now();
+    let args = ["--connections", "4", "--pause-ms", "5", "--path", "/outage"];
+    let load = HttpLoad::start(&scene.client, target, &args)?;
+    std::thread::sleep(OUTAGE);
+    let report = load.stop()?;
+    let seconds = began.elapsed().as_secs_f64();
+    let seen = scene.far.count("/outage")? + scene.near.count("/outage")?;
+    for (server, _) in scene.both() {
+        server.fail(0, 0, 200)?;
+    }
+    ensure!(report.statuses.keys().eq(["500"]), "{report:?}");
+    let (asked, seen) = (report.answers as f64, seen as f64);
+    // What the budget had saved for its first second comes on top, and what was asked before.
+    let most = 1.2 * asked + 10.0 * (seconds + 1.0) + 1.0;
+    ensure!(
+        seen <= most,
+        "of {asked} requests in {seconds} s, servers saw {seen}"
+    );
+    ensure!(
+        seen >= 1.1 * asked,
+        "of {asked} requests, servers saw {seen}"
+    );
+    let labels = [("parent_name", "outage")];
+    let metric = "outbound_http_route_retry_overflow_total";
+    wait_for_metric(scene.cluster.node(0), metric, &labels, 1.0)?;
+    println!(
+        "outage: {asked} requests in {seconds:.1} s, {seen} at the servers, at most {most:.0}"
+    );
+    Ok(())
+}
+
+const OUTAGE: Duration = Duration::from_secs(8);
+const HTTP: u16 = 8080;
+const GRPC: u16 = 9090;
