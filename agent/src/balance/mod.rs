@@ -6,11 +6,18 @@
 //! away from what is slow, and few enough that many clients do not all run to what is fast. What is
 //! known of an endpoint is shared by all pods of the node.
 //!
-//! The decisions are pure: time and random numbers are handed in. Only [`InFlight`] reads a clock.
+//! What comes before the choice: `topology` says which endpoints there are for this node, and `breaker`
+//! which of them are left out because they fail. When that leaves nobody, `queue` holds whoever comes for
+//! a while.
+//!
+//! The decisions are pure: time and random numbers are handed in. Only [`InFlight`] and the queue
+//! read a clock.
 
 mod budget;
+pub mod breaker;
 mod choose;
 mod load;
+pub mod queue;
 pub mod topology;
 
 #[cfg(test)]
