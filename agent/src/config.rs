@@ -132,7 +132,7 @@ pub struct ControllerConfig {
 
 /// How much pods and peers may have at once; what is not given comes from the limit of descriptors,
 /// the memory and the CPUs, and is in the log at the start.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct LimitsConfig {
     /// Most flows that one pod may have open in each direction; more are refused. Of those that
     /// arrive, half may come in plaintext. By default two fifths of the descriptors, so that one pod's
@@ -164,6 +164,19 @@ pub struct LimitsConfig {
     /// for up to 5 s, then are refused. [default: 64]
     #[arg(long, env = "WEFT_MAX_DIALS_PER_POD")]
     pub max_dials_per_pod: Option<usize>,
+
+    /// How long requests and connections wait for an endpoint of their service port, counted from the first that
+    /// found none; then all fail, and new ones fail at once until one is ready. With 0s nobody waits.
+    #[arg(long, env = "WEFT_FAIL_FAST_AFTER", default_value = "3s", value_parser = duration)]
+    pub fail_fast_after: Duration,
+
+    /// Requests and connections that may wait so at one service port; more fail at once.
+    #[arg(long, env = "WEFT_MAX_WAITING_PER_PORT", default_value_t = 10_000)]
+    pub max_waiting_per_port: usize,
+
+    /// The same, of one pod at all ports.
+    #[arg(long, env = "WEFT_MAX_WAITING_PER_POD", default_value_t = 2048)]
+    pub max_waiting_per_pod: usize,
 }
 
 /// What an agent speaks with other agents of the mesh.

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use weft_core::WorkloadId;
 
 use crate::admin::{self, Admin, Views};
+use crate::balance::queue::QueueLimits;
 use crate::bpf::{self, Bpf, BpfConfig, Standing};
 use crate::config::{Config, KernelConfig, LimitsConfig};
 use crate::discovery::{ControlStream, Controller, ControllerConfig, Store, StreamState};
@@ -244,6 +245,11 @@ fn proxy_config(config: &Config) -> ProxyConfig {
         drain_deadline: config.drain_deadline,
         limits: limits(&config.limits),
         tunnel: config.tunnel,
+        queue: QueueLimits {
+            timeout: config.limits.fail_fast_after,
+            per_port: config.limits.max_waiting_per_port,
+            per_pod: config.limits.max_waiting_per_pod,
+        },
         ..ProxyConfig::default()
     }
 }

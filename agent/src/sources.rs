@@ -1,10 +1,12 @@
 //! What the agent's parts hold anyway, as metrics: asked at each scrape, counted nowhere twice.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::balance::EndpointEntry;
+use crate::balance::breaker::Standing;
 use crate::bpf::Bpf;
-use crate::discovery::{Balanced, Discovery, Store};
+use crate::discovery::{Balanced, Discovery, ServicePortEntry, Store};
 use crate::identity::{CertificateState, Identities};
 use crate::node::Pods;
 use crate::proxy::Context;
@@ -205,16 +207,82 @@ impl Source for Balancers {
     fn collect(&self, samples: &mut Samples) {
         let mut ports = self.0.used_ports();
         ports.sort_by(|a, b| (&a.service, a.port).cmp(&(&b.service, b.port)));
+        let now = Instant::now();
         for (balanced, name) in [
             (Balanced::Exchanges, "outbound_http_balancer_endpoints"),
             (Balanced::Connections, "outbound_tcp_balancer_endpoints"),
         ] {
             for port in ports.iter().filter(|it| it.balances(balanced)) {
                 let labels = balancer_labels(&PortRef::service(port.service.clone(), port.port));
-                let ready = port.endpoints.load().len() as f64;
+                let (ready, pending) = standing(port, now);
                 let help = "The number of endpoints currently in the balancer";
-                samples.add(Kind::Gauge, name, help, labels, ready);
+                for (state, number) in [("ready", ready), ("pending", pending)] {
+                    let mut labels = labels.clone();
+                    labels.insert(0, ("endpoint_state", state.to_owned()));
+                    samples.add(Kind::Gauge, name, help, labels, number as f64);
+                }
             }
+        }
+        for port in &ports {
+            waiting(port, samples);
+            left_out(port, now, samples);
+        }
+    }
+}
+
+/// How many endpoints may be chosen, and how many not.
+fn standing(port: &ServicePortEntry, now: Instant) -> (usize, usize) {
+    let endpoints = port.endpoints.load();
+    let is_ready =
+        |it: &&Arc<EndpointEntry>| matches!(it.standing(now), Standing::Ready | Standing::Resting);
+    let ready = endpoints.iter().filter(is_ready).count();
+    (ready, endpoints.len() - ready)
+}
+
+/// Of ports at which somebody ever had to wait.
+fn waiting(port: &ServicePortEntry, samples: &mut Samples) {
+    let queues = port.health.queues();
+    if queues.is_empty() {
+        return;
+    }
+    let labels = || balancer_labels(&PortRef::service(port.service.clone(), port.port));
+    let waiting: usize = queues.iter().map(|it| it.waiting()).sum();
+    let help = "Exchanges and connections that wait for an endpoint";
+    let name = "weft_balancer_waiting";
+    samples.add(Kind::Gauge, name, help, labels(), waiting as f64);
+    let is_fail_fast = queues.iter().any(|it| it.is_fail_fast());
+    let help = "Whether exchanges and connections that find no endpoint fail at once";
+    let name = "weft_balancer_fail_fast";
+    let value = f64::from(u8::from(is_fail_fast));
+    samples.add(Kind::Gauge, name, help, labels(), value);
+    let counts = queues.iter().map(|it| it.counts());
+    let (falls, failed) = counts.fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+    let help = "How often it came to fail-fast";
+    let name = "weft_balancer_fail_fasts";
+    samples.add(Kind::Counter, name, help, labels(), falls as f64);
+    let help = "Exchanges and connections that failed for want of an endpoint";
+    let name = "weft_balancer_unserved";
+    samples.add(Kind::Counter, name, help, labels(), failed as f64);
+}
+
+/// Of ports at which endpoints that fail are left out.
+fn left_out(port: &ServicePortEntry, now: Instant, samples: &mut Samples) {
+    let endpoints = port.endpoints.load();
+    if endpoints.iter().all(|it| it.guard().is_none()) {
+        return;
+    }
+    let labels = || balancer_labels(&PortRef::service(port.service.clone(), port.port));
+    let help = "How often an endpoint was left out because it failed";
+    let name = "weft_balancer_ejections";
+    let ejections = port.health.ejections() as f64;
+    samples.add(Kind::Counter, name, help, labels(), ejections);
+    for endpoint in endpoints.iter() {
+        if matches!(endpoint.standing(now), Standing::Ejected | Standing::Due) {
+            let mut labels = labels();
+            labels.push(("endpoint", endpoint.to().to_string()));
+            let help = "An endpoint that is left out now because it failed";
+            let name = "weft_balancer_ejected";
+            samples.add(Kind::Gauge, name, help, labels, 1.0);
         }
     }
 }

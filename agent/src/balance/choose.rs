@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::load::EndpointEntry;
+use super::breaker::Standing;
+use super::load::{EndpointEntry, InFlight};
 
 /// The tries of one exchange or connection: each endpoint at most once, and at most [`MOST_TRIES`].
 /// Every one is chosen when it is needed, by what is known then.
@@ -52,8 +53,22 @@ impl Tries {
         }
     }
 
-    /// The next endpoint: the one of lower cost of two that are drawn among those not tried yet.
-    /// `below` draws a number below the one that it is given, which is not 0.
+    /// Begins at the next endpoint that may be chosen.
+    pub fn begin(
+        &mut self,
+        now: Instant,
+        mut below: impl FnMut(usize) -> usize,
+    ) -> Option<InFlight> {
+        loop {
+            // Of those that try whether an endpoint is well again, one is the first.
+            if let Some(begun) = self.next(now, &mut below)?.begin(now) {
+                return Some(begun);
+            }
+        }
+    }
+
+    /// The next endpoint: the one of lower cost of two that are drawn among those not tried yet that
+    /// may be chosen. `below` draws a number below the one that it is given, which is not 0.
     pub fn next(
         &mut self,
         now: Instant,
@@ -62,24 +77,57 @@ impl Tries {
         if self.tried == MOST_TRIES {
             return None;
         }
-        let place = match self.candidates() - self.tried {
-            0 => return None,
-            1 => self.untried(0),
-            left => {
-                let first = below(left);
-                // Any of the others, with the same probability.
-                let second = (first + 1 + below(left - 1)) % left;
-                let (first, second) = (self.untried(first), self.untried(second));
-                let cost = |place: usize| self.endpoints[place].load.cost(now);
-                if cost(second) < cost(first) {
-                    second
-                } else {
-                    first
-                }
-            }
+        let left = self.candidates() - self.tried;
+        let (first, second) = draw_two(left, &mut below)?;
+        let (first, second) = (self.untried(first), self.untried(second));
+        let place = if self.is_ready(first, now) && self.is_ready(second, now) {
+            self.better(first, second, now)
+        } else {
+            // To draw again until both are would give the same; this ends.
+            let places = self.choosable(left, now);
+            let (first, second) = draw_two(places.len(), &mut below)?;
+            self.better(places[first], places[second], now)
         };
         self.remember(place);
         self.endpoints.get(place)
+    }
+
+    fn is_ready(&self, place: usize, now: Instant) -> bool {
+        self.endpoints[place].standing(now) == Standing::Ready
+    }
+
+    /// The places of those that may be chosen; if there are none, of those that asked for a pause.
+    fn choosable(&self, left: usize, now: Instant) -> Vec<usize> {
+        let mut resting = Vec::new();
+        let mut choosable = Vec::new();
+        for place in (0..left).map(|it| self.untried(it)) {
+            match self.endpoints[place].standing(now) {
+                Standing::Ready | Standing::Due => choosable.push(place),
+                Standing::Resting => resting.push(place),
+                Standing::Ejected => {}
+            }
+        }
+        if choosable.is_empty() {
+            resting
+        } else {
+            choosable
+        }
+    }
+
+    /// Of two, the one that costs less; one that has to be tried first, so that it is.
+    fn better(&self, first: usize, second: usize, now: Instant) -> usize {
+        let cost = |place: usize| {
+            let endpoint = &self.endpoints[place];
+            match endpoint.standing(now) {
+                Standing::Due => 0.0,
+                _ => endpoint.load.cost(now),
+            }
+        };
+        if cost(second) < cost(first) {
+            second
+        } else {
+            first
+        }
     }
 
     /// The place of the endpoint with this number among those not tried.
@@ -95,6 +143,19 @@ impl Tries {
         self.places[self.tried] = place;
         self.tried += 1;
         self.places[..self.tried].sort_unstable();
+    }
+}
+
+/// Two different numbers below a limit, in any order; of one, that one twice.
+fn draw_two(limit: usize, mut below: impl FnMut(usize) -> usize) -> Option<(usize, usize)> {
+    match limit {
+        0 => None,
+        1 => Some((0, 0)),
+        limit => {
+            let first = below(limit);
+            // Any of the others, with the same probability.
+            Some((first, (first + 1 + below(limit - 1)) % limit))
+        }
     }
 }
 
@@ -115,7 +176,11 @@ mod tests {
     use rand::rngs::SmallRng;
     use rand::{RngExt, SeedableRng};
 
+    use weft_core::FailureAccrual;
+
     use super::*;
+    use crate::balance::breaker::Judgement;
+    use crate::balance::health::Guard;
 
     fn endpoints(latencies_ms: &[u64], now: Instant) -> Arc<Vec<Arc<EndpointEntry>>> {
         let made = latencies_ms.iter().enumerate().map(|(number, latency)| {
@@ -261,5 +326,93 @@ mod tests {
         }
         assert_eq!(counts[9], 0);
         assert!((1850..2150).contains(&counts[0]), "{counts:?}");
+    }
+
+    fn guarded(count: u8) -> Arc<Vec<Arc<EndpointEntry>>> {
+        let settings = FailureAccrual {
+            max_failures: 1,
+            jitter_permille: 0,
+            ..FailureAccrual::default()
+        };
+        let health = Arc::default();
+        let made = (0..count).map(|number| {
+            let guard = Guard::new(settings, &health);
+            EndpointEntry::guarded(IpAddr::from([10, 0, 0, number]), 80, guard)
+        });
+        Arc::new(made.collect())
+    }
+
+    fn judge(endpoint: &Arc<EndpointEntry>, judgement: Judgement, retry_after: Option<Duration>) {
+        let mut begun = endpoint.begin(Instant::now()).expect("it may be chosen");
+        begun.judge(judgement, retry_after);
+    }
+
+    /// How often each is chosen first.
+    fn chosen(all: &Arc<Vec<Arc<EndpointEntry>>>, now: Instant) -> Vec<f64> {
+        let mut below = seeded();
+        let mut counts = vec![0.0; all.len()];
+        for _ in 0..10_000 {
+            let mut tries = Tries::new(Arc::clone(all), 0..all.len());
+            if let Some(chosen) = tries.next(now, &mut below) {
+                let place = all.iter().position(|it| Arc::ptr_eq(it, chosen));
+                counts[place.expect("one of them")] += 1.0;
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn those_that_are_left_out_are_not_chosen_and_others_share_equally() {
+        let all = guarded(10);
+        for number in [2, 3, 7] {
+            judge(&all[number], Judgement::Failure, None);
+        }
+        let counts = chosen(&all, Instant::now());
+        let expected = 10_000.0 / 7.0;
+        let mut chi = 0.0;
+        for (number, count) in counts.iter().enumerate() {
+            if [2, 3, 7].contains(&number) {
+                assert_eq!(*count, 0.0, "{counts:?}");
+            } else {
+                chi += (count - expected).powi(2) / expected;
+            }
+        }
+        // Six degrees of freedom: above 22.5 once in a thousand seeds.
+        assert!(chi < 22.5, "{chi}: {counts:?}");
+    }
+
+    #[test]
+    fn if_all_are_left_out_nobody_is_chosen_and_who_asked_for_a_pause_is() {
+        let all = guarded(3);
+        let now = Instant::now();
+        let minute = Some(Duration::from_secs(60));
+        judge(&all[1], Judgement::Success, minute);
+        judge(&all[2], Judgement::Success, minute);
+        assert_eq!(chosen(&all, now)[1..], [0.0, 0.0]);
+        judge(&all[0], Judgement::Failure, None);
+        let counts = chosen(&all, now);
+        assert!(counts[0] == 0.0 && counts[1] + counts[2] == 10_000.0);
+        for number in [1, 2] {
+            judge(&all[number], Judgement::Failure, None);
+        }
+        assert_eq!(chosen(&all, now), [0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn one_request_tries_an_endpoint_again_and_others_go_elsewhere() {
+        let all = guarded(2);
+        judge(&all[0], Judgement::Failure, None);
+        let due = Instant::now() + Duration::from_secs(2);
+        let mut below = seeded();
+        let mut begin = || Tries::new(Arc::clone(&all), 0..2).begin(due, &mut below);
+        let probe = begin().expect("one is due");
+        assert!(Arc::ptr_eq(probe.endpoint(), &all[0]));
+        let others: Vec<InFlight> = (0..20).filter_map(|_| begin()).collect();
+        assert_eq!(others.len(), 20);
+        assert!(others.iter().all(|it| Arc::ptr_eq(it.endpoint(), &all[1])));
+        // It gave up: the next one tries.
+        drop(probe);
+        let probe = begin().expect("one is due");
+        assert!(Arc::ptr_eq(probe.endpoint(), &all[0]));
     }
 }

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use weft_core::Weight;
 
+use super::breaker::{Judgement, Standing, Ticket};
+use super::health::Guard;
+
 /// An endpoint of a service port, for as long as it backs the port.
 #[derive(Debug)]
 pub struct EndpointEntry {
@@ -16,6 +19,8 @@ pub struct EndpointEntry {
     pub port: u16,
     /// What all pods of the node know of it.
     pub load: EndpointLoad,
+    /// Keeps it from being chosen while it fails; none: nothing does.
+    guard: Option<Box<Guard>>,
 }
 
 /// The load of an endpoint: a peak-sensitive moving average of its latency, and what it has not
@@ -43,6 +48,8 @@ pub struct InFlight {
     endpoint: Arc<EndpointEntry>,
     /// When it began; none once its latency is recorded.
     began: Option<Instant>,
+    /// None: its end was told, or nobody wants to know.
+    ticket: Option<Ticket>,
 }
 
 /// A latency, and when it was last sampled.
@@ -60,7 +67,29 @@ impl EndpointEntry {
             address,
             port,
             load: EndpointLoad::new(Instant::now()),
+            guard: None,
         })
+    }
+
+    /// The same, left out while it fails.
+    pub fn guarded(address: IpAddr, port: u16, guard: Guard) -> Arc<Self> {
+        Arc::new(Self {
+            address,
+            port,
+            load: EndpointLoad::new(Instant::now()),
+            guard: Some(Box::new(guard)),
+        })
+    }
+
+    /// What keeps it from being chosen, if anything does.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_deref()
+    }
+
+    /// Whether it may be chosen.
+    pub fn standing(&self, now: Instant) -> Standing {
+        let guard = self.guard.as_ref();
+        guard.map_or(Standing::Ready, |it| it.standing(now))
     }
 
     /// Where to connect to.
@@ -68,13 +97,18 @@ impl EndpointEntry {
         SocketAddr::new(self.address, self.port)
     }
 
-    /// Begins an exchange, or a connection, at this endpoint.
-    pub fn begin(self: &Arc<Self>) -> InFlight {
+    /// Begins an exchange, or a connection, at this endpoint. None: it may not be chosen any more.
+    pub fn begin(self: &Arc<Self>, now: Instant) -> Option<InFlight> {
+        let ticket = match &self.guard {
+            Some(guard) => Some(guard.begin(now)?),
+            None => None,
+        };
         self.load.begin();
-        InFlight {
+        Some(InFlight {
             endpoint: Arc::clone(self),
             began: Some(Instant::now()),
-        }
+            ticket,
+        })
     }
 }
 
@@ -171,9 +205,20 @@ impl InFlight {
         }
     }
 
+    /// How it ended, as far as the endpoint had a part in it; `retry_after` is for how long it asked to be left
+    /// alone.
+    pub fn judge(&mut self, judgement: Judgement, retry_after: Option<Duration>) {
+        if let Some(ticket) = self.ticket.take()
+            && let Some(guard) = &self.endpoint.guard
+        {
+            guard.end(ticket, judgement, retry_after, self.endpoint.address);
+        }
+    }
+
     /// The endpoint could not be reached. That may be known very fast, so it counts as slow:
     /// otherwise a dead endpoint would look like the best.
     pub fn failed(mut self) {
+        self.judge(Judgement::Failure, None);
         if let Some(began) = self.began.take() {
             let now = Instant::now();
             let latency = now.saturating_duration_since(began).max(FAILED_LATENCY);
@@ -189,6 +234,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.judge(Judgement::Unknown, None);
         let load = &self.endpoint.load;
         if let Some(began) = self.began {
             let now = Instant::now();
@@ -391,8 +437,9 @@ mod tests {
         endpoint
             .load
             .record(Duration::from_micros(1), Instant::now());
-        let mut answered = endpoint.begin();
-        let given_up = endpoint.begin();
+        let begin = || endpoint.begin(Instant::now()).expect("nothing guards it");
+        let mut answered = begin();
+        let given_up = begin();
         assert_eq!(endpoint.load.outstanding(), 2);
         answered.first_byte();
         let known = endpoint.load.load_estimate();
@@ -403,9 +450,9 @@ mod tests {
         drop(given_up);
         assert_eq!(endpoint.load.outstanding(), 0);
         let known = endpoint.load.load_estimate();
-        endpoint.begin().forget();
+        begin().forget();
         assert_eq!(endpoint.load.load_estimate(), known);
-        endpoint.begin().failed();
+        begin().failed();
         assert_eq!(endpoint.load.outstanding(), 0);
         assert!(endpoint.load.latency(Instant::now()) > ms(900));
     }
@@ -413,7 +460,7 @@ mod tests {
     #[test]
     fn it_is_small() {
         assert_eq!(size_of::<EndpointLoad>(), 16);
-        assert!(size_of::<EndpointEntry>() <= 40);
-        assert!(size_of::<InFlight>() <= 24);
+        assert!(size_of::<EndpointEntry>() <= 48);
+        assert!(size_of::<InFlight>() <= 32);
     }
 }

@@ -10,12 +10,13 @@
 //! which of them are left out because they fail. When that leaves nobody, `queue` holds whoever comes for
 //! a while.
 //!
-//! The decisions are pure: time and random numbers are handed in. Only [`InFlight`] and the queue
+//! The decisions are pure: time and random numbers are handed in. Only [`InFlight`], [`health`] and the queue
 //! read a clock.
 
-mod budget;
 pub mod breaker;
+mod budget;
 mod choose;
+pub mod health;
 mod load;
 pub mod queue;
 pub mod topology;

@@ -13,6 +13,7 @@ use weft_core::{
 };
 
 use crate::balance::EndpointEntry;
+use crate::balance::breaker::Standing;
 
 /// Sections by name. Objects have namespace and name in front, so that they are found alike.
 #[derive(Serialize)]
@@ -53,6 +54,9 @@ pub(super) struct ShownEndpoint {
     latency_ms: f32,
     outstanding: u32,
     weight: u32,
+    /// Whether it is left out because it fails; not shown where nothing would be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standing: Option<Standing>,
 }
 
 pub(super) struct ShownRoutes(pub(super) Arc<RouteTable>);
@@ -76,6 +80,7 @@ impl ShownEndpoint {
             latency_ms: load.latency(now).as_secs_f32() * 1000.0,
             outstanding: load.outstanding(),
             weight: load.weight(),
+            standing: endpoint.guard().map(|it| it.standing(now)),
         }
     }
 }

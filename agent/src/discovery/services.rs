@@ -18,6 +18,7 @@ use weft_core::{
 use super::addresses::{AddressIndex, Claimant, Contested};
 use super::dump::{ShownEndpoint, ShownPort, ShownRoutes, ShownService};
 use super::sharded::Sharded;
+use crate::balance::health::{Guard, Health};
 use crate::balance::topology::{Here, reachable};
 use crate::balance::{EndpointEntry, RetryBudgets, Tries};
 
@@ -36,6 +37,8 @@ pub struct ServicePortEntry {
     /// What backs the port for clients of this node, ordered by address; may be empty. An endpoint's
     /// entry, and what is known of its load, stays the same for as long as it is there.
     pub endpoints: ArcSwap<Vec<Arc<EndpointEntry>>>,
+    /// What the endpoints share.
+    pub health: Arc<Health>,
     balances: [AtomicBool; 2],
     /// How many of its requests may be sent again.
     pub retries: RetryBudgets,
@@ -56,7 +59,7 @@ impl ServicePortEntry {
         port: u16,
         protocol: PortProtocol,
         routes: Option<Arc<RouteTable>>,
-        endpoints: Vec<Arc<EndpointEntry>>,
+        (endpoints, health): (Vec<Arc<EndpointEntry>>, Arc<Health>),
     ) -> Self {
         Self {
             service,
@@ -64,6 +67,7 @@ impl ServicePortEntry {
             protocol: ArcSwap::from_pointee(protocol),
             routes: ArcSwapOption::new(routes),
             endpoints: ArcSwap::from_pointee(endpoints),
+            health,
             balances: Default::default(),
             retries: RetryBudgets::default(),
         }
@@ -85,6 +89,19 @@ impl ServicePortEntry {
         let endpoints = self.endpoints.load_full();
         let range = of_family(&endpoints, like);
         Tries::new(endpoints, range)
+    }
+
+    /// Puts other endpoints in place of those that there are. Who waits for one goes on.
+    fn replace_endpoints(&self, endpoints: Vec<Arc<EndpointEntry>>) {
+        self.endpoints.store(Arc::new(endpoints));
+        let endpoints = self.endpoints.load();
+        for like in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            if let Some(queue) = self.health.known_queue(like)
+                && !of_family(&endpoints, like).is_empty()
+            {
+                queue.open();
+            }
+        }
     }
 
     /// Whether a pod of this node ever used the port so.
@@ -371,9 +388,9 @@ impl Parts {
             match known {
                 Some(entry) => {
                     let before = entry.endpoints.load();
-                    let endpoints = self.endpoints(port.number, &before, here);
+                    let endpoints = self.endpoints(port.number, &before, here, &entry.health);
                     if !same(&before, &endpoints) {
-                        entry.endpoints.store(Arc::new(endpoints));
+                        entry.replace_endpoints(endpoints);
                     }
                     if entry.protocol() != port.protocol {
                         entry.protocol.store(Arc::new(port.protocol));
@@ -382,7 +399,8 @@ impl Parts {
                     Arc::clone(entry)
                 }
                 None => {
-                    let endpoints = self.endpoints(port.number, &[], here);
+                    let health = Arc::default();
+                    let endpoints = self.endpoints(port.number, &[], here, &health);
                     let name = service.name.clone();
                     let routes = routes.cloned();
                     Arc::new(ServicePortEntry::new(
@@ -390,7 +408,7 @@ impl Parts {
                         port.number,
                         port.protocol,
                         routes,
-                        endpoints,
+                        (endpoints, health),
                     ))
                 }
             }
@@ -408,15 +426,24 @@ impl Parts {
         service_port: u16,
         before: &[Arc<EndpointEntry>],
         here: &Here,
+        health: &Arc<Health>,
     ) -> Vec<Arc<EndpointEntry>> {
+        let accrual = self.service.as_ref().and_then(|it| it.failure_accrual);
+        let new = |address, port| match accrual {
+            Some(settings) => EndpointEntry::guarded(address, port, Guard::new(settings, health)),
+            None => EndpointEntry::new(address, port),
+        };
         let mut before = before.iter().peekable();
         let candidates = self.candidates(service_port, here);
         let endpoints = candidates.into_iter().map(|(known, port)| {
             let address = known.address;
             // Both are ordered by address.
             while before.next_if(|it| it.address < address).is_some() {}
-            let entry = before.next_if(|it| it.address == address && it.port == port);
-            let entry = entry.map_or_else(|| EndpointEntry::new(address, port), Arc::clone);
+            let entry = before.next_if(|it| {
+                let settings = it.guard().map(|it| *it.settings());
+                it.address == address && it.port == port && settings == accrual
+            });
+            let entry = entry.map_or_else(|| new(address, port), Arc::clone);
             entry.load.set_weight(known.weight);
             entry
         });

@@ -34,6 +34,9 @@ pub enum FlowError {
     /// Nothing backs the service.
     #[error("no endpoint of {0} is ready for port {1}")]
     NoEndpoint(ObjectName, u16),
+    /// Nothing backs the service, and too many wait for it.
+    #[error("too many wait for an endpoint of {0} for port {1}")]
+    TooManyWaiting(ObjectName, u16),
     /// The pod has no address of the destination's family.
     #[error("the pod has no address to reach {0} from")]
     NoSourceAddress(IpAddr),
@@ -173,6 +176,7 @@ impl FlowError {
             Self::UnknownAddress(_) => Refusal::UnknownAddress,
             Self::UnknownServicePort(..) => Refusal::UnknownServicePort,
             Self::NoEndpoint(..) | Self::NoRoute(..) => Refusal::NoEndpoint,
+            Self::TooManyWaiting(..) => Refusal::TooManyWaiting,
             Self::ReservedPort(_) => Refusal::ReservedPort,
             Self::Connect { source, .. } => connect_refusal(source),
             Self::ConnectTimeout { .. } => Refusal::ConnectTimeout,
@@ -224,7 +228,16 @@ impl FlowError {
         }
     }
 
-    /// Whether the destination itself said that nothing listens: worth remembering for a moment,
+    /// Whether no agent serves the destination now: it has not enrolled the pod yet, or is being replaced.
+    pub fn agent_is_away(&self) -> bool {
+        let Self::Tunnel(error) = self else {
+            return false;
+        };
+        matches!(&**error, TunnelError::Connect { source, .. }
+            if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
+    /// Whether the destination itself said that nothing listens, or is nobody now: worth remembering for a moment,
     /// so that the next connect is refused at once.
     pub fn nothing_listens(&self) -> bool {
         match self {
@@ -232,7 +245,7 @@ impl FlowError {
             Self::RefusedByPeer { reason, .. } => {
                 reason.as_deref() == Some(Refusal::ConnectRefused.as_str())
             }
-            Self::UnknownServicePort(..) => true,
+            Self::UnknownServicePort(..) | Self::NoEndpoint(..) => true,
             _ => false,
         }
     }
@@ -391,6 +404,20 @@ mod tests {
                 false,
             ),
             (
+                FlowError::NoEndpoint("shop/web".parse().expect("valid"), 80),
+                Refusal::NoEndpoint,
+                unavailable,
+                false,
+                true,
+            ),
+            (
+                FlowError::TooManyWaiting("shop/web".parse().expect("valid"), 80),
+                Refusal::TooManyWaiting,
+                unavailable,
+                false,
+                false,
+            ),
+            (
                 FlowError::ReservedPort(15008),
                 Refusal::ReservedPort,
                 bad,
@@ -410,6 +437,8 @@ mod tests {
             assert_eq!(error.status(), status, "{text}");
             assert_eq!(error.may_try_another(), another, "{text}");
             assert_eq!(error.nothing_listens(), nothing, "{text}");
+            let away = matches!(error, FlowError::Tunnel(_));
+            assert_eq!(error.agent_is_away(), away, "{text}");
         }
     }
 

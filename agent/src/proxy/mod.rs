@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use weft_core::{PortProtocol, PortRanges};
 
+use crate::balance::queue::QueueLimits;
 use crate::bpf::Bpf;
 use crate::config::TunnelProtocol;
 use crate::discovery::{Discovery, Store};
@@ -85,6 +86,8 @@ pub struct ProxyConfig {
     pub channels: weft1::client::Limits,
     /// How the tunnels to other nodes are kept.
     pub tunnels: tunnel::client::Limits,
+    /// How long, and how many, may wait for an endpoint.
+    pub queue: QueueLimits,
 }
 
 impl Context {
@@ -159,6 +162,7 @@ impl Default for ProxyConfig {
             tunnel: TunnelProtocol::Weft,
             channels: weft1::client::Limits::default(),
             tunnels: tunnel::client::Limits::default(),
+            queue: QueueLimits::default(),
         }
     }
 }

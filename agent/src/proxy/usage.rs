@@ -25,6 +25,8 @@ pub struct Usage {
     /// Of these to each address, so that one that does not answer holds up no others.
     dials_to: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
     most_dials_to_one: usize,
+    /// Exchanges and flows that wait for an endpoint.
+    pub(super) waiting: Arc<AtomicUsize>,
 }
 
 /// A tunnel that may be made now.
@@ -87,6 +89,7 @@ impl Usage {
             dials: Arc::new(Semaphore::new(limits.dials_per_pod)),
             dials_to: Mutex::default(),
             most_dials_to_one: limits.dials_per_pod.div_ceil(16),
+            waiting: Arc::default(),
         })
     }
 

@@ -15,6 +15,8 @@ pub enum Refusal {
     UnknownServicePort,
     /// The service has no endpoint that is ready.
     NoEndpoint,
+    /// Too many wait for an endpoint of the service.
+    TooManyWaiting,
     /// Nothing listens at the destination.
     ConnectRefused,
     /// The destination did not answer in time.
@@ -58,7 +60,11 @@ impl Refusal {
     pub fn is_limit(self) -> bool {
         matches!(
             self,
-            Self::TooManyFlows | Self::NoDescriptors | Self::TooManyHandshakes | Self::TooManyBytes
+            Self::TooManyFlows
+                | Self::NoDescriptors
+                | Self::TooManyHandshakes
+                | Self::TooManyBytes
+                | Self::TooManyWaiting
         )
     }
 
@@ -71,6 +77,7 @@ impl Refusal {
             Self::NoSourceAddress => "no_source_address",
             Self::UnknownServicePort => "unknown_service_port",
             Self::NoEndpoint => "no_endpoint",
+            Self::TooManyWaiting => "too_many_waiting",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed => "connect_failed",

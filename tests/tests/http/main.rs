@@ -7,6 +7,7 @@
 
 mod balancing;
 mod bodies;
+mod breaking;
 mod grpc;
 mod identity;
 mod left_alone;
@@ -23,3 +24,4 @@ mod timeouts;
 mod topology;
 mod transparency;
 mod upgrades;
+mod waiting;

@@ -74,9 +74,9 @@ impl ExchangeError {
             Self::Late(late) => late.label(),
             Self::Server(error) => broken(error),
             Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
-            Self::Flow(FlowError::TooManyFlows | FlowError::NoDescriptors) => {
-                exchange::ExchangeError::LoadShed
-            }
+            Self::Flow(
+                FlowError::TooManyFlows | FlowError::NoDescriptors | FlowError::TooManyWaiting(..),
+            ) => exchange::ExchangeError::LoadShed,
             Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
             Self::Flow(_) => exchange::ExchangeError::Io,
             Self::Head(_) | Self::NoRule | Self::NoBackend => exchange::ExchangeError::Unknown,

@@ -4,10 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Notify;
 use weft_core::route::RouteType;
 
-use super::reach::{classify, reach};
+use super::reach::{Patient, classify, reach};
 use super::{Accepted, Caller, Classified, Connected, count};
 use crate::balance::InFlight;
 use crate::node::LocalPod;
@@ -39,6 +41,10 @@ pub(super) async fn find(
     let generation = context.identities.generation();
     let classified = classify(context, pod, accepted.original).await?;
     let socket = accepted.socket.socket();
+    let client = Patient {
+        socket,
+        waits: Notify::new(),
+    };
     let opaque = Caller {
         address: accepted.client,
         said: Some(socket),
@@ -55,7 +61,7 @@ pub(super) async fn find(
     };
     if !is_looked_at(context, pod, accepted, &classified) {
         let to = (opaque, accepted.original, None);
-        let reached = reach(context, pod, &classified, to, record).await?;
+        let reached = reach(context, pod, &classified, to, &client, record).await?;
         return Ok(Found::Opaque(Box::new(reached)));
     }
     let client_failed = |error| Broken::socket(Side::Client, error);
@@ -76,7 +82,7 @@ pub(super) async fn find(
                 _ => None,
             };
             let to = (opaque, accepted.original, name);
-            let reached = reach(context, pod, &classified, to, record).await?;
+            let reached = reach(context, pod, &classified, to, &client, record).await?;
             return Ok(Found::Opaque(Box::new(reached)));
         }
         None => {}
@@ -100,16 +106,38 @@ pub(super) async fn find(
     }
     let connected = {
         let to = (from, accepted.original, None);
-        let mut reaching = pin!(reach(context, pod, &classified, to, record));
+        let mut reaching = pin!(reach(context, pod, &classified, to, &client, record));
         tokio::select! {
             biased;
             found = &mut detecting, if detected.is_none() => {
-                detected = Some(found.map_err(client_failed)?);
-                reaching.await
+                let found = found.map_err(client_failed)?;
+                if let Sniffed::Http(version) = &found.protocol {
+                    tokio::select! {
+                        biased;
+                        connected = &mut reaching => {
+                            detected = Some(found);
+                            connected
+                        }
+                        // Its exchanges do so themselves.
+                        () = client.waits.notified() => {
+                            found.count(&context.telemetry);
+                            return Ok(http(*version, None));
+                        }
+                    }
+                } else {
+                    detected = Some(found);
+                    reaching.await
+                }
             }
             connected = &mut reaching => connected,
         }
     };
+    if let (Err(FlowError::NoEndpoint(..)), None) = (&connected, &detected)
+        && let Ok(found) = tokio::time::timeout(SPEAK_PATIENCE, detecting.as_mut()).await
+    {
+        // Who speaks HTTP can be told why.
+        detected = Some(found.map_err(client_failed)?);
+    }
     if let (Err(_), Some(Sniffed::Http(version))) =
         (&connected, detected.as_ref().map(|it| &it.protocol))
     {
@@ -135,6 +163,9 @@ pub(super) async fn find(
         _ => Ok(Found::Opaque(Box::new((connected, in_flight)))),
     }
 }
+
+/// How long a client that nobody serves may take to say that it speaks HTTP.
+const SPEAK_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Whether the service's routes for flows of the pod look at the name that a TLS client asks for.
 fn has_names(pod: &LocalPod, classified: &Classified) -> bool {

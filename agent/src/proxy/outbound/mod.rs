@@ -8,6 +8,7 @@
 mod find;
 mod reach;
 mod tunnel;
+mod wait;
 mod weft1;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +24,7 @@ use weft_core::{Identity, Workload};
 
 use self::find::{Found, find};
 pub(super) use self::reach::{connect, decide, is_of_endpoint, route};
+pub(super) use self::wait::Waiter;
 use super::ends::unless;
 use super::error::FlowError;
 use super::inbound::{Admitted, accept_each, refuse};
@@ -30,6 +32,7 @@ use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel};
 use super::tunnel::client::Opened;
 use super::{Context, http, socket};
+use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::identity::Alpn;
 use crate::node::LocalPod;
@@ -146,7 +149,10 @@ async fn run(
     })?;
     match found {
         Found::Opaque(reached) => {
-            let (connected, _in_flight) = *reached;
+            let (connected, mut in_flight) = *reached;
+            if let Some(in_flight) = &mut in_flight {
+                in_flight.judge(Judgement::Success, None);
+            }
             carry(context, pod, accepted.socket, connected, record).await
         }
         Found::Http(client, connected) => {

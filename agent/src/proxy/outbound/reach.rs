@@ -4,13 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use weft_core::route::{SelectedFlow, Target, pick};
 use weft_core::{Identity, Mesh, TUNNEL_PORT, Tunnel, WorkloadId};
 
 use super::find::Reached;
 use super::tunnel::open_tunnel;
+use super::wait::Waiter;
 use super::{Caller, Classified, Connected, Way};
-use crate::balance;
+use crate::balance::{self, Tries};
 use crate::config::TunnelProtocol;
 use crate::discovery::{Balanced, Destination, ServicePortEntry};
 use crate::identity::Alpn;
@@ -29,9 +32,11 @@ pub(super) async fn reach(
     context: &Arc<Context>,
     pod: &Arc<LocalPod>,
     classified: &Classified,
-    (from, original, name): (Caller<'_>, SocketAddr, Option<&str>),
+    to: (Caller<'_>, SocketAddr, Option<&str>),
+    client: &Patient<'_>,
     record: &mut Record,
 ) -> Result<Reached, FlowError> {
+    let (from, original, name) = to;
     match classified {
         Classified::Address => {
             let connected = connect(context, pod, from, original, record).await?;
@@ -41,32 +46,65 @@ pub(super) async fn reach(
             record.service = Some(port.service.clone());
             let led = lead(context, pod, port, name)?;
             let port = led.as_ref().unwrap_or(port);
-            let mut tries = port.tries(Balanced::Connections, original.ip());
-            record.more_endpoints = tries.candidates() > balance::MOST_TRIES;
-            let mut last = FlowError::NoEndpoint(port.service.clone(), port.port);
-            while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
-                let mut in_flight = endpoint.begin();
-                let connecting = connect(context, pod, from, endpoint.to(), record);
-                match connecting.await {
-                    Ok(connected) => {
-                        in_flight.first_byte();
-                        return Ok((connected, Some(in_flight)));
-                    }
-                    Err(error) => {
-                        if is_of_endpoint(&error) {
-                            in_flight.failed();
-                        } else {
-                            in_flight.forget();
-                        }
-                        if !error.may_try_another() {
-                            return Err(error);
-                        }
-                        last = error;
-                    }
+            let mut waiter = Waiter::new(context, pod, port, original.ip());
+            loop {
+                waiter.looks();
+                let mut tries = port.tries(Balanced::Connections, original.ip());
+                record.more_endpoints = tries.candidates() > balance::MOST_TRIES;
+                if let Some(reached) = try_each(context, pod, from, &mut tries, record).await? {
+                    waiter.served();
+                    return Ok(reached);
                 }
+                client.waits.notify_one();
+                let are_any = tries.candidates() > 0;
+                waiter
+                    .flow_found_nobody(are_any, client.socket, original)
+                    .await?;
             }
-            Err(last)
         }
+    }
+}
+
+/// A client that waits for its server.
+pub(super) struct Patient<'a> {
+    /// Its socket.
+    pub(super) socket: &'a TcpStream,
+    /// Is told when there is no endpoint now.
+    pub(super) waits: Notify,
+}
+
+/// None: there is none that may be chosen, or none whose agent is there. An application that does not listen is
+/// an answer: who asks whether somebody does is not to wait for it.
+async fn try_each(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    from: Caller<'_>,
+    tries: &mut Tries,
+    record: &mut Record,
+) -> Result<Option<Reached>, FlowError> {
+    let mut last = None;
+    while let Some(mut in_flight) = tries.begin(Instant::now(), balance::random_below) {
+        let to = in_flight.endpoint().to();
+        let error = match connect(context, pod, from, to, record).await {
+            Ok(connected) => {
+                in_flight.first_byte();
+                return Ok(Some((connected, Some(in_flight))));
+            }
+            Err(error) => error,
+        };
+        if is_of_endpoint(&error) {
+            in_flight.failed();
+        } else {
+            in_flight.forget();
+        }
+        if !error.may_try_another() {
+            return Err(error);
+        }
+        last = Some(error);
+    }
+    match last {
+        Some(error) if !error.agent_is_away() => Err(error),
+        _ => Ok(None),
     }
 }
 

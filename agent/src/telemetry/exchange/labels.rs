@@ -254,7 +254,7 @@ impl BackendLabels {
 
 /// The gauge of a service's own balancer: parent and backend are the same.
 pub(crate) fn balancer_labels(port: &PortRef) -> Vec<(&'static str, String)> {
-    let mut labels = vec![("endpoint_state", "ready".to_owned())];
+    let mut labels = vec![];
     render_port(port, &PARENT, &mut labels);
     render_port(port, &BACKEND, &mut labels);
     labels

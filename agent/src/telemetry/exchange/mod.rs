@@ -23,7 +23,7 @@ pub use labels::{
     AuthorityLabel, BackendLabels, DestinationLabels, ExchangeLabels, PortRef, RouteLabels,
     RouteRef,
 };
-pub use outcome::{ExchangeError, GrpcStatus};
+pub use outcome::{ExchangeError, GrpcStatus, is_success};
 pub use timer::{ExchangeTimer, RequestEnd};
 
 pub(crate) use labels::balancer_labels;

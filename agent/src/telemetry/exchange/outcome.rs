@@ -78,6 +78,11 @@ impl GrpcStatus {
         Self(code as u8)
     }
 
+    /// Whether it was asked for too much.
+    pub fn is_resource_exhausted(self) -> bool {
+        self.0 == 8
+    }
+
     fn is_success(self) -> bool {
         // Unknown, DeadlineExceeded, Internal, Unavailable, DataLoss, and what nobody knows.
         !matches!(self.0, 2 | 4 | 13 | 14 | 15 | OTHER_GRPC)
@@ -93,6 +98,16 @@ impl GrpcStatus {
     fn name(self) -> &'static str {
         GRPC_NAMES.get(usize::from(self.0)).unwrap_or(&"UNKNOWN")
     }
+}
+
+/// Whether a response that came to its end is a success.
+pub fn is_success(
+    status: StatusCode,
+    in_headers: Option<GrpcStatus>,
+    in_trailers: Option<GrpcStatus>,
+) -> bool {
+    let outcome = Outcome::of_response(status.into(), in_headers, in_trailers);
+    outcome.class.is_success
 }
 
 impl ExchangeError {

@@ -318,7 +318,7 @@ async fn peek(sent: &mut Sent) -> Result<Option<Frame<Bytes>>, ExchangeError> {
 fn let_go(client: &Arc<Facts>, sent: Sent, first: Option<Frame<Bytes>>) {
     let (parts, incoming) = sent.response.into_parts();
     let mut ending = Ending::measured(Some(sent.timers), &parts);
-    ending._in_flight = sent.in_flight;
+    ending.hold(sent.in_flight, &parts);
     let used = match sent.upstream {
         Upstream::Http1(connection) => Some(Used {
             connection,

@@ -1,13 +1,18 @@
 //! What is to be done when a response has ended.
 
-use http::{HeaderMap, response};
+use std::time::Duration;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, StatusCode, response};
 
 use crate::balance::InFlight;
+use crate::balance::breaker::Judgement;
 use crate::proxy::http::answer;
 use crate::proxy::http::connection::OpenStream;
 use crate::proxy::http::deadlines::Late;
+use crate::proxy::http::head::is_grpc;
 use crate::proxy::http::measure::{Timers, grpc_status};
-use crate::telemetry::exchange::GrpcStatus;
+use crate::telemetry::exchange::{self, GrpcStatus};
 
 /// What is to be done when a response has ended.
 #[derive(Debug)]
@@ -15,7 +20,8 @@ pub(in crate::proxy::http) struct Ending {
     /// Its place in a connection of HTTP/2.
     pub(super) _stream: Option<OpenStream>,
     /// The endpoint has to do with it.
-    pub(super) _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
+    status: StatusCode,
     timers: Timers,
     in_trailers: Option<GrpcStatus>,
 }
@@ -25,7 +31,8 @@ impl Ending {
     pub(in crate::proxy::http) fn nothing() -> Self {
         Self {
             _stream: None,
-            _in_flight: None,
+            in_flight: None,
+            status: StatusCode::OK,
             timers: Timers::default(),
             in_trailers: None,
         }
@@ -34,11 +41,29 @@ impl Ending {
     /// Of an exchange whose response's head has come.
     pub(in crate::proxy::http) fn measured(timers: Option<Timers>, head: &response::Parts) -> Self {
         let mut ending = Self::nothing();
+        ending.status = head.status;
         if let Some(mut timers) = timers {
             timers.respond(head.status, &head.headers);
             ending.timers = timers;
         }
         ending
+    }
+
+    /// The endpoint has to do with it until then. What it makes of it is known by the head; of a call of gRPC only
+    /// at the end, unless there is no body.
+    pub(super) fn hold(&mut self, in_flight: Option<InFlight>, head: &response::Parts) {
+        self.in_flight = in_flight;
+        let in_head = grpc_status(&head.headers);
+        if in_head.is_some() || head.status.is_server_error() || !is_grpc(&head.headers) {
+            let rest = retry_after(head);
+            self.judge(judgement(head.status, in_head, None), rest);
+        }
+    }
+
+    fn judge(&mut self, judgement: Judgement, rest: Option<Duration>) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.judge(judgement, rest);
+        }
     }
 
     /// A part of the response's body has come.
@@ -52,7 +77,8 @@ impl Ending {
     }
 
     /// All of the response has come.
-    pub(in crate::proxy::http) fn ended(self) {
+    pub(in crate::proxy::http) fn ended(mut self) {
+        self.judge(judgement(self.status, None, self.in_trailers), None);
         self.timers.end(self.in_trailers);
     }
 
@@ -62,7 +88,91 @@ impl Ending {
     }
 
     /// The server failed in the middle of it.
-    pub(in crate::proxy::http) fn failed(self, error: &hyper::Error) {
+    pub(in crate::proxy::http) fn failed(mut self, error: &hyper::Error) {
+        self.judge(Judgement::Failure, None);
         self.timers.fail(answer::broken(error));
+    }
+}
+
+/// What an answer says of its endpoint: as it is classified for metrics, but that too many requests are no
+/// failure of who says so.
+fn judgement(
+    status: StatusCode,
+    in_headers: Option<GrpcStatus>,
+    in_trailers: Option<GrpcStatus>,
+) -> Judgement {
+    let grpc = in_headers.or(in_trailers);
+    if status == StatusCode::TOO_MANY_REQUESTS
+        || grpc.is_some_and(GrpcStatus::is_resource_exhausted)
+    {
+        Judgement::Limited
+    } else if exchange::is_success(status, in_headers, in_trailers) {
+        Judgement::Success
+    } else {
+        Judgement::Failure
+    }
+}
+
+/// For how long the endpoint asks to be left alone (RFC 9110, section 10.2.3), if it says so in seconds: dates are of
+/// clocks that nobody compared.
+fn retry_after(head: &response::Parts) -> Option<Duration> {
+    let says_so = matches!(
+        head.status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    );
+    let value = head.headers.get(RETRY_AFTER).filter(|_| says_so)?;
+    let seconds = value.to_str().ok()?.trim();
+    // What is no number of that size is longer than what is heeded anyway, or nothing.
+    let digits = !seconds.is_empty() && seconds.bytes().all(|it| it.is_ascii_digit());
+    digits.then(|| Duration::from_secs(seconds.parse::<u32>().unwrap_or(u32::MAX).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_judged_as_they_are_classified() {
+        use Judgement::{Failure, Limited, Success};
+        for (status, headers, trailers, expected) in [
+            (200, None, None, Success),
+            (404, None, None, Success),
+            (500, None, None, Failure),
+            (503, None, None, Failure),
+            (429, None, None, Limited),
+            (200, None, Some("0"), Success),
+            (200, None, Some("5"), Success),
+            (200, None, Some("14"), Failure),
+            (200, Some("13"), None, Failure),
+            (200, None, Some("8"), Limited),
+        ] {
+            let parse = |it: Option<&str>| GrpcStatus::parse(it?.as_bytes());
+            let status = StatusCode::from_u16(status).expect("valid");
+            let found = judgement(status, parse(headers), parse(trailers));
+            assert_eq!(found, expected, "{status} {headers:?} {trailers:?}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_by_who_has_too_much_to_do() {
+        for (status, value, expected) in [
+            (429, "5", Some(5)),
+            (503, " 120 ", Some(120)),
+            (503, "99999999999999999999", Some(u32::MAX.into())),
+            (500, "5", None),
+            (200, "5", None),
+            (429, "-5", None),
+            (429, "1.5", None),
+            (429, "", None),
+            (429, "Fri, 31 Dec 1999 23:59:59 GMT", None),
+        ] {
+            let mut response = http::Response::new(());
+            *response.status_mut() = StatusCode::from_u16(status).expect("valid");
+            let value = value.parse().expect("valid");
+            response.headers_mut().insert(RETRY_AFTER, value);
+            let (head, ()) = response.into_parts();
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&head), expected, "{head:?}");
+        }
     }
 }

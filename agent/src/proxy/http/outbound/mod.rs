@@ -32,6 +32,7 @@ use super::measure::{Kind, Known, Timers, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
 use super::{head, serve, upgrade};
+use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
 use crate::proxy::Context;
@@ -253,7 +254,7 @@ async fn try_exchange(
     };
     let Sent {
         upstream,
-        in_flight,
+        mut in_flight,
         response,
         timers: of_try,
     } = sent;
@@ -263,6 +264,9 @@ async fn try_exchange(
         && head::is_upgraded(&method, parts.status)
     {
         Ending::measured(timers.take(), &parts).ended();
+        if let Some(in_flight) = &mut in_flight {
+            in_flight.judge(Judgement::Success, None);
+        }
         let driver = match upstream {
             Upstream::Http1(http1) => Some(http1.into_driver()),
             Upstream::Http2 { .. } => None,
@@ -284,7 +288,7 @@ async fn try_exchange(
     }
     head::check_response(&mut parts.headers)?;
     let mut ending = Ending::measured(timers.take(), &parts);
-    ending._in_flight = in_flight;
+    ending.hold(in_flight, &parts);
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
     for filters in led.filters {
         apply_to_response(filters, &mut parts);

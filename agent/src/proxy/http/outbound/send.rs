@@ -10,14 +10,14 @@ use hyper::{Request, Response};
 use super::Facts;
 use super::lead::Goal;
 use super::upstream::{Upstream, refused, upstream};
-use crate::balance::{self, InFlight};
+use crate::balance::{self, InFlight, Tries};
 use crate::discovery::{Balanced, ServicePortEntry};
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::body::RequestBody;
 use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::{Version, head};
-use crate::proxy::outbound;
+use crate::proxy::outbound::{self, Waiter};
 use crate::proxy::record::PathLabel;
 
 /// A try that failed. The request is there if nothing of it has left.
@@ -77,26 +77,83 @@ pub(super) async fn send(
             return sent.map_err(|failed| failed.error);
         }
     };
-    let mut tries = port.tries(Balanced::Exchanges, client.original.ip());
-    let only = tries.candidates() <= 1;
-    for to in tried.all().iter().rev() {
-        tries.leave_out(*to);
+    let like = client.original.ip();
+    let mut waiter = Waiter::new(&client.context, &client.pod, port, like);
+    let mut left_out = tried.all();
+    loop {
+        waiter.looks();
+        let mut tries = port.tries(Balanced::Exchanges, like);
+        let are_any = tries.candidates() > 0;
+        for to in left_out.iter().rev() {
+            tries.leave_out(*to);
+        }
+        let round = try_each(client, port, &mut tries, (kind, tried), request).await;
+        let (last, back) = match round {
+            Round::Done(sent) => {
+                waiter.served();
+                return sent;
+            }
+            Round::Again(last, back) => (last, back),
+        };
+        if last.is_none() && !left_out.is_empty() {
+            // Rather there again than nowhere.
+            left_out.clear();
+            request = back;
+            continue;
+        }
+        // Nobody waits for a mirrored request.
+        let waits = kind.is_some() && last.as_ref().is_none_or(is_nobody);
+        let nobody = match last {
+            Some(last) if !waits => Err(last),
+            _ if !waits => Err(FlowError::NoEndpoint(port.service.clone(), port.port).into()),
+            _ => waiter.found_nobody(are_any).await.map_err(Into::into),
+        };
+        if let Err(error) = nobody {
+            if let ExchangeError::Flow(
+                error @ (FlowError::NoEndpoint(..) | FlowError::TooManyWaiting(..)),
+            ) = &error
+            {
+                refused(client, error);
+            }
+            return Err(error);
+        }
+        request = back;
     }
+}
+
+/// What became of a request that was tried at some endpoints.
+enum Round {
+    /// It is answered, or cannot be any more.
+    Done(Result<Sent, ExchangeError>),
+    /// It is there as it was, and why the last one did not take it; none: none may be chosen.
+    Again(Option<ExchangeError>, Request<RequestBody>),
+}
+
+async fn try_each(
+    client: &Arc<Facts>,
+    port: &ServicePortEntry,
+    tries: &mut Tries,
+    (kind, tried): (Option<&Kind<'_>>, &Tried),
+    mut request: Request<RequestBody>,
+) -> Round {
+    let only = tries.candidates() <= 1;
     let mut last = None;
-    while let Some(endpoint) = tries.next(Instant::now(), balance::random_below) {
-        tried.push(endpoint.to());
-        let mut in_flight = endpoint.begin();
-        let to = (endpoint.to(), Some((&**port, only)), kind);
+    while let Some(mut in_flight) = tries.begin(Instant::now(), balance::random_below) {
+        let endpoint = in_flight.endpoint().to();
+        tried.push(endpoint);
+        let to = (endpoint, Some((port, only)), kind);
         let failed = match send_until_fresh(client, to, request).await {
             Ok(mut sent) => {
                 in_flight.first_byte();
                 sent.in_flight = Some(in_flight);
-                return Ok(sent);
+                return Round::Done(Ok(sent));
             }
             Err(failed) => failed,
         };
         match &failed.error {
             ExchangeError::Flow(error) if !outbound::is_of_endpoint(error) => in_flight.forget(),
+            // The request's body broke off.
+            ExchangeError::Server(error) if error.is_user() => in_flight.forget(),
             _ => in_flight.failed(),
         }
         match failed.request {
@@ -104,14 +161,15 @@ pub(super) async fn send(
                 request = back;
                 last = Some(failed.error);
             }
-            _ => return Err(failed.error),
+            _ => return Round::Done(Err(failed.error)),
         }
     }
-    Err(last.unwrap_or_else(|| {
-        let error = FlowError::NoEndpoint(port.service.clone(), port.port);
-        refused(client, &error);
-        error.into()
-    }))
+    Round::Again(last, request)
+}
+
+/// Whether nobody is there yet, or any more.
+fn is_nobody(error: &ExchangeError) -> bool {
+    matches!(error, ExchangeError::Flow(error) if error.nothing_listens() || error.agent_is_away())
 }
 
 fn may_try_another(error: &ExchangeError) -> bool {

@@ -1,0 +1,196 @@
+//! Endpoints that fail are left out, and come back.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use weft_tests::apps::curl_shop;
+use weft_tests::manifests::ServiceSpec;
+use weft_tests::webapp::{HttpServer, Report, http_load};
+use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
+
+use crate::stage::serving;
+
+/// A client, and two endpoints of three Services: one breaks by failures in a row, one by the share of
+/// successes, and one never.
+struct Scene {
+    in_a_row: SocketAddr,
+    by_share: SocketAddr,
+    never: SocketAddr,
+    servers: [HttpServer; 2],
+    pods: [Pod; 2],
+    client: Pod,
+    cluster: Cluster,
+}
+
+#[test]
+fn http_breaking() {
+    let scene = Scene::build().expect("a cluster");
+    let mut checks = Checks::new("http breaking");
+    let mut check = |name: &str, run: fn(&Scene) -> Result<()>| {
+        checks.check(name, || run(&scene));
+    };
+    check("without being asked for, nobody is left out", |scene| {
+        scene.fail(0, true)?;
+        let failed = scene.failures(&scene.load(scene.never)?);
+        scene.fail(0, false)?;
+        ensure!(failed > 20, "only {failed} failures");
+        Ok(())
+    });
+    check("who fails in a row is left out, and comes back", in_a_row);
+    check("who fails too often is left out", by_share);
+    check(
+        "if all fail, the mesh says so, until one is well again",
+        all_fail,
+    );
+    checks.finish();
+}
+
+impl Scene {
+    fn build() -> Result<Scene> {
+        let cluster = Cluster::start()?;
+        let client = cluster.add_pod(PodSpec::new("client").on(0))?;
+        let pod = |name| cluster.add_pod(PodSpec::new(name).label("app", "api").on(1));
+        let pods = [pod("one")?, pod("two")?];
+        let start = |pod| HttpServer::start(pod, HTTP, &["--quiet"]);
+        let servers = [start(&pods[0])?, start(&pods[1])?];
+        let service = |name: &str, annotations: &[(&str, &str)]| {
+            let spec = ServiceSpec::new(name).select("app", "api").port(80, HTTP);
+            let annotated = annotations
+                .iter()
+                .fold(spec, |spec, (name, value)| spec.annotation(name, value));
+            serving(&cluster, &client, &annotated, 80)
+        };
+        Ok(Scene {
+            in_a_row: service(
+                "in-a-row",
+                &[
+                    ("balancer.linkerd.io/failure-accrual", "consecutive"),
+                    (
+                        "balancer.linkerd.io/failure-accrual-consecutive-max-failures",
+                        "3",
+                    ),
+                    (
+                        "balancer.linkerd.io/failure-accrual-consecutive-min-penalty",
+                        "2s",
+                    ),
+                    (
+                        "balancer.linkerd.io/failure-accrual-consecutive-max-penalty",
+                        "4s",
+                    ),
+                ],
+            )?,
+            by_share: service(
+                "by-share",
+                &[
+                    ("weft.dev/failure-accrual", "success-rate"),
+                    ("weft.dev/failure-accrual-consecutive-min-penalty", "20s"),
+                ],
+            )?,
+            never: service("never", &[])?,
+            servers,
+            pods,
+            client,
+            cluster,
+        })
+    }
+
+    /// Lets an endpoint fail, or not any more. It answers as fast as before, so that nothing but that tells it
+    /// from the other.
+    fn fail(&self, number: usize, fails: bool) -> Result<()> {
+        let status = if fails { 500 } else { 200 };
+        self.servers[number].configure(&self.pods[number], 5, status)
+    }
+
+    fn load(&self, target: SocketAddr) -> Result<Report> {
+        http_load(&self.client, target, 200, &["--connections", "2"])
+    }
+
+    fn failures(&self, report: &Report) -> u64 {
+        report.statuses.get("500").copied().unwrap_or(0)
+    }
+
+    fn metric(&self, name: &str, service: &str, state: Option<&str>) -> Result<f64> {
+        let mut labels = vec![("backend_name", service)];
+        labels.extend(state.map(|it| ("endpoint_state", it)));
+        Ok(self.cluster.node(0).metrics()?.sum(name, &labels))
+    }
+
+    /// Asks until an endpoint is left out, and says how many requests failed meanwhile. One that was slow for a
+    /// moment may have none for some seconds.
+    fn load_until_ejected(&self, target: SocketAddr, service: &str) -> Result<u64> {
+        let mut failed = 0;
+        wait_for("an ejection", Duration::from_secs(30), || {
+            failed += self.failures(&self.load(target)?);
+            let ejections = self.metric("weft_balancer_ejections_total", service, None)?;
+            Ok((ejections >= 1.0).then_some(()))
+        })?;
+        Ok(failed)
+    }
+
+    /// Waits until both serve, and nothing else happens.
+    fn both_serve(&self, target: SocketAddr) -> Result<()> {
+        wait_for("both endpoints to serve", Duration::from_secs(30), || {
+            let report = self.load(target)?;
+            report.expect_all("200")?;
+            let shares = [report.share("one"), report.share("two")];
+            ensure!(shares.iter().all(|it| *it > 0.1), "{shares:?}");
+            Ok(Some(()))
+        })
+    }
+}
+
+fn in_a_row(scene: &Scene) -> Result<()> {
+    const SERVICE: &str = "in-a-row";
+    scene.both_serve(scene.in_a_row)?;
+    scene.fail(0, true)?;
+    let failed = scene.load_until_ejected(scene.in_a_row, SERVICE)?;
+    // Three, one that was on its way, and a try now and then.
+    ensure!((3..10).contains(&failed), "{failed} failures");
+    let report = scene.load(scene.in_a_row)?;
+    let failed = scene.failures(&report);
+    ensure!(failed < 5, "{failed} failures: {report:?}");
+    let pending = scene.metric("outbound_http_balancer_endpoints", SERVICE, Some("pending"))?;
+    let ejected = scene.metric("weft_balancer_ejected", SERVICE, None)?;
+    ensure!(
+        (pending, ejected) == (1.0, 1.0),
+        "{pending} pending, {ejected} ejected"
+    );
+    let dump = scene.cluster.node(0).config_dump()?.to_string();
+    ensure!(dump.contains("\"standing\":\"ejected\"") || dump.contains("\"standing\":\"due\""));
+    scene.fail(0, false)?;
+    scene.both_serve(scene.in_a_row)?;
+    let ejected = scene.metric("weft_balancer_ejected", SERVICE, None)?;
+    ensure!(ejected == 0.0, "{ejected} ejected");
+    Ok(())
+}
+
+fn by_share(scene: &Scene) -> Result<()> {
+    scene.both_serve(scene.by_share)?;
+    scene.fail(0, true)?;
+    scene.load_until_ejected(scene.by_share, "by-share")?;
+    // It is left out for longer than this takes.
+    let failed = scene.failures(&scene.load(scene.by_share)?);
+    scene.fail(0, false)?;
+    ensure!(failed == 0, "{failed} failures");
+    let ejections = scene.metric("weft_balancer_ejections_total", "by-share", None)?;
+    ensure!(ejections == 1.0, "{ejections} ejections");
+    Ok(())
+}
+
+fn all_fail(scene: &Scene) -> Result<()> {
+    scene.both_serve(scene.in_a_row)?;
+    scene.fail(0, true)?;
+    scene.fail(1, true)?;
+    let report = scene.load(scene.in_a_row)?;
+    let own = report.statuses.get("503").copied().unwrap_or(0);
+    ensure!(own > 100, "{report:?}");
+    let shown = curl_shop(&scene.client, scene.in_a_row, "/", &[])?;
+    let by_mesh = shown.headers.iter().any(|(name, _)| name == "weft-error");
+    ensure!(shown.code() == 500 || by_mesh, "{shown:?}");
+    scene.fail(0, false)?;
+    scene.fail(1, false)?;
+    scene.both_serve(scene.in_a_row)
+}
+
+const HTTP: u16 = 8080;
