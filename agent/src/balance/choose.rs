@@ -1,6 +1,7 @@
 //! The order in which an exchange, or a connection, tries the endpoints of a service port.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +16,8 @@ pub struct Tries {
     endpoints: Arc<Vec<Arc<EndpointEntry>>>,
     /// Which of them may be chosen.
     range: Range<usize>,
+    /// The weight of the strongest, in percent; none: all are ordinary ones.
+    heaviest: Option<NonZeroU32>,
     /// The first `tried` are the places of those that were tried, in order of place.
     places: [usize; MOST_TRIES],
     tried: usize,
@@ -27,9 +30,15 @@ impl Tries {
         Self {
             endpoints,
             range,
+            heaviest: None,
             places: [0; MOST_TRIES],
             tried: 0,
         }
+    }
+
+    /// The same, where some endpoints are stronger than others: the strongest has this weight, in percent.
+    pub fn weighted(self, heaviest: Option<NonZeroU32>) -> Self {
+        Self { heaviest, ..self }
     }
 
     /// How many endpoints there are to choose from.
@@ -78,18 +87,56 @@ impl Tries {
             return None;
         }
         let left = self.candidates() - self.tried;
-        let (first, second) = draw_two(left, &mut below)?;
-        let (first, second) = (self.untried(first), self.untried(second));
+        let (first, second) = self.draw_two(left, |it| self.untried(it), &mut below)?;
         let place = if self.is_ready(first, now) && self.is_ready(second, now) {
             self.better(first, second, now)
         } else {
             // To draw again until both are would give the same; this ends.
             let places = self.choosable(left, now);
-            let (first, second) = draw_two(places.len(), &mut below)?;
-            self.better(places[first], places[second], now)
+            let (first, second) = self.draw_two(places.len(), |it| places[it], &mut below)?;
+            self.better(first, second, now)
         };
         self.remember(place);
         self.endpoints.get(place)
+    }
+
+    /// Two different places of so many, in any order; of one, that one twice.
+    fn draw_two(
+        &self,
+        limit: usize,
+        place: impl Fn(usize) -> usize,
+        mut below: impl FnMut(usize) -> usize,
+    ) -> Option<(usize, usize)> {
+        if limit < 2 {
+            return (limit == 1).then(|| (place(0), place(0)));
+        }
+        let first = self.draw(limit, &place, &mut below);
+        // Any of the others.
+        let other = |number: usize| place((first + 1 + number) % limit);
+        let second = self.draw(limit - 1, other, &mut below);
+        Some((place(first), other(second)))
+    }
+
+    /// One of so many. The stronger an endpoint is, the more often it is drawn: drawn as often as the others, the
+    /// strongest of ten would have a fifth of all, at most.
+    fn draw(
+        &self,
+        limit: usize,
+        place: impl Fn(usize) -> usize,
+        mut below: impl FnMut(usize) -> usize,
+    ) -> usize {
+        let mut number = below(limit);
+        let Some(heaviest) = self.heaviest else {
+            return number;
+        };
+        for _ in 0..MOST_DRAWS {
+            let weight = self.endpoints[place(number)].load.weight();
+            if below(heaviest.get() as usize) < weight as usize {
+                break;
+            }
+            number = below(limit);
+        }
+        number
     }
 
     fn is_ready(&self, place: usize, now: Instant) -> bool {
@@ -146,18 +193,8 @@ impl Tries {
     }
 }
 
-/// Two different numbers below a limit, in any order; of one, that one twice.
-fn draw_two(limit: usize, mut below: impl FnMut(usize) -> usize) -> Option<(usize, usize)> {
-    match limit {
-        0 => None,
-        1 => Some((0, 0)),
-        limit => {
-            let first = below(limit);
-            // Any of the others, with the same probability.
-            Some((first, (first + 1 + below(limit - 1)) % limit))
-        }
-    }
-}
+/// Where one is so much stronger than the others that this is not enough, it has a little less than its share.
+const MOST_DRAWS: usize = 64;
 
 /// Draws a number below a limit that is not 0.
 pub fn random_below(limit: usize) -> usize {

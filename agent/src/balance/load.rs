@@ -126,12 +126,12 @@ impl EndpointLoad {
         }
     }
 
-    /// What one more exchange is expected to wait here: the latency, once for each exchange that is
-    /// outstanding and for itself, divided by the weight.
+    /// What one more exchange is expected to wait here: the latency, once for itself and for each exchange that is
+    /// outstanding, of which one that is stronger has several at once.
     pub fn cost(&self, now: Instant) -> f32 {
         let outstanding = self.outstanding();
         let latency = self.load_estimate().at(stamp(now), outstanding);
-        latency * (outstanding as f32 + 1.0) * ORDINARY_WEIGHT / self.weight() as f32
+        latency * (outstanding as f32 * ORDINARY_WEIGHT / self.weight() as f32 + 1.0)
     }
 
     /// The latency expected now.
@@ -395,10 +395,10 @@ mod tests {
         load.begin();
         load.begin();
         assert_eq!(load.cost(t0), 120.0);
-        load.set_weight(Weight::new(300).expect("valid"));
-        assert_eq!(load.cost(t0), 40.0);
+        load.set_weight(Weight::new(200).expect("valid"));
+        assert_eq!(load.cost(t0), 80.0);
         load.set_weight(Weight::new(50).expect("valid"));
-        assert_eq!(load.cost(t0), 240.0);
+        assert_eq!(load.cost(t0), 200.0);
         load.end();
         assert_eq!(load.outstanding(), 1);
     }

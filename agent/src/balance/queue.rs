@@ -89,6 +89,8 @@ pub enum Waited {
 pub struct Place {
     queue: Arc<Queue>,
     of_pod: Arc<AtomicUsize>,
+    /// However often endpoints appear of which none takes anything.
+    longest: Instant,
     /// How often an endpoint had appeared when it was last looked.
     seen: u64,
     looks: u32,
@@ -185,6 +187,7 @@ impl Queue {
         let place = Place {
             queue: Arc::clone(self),
             of_pod: Arc::clone(of_pod),
+            longest: Instant::now() + limits.timeout,
             seen,
             looks: 0,
         };
@@ -239,13 +242,14 @@ impl Place {
         let mut opening = std::pin::pin!(opening);
         opening.as_mut().enable();
         let opened = queue.opened();
-        if opened != self.seen {
+        if opened != self.seen && Instant::now() < self.longest {
             self.seen = opened;
             return Waited::Again;
         }
         let Advice::Wait(until) = queue.ask(timeout) else {
             return queue.fail(Waited::Failed);
         };
+        let until = until.min(self.longest);
         let looks = self.looks;
         let look = async {
             // The others wait until it has found something, or has left.
@@ -392,6 +396,29 @@ mod tests {
         queue.served();
         assert!(!queue.is_fail_fast());
         assert!(queue.enter(&pod, limits, queue.opened()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn endpoints_that_come_and_go_prolong_nothing() {
+        let queue = Arc::new(Queue::default());
+        let pod = Arc::new(AtomicUsize::new(0));
+        let limits = QueueLimits {
+            timeout: Duration::from_millis(60),
+            ..limits(9, 9)
+        };
+        let start = Instant::now();
+        let mut place = queue.enter(&pod, limits, 0).expect("room");
+        loop {
+            queue.open();
+            match place.wait(limits.timeout, false).await {
+                Waited::Again => tokio::time::sleep(Duration::from_millis(10)).await,
+                other => {
+                    assert_eq!(other, Waited::Failed);
+                    break;
+                }
+            }
+        }
+        assert!(start.elapsed() < seconds(10));
     }
 
     #[tokio::test]

@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -39,6 +40,8 @@ pub struct ServicePortEntry {
     pub endpoints: ArcSwap<Vec<Arc<EndpointEntry>>>,
     /// What the endpoints share.
     pub health: Arc<Health>,
+    /// The weight of the strongest, in percent; 0: all are ordinary ones.
+    heaviest: AtomicU32,
     balances: [AtomicBool; 2],
     /// How many of its requests may be sent again.
     pub retries: RetryBudgets,
@@ -68,6 +71,7 @@ impl ServicePortEntry {
             routes: ArcSwapOption::new(routes),
             endpoints: ArcSwap::from_pointee(endpoints),
             health,
+            heaviest: AtomicU32::new(0),
             balances: Default::default(),
             retries: RetryBudgets::default(),
         }
@@ -88,7 +92,18 @@ impl ServicePortEntry {
         }
         let endpoints = self.endpoints.load_full();
         let range = of_family(&endpoints, like);
-        Tries::new(endpoints, range)
+        let heaviest = NonZeroU32::new(self.heaviest.load(Ordering::Relaxed));
+        Tries::new(endpoints, range).weighted(heaviest)
+    }
+
+    /// Notes whether some endpoints are stronger than others.
+    fn compare_weights(&self) {
+        let endpoints = self.endpoints.load();
+        let weights = || endpoints.iter().map(|it| it.load.weight());
+        let are_equal = weights().min() == weights().max();
+        let heaviest = weights().max().filter(|_| !are_equal);
+        self.heaviest
+            .store(heaviest.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Puts other endpoints in place of those that there are. Who waits for one goes on.
@@ -392,6 +407,7 @@ impl Parts {
                     if !same(&before, &endpoints) {
                         entry.replace_endpoints(endpoints);
                     }
+                    entry.compare_weights();
                     if entry.protocol() != port.protocol {
                         entry.protocol.store(Arc::new(port.protocol));
                     }
@@ -403,13 +419,15 @@ impl Parts {
                     let endpoints = self.endpoints(port.number, &[], here, &health);
                     let name = service.name.clone();
                     let routes = routes.cloned();
-                    Arc::new(ServicePortEntry::new(
+                    let entry = ServicePortEntry::new(
                         name,
                         port.number,
                         port.protocol,
                         routes,
                         (endpoints, health),
-                    ))
+                    );
+                    entry.compare_weights();
+                    Arc::new(entry)
                 }
             }
         });
