@@ -44,6 +44,7 @@ use crate::identity::Identities;
 use crate::node::{LocalPod, Pods};
 use crate::telemetry::Telemetry;
 
+use http::application::Spoken;
 use limits::Limits;
 use live::LiveFlows;
 use tunnel::client::Pool;
@@ -71,6 +72,7 @@ pub struct Context {
     live: Arc<LiveFlows>,
     handshakes: Arc<Handshakes>,
     kept: Arc<KeptBytes>,
+    spoken: Spoken,
 }
 
 /// Settings of the data plane.
@@ -120,6 +122,7 @@ impl Context {
             kept: KeptBytes::new(config.limits.buffered_bytes),
             config,
             live,
+            spoken: Spoken::default(),
         })
     }
 

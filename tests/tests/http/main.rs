@@ -24,4 +24,5 @@ mod timeouts;
 mod topology;
 mod transparency;
 mod upgrades;
+mod versions;
 mod waiting;

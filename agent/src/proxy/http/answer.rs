@@ -142,7 +142,8 @@ fn broken_stream(error: &h2::Error) -> exchange::ExchangeError {
     }
 }
 
-fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str) {
+/// Makes it an answer to a call of gRPC that was not served.
+pub(super) fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, code.into());
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
@@ -165,7 +166,8 @@ const GRPC_DEADLINE_EXCEEDED: u32 = 4;
 const GRPC_PERMISSION_DENIED: u32 = 7;
 const GRPC_UNIMPLEMENTED: u32 = 12;
 const GRPC_INTERNAL: u32 = 13;
-const GRPC_UNAVAILABLE: u32 = 14;
+/// The server cannot be used.
+pub(super) const GRPC_UNAVAILABLE: u32 = 14;
 
 #[cfg(test)]
 mod tests {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use weft_core::{Identity, Verdict};
 
 use super::answer::ExchangeError;
+use super::application::Origin;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, Route};
 use super::detect::Detected;
@@ -232,7 +233,7 @@ impl Admitted {
 impl Facts {
     /// Speaks HTTP on a connection to the application, and keeps it for the next exchange.
     async fn start(&self, server: FlowSocket) -> Result<(), hyper::Error> {
-        let stream = Stream::socket(server);
+        let stream = self.application(server);
         match self.version {
             Version::Http1 => {
                 let connection = self.speak_http1(stream).await?;
@@ -272,7 +273,17 @@ impl Facts {
             ..
         } = &self.flow;
         let server = socket::deliver(context, pod, *to, *client).await?;
-        Ok(Stream::socket(server))
+        Ok(self.application(server))
+    }
+
+    fn application(&self, server: FlowSocket) -> Stream {
+        let origin = Origin {
+            proxy: Arc::clone(&self.flow.context),
+            pod: Arc::clone(&self.flow.pod),
+            to: self.flow.to,
+            client: Some(self.flow.client),
+        };
+        Stream::application(server, origin, self.version)
     }
 
     /// The connection to the application, or a new one.

@@ -8,6 +8,7 @@
 //! | is the request's head fit to be passed on, and what of it belongs to this hop | `head` |
 //! | to which endpoint | `outbound` |
 //! | on which connection | `pool`, `connection`, `stream` |
+//! | the application speaks another version | `application` |
 //! | the bodies, and the end of the exchange | `body` |
 //! | how long it may take | `deadlines` |
 //! | what is sent more than once | `replay` |
@@ -28,6 +29,7 @@
 //! connections are shared, has tasks of its own.
 
 mod answer;
+pub(super) mod application;
 mod body;
 pub(super) mod connection;
 mod deadlines;
@@ -54,6 +56,15 @@ pub enum Version {
     Http1,
     /// HTTP/2 with prior knowledge (RFC 9113, section 3.3).
     Http2,
+}
+
+impl Version {
+    fn other(self) -> Self {
+        match self {
+            Self::Http1 => Self::Http2,
+            Self::Http2 => Self::Http1,
+        }
+    }
 }
 
 /// Whether a port with this declaration is to be looked at.

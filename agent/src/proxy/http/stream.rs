@@ -16,6 +16,8 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_util::sync::DropGuard;
 
+use super::Version;
+use super::application::{Application, Origin};
 use super::serve::Progress;
 use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves, failed};
 use crate::proxy::tunnel::chunk::{Chunk, Queue};
@@ -43,6 +45,7 @@ pub(in crate::proxy) struct Stream {
 #[derive(Debug)]
 enum Kind {
     Socket(Arc<FlowSocket>),
+    Application(Box<Application>),
     Channel(ChannelStream),
     Tunnel(Box<TunnelStream>),
 }
@@ -63,6 +66,12 @@ impl Stream {
     /// On a socket.
     pub(in crate::proxy) fn socket(socket: FlowSocket) -> Self {
         Self::new(Kind::Socket(Arc::new(socket)))
+    }
+
+    /// On a socket to an application, for a client that speaks this version, whatever the application does.
+    pub(super) fn application(server: FlowSocket, origin: Origin, version: Version) -> Self {
+        let application = Application::new(server, origin, version);
+        Self::new(Kind::Application(Box::new(application)))
     }
 
     /// On a connection of `weft/1`, for one flow; afterwards it is in `returned`, if it may have another.
@@ -110,7 +119,7 @@ impl Stream {
                 None => Box::pin(std::future::pending()),
             },
             // A reset is seen by whoever writes.
-            Kind::Tunnel(_) => Box::pin(std::future::pending()),
+            Kind::Tunnel(_) | Kind::Application(_) => Box::pin(std::future::pending()),
         }
     }
 
@@ -138,6 +147,15 @@ impl Stream {
     pub(in crate::proxy) fn metered(mut self, moved: Arc<Moved>, side: Side) -> Self {
         self.meter = Some((moved, side));
         self
+    }
+
+    /// Once it is known that an application speaks the version, there is nothing between.
+    fn settle(&mut self) {
+        if let Kind::Application(application) = &self.kind
+            && let Some(socket) = application.settled()
+        {
+            self.kind = Kind::Socket(socket);
+        }
     }
 
     fn count(&self, bytes: usize, read: bool) {
@@ -186,6 +204,7 @@ impl AsyncRead for Stream {
         let before = buffer.filled().len();
         let read = match &mut self.kind {
             Kind::Socket(socket) => socket.poll_read(context, buffer),
+            Kind::Application(application) => application.poll_read(context, buffer),
             Kind::Channel(channel) if !channel.first.is_empty() => {
                 let count = channel.first.len().min(buffer.remaining());
                 buffer.put_slice(&channel.first[..count]);
@@ -199,6 +218,7 @@ impl AsyncRead for Stream {
             Kind::Tunnel(tunnel) => tunnel.poll_read(context, buffer),
         };
         let count = buffer.filled().len() - before;
+        self.settle();
         if count > 0 {
             if self.acknowledges
                 && let Kind::Socket(socket) = &self.kind
@@ -230,6 +250,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let written = match &mut self.kind {
             Kind::Socket(socket) => socket.poll_write_vectored(context, slices),
+            Kind::Application(application) => application.poll_write_vectored(context, slices),
             Kind::Channel(ChannelStream { io: Some(io), .. }) => {
                 Pin::new(io).poll_write_vectored(context, slices)
             }
@@ -250,8 +271,12 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Kind::Channel(ChannelStream { io: Some(io), .. }) = &mut self.kind {
-            ready!(Pin::new(io).poll_flush(context))?;
+        match &mut self.kind {
+            Kind::Channel(ChannelStream { io: Some(io), .. }) => {
+                ready!(Pin::new(io).poll_flush(context))?;
+            }
+            Kind::Application(application) => ready!(application.poll_flush(context))?,
+            _ => {}
         }
         self.is_flushed = true;
         Poll::Ready(Ok(()))
@@ -263,6 +288,7 @@ impl AsyncWrite for Stream {
         }
         match &mut self.kind {
             Kind::Socket(socket) => socket.end()?,
+            Kind::Application(application) => ready!(application.poll_end(context))?,
             Kind::Channel(ChannelStream { io: Some(io), .. }) => {
                 ready!(Pin::new(io).poll_shutdown(context))?;
             }
@@ -282,6 +308,13 @@ impl Drop for Stream {
                 let is_over = self.progress.as_ref();
                 let is_over = self.is_flushed && is_over.is_some_and(|it| it.is_over());
                 if self.ended || is_over {
+                    socket.close_in_order();
+                }
+            }
+            Kind::Application(application) => {
+                if self.ended
+                    && let Some(socket) = application.socket()
+                {
                     socket.close_in_order();
                 }
             }

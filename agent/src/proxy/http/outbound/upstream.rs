@@ -11,11 +11,12 @@ use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::Version;
 use crate::proxy::http::answer::ExchangeError;
+use crate::proxy::http::application::Origin;
 use crate::proxy::http::connection::{Hold, Http1, Http2, Life, OpenStream, Route};
 use crate::proxy::http::measure::{self, Kind, Timers};
 use crate::proxy::http::stream::{Returned, Stream};
 use crate::proxy::outbound::{self, Caller, Connected};
-use crate::proxy::record::Record;
+use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
 use crate::telemetry::TlsLabel;
 
@@ -107,7 +108,12 @@ pub(super) async fn start(
     outbound::count(context, pod, &mut record);
     let mut moved = std::mem::take(&mut record.moved);
     let (stream, hold) = match connected {
-        Connected::Socket(server) => (Stream::socket(server), Hold::Nothing),
+        Connected::Socket(server) => {
+            let own = record.path == PathLabel::Itself;
+            let origin = origin(client, &route, pod, own.then_some(client.address));
+            let stream = Stream::application(server, origin, client.version);
+            (stream, Hold::Nothing)
+        }
         Connected::SameNode(admitted, tracked) => {
             let (server, inbound_meter, verdict, admission) = admitted.part();
             record.verdict = Some(verdict);
@@ -116,7 +122,10 @@ pub(super) async fn start(
                 admission,
                 _counted: tracked,
             };
-            (Stream::socket(server), hold)
+            let other = route.local.as_ref().unwrap_or(pod);
+            let origin = origin(client, &route, other, Some(client.address));
+            let stream = Stream::application(server, origin, client.version);
+            (stream, hold)
         }
         Connected::Channel(asked) => {
             let (channel, watch, give_back) = asked.part();
@@ -154,6 +163,21 @@ pub(super) async fn start(
                 is_reused: false,
             })
         }
+    }
+}
+
+/// How to connect to the application once more; `seen_as` if it is in a pod of this node.
+fn origin(
+    client: &Facts,
+    route: &Route,
+    pod: &Arc<LocalPod>,
+    seen_as: Option<SocketAddr>,
+) -> Origin {
+    Origin {
+        proxy: Arc::clone(&client.context),
+        pod: Arc::clone(pod),
+        to: route.endpoint,
+        client: seen_as,
     }
 }
 
