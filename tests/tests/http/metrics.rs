@@ -29,6 +29,7 @@ fn http_metrics() {
     check("on one node, both sides are counted", one_node);
     check("a Service's name is on what was asked of it", service);
     check("policy's decisions are counted by request", decisions);
+    check("hosts that are known are authorities", authorities);
     check("what clients make up makes no series", bounded);
     checks.finish();
 }
@@ -234,7 +235,49 @@ fn service(stage: &Stage) -> Result<()> {
         ("dst_pod", "far"),
         ("authority", "api.default.svc.cluster.local:80"),
     ];
-    wait_for_metric(stage.cluster.node(0), "request_total", &labels, 10.0).map(drop)
+    wait_for_metric(stage.cluster.node(0), "request_total", &labels, 10.0).map(drop)?;
+    let labels = [
+        ("direction", "inbound"),
+        ("pod", "far"),
+        ("authority", "api.default.svc.cluster.local:80"),
+    ];
+    wait_for_metric(stage.cluster.node(1), "request_total", &labels, 10.0).map(drop)
+}
+
+/// Only what the mesh knows becomes the authority of what comes in, on both ways.
+fn authorities(stage: &Stage) -> Result<()> {
+    let spec = ServiceSpec::new("named").select("app", "far");
+    let target = serving(&stage.cluster, &stage.client, &spec.port(80, HTTP), 80)?;
+    for (node, server) in [(1, &stage.far), (0, &stage.near)] {
+        let own = server.sockets(HTTP)[0];
+        let node = stage.cluster.node(node);
+        let by_pod = format!("{}.named", server.name());
+        for (host, authority) in [
+            ("named", "named.default.svc.cluster.local:80"),
+            ("Named.default.svc:80", "named.default.svc.cluster.local:80"),
+            (&by_pod, &format!("{by_pod}.default.svc.cluster.local:80")),
+            (&own.to_string(), &own.to_string()),
+            ("nobody", "other"),
+            ("named:81", "other"),
+            ("shop.example.com", "other"),
+            ("10.244.77.77:8080", "other"),
+        ] {
+            let labels = [
+                ("direction", "inbound"),
+                ("pod", server.name()),
+                ("authority", authority),
+            ];
+            let wanted = node.metrics()?.sum("request_total", &labels) + 3.0;
+            http_load(&stage.client, own, 3, &["--host", host])?.expect_all("200")?;
+            let counted = wait_for_metric(node, "request_total", &labels, wanted)?;
+            ensure!(
+                (counted - wanted).abs() < 0.5,
+                "{host}: {counted}, not {wanted}"
+            );
+        }
+    }
+    ensure!(target.port() == 80, "{target}");
+    Ok(())
 }
 
 /// Requests that were allowed on both ways, and on one node those that were not.
@@ -288,35 +331,49 @@ fn decisions(stage: &Stage) -> Result<()> {
     stage.cluster.remove(&guard)
 }
 
-/// A thousand paths, hosts and methods later there are hardly more series than before.
+/// Ten thousand hosts, methods and paths, and seven hundred statuses later there are hardly more series than
+/// before.
 fn bounded(stage: &Stage) -> Result<()> {
+    let before = scrape(stage)?;
     let target = stage.far.sockets(HTTP)[0];
-    let ask = |number: usize| -> Result<()> {
-        let host = format!("host-{number}.made-up.example");
-        let path = format!("/path-{number}?made-up");
-        let method = format!("MADEUP{number}");
-        let args = ["--host", &host, "--path", &path, "--method", &method];
-        http_load(&stage.client, target, 1, &args)?.expect_all("200")
-    };
-    ask(0)?;
-    let series =
-        |metrics: &[Metrics; 2]| metrics.iter().map(|it| it.samples().len()).sum::<usize>();
-    let before = series(&scrape(stage)?);
-    (1..50).try_for_each(ask)?;
-    let after = scrape(stage)?;
-    ensure!(
-        series(&after) < before + 20,
-        "{before} series became {}",
-        series(&after)
+    let script = format!(
+        "import http.client
+connection = http.client.HTTPConnection('{}', {})
+for number in range(10000):
+    path = f'/status/{{200 + number % 700}}?made-up-{{number}}'
+    host = f'host-{{number}}.made-up.example'
+    connection.request(f'MADEUP{{number}}' if number else 'GET', path, headers={{'Host': host}})
+    connection.getresponse().read()
+print('all')
+",
+        target.ip(),
+        target.port()
     );
-    for metrics in &after {
-        let mut values = metrics
+    let python = stage.client.command("python3")?.args(["-c", &script]);
+    let said = python
+        .output(std::time::Duration::from_secs(120))?
+        .success()?;
+    ensure!(said.trim() == "all", "{said}");
+    expect_more(stage, &before, "request_total", &[], 10_000.0)?;
+    let after = scrape(stage)?;
+    for (node, (before, after)) in before.iter().zip(&after).enumerate() {
+        // Of the hosts: those that are not known, and those that are too many. Of statuses 16, and the others.
+        for (name, most) in [("request_total", 2), ("response_total", 2 * 17)] {
+            let count = |metrics: &Metrics| metrics.find(name, &[]).count();
+            let (before, after) = (count(before), count(after));
+            println!("{name} of n{node}: {before} series, then {after}");
+            ensure!(after <= before + most, "{before} {name} became {after}");
+        }
+        let mut values = after
             .samples()
             .iter()
             .flat_map(|sample| sample.labels.values());
         let leaked = values.find(|value| value.contains("made-up") || value.contains("MADEUP"));
         ensure!(leaked.is_none(), "a client made the label value {leaked:?}");
     }
+    let overflow = [("pod", stage.far.name())];
+    let counted = after[1].sum("weft_metrics_overflow_total", &overflow);
+    ensure!(counted > 9000.0, "{counted} went to a common series");
     Ok(())
 }
 

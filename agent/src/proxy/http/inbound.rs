@@ -20,12 +20,13 @@ use super::application::Origin;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, Route};
 use super::detect::Detected;
+use super::host::ByHost;
 use super::measure::{self, Timers};
 use super::outbound::Ending;
 use super::pool::Home;
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
 use super::stream::Stream;
-use super::{Version, detect, head, serve, upgrade};
+use super::{Version, detect, head, host, serve, upgrade};
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
@@ -34,7 +35,7 @@ use crate::proxy::socket;
 use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
 use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
-use crate::telemetry::exchange::{ExchangeLabels, ExchangeSeries, HttpAuthz, HttpErrors};
+use crate::telemetry::exchange::{ExchangeLabels, HttpAuthz, HttpErrors};
 use crate::telemetry::{DetectedBy, Direction, TlsLabel};
 
 /// A flow that was admitted, as its exchanges need it.
@@ -57,7 +58,7 @@ pub(in crate::proxy) struct Admitted {
 
 struct Facts {
     flow: Admitted,
-    series: Arc<ExchangeSeries>,
+    series: Mutex<ByHost>,
     /// What policy said of the connection holds for its requests.
     authz: Option<HttpAuthz>,
     /// What is answered here.
@@ -184,7 +185,7 @@ impl Admitted {
             verdict: None,
             generation: 0,
         });
-        let series = self.context.telemetry.exchanges(ExchangeLabels {
+        let series = ByHost::new(ExchangeLabels {
             target_port: Some(self.to.port()),
             tls: self.tls,
             client: self.identity.clone(),
@@ -201,7 +202,7 @@ impl Admitted {
             .http_errors(Direction::Inbound, &pod.labels);
         let facts = Arc::new(Facts {
             flow: self,
-            series,
+            series: Mutex::new(series),
             authz,
             errors,
             version,
@@ -264,6 +265,14 @@ impl Facts {
         self.http1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Begins to measure an exchange.
+    fn begin<B>(&self, request: &Request<B>) -> Timers {
+        let (context, pod) = (&self.flow.context, &self.flow.pod);
+        let series = self.series.lock();
+        let mut series = series.unwrap_or_else(PoisonError::into_inner);
+        Timers::one(series.find(context, pod, host::of(request)))
+    }
+
     async fn connect(&self) -> Result<Stream, ExchangeError> {
         let Admitted {
             context,
@@ -316,7 +325,7 @@ async fn exchange(facts: Arc<Facts>, request: Request<Incoming>) -> Response<Res
     if let Some(authz) = &facts.authz {
         authz.count();
     }
-    let mut timers = Some(Timers::one(&facts.series));
+    let mut timers = Some(facts.begin(&request));
     match try_exchange(&facts, request, &mut timers).await {
         Ok(response) => response,
         Err(error) => {

@@ -11,6 +11,7 @@ use weft_core::{Identity, Verdict, WorkloadId};
 
 use super::answer::{self, GRPC_STATUS};
 use super::connection::Route;
+use super::host::ByHost;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
 use crate::proxy::Context;
@@ -61,7 +62,7 @@ struct KnownKind {
 /// What exchanges with a pod of this node are counted in as its own.
 #[derive(Debug)]
 struct Local {
-    series: Arc<ExchangeSeries>,
+    series: ByHost,
     /// What its policy said.
     authz: Option<HttpAuthz>,
 }
@@ -101,6 +102,7 @@ impl Kind<'_> {
         pod: &LocalPod,
         to: &Route,
         known: &mut Known,
+        host: Option<&[u8]>,
     ) -> Timers {
         self.is_counted.store(true, Ordering::Relaxed);
         let outbound = known.find(self, || {
@@ -114,7 +116,7 @@ impl Kind<'_> {
             if let Some(authz) = &local.authz {
                 authz.count();
             }
-            local.series.begin()
+            local.series.find(context, server, host).begin()
         });
         Timers {
             tries: [Some(outbound), inbound],
@@ -202,7 +204,7 @@ impl Local {
             ..ExchangeLabels::new(Direction::Inbound, &server.labels)
         };
         Self {
-            series: context.telemetry.exchanges(labels),
+            series: ByHost::new(labels),
             authz: to
                 .verdict
                 .as_ref()
@@ -345,7 +347,7 @@ fn is_same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
 }
 
 fn authority(port: &ServicePortEntry) -> AuthorityLabel {
-    AuthorityLabel {
+    AuthorityLabel::Service {
         service: port.service.clone(),
         port: port.port,
     }

@@ -12,7 +12,7 @@
 //! | the bodies, and the end of the exchange | `body` |
 //! | how long it may take | `deadlines` |
 //! | what is sent more than once | `replay` |
-//! | what is counted | `measure` |
+//! | what is counted | `measure`, `host` |
 //! | a request that no server answers | `answer` |
 //! | what is HTTP no longer | `upgrade` |
 //! | the server's side: policy, identity headers, the application | `inbound` |
@@ -35,6 +35,7 @@ pub(super) mod connection;
 mod deadlines;
 pub(super) mod detect;
 mod head;
+mod host;
 pub(super) mod inbound;
 mod measure;
 pub(super) mod outbound;

@@ -1,14 +1,15 @@
 //! The label sets of exchanges.
 //!
-//! Nothing in them is what a client or a server wrote: an authority is that of a service that the
-//! mesh knows, a path is never one.
+//! Nothing in them is what a client or a server wrote: an authority is one that the mesh knows, a path is
+//! never one.
 
-use weft_core::{Identity, Name, ObjectName, Owner, Verdict, WorkloadId};
+use weft_core::{Identity, ObjectName, Owner, Verdict, WorkloadId};
 
 use super::super::labels::{
     Direction, PodLabels, Rendered, TlsLabel, destination_owner_label, render_identity,
     render_verdict,
 };
+use super::authority::AuthorityLabel;
 
 /// The labels of the exchanges of a pod with one endpoint (outbound), or with one kind of client
 /// (inbound).
@@ -36,15 +37,6 @@ pub struct ExchangeLabels {
     pub verdict: Option<Verdict>,
     /// The route's backend that the endpoint belongs to (outbound): it is counted along.
     pub backend: Option<BackendLabels>,
-}
-
-/// A host that the mesh knows: a service's.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct AuthorityLabel {
-    /// The service.
-    pub service: ObjectName,
-    /// Its port.
-    pub port: u16,
 }
 
 /// The workload at the other end.
@@ -105,43 +97,6 @@ pub enum RouteRef {
         /// Its name.
         name: ObjectName,
     },
-}
-
-impl AuthorityLabel {
-    /// What a `Host` or `:authority` names, if that is a service that is known: `web`, `web.shop`,
-    /// `web.shop.svc` or `web.shop.svc.cluster.local`, each with a port or without, as asked for in
-    /// a namespace. Whoever writes another name gets none, so that names are not theirs to make.
-    pub fn of_host(
-        host: &str,
-        namespace: &Name,
-        default_port: u16,
-        is_known: impl FnOnce(&ObjectName, u16) -> bool,
-    ) -> Option<Self> {
-        let (host, port) = match host.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().ok()?),
-            None => (host, default_port),
-        };
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let mut parts = host.splitn(3, '.');
-        let (name, of, suffix) = (parts.next()?, parts.next(), parts.next());
-        if !matches!(suffix, None | Some("svc" | SERVICE_SUFFIX)) {
-            return None;
-        }
-        let namespace = match of {
-            Some(of) => of.parse().ok()?,
-            None => namespace.clone(),
-        };
-        let service = ObjectName {
-            namespace,
-            name: name.parse().ok()?,
-        };
-        is_known(&service, port).then_some(Self { service, port })
-    }
-
-    fn render(&self) -> String {
-        let ObjectName { namespace, name } = &self.service;
-        format!("{name}.{namespace}.{SERVICE_SUFFIX}:{}", self.port)
-    }
 }
 
 impl PortRef {
@@ -289,52 +244,3 @@ const BACKEND: [&str; 6] = [
     "backend_port",
     "backend_section_name",
 ];
-/// What follows the namespace in a service's full name.
-const SERVICE_SUFFIX: &str = "svc.cluster.local";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_hosts_of_known_services_become_authorities() {
-        let of = |host: &str| {
-            let namespace = "shop".parse().expect("valid");
-            let known = |name: &ObjectName, port| {
-                name.to_string() == "shop/web" && [80, 8080].contains(&port)
-            };
-            AuthorityLabel::of_host(host, &namespace, 80, known).map(|it| it.render())
-        };
-        for host in [
-            "web",
-            "web:80",
-            "web.shop",
-            "Web.Shop.svc",
-            "web.shop.svc.cluster.local:80",
-            "web.shop.svc.cluster.local.",
-        ] {
-            let full = "web.shop.svc.cluster.local:80";
-            assert_eq!(of(host).as_deref(), Some(full), "{host}");
-        }
-        assert_eq!(
-            of("web.shop:8080").as_deref(),
-            Some("web.shop.svc.cluster.local:8080")
-        );
-        for host in [
-            "",
-            ":80",
-            "web:99999",
-            "web:81",
-            "web.bank",
-            "api",
-            "example.com",
-            "web.shop.svc.example.com",
-            "10.2.0.1:80",
-            "[fd00::1]:80",
-            "web..svc",
-            "we b",
-        ] {
-            assert_eq!(of(host), None, "{host}");
-        }
-    }
-}

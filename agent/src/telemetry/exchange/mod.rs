@@ -5,6 +5,7 @@
 //! labels are of what the mesh knows, statuses are numbers of which a series has few, and a pod has so
 //! many series; what is above is counted together and told by `weft_metrics_overflow_total`.
 
+mod authority;
 mod authz;
 mod chain;
 mod counters;
@@ -16,19 +17,19 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
+pub use authority::{AuthorityLabel, HostScope};
 pub use authz::HttpAuthz;
 pub use counters::RetryEvent;
 pub use errors::HttpErrors;
 pub use labels::{
-    AuthorityLabel, BackendLabels, DestinationLabels, ExchangeLabels, PortRef, RouteLabels,
-    RouteRef,
+    BackendLabels, DestinationLabels, ExchangeLabels, PortRef, RouteLabels, RouteRef,
 };
 pub use outcome::{ExchangeError, GrpcStatus, is_success};
 pub use timer::{ExchangeTimer, RequestEnd};
 
 pub(crate) use labels::balancer_labels;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -63,6 +64,8 @@ pub(super) struct Exchanges {
 struct PodSeries {
     labels: PodLabels,
     maps: RwLock<Maps>,
+    /// Those that its clients ask it for.
+    authorities: Mutex<HashSet<AuthorityLabel>>,
     /// By direction.
     errors: [ErrorCounters; 2],
     overflowed: AtomicU64,
@@ -105,6 +108,11 @@ impl ExchangeSeries {
     /// Begins an exchange: it counts as requested.
     pub fn begin(self: &Arc<Self>) -> ExchangeTimer {
         ExchangeTimer::begin_at(Arc::clone(self), Instant::now())
+    }
+
+    /// Something is counted here because there is no room for a series of its own.
+    pub fn overflowed(&self) {
+        self.pod.overflowed.fetch_add(1, Ordering::Relaxed);
     }
 
     fn begin_counting(&self) {
@@ -152,6 +160,11 @@ impl Exchanges {
         // It has series of its own, which several endpoints share.
         let backend = labels.backend.take();
         let backend = backend.map(|labels| pod.backend(BackendKey::Of(Box::new(labels))));
+        if labels.direction == Direction::Inbound
+            && let Some(authority) = &mut labels.authority
+        {
+            pod.bound_authorities(authority);
+        }
         let exchange = pod.exchange(ExchangeKey::Of(Box::new(labels)));
         Arc::new(ExchangeSeries {
             exchange: Some(exchange),
@@ -211,6 +224,7 @@ impl Exchanges {
             maps.decisions.retain(|_, series| {
                 is_held(series) || !series.is_idle(series.counters.moved(), now)
             });
+            pod.forget_authorities(&maps);
         }
     }
 
@@ -225,6 +239,7 @@ impl Exchanges {
             Arc::new(PodSeries {
                 labels: labels.clone(),
                 maps: RwLock::default(),
+                authorities: Mutex::default(),
                 errors: Default::default(),
                 overflowed: AtomicU64::new(0),
             })
@@ -234,6 +249,36 @@ impl Exchanges {
 }
 
 impl PodSeries {
+    /// A pod is asked for by few names, but a client of it may know those of all services.
+    fn bound_authorities(&self, authority: &mut AuthorityLabel) {
+        if !authority.is_counted() {
+            return;
+        }
+        let known = self.authorities.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        if known.contains(authority) {
+            return;
+        }
+        if known.len() < MOST_AUTHORITIES_PER_POD {
+            known.insert(authority.clone());
+        } else {
+            self.overflowed.fetch_add(1, Ordering::Relaxed);
+            *authority = AuthorityLabel::Overflow;
+        }
+    }
+
+    /// Makes room for others where there are no series any more.
+    fn forget_authorities(&self, maps: &Maps) {
+        let known = self.authorities.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        known.retain(|authority| {
+            maps.exchanges.keys().any(|key| match key {
+                ExchangeKey::Of(labels) => labels.authority.as_ref() == Some(authority),
+                ExchangeKey::Overflow(..) => false,
+            })
+        });
+    }
+
     fn exchange(&self, key: ExchangeKey) -> Arc<Idle<ExchangeCounters>> {
         let overflow = |key: &ExchangeKey| match key {
             ExchangeKey::Of(labels) => ExchangeKey::Overflow(labels.direction, labels.tls),
@@ -424,5 +469,7 @@ fn render_overflow(pod: &PodLabels) -> Rendered {
 const OVERFLOW: &str = "overflow";
 /// A pod that talks to 200 endpoints of 50 routes has about half.
 const MOST_SERIES_PER_POD: usize = 1000;
+/// Names that a pod's clients ask it for.
+const MOST_AUTHORITIES_PER_POD: usize = 64;
 /// As Linkerd does.
 const KEEP_IDLE: Duration = Duration::from_secs(600);

@@ -18,7 +18,7 @@ fn inbound(id: &str) -> ExchangeLabels {
     ExchangeLabels {
         direction: Direction::Inbound,
         pod: pod(id),
-        authority: Some(AuthorityLabel {
+        authority: Some(AuthorityLabel::Service {
             service: "shop/web".parse().expect("valid"),
             port: 80,
         }),
@@ -546,4 +546,82 @@ fn decisions_about_requests_name_what_decided_and_the_route() {
              authz_name=\"default:all-authenticated\"}} 1"
         ),
     );
+}
+
+/// All that comes from a network, ten thousand of each: hosts (all of them known, which is the worst), statuses,
+/// and statuses of gRPC. Methods and paths are in no label.
+#[test]
+fn what_others_write_makes_few_series() {
+    let telemetry = Telemetry::new();
+    let pod_id = "shop/web-0".parse().expect("valid");
+    let namespace = "shop".parse().expect("valid");
+    let scope = HostScope {
+        namespace: &namespace,
+        pod: &pod_id,
+        port: 8080,
+        is_known: |_: &weft_core::ObjectName, _| true,
+        is_own: |_| true,
+    };
+    for number in 0..10_000_u32 {
+        let host = format!("service-{number}.shop:{}", number % 100);
+        let series = telemetry.exchanges(ExchangeLabels {
+            authority: Some(AuthorityLabel::of_host(host.as_bytes(), &scope)),
+            ..inbound("shop/web-0")
+        });
+        let mut timer = series.begin();
+        // There are no others: 100 to 999.
+        let status = u16::try_from(100 + number % 900).expect("small");
+        let in_headers = GrpcStatus::parse(number.to_string().as_bytes());
+        timer.respond(
+            StatusCode::from_u16(status).expect("valid"),
+            in_headers.filter(|_| number % 2 == 0),
+        );
+        timer.end(Ok(GrpcStatus::parse(
+            (number / 3 % 100).to_string().as_bytes(),
+        )));
+    }
+    let text = telemetry.encode();
+    let lines = |name: &str| text.lines().filter(|it| it.starts_with(name)).count();
+    // So many names, what is too many, and nothing else.
+    assert_eq!(lines("request_total{"), 64 + 1);
+    let of_overflow = text
+        .lines()
+        .filter(|it| it.starts_with("response_total{") && it.contains("authority=\"overflow\""));
+    // At most 16 statuses, and the others; with each success, failure, and 18 statuses of gRPC.
+    let of_overflow = of_overflow.count();
+    assert!(of_overflow <= 17 * 20, "{of_overflow}");
+    assert!(lines("response_total{") <= 64 + 17 * 20);
+    assert!(!text.contains("service-9999"));
+    let overflow = text
+        .lines()
+        .find(|it| it.starts_with("weft_metrics_overflow_total"));
+    let overflow = overflow.and_then(|it| it.rsplit_once(' ')?.1.parse::<u64>().ok());
+    assert!(overflow.is_some_and(|it| it >= 10_000 - 64), "{overflow:?}");
+}
+
+/// Names of services that are gone make room for others.
+#[test]
+fn authorities_are_forgotten_with_their_series() {
+    let exchanges = Exchanges::default();
+    let of = |number: usize| ExchangeLabels {
+        authority: Some(AuthorityLabel::Service {
+            service: format!("shop/service-{number}").parse().expect("valid"),
+            port: 80,
+        }),
+        ..inbound("shop/web-0")
+    };
+    for number in 0..100 {
+        drop(exchanges.exchanges(of(number)));
+    }
+    let count = || {
+        let pods = exchanges.pods.read().expect("whole");
+        let pod = pods.values().next().expect("there");
+        pod.authorities.lock().expect("whole").len()
+    };
+    assert_eq!(count(), 64);
+    let held = exchanges.exchanges(of(3));
+    exchanges.forget_unused(|_| true, Instant::now() + KEEP_IDLE * 2);
+    exchanges.forget_unused(|_| true, Instant::now() + KEEP_IDLE * 4);
+    assert_eq!(count(), 1);
+    drop(held);
 }

@@ -16,7 +16,7 @@ use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::body::RequestBody;
 use crate::proxy::http::measure::{Kind, Timers};
-use crate::proxy::http::{Version, head};
+use crate::proxy::http::{Version, head, host};
 use crate::proxy::outbound::{self, Waiter};
 use crate::proxy::record::PathLabel;
 
@@ -247,7 +247,7 @@ async fn send_to(
     }
     let mut timers = match (counted, endpoint.2) {
         (Some(counted), _) => counted,
-        (None, Some(kind)) => upstream.measure(client, kind),
+        (None, Some(kind)) => upstream.measure(client, kind, host::of(&request)),
         (None, None) => Timers::default(),
     };
     timers.request_ended(&request.body_mut().end());

@@ -210,17 +210,22 @@ impl Upstream {
     }
 
     /// Begins to measure an exchange.
-    pub(super) fn measure(&mut self, client: &Facts, kind: &Kind<'_>) -> Timers {
+    pub(super) fn measure(
+        &mut self,
+        client: &Facts,
+        kind: &Kind<'_>,
+        host: Option<&[u8]>,
+    ) -> Timers {
         let (context, pod) = (&client.context, &client.pod);
         match self {
             Self::Http1(connection) => {
                 let connection = &mut **connection;
-                kind.of_connection(context, pod, &connection.route, &mut connection.known)
+                kind.of_connection(context, pod, &connection.route, &mut connection.known, host)
             }
             Self::Http2 { connection, .. } => {
                 let known = connection.known.lock();
                 let mut known = known.unwrap_or_else(PoisonError::into_inner);
-                kind.of_connection(context, pod, &connection.route, &mut known)
+                kind.of_connection(context, pod, &connection.route, &mut known, host)
             }
         }
     }
