@@ -8,6 +8,8 @@
 //! counted twice: they are [`Source`]s, asked at each scrape.
 
 mod detection;
+#[cfg(test)]
+mod documented;
 pub mod exchange;
 mod flow;
 mod histogram;

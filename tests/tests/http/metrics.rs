@@ -31,6 +31,7 @@ fn http_metrics() {
     check("policy's decisions are counted by request", decisions);
     check("hosts that are known are authorities", authorities);
     check("what clients make up makes no series", bounded);
+    check("every metric is in the documentation", documented);
     checks.finish();
 }
 
@@ -374,6 +375,26 @@ print('all')
     let overflow = [("pod", stage.far.name())];
     let counted = after[1].sum("weft_metrics_overflow_total", &overflow);
     ensure!(counted > 9000.0, "{counted} went to a common series");
+    Ok(())
+}
+
+/// What the agents tell after all of the above is in the table of docs/operations.md.
+fn documented(stage: &Stage) -> Result<()> {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+    let page = std::fs::read_to_string(page)?;
+    for metrics in scrape(stage)? {
+        for sample in metrics.samples() {
+            let name = &sample.name;
+            let of_histogram = ["_bucket", "_sum", "_count"]
+                .into_iter()
+                .find_map(|it| name.strip_suffix(it));
+            let is_there = [Some(name.as_str()), of_histogram]
+                .into_iter()
+                .flatten()
+                .any(|it| page.contains(&format!("`{it}`")));
+            ensure!(is_there, "{name} is not in docs/operations.md");
+        }
+    }
     Ok(())
 }
 
