@@ -33,6 +33,7 @@ fn http_outcomes() {
     check("nothing listens", refused);
     check("no rule is for it, or the rule answers", no_rule);
     check("a request that is none", bad_request);
+    check("a request that takes too long", late);
     stage.check_meshed(&mut checks, "a server breaks off", broken_server);
     stage.check_meshed(
         &mut checks,
@@ -209,6 +210,32 @@ fn no_rule(stage: &Stage) -> Result<()> {
         1.0,
         &[("status_code", "301"), ("classification", "success")],
     )?;
+    stage.cluster.remove(&route)
+}
+
+fn late(stage: &Stage) -> Result<()> {
+    let spec = ServiceSpec::new("slow").select("app", "far");
+    let target = serving(&stage.cluster, &stage.client, &spec.port(80, HTTP), 80)?;
+    let rules = json!([
+        {"timeouts": {"request": "300ms"}, "backendRefs": [backend("slow", 80, 1)]},
+    ]);
+    let route = http_route("default", "slow", "slow", 80, &rules);
+    stage.cluster.apply(&route)?;
+    eventually("the route to be in effect", || {
+        let shown = curl_shop(&stage.client, target, "/delay/1000", &[])?;
+        expect_code(&shown, 504)
+    })?;
+    let side = Side::outbound(stage)?;
+    let shown = curl_shop(&stage.client, target, "/delay/20000", &[])?;
+    expect_code(&shown, 504)?;
+    let ended = [
+        ("status_code", "504"),
+        ("classification", "failure"),
+        ("error", "REQUEST_TIMEOUT"),
+        ("dst_pod", stage.far.name()),
+    ];
+    side.expect(1.0, &ended)?;
+    side.errors("response timeout", "request_timeout", 1.0)?;
     stage.cluster.remove(&route)
 }
 

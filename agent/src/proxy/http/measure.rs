@@ -2,8 +2,8 @@
 //! connection that they belong to: an exchange like the one before costs no look-up.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, StatusCode};
 use weft_core::route::{Matched, RouteTable};
@@ -35,8 +35,16 @@ pub(super) struct Kind<'a> {
     pub(super) backend: Option<&'a Arc<ServicePortEntry>>,
     /// A call of gRPC.
     pub(super) is_grpc: bool,
-    /// Set when a try of it is counted.
-    pub(super) is_counted: &'a AtomicBool,
+    /// Its tries.
+    pub(super) tries: &'a Tries,
+}
+
+/// What is known of an exchange's tries: more than who makes them, who may be stopped in one.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// One was counted, or all that there is to count.
+    is_counted: AtomicBool,
+    running: Mutex<Timers>,
 }
 
 /// Series that were looked up for a connection.
@@ -104,7 +112,6 @@ impl Kind<'_> {
         known: &mut Known,
         host: Option<&[u8]>,
     ) -> Timers {
-        self.is_counted.store(true, Ordering::Relaxed);
         let outbound = known.find(self, || {
             let labels = self.labels(context, pod, to);
             context.telemetry.exchanges(labels)
@@ -153,6 +160,28 @@ impl Kind<'_> {
             None if self.is_grpc => RouteRef::Default("grpc"),
             None => RouteRef::Default("http"),
         }
+    }
+}
+
+impl Tries {
+    /// One has begun.
+    pub(super) fn begin(&self, timers: Timers) {
+        self.is_counted.store(true, Ordering::Relaxed);
+        *self.running() = timers;
+    }
+
+    /// What the one that is running is counted in, if one is: its end is now for the caller to say.
+    pub(super) fn take(&self) -> Timers {
+        std::mem::take(&mut *self.running())
+    }
+
+    /// Whether there was none yet; from now on there was.
+    pub(super) fn count(&self) -> bool {
+        !self.is_counted.swap(true, Ordering::Relaxed)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Timers> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

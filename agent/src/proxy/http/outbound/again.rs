@@ -78,7 +78,14 @@ pub(super) async fn send_under(
         terms.tell_server(request.headers_mut(), again.count == 0);
         let mut deadlines = begin(terms, &replay);
         let sending = Box::pin(send(client, goal, Some(kind), &tried, request));
-        match one(sending, &mut deadlines, Some(&mut again)).await {
+        let outcome = one(sending, &mut deadlines, Some(&mut again)).await;
+        match &outcome {
+            Outcome::Answered(_) => {}
+            // If it was stopped: what has failed by itself is counted.
+            Outcome::Failed(error) => kind.tries.take().answer(error, kind.is_grpc),
+            Outcome::GivenUp => kind.tries.take().fail(Late::Backend.label()),
+        }
+        match outcome {
             Outcome::Answered(mut sent) => {
                 let first = again.look_at(&mut sent, kind.is_grpc).await;
                 let (first, is_to_repeat) = match first {

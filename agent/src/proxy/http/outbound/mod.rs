@@ -11,7 +11,6 @@ mod upstream;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hyper::body::Incoming;
@@ -28,7 +27,7 @@ use self::upstream::{Upstream, start};
 use super::Version;
 use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
-use super::measure::{Kind, Known, Timers, without_endpoint};
+use super::measure::{Kind, Known, Timers, Tries, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
 use super::{head, serve, upgrade};
@@ -147,16 +146,17 @@ impl Client {
 /// An exchange that is to be counted, if no try of it was.
 struct Whole<'a> {
     client: &'a Facts,
-    is_counted: AtomicBool,
+    tries: Tries,
 }
 
 impl Whole<'_> {
     /// Counts it, if it was not; without an endpoint.
     fn count(&self) -> Timers {
-        if self.is_counted.swap(true, Ordering::Relaxed) {
-            return Timers::default();
+        if self.tries.count() {
+            Timers::one(self.client.without_endpoint())
+        } else {
+            Timers::default()
         }
-        Timers::one(self.client.without_endpoint())
     }
 }
 
@@ -172,12 +172,14 @@ async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<Re
     let is_grpc = head::is_grpc(request.headers());
     let whole = Whole {
         client: &client,
-        is_counted: AtomicBool::new(false),
+        tries: Tries::default(),
     };
     let mut timers = None;
     match try_exchange(&client, request, (is_grpc, &whole), &mut timers).await {
         Ok(response) => response,
         Err(error) => {
+            // It may have been stopped in a try.
+            whole.tries.take().answer(&error, is_grpc);
             whole.count().answer(&error, is_grpc);
             if let Some(timers) = timers {
                 timers.answer(&error, is_grpc);
@@ -208,7 +210,7 @@ async fn try_exchange(
         matched: None,
         backend: None,
         is_grpc,
-        is_counted: &whole.is_counted,
+        tries: &whole.tries,
     };
     let way = lead(client, table.as_deref(), &mut parts, &mut kind.matched);
     *timers = Some(kind.of_rule(&client.context, &client.pod, &mut client.known()));

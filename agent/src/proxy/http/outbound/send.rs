@@ -251,10 +251,14 @@ async fn send_to(
         (None, None) => Timers::default(),
     };
     timers.request_ended(&request.body_mut().end());
+    if let Some(kind) = endpoint.2 {
+        kind.tries.begin(timers);
+    }
     let sent = match &mut upstream {
         Upstream::Http1(connection) => connection.send(request).await,
         Upstream::Http2 { connection, .. } => connection.send(request).await,
     };
+    let timers = endpoint.2.map(|it| it.tries.take()).unwrap_or_default();
     match sent {
         Ok(response) => Ok(Sent {
             upstream,
