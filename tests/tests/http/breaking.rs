@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use weft_tests::apps::curl_shop;
 use weft_tests::manifests::ServiceSpec;
-use weft_tests::webapp::{HttpServer, Report, http_load};
+use weft_tests::scenario::eventually;
+use weft_tests::webapp::{GrpcServer, HttpServer, Report, grpc_call, http_load};
 use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
 
 use crate::stage::serving;
@@ -32,10 +33,14 @@ fn http_breaking() {
     };
     check("without being asked for, nobody is left out", |scene| {
         scene.fail(0, true)?;
-        let failed = scene.failures(&scene.load(scene.never)?);
+        // One that was slow for a moment may have few for some seconds.
+        let mut failed = 0;
+        let many = wait_for("many failures", Duration::from_secs(30), || {
+            failed += scene.failures(&scene.load(scene.never)?);
+            Ok((failed > 40).then_some(()))
+        });
         scene.fail(0, false)?;
-        ensure!(failed > 20, "only {failed} failures");
-        Ok(())
+        many
     });
     check("who fails in a row is left out, and comes back", in_a_row);
     check("who fails too often is left out", by_share);
@@ -43,6 +48,7 @@ fn http_breaking() {
         "if all fail, the mesh says so, until one is well again",
         all_fail,
     );
+    check("calls are judged by their status", calls);
     checks.finish();
 }
 
@@ -62,24 +68,7 @@ impl Scene {
             serving(&cluster, &client, &annotated, 80)
         };
         Ok(Scene {
-            in_a_row: service(
-                "in-a-row",
-                &[
-                    ("balancer.linkerd.io/failure-accrual", "consecutive"),
-                    (
-                        "balancer.linkerd.io/failure-accrual-consecutive-max-failures",
-                        "3",
-                    ),
-                    (
-                        "balancer.linkerd.io/failure-accrual-consecutive-min-penalty",
-                        "2s",
-                    ),
-                    (
-                        "balancer.linkerd.io/failure-accrual-consecutive-max-penalty",
-                        "4s",
-                    ),
-                ],
-            )?,
+            in_a_row: service("in-a-row", &IN_A_ROW)?,
             by_share: service(
                 "by-share",
                 &[
@@ -193,4 +182,64 @@ fn all_fail(scene: &Scene) -> Result<()> {
     scene.both_serve(scene.in_a_row)
 }
 
+/// A call that fails is an answer with 200: its status is in the trailers.
+fn calls(scene: &Scene) -> Result<()> {
+    const SERVICE: &str = "calls";
+    let spec = PodSpec::new("three").label("app", SERVICE).on(1);
+    let pod = scene.cluster.add_pod(spec)?;
+    let _server = GrpcServer::start(&pod, GRPC)?;
+    let spec = ServiceSpec::new(SERVICE)
+        .select("app", SERVICE)
+        .port(90, GRPC);
+    let spec = IN_A_ROW
+        .iter()
+        .fold(spec, |spec, (name, value)| spec.annotation(name, value));
+    let [address, _] = scene.cluster.add_service(&spec)?;
+    let target = SocketAddr::new(address, 90);
+    let call = |code: &str| grpc_call(&scene.client, target, &["--code", code]);
+    eventually("a call to succeed", || {
+        let called = call("0")?;
+        ensure!(called.code == 0, "{called:?}");
+        Ok(())
+    })?;
+    let ejections = || scene.metric("weft_balancer_ejections_total", SERVICE, None);
+    // NOT_FOUND, PERMISSION_DENIED.
+    for code in ["5", "7"] {
+        for _ in 0..4 {
+            call(code)?;
+        }
+    }
+    ensure!(ejections()? == 0.0, "answers that are no failures eject");
+    for _ in 0..3 {
+        let called = call("14")?;
+        ensure!(called.code == 14, "{called:?}");
+    }
+    ensure!(ejections()? == 1.0, "three failures do not eject");
+    // It waits until the endpoint may be tried again, and is the one that tries.
+    let called = call("0")?;
+    ensure!(called.code == 0 && called.elapsed_ms > 500.0, "{called:?}");
+    Ok(())
+}
+
+/// Three failures, for 2 s.
+const IN_A_ROW: [(&str, &str); 5] = [
+    ("balancer.linkerd.io/failure-accrual", "consecutive"),
+    (
+        "balancer.linkerd.io/failure-accrual-consecutive-max-failures",
+        "3",
+    ),
+    (
+        "balancer.linkerd.io/failure-accrual-consecutive-min-penalty",
+        "2s",
+    ),
+    (
+        "balancer.linkerd.io/failure-accrual-consecutive-max-penalty",
+        "4s",
+    ),
+    (
+        "balancer.linkerd.io/failure-accrual-consecutive-jitter-ratio",
+        "0",
+    ),
+];
+const GRPC: u16 = 9090;
 const HTTP: u16 = 8080;
