@@ -160,6 +160,12 @@ pub struct LimitsConfig {
     #[arg(long, env = "WEFT_MAX_HANDSHAKES")]
     pub max_handshakes: Option<usize>,
 
+    /// Most of the node's CPUs, in percent, that the flows of one pod may use through the agent while threads
+    /// wait for CPUs and pods that use little are served too: a flood then waits instead of its neighbours.
+    /// 100 turns it off. [default: 5]
+    #[arg(long, env = "WEFT_MAX_CPU_PERCENT_PER_POD_WHEN_SHORT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub max_cpu_percent_per_pod_when_short: Option<u8>,
+
     /// Tunnels that one pod may be making at a time, a sixteenth of them to one address; others wait
     /// for up to 5 s, then are refused. [default: 64]
     #[arg(long, env = "WEFT_MAX_DIALS_PER_POD")]

@@ -120,14 +120,20 @@ impl Source for Enrolled {
         let help = "Pods of this node that should take part and cannot yet; readiness names them";
         samples.add(Kind::Gauge, "weft_pods_waiting", help, vec![], waiting);
         for pod in self.0.all() {
-            let labels = vec![
-                ("namespace", pod.id.0.namespace.to_string()),
-                ("pod", pod.id.0.name.to_string()),
-            ];
+            let labels = || {
+                vec![
+                    ("namespace", pod.id.0.namespace.to_string()),
+                    ("pod", pod.id.0.name.to_string()),
+                ]
+            };
             let kept = pod.usage.kept_bytes() as f64;
             let help = "Bytes that the pod's flows keep because a receiver has no room";
             let name = "weft_pod_buffered_bytes";
-            samples.add(Kind::Gauge, name, help, labels, kept);
+            samples.add(Kind::Gauge, name, help, labels(), kept);
+            let held_back = pod.turns().held_back().as_secs_f64();
+            let help = "Time that the pod's flows waited because CPUs were short and other pods used little";
+            let name = "weft_pod_held_back_seconds";
+            samples.add(Kind::Counter, name, help, labels(), held_back);
         }
     }
 }

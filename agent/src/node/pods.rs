@@ -116,7 +116,7 @@ impl LocalPod {
             end_flows: CancellationToken::new(),
             accepting: TaskTracker::new(),
             flows: TaskTracker::new(),
-            turns: Turns::new(),
+            turns: Turns::new(usage.most_cpus()),
             usage,
             exchanges: Arc::default(),
         }

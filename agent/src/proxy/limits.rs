@@ -11,8 +11,10 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::turns::CpuShare;
+
 /// The limits of the data plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Flows of one pod in each direction.
     pub flows_per_pod: usize,
@@ -33,6 +35,9 @@ pub struct Limits {
     pub dials_per_pod: usize,
     /// Threads that may compute handshakes at a time: never all of them, for the flows.
     pub handshake_turns: usize,
+    /// What the flows of one pod may use of the CPUs through the agent while threads wait for CPUs and other
+    /// pods use little.
+    pub cpus_per_pod_when_short: CpuShare,
 }
 
 /// What the process has.
@@ -67,6 +72,7 @@ impl Limits {
             handshakes: size(handshakes),
             dials_per_pod: 64,
             handshake_turns: cpus.div_ceil(2),
+            cpus_per_pod_when_short: CpuShare::percent_of(CPU_PERCENT_WHEN_SHORT, cpus),
         }
     }
 }
@@ -143,6 +149,8 @@ const MIB: u64 = 1024 * 1024;
 /// What a flow costs where both sides are sockets of the node: some 8 kB of the agent's, and those
 /// sockets with a little in them.
 const MEMORY_OF_FLOW: u64 = 64 * 1024;
+/// In percent of all CPUs, what the flows of one pod may use while they are short.
+pub const CPU_PERCENT_WHEN_SHORT: u8 = 5;
 const FEWEST_FLOWS: usize = 64;
 
 #[cfg(test)]

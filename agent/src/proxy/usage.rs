@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 use super::limits::Limits;
+use super::turns::CpuShare;
 
 /// What one pod uses.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub struct Usage {
     most_dials_to_one: usize,
     /// Exchanges and flows that wait for an endpoint.
     pub(super) waiting: Arc<AtomicUsize>,
+    most_cpus: CpuShare,
 }
 
 /// A tunnel that may be made now.
@@ -90,6 +92,7 @@ impl Usage {
             dials_to: Mutex::default(),
             most_dials_to_one: limits.dials_per_pod.div_ceil(16),
             waiting: Arc::default(),
+            most_cpus: limits.cpus_per_pod_when_short,
         })
     }
 
@@ -104,6 +107,11 @@ impl Usage {
     /// Bytes that are kept now.
     pub fn kept_bytes(&self) -> usize {
         self.kept.now()
+    }
+
+    /// How much of the CPUs its flows may use while they are short.
+    pub fn most_cpus(&self) -> CpuShare {
+        self.most_cpus
     }
 
     /// Whether flows should read in small steps: a flow is never ended for what it keeps, so from

@@ -123,7 +123,8 @@ impl Far {
             };
             let _ = server::serve(far, self.watch(), ends, flow).await;
         });
-        let turns = crate::proxy::turns::Turns::new();
+        let turns =
+            crate::proxy::turns::Turns::new(crate::proxy::turns::CpuShare::percent_of(100, 1));
         Ok(Dialed {
             io: near,
             watch,

@@ -7,16 +7,25 @@
 //! few in each time it comes to the front. Nobody waits while there is nobody else: neither a flow that is
 //! the only busy one of its pod, nor any while no other pod has done anything for some time.
 //!
+//! That is about the agent's own threads. Where the CPUs are short, a neighbour waits for the kernel instead,
+//! behind everything that a flood keeps busy: the agent, and the applications on both sides of it. So as long
+//! as [threads wait for CPUs](pressure), and there are pods that use little, the pump comes back later: no
+//! pod's flows may then use more of the CPUs than `CpuShare` says, whatever the flood.
+//!
 //! The pump also makes sure that sockets are looked at once per turn: the runtime does so by itself
 //! only every so many tasks, and those of a bulk transfer are long.
+
+mod pressure;
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use self::pressure::PRESSURE;
 
 /// The turns of one pod's flows.
 #[derive(Debug)]
@@ -31,8 +40,18 @@ pub struct Turns {
     last_flow: AtomicU64,
     changes: AtomicU64,
     pod: u64,
+    most: CpuShare,
+    /// When the pump last came, in the stage's milliseconds.
+    pumped_ms: AtomicU64,
+    /// CPUs are short, and it is one of those that use much.
+    is_held_back: AtomicBool,
+    held_back_us: AtomicU64,
     line: Mutex<Line>,
 }
+
+/// How much of the CPUs the flows of one pod may use while they are short, in CPUs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CpuShare(pub f64);
 
 /// Which pod ran last in this process, and when it last was another one. Pods that run alone leave
 /// it alone, so that it costs no more than a look.
@@ -40,12 +59,15 @@ struct Stage {
     start: Instant,
     pod: AtomicU64,
     changed_ms: AtomicU64,
+    /// When a pod ran that uses little.
+    light_ms: AtomicU64,
 }
 
 static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage {
     start: Instant::now(),
     pod: AtomicU64::new(0),
     changed_ms: AtomicU64::new(0),
+    light_ms: AtomicU64::new(0),
 });
 
 impl Stage {
@@ -53,11 +75,22 @@ impl Stage {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn enters(&self, pod: u64) {
+    /// A flow of the pod ran; it uses much if its pump came after that time.
+    fn enters(&self, pod: u64, pumped_ms: &AtomicU64) {
         if self.pod.load(Ordering::Relaxed) != pod {
             self.pod.store(pod, Ordering::Relaxed);
-            self.changed_ms.store(self.now_ms(), Ordering::Relaxed);
+            let now = self.now_ms();
+            self.changed_ms.store(now, Ordering::Relaxed);
+            if pumped_ms.load(Ordering::Relaxed) + HEAVY_MS < now {
+                self.light_ms.store(now, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Whether a pod that uses little has run lately.
+    fn has_light(&self) -> bool {
+        let light = self.light_ms.load(Ordering::Relaxed);
+        light > 0 && self.now_ms().saturating_sub(light) <= ALONE_MS
     }
 
     /// Whether one pod has had it for itself for a while.
@@ -84,8 +117,8 @@ pub struct InTurn<F> {
 }
 
 impl Turns {
-    /// Of a pod that has not used any.
-    pub fn new() -> Arc<Self> {
+    /// Of a pod that has not used any, and may use so much while CPUs are short.
+    pub fn new(most: CpuShare) -> Arc<Self> {
         Arc::new(Self {
             used_ns: AtomicU64::new(0),
             usual_ns: AtomicU64::new(QUANTUM_NS),
@@ -93,6 +126,10 @@ impl Turns {
             last_flow: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             pod: NEXT.fetch_add(1, Ordering::Relaxed),
+            most,
+            pumped_ms: AtomicU64::new(0),
+            is_held_back: AtomicBool::new(false),
+            held_back_us: AtomicU64::new(0),
             line: Mutex::new(Line {
                 waiting: VecDeque::new(),
                 next_ticket: 0,
@@ -112,9 +149,15 @@ impl Turns {
         }
     }
 
+    /// For how long its flows have waited because CPUs were short, all in all.
+    pub fn held_back(&self) -> Duration {
+        Duration::from_micros(self.held_back_us.load(Ordering::Relaxed))
+    }
+
     /// A ticket for whoever must wait.
     fn queue(self: &Arc<Self>, waker: &Waker) -> Option<u64> {
-        if self.used_ns.load(Ordering::Relaxed) < QUANTUM_NS {
+        let is_held_back = self.is_held_back.load(Ordering::Relaxed);
+        if !is_held_back && self.used_ns.load(Ordering::Relaxed) < QUANTUM_NS {
             return None;
         }
         let mut line = self.line();
@@ -152,7 +195,7 @@ impl Turns {
     }
 
     fn charge(&self, flow: u64, used: Duration) {
-        STAGE.enters(self.pod);
+        STAGE.enters(self.pod, &self.pumped_ms);
         if self.last_flow.load(Ordering::Relaxed) != flow {
             self.last_flow.store(flow, Ordering::Relaxed);
             self.changes.fetch_add(1, Ordering::Relaxed);
@@ -171,6 +214,23 @@ impl Turns {
         self.changes.store(0, Ordering::Relaxed);
     }
 
+    /// How long the next few have to wait because CPUs are short and others use little of them.
+    fn pause(&self) -> Option<Duration> {
+        self.pumped_ms.store(STAGE.now_ms(), Ordering::Relaxed);
+        let times_share = if self.most.is_all() || !STAGE.has_light() {
+            None
+        } else {
+            PRESSURE.times_share()
+        };
+        self.is_held_back
+            .store(times_share.is_some(), Ordering::Relaxed);
+        let most = self.most.times(times_share?);
+        let used = Duration::from_nanos(self.used_ns.load(Ordering::Relaxed));
+        let since = self.line().since;
+        let pause = most.takes(used).checked_sub(since.elapsed())?;
+        Some(pause.min(LONGEST_PAUSE)).filter(|it| *it >= SHORTEST_PAUSE)
+    }
+
     /// Lets the next few in. Says whether the pump must come again.
     fn release(&self) -> bool {
         let mut next = Vec::new();
@@ -178,11 +238,17 @@ impl Turns {
             let mut line = self.line();
             if line.waiting.is_empty() {
                 line.pumped = false;
+                self.is_held_back.store(false, Ordering::Relaxed);
                 return false;
             }
             self.begin(&mut line);
             let usual = self.usual_ns.load(Ordering::Relaxed).max(1);
-            let room = usize::try_from(QUANTUM_NS / usual).unwrap_or(MOST_AT_ONCE);
+            let quantum = if self.is_held_back.load(Ordering::Relaxed) {
+                SHORT_QUANTUM_NS
+            } else {
+                QUANTUM_NS
+            };
+            let room = usize::try_from(quantum / usual).unwrap_or(MOST_AT_ONCE);
             let count = room.clamp(1, MOST_AT_ONCE).min(line.waiting.len());
             next.extend(line.waiting.drain(..count));
             self.released.fetch_add(count as u64, Ordering::Release);
@@ -196,6 +262,30 @@ impl Turns {
     fn line(&self) -> MutexGuard<'_, Line> {
         // Every change under the lock is complete in itself.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CpuShare {
+    /// So many percent of all the CPUs that the process may use.
+    pub fn percent_of(percent: u8, cpus: usize) -> Self {
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        if percent >= 100 {
+            return Self(f64::INFINITY);
+        }
+        Self(f64::from(cpus) * f64::from(percent.max(1)) / 100.0)
+    }
+
+    fn times(self, times: f64) -> Self {
+        Self(self.0 * times)
+    }
+
+    fn is_all(self) -> bool {
+        self.0.is_infinite()
+    }
+
+    /// In what time it is right to have used so much.
+    fn takes(self, used: Duration) -> Duration {
+        used.div_f64(self.0.max(0.01))
     }
 }
 
@@ -230,6 +320,11 @@ async fn pump(turns: Weak<Turns>) {
         // After the others that are in the queue, and after a look at the sockets.
         tokio::task::yield_now().await;
         let Some(turns) = turns.upgrade() else { return };
+        if let Some(pause) = turns.pause() {
+            tokio::time::sleep(pause).await;
+            let waited = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+            turns.held_back_us.fetch_add(waited, Ordering::Relaxed);
+        }
         if !turns.release() {
             return;
         }
@@ -239,6 +334,8 @@ async fn pump(turns: Weak<Turns>) {
 /// What a pod's flows may use of a thread's time before others have their turn.
 const QUANTUM: Duration = Duration::from_micros(250);
 const QUANTUM_NS: u64 = QUANTUM.as_nanos() as u64;
+/// The same while CPUs are short: a neighbour may wait for all of it.
+const SHORT_QUANTUM_NS: u64 = 100_000;
 /// After this time without another pod a pod is alone.
 const ALONE_MS: u64 = 2000;
 /// Numbers of pods and flows.
@@ -246,6 +343,11 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 /// Who needs longer than this for a quantum never waits.
 const LIGHT_USE: Duration = Duration::from_millis(1);
 const MOST_AT_ONCE: usize = 16;
+/// A pod whose pump has come within this time uses much.
+const HEAVY_MS: u64 = 100;
+/// The runtime's timers are no finer.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(500);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -274,9 +376,12 @@ mod tests {
     /// quantum, not every hundredth place in the queue.
     #[tokio::test]
     async fn a_crowd_leaves_a_neighbour_its_turns() {
-        let (crowd, single) = (Turns::new(), Turns::new());
+        let (crowd, single) = (
+            Turns::new(CpuShare::percent_of(100, 1)),
+            Turns::new(CpuShare::percent_of(100, 1)),
+        );
         // There is somebody else.
-        STAGE.enters(0);
+        STAGE.enters(0, &AtomicU64::new(0));
         let (crowd_done, single_done) = (Arc::default(), Arc::default());
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..100 {
@@ -299,9 +404,25 @@ mod tests {
         after.expect("it has its turn").expect("no panic");
     }
 
+    #[test]
+    fn shares_are_of_all_cpus() {
+        let used = Duration::from_millis(10);
+        for (percent, cpus, takes_ms) in [(10, 2, 50), (10, 32, 3), (50, 4, 5), (0, 10, 100)] {
+            let share = CpuShare::percent_of(percent, cpus);
+            assert!(!share.is_all());
+            assert_eq!(
+                share.takes(used).as_millis(),
+                takes_ms,
+                "{percent} of {cpus}"
+            );
+        }
+        assert!(CpuShare::percent_of(100, 2).is_all());
+        assert_eq!(CpuShare::percent_of(100, 2).takes(used), Duration::ZERO);
+    }
+
     #[tokio::test]
     async fn all_get_done() {
-        let turns = Turns::new();
+        let turns = Turns::new(CpuShare::percent_of(100, 1));
         let done: Arc<AtomicUsize> = Arc::default();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..50 {
