@@ -308,15 +308,16 @@ impl Facts {
         started.map_err(ExchangeError::Server)
     }
 
-    async fn http2(&self) -> Result<Http2, ExchangeError> {
+    /// The connection to the application, or a new one, and whether it was there before.
+    async fn http2(&self) -> Result<(Http2, bool), ExchangeError> {
         let mut kept = self.http2.lock().await;
         if let Some(kept) = kept.as_ref().filter(|it| !it.is_closed()) {
-            return Ok(kept.clone());
+            return Ok((kept.clone(), true));
         }
         let started = self.speak_http2(self.connect().await?).await;
         let connection = started.map_err(ExchangeError::Server)?;
         *kept = Some(connection.clone());
-        Ok(connection)
+        Ok((connection, false))
     }
 }
 
@@ -409,20 +410,20 @@ async fn exchange_http1(
 
 async fn exchange_http2(
     facts: &Arc<Facts>,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
-    let sent = facts.http2().await?.send(request).await;
-    let response = match sent {
-        Ok(response) => response,
-        Err(mut error) => match error.take_message() {
-            // The application was closing the connection, and has not seen the request.
-            Some(request) => {
-                let sent = facts.http2().await?.send(request).await;
-                sent.map_err(|error| ExchangeError::Server(error.into_error()))?
-            }
-            None => return Err(ExchangeError::Server(error.into_error())),
-        },
+    let response = loop {
+        let (mut connection, was_reused) = facts.http2().await?;
+        let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
+        match connection.send(request).await {
+            Ok(response) => break response,
+            // The application was closing the connection, as some do after so many requests.
+            Err(mut error) => match error.take_message().or(again) {
+                Some(back) if was_reused => request = back,
+                _ => return Err(ExchangeError::Server(error.into_error())),
+            },
+        }
     };
     let (parts, incoming) = response.into_parts();
     let ending = Ending::measured(timers.take(), &parts);
