@@ -190,31 +190,26 @@ fn latency(
     cgroup: &std::path::Path,
     seconds: u32,
 ) -> Result<Measured> {
-    let (subcommand, port, names) = match protocol {
-        None => ("latency", HTTP_PORT, ["latency-500-p50", "latency-500-p99"]),
+    let (port, flag, names) = match protocol {
+        None => (HTTP_PORT, "", ["latency-500-p50", "latency-500-p99"]),
         Some(Protocol::Http1) => (
-            "latency",
             exchange_port(Protocol::Http1),
+            "",
             ["http1-latency-500-p50", "http1-latency-500-p99"],
         ),
         Some(Protocol::Http2) => (
-            "latency2",
             exchange_port(Protocol::Http2),
+            "--http2",
             ["http2-latency-500-p50", "http2-latency-500-p99"],
         ),
         Some(Protocol::Grpc) => (
-            "latency2",
             exchange_port(Protocol::Grpc),
+            "--grpc",
             ["grpc-latency-500-p50", "grpc-latency-500-p99"],
         ),
     };
-    let grpc = if protocol == Some(Protocol::Grpc) {
-        "--grpc"
-    } else {
-        ""
-    };
     let watch = Watch::start(cgroup)?;
-    let printed = run_own(pair, subcommand, port, seconds, grpc)?;
+    let printed = run_own(pair, "latency", port, seconds, flag)?;
     let usage = watch.finish()?;
     let result: LatencyResult = serde_json::from_str(&printed)?;
     let values = names.into_iter().zip([result.p50_us, result.p99_us]);

@@ -36,7 +36,6 @@ fn main() -> ExitCode {
         Command::Run(options) => bench(&options),
         Command::Serve(serve) => serve.run().map(|()| true),
         Command::Latency(latency) => latency.run().map(|()| true),
-        Command::Latency2(latency) => latency.run().map(|()| true),
         Command::Connections(connections) => connections.run().map(|()| true),
         Command::Each(each) => each.run().map(|()| true),
         Command::Hold(hold) => hold.run().map(|()| true),
@@ -66,9 +65,6 @@ enum Command {
     /// Send requests at a fixed rate and measure how long each takes
     #[command(hide = true)]
     Latency(client::Latency),
-    /// The same by HTTP/2
-    #[command(hide = true, name = "latency2")]
-    Latency2(client::Latency2),
     /// Open connections as fast as possible, a request on each
     #[command(hide = true)]
     Connections(client::Connections),

@@ -1,14 +1,13 @@
 //! Requests at a fixed rate, whatever the answers do, and how long each takes.
 
-use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde_json::json;
 
-use super::http::read_response;
+use super::exchanges::{Exchanges, Spoken};
 
 /// Open loop: requests are due at fixed times, spread over a few connections. A request that could
 /// not leave because its connection still waited for an answer counts from when it was due, so that
@@ -23,6 +22,12 @@ pub(crate) struct Latency {
     rate: u32,
     #[arg(long, default_value_t = 8)]
     connections: u32,
+    /// By HTTP/2 with prior knowledge, one request at once on each connection.
+    #[arg(long)]
+    http2: bool,
+    /// Unary calls of gRPC.
+    #[arg(long)]
+    grpc: bool,
 }
 
 impl Latency {
@@ -48,24 +53,27 @@ impl Latency {
         print_latencies(taken)
     }
 
+    fn spoken(&self) -> Spoken {
+        match (self.grpc, self.http2) {
+            (true, _) => Spoken::Grpc,
+            (false, true) => Spoken::Http2,
+            (false, false) => Spoken::Http1,
+        }
+    }
+
     fn connection(&self, first: Instant, interval: Duration) -> Result<Vec<Duration>> {
         // Sleep ends when it is due, not up to 50 µs later.
         nix::sys::prctl::set_timerslack(1)?;
-        let mut stream = TcpStream::connect(self.target)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", self.target);
+        let mut exchanges = Exchanges::connect(self.target, self.spoken())?;
         for _ in 0..WARM_UP_REQUESTS {
-            stream.write_all(request.as_bytes())?;
-            read_response(&mut stream)?;
+            exchanges.exchange()?;
         }
         let end = first + Duration::from_secs(self.seconds.into());
         let mut taken = Vec::new();
         let mut due = first;
         while due < end {
             let from = wait_until(due);
-            stream.write_all(request.as_bytes())?;
-            read_response(&mut stream)?;
+            exchanges.exchange()?;
             taken.push(from.elapsed());
             due += interval;
         }
@@ -74,7 +82,7 @@ impl Latency {
 }
 
 /// Prints how many there were, the median and the 99th percentile.
-pub(super) fn print_latencies(mut taken: Vec<Duration>) -> Result<()> {
+fn print_latencies(mut taken: Vec<Duration>) -> Result<()> {
     taken.sort_unstable();
     let at = |part: f64| -> Result<f64> {
         let index = (taken.len() as f64 * part) as usize;
@@ -89,7 +97,7 @@ pub(super) fn print_latencies(mut taken: Vec<Duration>) -> Result<()> {
 }
 
 /// Sleeps until then; gives the time from which the request counts.
-pub(super) fn wait_until(due: Instant) -> Instant {
+fn wait_until(due: Instant) -> Instant {
     let now = Instant::now();
     if now >= due {
         return due;

@@ -5,18 +5,17 @@
 //! and pulls it towards 1.
 
 mod connections;
+mod exchanges;
 mod flood;
 mod hold;
 mod http;
 mod latency;
-mod latency2;
 mod serve;
 
 pub(crate) use connections::{Connections, Each};
 pub(crate) use flood::Flood;
 pub(crate) use hold::Hold;
 pub(crate) use latency::Latency;
-pub(crate) use latency2::Latency2;
 pub(crate) use serve::Serve;
 
 use anyhow::Result;
