@@ -132,7 +132,8 @@ impl ServiceSpec {
         self
     }
 
-    pub(crate) fn manifest(&self, addresses: &[String]) -> Value {
+    /// The object, with these addresses.
+    pub fn manifest(&self, addresses: &[String]) -> Value {
         let mut manifest = json!({
             "apiVersion": "v1",
             "kind": "Service",

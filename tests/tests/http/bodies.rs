@@ -1,6 +1,8 @@
 //! Bodies stream: gigabytes would pass, a slow side slows the other down, and the agents hold little
 //! of it meanwhile.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use weft_tests::Checks;
 use weft_tests::apps::curl_shop;
@@ -19,6 +21,7 @@ fn http_bodies() {
     stage.check_meshed(&mut checks, "both at once", both);
     stage.check_meshed(&mut checks, "a slow reader costs no memory", slow_reader);
     stage.check_meshed(&mut checks, "a slow server costs no memory", slow_server);
+    stage.check_meshed(&mut checks, "a reader that stops, of a gigabyte", stops);
     stage.check_meshed(&mut checks, "a body that the client ends early", cut_upload);
     checks.finish();
 }
@@ -83,6 +86,32 @@ fn slow_reader(stage: &Stage, pair: Pair<'_>) -> Result<()> {
     })
 }
 
+/// Neither side of a gigabyte costs memory while the one that takes it has stopped, nor afterwards.
+fn stops(stage: &Stage, pair: Pair<'_>) -> Result<()> {
+    let (file, _) = file_of_bytes(pair, GIGABYTE)?;
+    let server = pair.at(HTTP);
+    within_memory(stage, || {
+        for version in VERSIONS {
+            let curl = format!("curl -sS {version} --max-time 120");
+            for (command, expected) in [
+                (
+                    format!("{curl} http://{server}/bytes/{GIGABYTE} | (sleep 2; wc -c)"),
+                    GIGABYTE.to_string(),
+                ),
+                (
+                    format!("{curl} -T {file} -H Expect: 'http://{server}/sink?delay=2000'"),
+                    format!("\"body_bytes\":{GIGABYTE},"),
+                ),
+            ] {
+                let shell = pair.client.command("sh")?.args(["-c", &command]);
+                let said = shell.output(Duration::from_secs(150))?.success()?;
+                ensure!(said.contains(&expected), "{command}: {said}");
+            }
+        }
+        Ok(())
+    })
+}
+
 fn slow_server(stage: &Stage, pair: Pair<'_>) -> Result<()> {
     let (file, size) = file_of_bytes(pair, LARGE)?;
     within_memory(stage, || {
@@ -136,14 +165,14 @@ fn within_memory(stage: &Stage, work: impl FnOnce() -> Result<()> + Send) -> Res
         let working = scope.spawn(work);
         while !working.is_finished() {
             peak = peak.max(resident()?);
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         working.join().map_err(|_| anyhow::anyhow!("panicked"))?
     })?;
     let grown = peak.saturating_sub(before);
     ensure!(
         grown < MOST_GROWTH,
-        "an agent grew by {grown} bytes for {LARGE} that pass"
+        "an agent grew by {grown} bytes for what passes"
     );
     Ok(())
 }
@@ -158,6 +187,7 @@ fn file_of_bytes(pair: Pair<'_>, size: u64) -> Result<(String, u64)> {
 const HTTP: u16 = 8080;
 const CUT: u16 = 8081;
 const LARGE: u64 = 100_000_000;
+const GIGABYTE: u64 = 1 << 30;
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2-prior-knowledge"];
 /// The kernel's buffers are not the agent's; what an exchange may keep is below 1 MiB, the rest is for
 /// an allocator that gives nothing back.

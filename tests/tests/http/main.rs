@@ -8,12 +8,15 @@
 mod balancing;
 mod bodies;
 mod breaking;
+mod flows;
 mod grpc;
 mod identity;
 mod left_alone;
 mod metrics;
+mod mirrors;
 mod outcomes;
 mod policy;
+mod retiring;
 mod retries;
 mod rollout;
 mod routes;

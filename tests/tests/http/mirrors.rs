@@ -1,0 +1,158 @@
+//! Mirrors under load: nobody waits for them, whatever becomes of them, and there are never many.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use weft_tests::manifests::{ServiceSpec, backend, http_route};
+use weft_tests::webapp::{HttpLoad, HttpServer, Report, http_load};
+use weft_tests::{Checks, Cluster, DEADLINE, Pod, PodSpec, wait_for};
+
+use crate::stage::serving;
+
+#[test]
+fn http_mirrors() {
+    let mut scene = Scene::build().expect("a cluster");
+    let mut checks = Checks::new("http mirrors");
+    for (version, args) in CLIENTS {
+        checks.check(&format!("a copy of each request, by {version}"), || {
+            copies(&scene, args)
+        });
+    }
+    for (version, args) in CLIENTS {
+        checks.check(
+            &format!("a slow mirror slows nothing, by {version}"),
+            || slow(&scene, args),
+        );
+    }
+    checks.check("a mirror that dies", || dies(&mut scene));
+    checks.finish();
+}
+
+/// The Service `shop`, whose requests are mirrored.
+struct Scene {
+    mirror: Option<HttpServer>,
+    mirror_pod: Pod,
+    _server: HttpServer,
+    _pod: Pod,
+    target: SocketAddr,
+    client: Pod,
+    _cluster: Cluster,
+}
+
+impl Scene {
+    fn build() -> Result<Scene> {
+        let cluster = Cluster::start()?;
+        let client = cluster.add_pod(PodSpec::new("client").on(0))?;
+        let pod = cluster.add_pod(PodSpec::new("shop").on(1))?;
+        let mirror_pod = cluster.add_pod(PodSpec::new("mirror").on(1))?;
+        let server = HttpServer::start(&pod, HTTP, &["--quiet"])?;
+        let mirror = HttpServer::start(&mirror_pod, HTTP, &[])?;
+        let service = |name| ServiceSpec::new(name).select("app", name).port(80, HTTP);
+        let target = serving(&cluster, &client, &service("shop"), 80)?;
+        serving(&cluster, &client, &service("mirror"), 80)?;
+        let rules = json!([{
+            "filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "mirror", "port": 80}}}],
+            "backendRefs": [backend("shop", 80, 1)],
+        }]);
+        cluster.apply(&http_route("default", "mirrored", "shop", 80, &rules))?;
+        let scene = Scene {
+            mirror: Some(mirror),
+            mirror_pod,
+            _server: server,
+            _pod: pod,
+            target,
+            client,
+            _cluster: cluster,
+        };
+        wait_for("requests to be mirrored", DEADLINE, || {
+            scene.load(1, "/begun", &[])?;
+            Ok((scene.mirrored("/begun")? > 0).then_some(()))
+        })?;
+        Ok(scene)
+    }
+
+    fn load(&self, count: u64, path: &str, args: &[&str]) -> Result<Report> {
+        let args = [args, &["--path", path]].concat();
+        let report = http_load(&self.client, self.target, count, &args)?;
+        report.expect_all("200")?;
+        ensure!(
+            report.share("shop") == 1.0,
+            "a mirror's answer was passed on: {report:?}"
+        );
+        Ok(report)
+    }
+
+    /// How many requests for the path the mirror got.
+    fn mirrored(&self, path: &str) -> Result<usize> {
+        let requests = self.mirror.as_ref().context("it is there")?.requests()?;
+        Ok(requests.iter().filter(|it| it.path.ends_with(path)).count())
+    }
+}
+
+fn copies(scene: &Scene, args: &[&str]) -> Result<()> {
+    let path = format!("/copied-{}", args.len());
+    scene.load(200, &path, &[args, &["--pause-ms", "2"]].concat())?;
+    wait_for("all copies to arrive", DEADLINE, || {
+        Ok((scene.mirrored(&path)? == 200).then_some(()))
+    })
+}
+
+/// One that takes 3 s for each answer: the others are as fast as ever, and it has as many at once as it may.
+fn slow(scene: &Scene, args: &[&str]) -> Result<()> {
+    let mirror = scene.mirror.as_ref().context("it is there")?;
+    let path = format!("/slow-{}", args.len());
+    mirror.configure(&scene.mirror_pod, SLOW_MS, 200)?;
+    let report = scene.load(3000, &path, args);
+    mirror.configure(&scene.mirror_pod, 0, 200)?;
+    let report = report?;
+    let p99 = report.p99_us.context("a percentile")?;
+    ensure!(
+        p99 < 1000.0 * SLOW_MS as f64 / 3.0,
+        "requests waited for the mirror: {report:?}"
+    );
+    let mirrored = scene.mirrored(&path)?;
+    let turns = (report.seconds * 1000.0 / SLOW_MS as f64).floor() as usize + 1;
+    ensure!(
+        (1..=turns * MOST_MIRRORED).contains(&mirrored),
+        "{mirrored} copies in {} s",
+        report.seconds
+    );
+    // Those that are on their way still take places of the next ones.
+    wait_for("a place for a copy", DEADLINE, || {
+        let next = format!("{path}-next");
+        scene.load(1, &next, &[])?;
+        Ok((scene.mirrored(&next)? > 0).then_some(()))
+    })
+}
+
+fn dies(scene: &mut Scene) -> Result<()> {
+    let args = ["--connections", "4", "--pause-ms", "2", "--method", "POST"];
+    let args = [&args[..], &["--body-bytes", "20000"]].concat();
+    let load = HttpLoad::start(&scene.client, scene.target, &args)?;
+    let mut mirror = scene.mirror.take().context("it is there")?;
+    wait_for("copies to arrive", DEADLINE, || {
+        let requests = mirror.requests()?;
+        let copies = requests.iter().filter(|it| it.method == "POST");
+        Ok((copies.count() > 50).then_some(()))
+    })?;
+    mirror.process().kill()?;
+    // It goes on without it for a while.
+    scene.load(500, "/without", &["--connections", "4"])?;
+    let report = load.stop()?;
+    report.expect_all("200")?;
+    ensure!(report.reconnects == 0, "{report:?}");
+    Ok(())
+}
+
+const HTTP: u16 = 8080;
+const SLOW_MS: u64 = 3000;
+/// Mirrored requests of one pod at once.
+const MOST_MIRRORED: usize = 64;
+const CLIENTS: [(&str, &[&str]); 2] = [
+    ("HTTP/1", &["--connections", "8"]),
+    (
+        "HTTP/2",
+        &["--http2", "--connections", "2", "--streams", "4"],
+    ),
+];
