@@ -1,13 +1,37 @@
 //! Policy as an agent is told it: whatever an agent accepts, it can decide by, and what no Server
-//! selects and no default allows is denied.
+//! selects and no default allows is denied. Where there are routes, a request passes only by one of them.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use weft_core::{Client, ClusterSettings, Identity, authorize};
+use weft_core::{Client, ClusterSettings, Identity, Server, authorize, authorize_request};
 use weft_proto::{Resource, v1};
+
+/// What passes is a route's, if there are any, and some connection's that was admitted.
+fn requests(cluster: &ClusterSettings, server: &Server, client: Client<'_>, is_admitted: bool) {
+    for url in PATHS {
+        let Ok(request) = http::Request::get(*url).body(()) else {
+            continue;
+        };
+        let (head, ()) = request.into_parts();
+        for is_grpc in [false, true] {
+            let decided = authorize_request(cluster, server, client, &head, is_grpc);
+            let Ok(passed) = decided else { continue };
+            assert!(is_admitted, "a request of who may not connect");
+            assert_eq!(passed.rule.is_some(), server.routes.is_some());
+        }
+    }
+}
+
+const PATHS: &[&str] = &[
+    "http://shop/",
+    "http://a.example.com/a/b?c=d",
+    "http://shop/a/../b",
+    "http://shop/%61;x//b/.",
+    "http://shop/shop.Cart/Add",
+];
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(push) = v1::Push::decode(bytes) else {
@@ -49,7 +73,10 @@ fuzz_target!(|bytes: &[u8]| {
                 let _ = (verdict.is_allowed(), verdict.by(), verdict.server());
                 let named = policy.servers.iter().find(|it| it.port == port);
                 let known = named.is_none_or(|it| find(&it.server).is_some());
-                assert!(known || !verdict.is_allowed(), "an unknown Server let in");
+                assert!(known || !verdict.admits_requests(), "an unknown Server let in");
+                if let Some(server) = named.and_then(|it| find(&it.server)) {
+                    requests(&cluster, server, client, verdict.admits_requests());
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Serialize, Serializer};
-use weft_core::route::RouteTable;
+use weft_core::route::{InboundRoutes, RouteTable};
 use weft_core::{
     AccessPolicy, Authorization, ClusterSettings, Mesh, Name, ObjectName, Owner, PolicyGroup,
     PortProtocol, ProxyProtocol, Server, ServerBinding, Workload, WorkloadPolicy,
@@ -154,12 +154,15 @@ impl Serialize for ShownServer {
             access_policy: AccessPolicy,
             proxy_protocol: ProxyProtocol,
             authorizations: &'a [Authorization],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            routes: Option<&'a InboundRoutes>,
         }
         let Server {
             name,
             access_policy,
             proxy_protocol,
             authorizations,
+            routes,
         } = &*self.0;
         let shown = Shown {
             group: name.group,
@@ -167,6 +170,7 @@ impl Serialize for ShownServer {
             access_policy: *access_policy,
             proxy_protocol: *proxy_protocol,
             authorizations,
+            routes: routes.as_ref(),
         };
         shown.serialize(serializer)
     }

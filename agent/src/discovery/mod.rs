@@ -21,6 +21,7 @@ mod stream;
 pub use asks::Discovery;
 pub use controller::{Connection, Controller, ControllerConfig, ControllerError};
 pub use dump::StoreDump;
+pub use policies::RequestPolicy;
 pub use services::{Balanced, ServicePortEntry};
 pub use state::StreamState;
 pub use store::{Destination, Generations, Store};

@@ -7,16 +7,55 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::request::Parts;
 use weft_core::{
-    Client, ClusterSettings, DenyReason, PortProtocol, Server, ServerName, Verdict, WorkloadId,
-    WorkloadPolicy,
+    Client, ClusterSettings, DenyReason, Passed, PortProtocol, RequestDenial, Server, ServerName,
+    Verdict, WorkloadId, WorkloadPolicy,
 };
 
 use super::dump::{ShownPolicies, ShownServer, ShownWorkloadPolicy};
 
+/// What is asked about each request at a port: the Server that governs it, which has routes.
+#[derive(Clone, Debug)]
+pub struct RequestPolicy {
+    cluster: Arc<ClusterSettings>,
+    server: Arc<Server>,
+}
+
+impl RequestPolicy {
+    /// The Server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Decides about a request; `is_grpc` is whether it is a call of gRPC.
+    ///
+    /// # Errors
+    /// It is denied, or is no route's.
+    pub fn authorize(
+        &self,
+        client: Client<'_>,
+        head: &Parts,
+        is_grpc: bool,
+    ) -> Result<Passed<'_>, RequestDenial> {
+        let client = canonical(client);
+        weft_core::authorize_request(&self.cluster, &self.server, client, head, is_grpc)
+    }
+}
+
+/// A v4-mapped address must not slip past the ranges of a policy.
+fn canonical(client: Client<'_>) -> Client<'_> {
+    Client {
+        address: client.address.to_canonical(),
+        identity: client.identity,
+    }
+}
+
 /// Policies of the node's workloads, and what decisions over them need. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Policies {
+    /// Counts changes.
+    pub(super) number: u64,
     pub(super) cluster: Option<Arc<ClusterSettings>>,
     pub(super) workloads: HashMap<WorkloadId, Arc<WorkloadPolicy>>,
     pub(super) servers: HashMap<ServerName, Arc<Server>>,
@@ -41,12 +80,21 @@ impl Policies {
             self.workloads.get(workload).map(Arc::as_ref),
             |name| self.servers.get(name).map(Arc::as_ref),
             port,
-            Client {
-                // A v4-mapped address must not slip past the ranges of a policy.
-                address: client.address.to_canonical(),
-                identity: client.identity,
-            },
+            canonical(client),
         )
+    }
+
+    /// What is to be asked about each request at a port of a workload; none: nothing besides what is asked
+    /// about its connection.
+    pub(super) fn requests(&self, workload: &WorkloadId, port: u16) -> Option<RequestPolicy> {
+        let policy = self.workloads.get(workload)?;
+        let binding = policy.servers.iter().find(|it| it.port == port)?;
+        let server = self.servers.get(&binding.server)?;
+        server.routes.as_ref()?;
+        Some(RequestPolicy {
+            cluster: Arc::clone(self.cluster.as_ref()?),
+            server: Arc::clone(server),
+        })
     }
 
     /// What a Server says that a port of a workload speaks.

@@ -23,7 +23,7 @@ use weft_proto::{Key, Kind, Resource};
 use super::addresses::{AddressIndex, Claimant, Contested, Owner};
 use super::dump::{ShownWorkload, StoreDump};
 use super::interner::Interner;
-use super::policies::Policies;
+use super::policies::{Policies, RequestPolicy};
 use super::services::{ServiceEntry, ServicePortEntry, Services, ServicesByName};
 use super::sharded::Sharded;
 
@@ -227,6 +227,25 @@ impl Store {
         self.policies.load().authorize(workload, port, client)
     }
 
+    /// Decides about a client's connection to a port of a workload of this node, and says what is to be
+    /// asked about its requests besides; all as of one moment, with its number.
+    pub fn authorize_requests(
+        &self,
+        workload: &WorkloadId,
+        port: u16,
+        client: Client<'_>,
+    ) -> (u64, Verdict, Option<RequestPolicy>) {
+        let policies = self.policies.load();
+        let connection = policies.authorize(workload, port, client);
+        let requests = policies.requests(workload, port);
+        (policies.number, connection, requests)
+    }
+
+    /// Counts changes of policy: what was decided at the same number would be decided again.
+    pub fn policy_number(&self) -> u64 {
+        self.policies.load().number
+    }
+
     /// The pods of this node, by name.
     pub fn node_pods(&self) -> Vec<Arc<NodePod>> {
         self.node_pods.load().values().cloned().collect()
@@ -321,6 +340,7 @@ impl Store {
 
     fn apply_policies(&self, cluster: Option<Option<ClusterSettings>>, changes: Vec<PolicyChange>) {
         let mut policies = Policies::clone(&self.policies.load());
+        policies.number += 1;
         if let Some(cluster) = cluster {
             policies.cluster = cluster.map(Arc::new);
         }

@@ -213,6 +213,7 @@ fn server(access_policy: AccessPolicy, authorizations: Vec<Authorization>) -> Se
         access_policy,
         proxy_protocol: ProxyProtocol::Unknown,
         authorizations,
+        routes: None,
     }
 }
 
@@ -641,6 +642,7 @@ fn inbound_protocols() {
             access_policy: AccessPolicy::Deny,
             proxy_protocol: declared,
             authorizations: vec![],
+            routes: None,
         };
         store.apply(
             vec![Resource::WorkloadPolicy(policy), Resource::Server(server)],

@@ -64,6 +64,7 @@ pub struct Admitted {
     /// The flow in the pod's metrics.
     pub meter: FlowHandle,
     live: LiveEntry,
+    labels: Box<AuthzLabels>,
     pod: Arc<LocalPod>,
 }
 
@@ -106,8 +107,17 @@ pub async fn admit(
         identity.cloned(),
         &verdict,
     );
-    context.telemetry.authz(labels, &verdict);
-    if !verdict.is_allowed() {
+    if verdict.requests_only() {
+        // Where nobody looks for requests there are none.
+        if !http::may_be(context.store.inbound_protocol(&pod.id, to.port())) {
+            let verdict = verdict.without_requests();
+            context.telemetry.authz(labels.with(&verdict), &verdict);
+            return Err(FlowError::Denied(verdict));
+        }
+        live.requests_only();
+    }
+    context.telemetry.authz(labels.clone(), &verdict);
+    if !verdict.admits_requests() {
         return Err(FlowError::Denied(verdict));
     }
     if verdict.is_audited() {
@@ -134,6 +144,7 @@ pub async fn admit(
         verdict,
         meter,
         live,
+        labels: Box::new(labels),
         pod: Arc::clone(pod),
     })
 }
@@ -142,6 +153,8 @@ pub async fn admit(
 #[derive(Debug)]
 pub struct Admission {
     live: LiveEntry,
+    /// What is counted if it is no request; none: it may be anything.
+    requests_only: Option<(Box<AuthzLabels>, Verdict)>,
     pod: Arc<LocalPod>,
 }
 
@@ -158,9 +171,16 @@ impl Admitted {
             verdict,
             meter,
             live,
+            labels,
             pod,
         } = self;
-        let admission = Admission { live, pod };
+        let is_refused = verdict.requests_only();
+        let requests_only = is_refused.then(|| (labels, verdict.clone().without_requests()));
+        let admission = Admission {
+            live,
+            requests_only,
+            pod,
+        };
         (server, meter, verdict, admission)
     }
 }
@@ -169,6 +189,18 @@ impl Admission {
     /// What the server's pod uses.
     pub fn usage(&self) -> &Arc<Usage> {
         &self.pod.usage
+    }
+
+    /// Whether the flow may be something else than requests, now that it is known to be.
+    ///
+    /// # Errors
+    /// Policy denies it, which is counted.
+    pub fn may_be_bytes(&self, context: &Context) -> Result<(), FlowError> {
+        let Some((labels, verdict)) = &self.requests_only else {
+            return Ok(());
+        };
+        context.telemetry.authz(labels.with(verdict), verdict);
+        Err(FlowError::Denied(verdict.clone()))
     }
 
     /// Copies as long as policy allows it and the pod is there.
@@ -406,6 +438,7 @@ async fn plaintext(
             .await;
         }
     }
+    admission.may_be_bytes(context)?;
     let copying = pin!(join_sockets(client, server, &record.moved));
     admission.watch(copying).await
 }

@@ -6,17 +6,20 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::Notify;
 use weft_core::{Client, Identity, Verdict, WorkloadId};
 
+use super::live_requests::LiveRequests;
 use crate::discovery::Store;
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct LiveFlows {
+    /// The requests at Servers that have routes.
+    pub(super) requests: Arc<LiveRequests>,
     pods: Mutex<HashMap<WorkloadId, HashMap<u64, Arc<LiveFlow>>>>,
     next: AtomicU64,
 }
@@ -27,6 +30,8 @@ struct LiveFlow {
     port: u16,
     client: IpAddr,
     identity: Option<Identity>,
+    /// Each of its requests is asked about.
+    requests_only: AtomicBool,
     denied: OnceLock<Verdict>,
     ended: Notify,
 }
@@ -57,6 +62,7 @@ impl LiveFlows {
             port,
             client: client.address,
             identity: client.identity.cloned(),
+            requests_only: AtomicBool::new(false),
             denied: OnceLock::new(),
             ended: Notify::new(),
         });
@@ -87,13 +93,19 @@ impl LiveFlows {
             };
             pods.iter().flat_map(each).collect()
         };
+        self.requests.recheck(store);
         for (pod, flow) in all {
             let client = Client {
                 address: flow.client,
                 identity: flow.identity.as_ref(),
             };
             let verdict = store.authorize(&pod, flow.port, client);
-            if !verdict.is_allowed() {
+            // What a flow carries that nobody asked about must be allowed whatever it is.
+            let holds = match flow.requests_only.load(Ordering::Acquire) {
+                true => verdict.admits_requests(),
+                false => verdict.is_allowed(),
+            };
+            if !holds {
                 // It may have been denied before and be about to end.
                 let _ = flow.denied.set(verdict);
                 flow.ended.notify_waiters();
@@ -107,6 +119,11 @@ impl LiveFlows {
 }
 
 impl LiveEntry {
+    /// It was let in for requests, each of which is asked about.
+    pub(super) fn requests_only(&self) {
+        self.flow.requests_only.store(true, Ordering::Release);
+    }
+
     /// Ends when policy no longer allows the flow, with what it says instead.
     pub(super) async fn revoked(&self) -> Verdict {
         loop {

@@ -21,6 +21,7 @@ pub mod http;
 pub mod inbound;
 pub mod limits;
 mod live;
+mod live_requests;
 pub mod outbound;
 pub mod record;
 mod seldom;

@@ -99,7 +99,7 @@ impl Record {
         let verdict = match (&self.verdict, refusal) {
             (Some(Verdict::Deny { .. }), _) => "deny",
             (_, Some(_)) => "refuse",
-            (Some(Verdict::Allow { .. }), None) => "allow",
+            (Some(Verdict::Allow { .. } | Verdict::RequestsOnly { .. }), None) => "allow",
             (None, None) => "pass",
         };
         let reason = match (&self.verdict, refusal) {

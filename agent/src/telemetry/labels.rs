@@ -105,8 +105,16 @@ impl AuthzLabels {
         }
     }
 
+    /// The same about another verdict.
+    pub fn with(&self, verdict: &Verdict) -> Self {
+        Self {
+            verdict: verdict.clone(),
+            ..self.clone()
+        }
+    }
+
     pub(super) fn is_allowed(&self) -> bool {
-        self.verdict.is_allowed()
+        self.verdict.admits_requests()
     }
 
     pub(super) fn render(&self) -> Rendered {
@@ -117,17 +125,7 @@ impl AuthzLabels {
 
     /// The labels of a decision about a request: as Linkerd has them, the route among them.
     pub(super) fn render_of_request(&self, route: impl FnOnce(&mut Rendered)) -> Rendered {
-        let mut labels = self.render_client();
-        if self.verdict.server().is_some() {
-            render_server(&self.verdict, &mut labels);
-            labels.push(("srv_port", self.target_port.to_string()));
-        } else {
-            let by = self.verdict.by();
-            let name = by.strip_prefix("default:").unwrap_or(&by).to_owned();
-            labels.push(("srv_group", String::new()));
-            labels.push(("srv_kind", "default".to_owned()));
-            labels.push(("srv_name", name));
-        }
+        let mut labels = self.render_of_server();
         route(&mut labels);
         let (group, kind) = match &self.verdict {
             Verdict::Allow {
@@ -139,6 +137,22 @@ impl AuthzLabels {
         labels.push(("authz_group", group.to_owned()));
         labels.push(("authz_kind", kind.to_owned()));
         labels.push(("authz_name", authz_name(&self.verdict)));
+        labels
+    }
+
+    /// The labels of what happens to a request before anybody is asked about it.
+    pub(super) fn render_of_server(&self) -> Rendered {
+        let mut labels = self.render_client();
+        if self.verdict.server().is_some() {
+            render_server(&self.verdict, &mut labels);
+            labels.push(("srv_port", self.target_port.to_string()));
+        } else {
+            let by = self.verdict.by();
+            let name = by.strip_prefix("default:").unwrap_or(&by).to_owned();
+            labels.push(("srv_group", String::new()));
+            labels.push(("srv_kind", "default".to_owned()));
+            labels.push(("srv_name", name));
+        }
         labels
     }
 

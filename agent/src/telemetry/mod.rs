@@ -36,6 +36,7 @@ use weft_core::{Verdict, WorkloadId};
 use detection::Detections;
 use exchange::{
     ExchangeLabels, ExchangeSeries, Exchanges, HttpAuthz, HttpErrors, RouteLabels, RouteRef,
+    Stopped,
 };
 use flow::FlowCounters;
 use process::Process;
@@ -127,6 +128,11 @@ impl Telemetry {
         self.exchanges.authz(labels, route)
     }
 
+    /// Where requests are counted that no authorization decides about, and that are stopped all the same.
+    pub fn http_stopped(&self, labels: AuthzLabels, why: Stopped) -> HttpAuthz {
+        self.exchanges.stopped(labels, why)
+    }
+
     /// Where it is counted what is answered to a pod's requests in a server's place: to be looked up once for
     /// a connection, and kept.
     pub fn http_errors(&self, direction: Direction, pod: &PodLabels) -> HttpErrors {
@@ -140,7 +146,7 @@ impl Telemetry {
 
     /// Counts a decision of inbound policy.
     pub fn authz(&self, labels: AuthzLabels, verdict: &Verdict) {
-        let key = (verdict.is_allowed(), labels);
+        let key = (verdict.admits_requests(), labels);
         entry(&self.counts.authz, key).fetch_add(1, Ordering::Relaxed);
     }
 

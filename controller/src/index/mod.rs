@@ -34,6 +34,7 @@ mod claims;
 mod pods;
 mod policies;
 mod ports;
+mod publish_inbound;
 mod publish_pods;
 mod publish_policies;
 mod publish_routes;
@@ -282,6 +283,7 @@ impl Index {
                 let (record, faults) =
                     RouteRecord::check(name.clone(), &route.metadata, &route.spec)?;
                 self.routes.refused.remove(&name);
+                self.refused_changed(&name.name);
                 self.set_route(&name, Some(record));
                 Ok(faults)
             }
@@ -370,6 +372,7 @@ impl Index {
                 let name = object_name(key);
                 let name = RouteName { name, kind };
                 self.routes.refused.remove(&name);
+                self.refused_changed(&name.name);
                 self.set_route(&name, None);
             }
             ObjectKind::ReferenceGrant => self.set_grant(&object_name(key), None),
@@ -402,11 +405,17 @@ impl Index {
             let name = object_name(key);
             let name = RouteName { name, kind };
             let generation = document.pointer("/metadata/generation");
+            let servers = publish_inbound::meant_servers(document);
+            if !self.holds(key) && !servers.is_empty() {
+                effect = "its Servers let in only what their own policies do, to other routes";
+            }
             let refused = Refused {
                 fault: fault.clone(),
                 generation: generation.and_then(Value::as_i64),
+                servers,
             };
             self.routes.refused.insert(name.clone(), refused);
+            self.refused_changed(&name.name);
             self.dirty.routes.insert(name);
         }
         if key.kind == ObjectKind::Namespace && !self.holds(key) {
@@ -655,9 +664,10 @@ fn document(object: &Object) -> Value {
     let written = match object {
         Object::Server(_, server) => serde_json::to_value(server),
         Object::Pod(pod) => serde_json::to_value(pod),
-        Object::Route(_, route) => {
-            Ok(json!({"metadata": {"generation": route.metadata.generation}}))
-        }
+        Object::Route(_, route) => Ok(json!({
+            "metadata": {"generation": route.metadata.generation},
+            "spec": {"parentRefs": route.spec.parent_refs()},
+        })),
         _ => return Value::Null,
     };
     written.unwrap_or_default()

@@ -4,6 +4,7 @@
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
+use weft_core::route::RouteKind;
 use weft_core::{
     AccessPolicy, AuthorizationName, Identity, IdentityMatch, Name, NetworkMatch, ObjectName,
     PolicyGroup, ProxyProtocol, ServerName, TrustDomain,
@@ -11,8 +12,8 @@ use weft_core::{
 
 use super::pods::{Created, PodRecord};
 use super::selector::Selector;
-use crate::objects::Fault;
 use crate::objects::policy as written;
+use crate::objects::{Fault, GATEWAY_GROUP};
 
 /// A Server.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,8 +63,8 @@ pub(super) enum Target {
     Server(Option<PolicyGroup>, Name),
     /// All Servers of the policy's namespace.
     Namespace,
-    /// Something that opens nothing.
-    Nothing(Fault),
+    /// Requests of a route of the policy's namespace: of the first of these kinds that has it.
+    Route(&'static [RouteKind], Name),
 }
 
 /// What clients must satisfy.
@@ -181,17 +182,13 @@ impl AuthorizationRecord {
         })
     }
 
-    /// Parts of it that open nothing or that nobody satisfies.
+    /// Parts of it that nobody satisfies.
     pub(super) fn faults(&self) -> Vec<Fault> {
-        let target = match &self.target {
-            Target::Nothing(fault) => Some(fault.clone()),
-            _ => None,
-        };
         let required = self.required.iter().filter_map(|it| match it {
             Required::Nothing(fault) => Some(fault.clone()),
             _ => None,
         });
-        target.into_iter().chain(required).collect()
+        required.collect()
     }
 }
 
@@ -325,8 +322,17 @@ fn target(reference: &written::Reference, setting: Setting<'_>) -> Result<Target
             return Err(Fault::new(field("name"), reason));
         }
         ("HTTPRoute" | "GRPCRoute", _) => {
-            let reason = format!("{} is not supported yet", reference.kind);
-            Target::Nothing(Fault::new(field("kind"), reason))
+            let kinds: &[RouteKind] = match (reference.kind.as_str(), group) {
+                ("HTTPRoute", "") => &[RouteKind::LinkerdHttp, RouteKind::Http],
+                ("HTTPRoute", "policy.linkerd.io") => &[RouteKind::LinkerdHttp],
+                ("HTTPRoute", GATEWAY_GROUP) => &[RouteKind::Http],
+                ("GRPCRoute", "" | GATEWAY_GROUP) => &[RouteKind::Grpc],
+                (kind, _) => {
+                    let reason = format!("not the group of a {kind}");
+                    return Err(Fault::new(field("group"), reason));
+                }
+            };
+            Target::Route(kinds, name(&field("name"), &reference.name)?)
         }
         _ => {
             let reason = "none of Server, Namespace, HTTPRoute and GRPCRoute";

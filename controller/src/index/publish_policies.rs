@@ -8,6 +8,7 @@ use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
 use super::policies::{AuthorizationRecord, Required, ServerRecord, Target};
+use super::publish_inbound::patterns;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use crate::views::Audience;
@@ -19,6 +20,9 @@ enum Found<'a> {
     Networks(&'a [NetworkMatch]),
     Nothing,
 }
+
+/// Regular expressions of one Server: as many as agents take.
+const MAX_PATTERNS: usize = 1024;
 
 /// A Server that holds more identities and networks than this is not built: one object must not
 /// take the memory of everybody.
@@ -34,9 +38,11 @@ impl Index {
             let name = name.name.clone();
             self.dirty.servers.insert(ServerName { group, name });
         }
-        let policies = self.policies.authorizations_in.get(namespace);
-        let policies = policies.into_iter().flatten().cloned();
-        self.dirty.authorizations.extend(policies);
+        self.dirty_references(namespace);
+        let routes = self.routes.of_server.get(&name.name);
+        self.dirty
+            .routes
+            .extend(routes.into_iter().flatten().cloned());
         let members = self.policies.servers_in.entry(namespace.clone());
         let members = members.or_default();
         match record {
@@ -78,10 +84,20 @@ impl Index {
         }
     }
 
+    /// What policies of a namespace name may be there now, or gone.
+    pub(super) fn dirty_references(&mut self, namespace: &weft_core::Name) {
+        let policies = self.policies.authorizations_in.get(namespace);
+        let policies = policies.into_iter().flatten().cloned();
+        self.dirty.authorizations.extend(policies);
+    }
+
     /// The Servers that a policy of a namespace opens are to be made anew.
     fn dirty_servers(&mut self, namespace: &weft_core::Name, target: &Target) {
         match target {
-            Target::Nothing(_) => {}
+            Target::Route(_, name) => self.dirty_servers_of_routes(&ObjectName {
+                namespace: namespace.clone(),
+                name: name.clone(),
+            }),
             Target::Namespace => {
                 let servers = self.policies.servers_in.get(namespace);
                 let servers = servers.into_iter().flatten().cloned();
@@ -152,6 +168,11 @@ impl Index {
             return;
         }
         let server = record.map(|it| self.server(it));
+        let routes = server.as_ref().and_then(|it| it.routes.as_ref());
+        if routes.is_some_and(|it| patterns(it) > MAX_PATTERNS) {
+            self.too_large(server_key(name));
+            return;
+        }
         for node in nodes.into_keys() {
             self.changes.insert(
                 (Audience::Node(node), server_key(name)),
@@ -178,7 +199,7 @@ impl Index {
     /// large as they are often named.
     fn entries(&self, record: &ServerRecord) -> usize {
         let mut entries = 0;
-        for policy in self.opening(record) {
+        for policy in self.opening(record).chain(self.opening_routes(record)) {
             for required in &policy.required {
                 entries += 1 + match self.found(policy.name.group, required) {
                     Found::MeshTls(identities) => identities.len(),
@@ -193,17 +214,8 @@ impl Index {
     }
 
     fn server(&self, record: &ServerRecord) -> Server {
-        let authorizations = self
-            .opening(record)
-            .map(|policy| Authorization {
-                name: policy.name.clone(),
-                required: policy
-                    .required
-                    .iter()
-                    .map(|it| self.authentication(policy.name.group, it))
-                    .collect(),
-            })
-            .collect();
+        let opening = self.opening(record);
+        let authorizations = opening.map(|it| self.authorization(it)).collect();
         let access_policy = match record.closed {
             true => AccessPolicy::Deny,
             false => record.access_policy,
@@ -213,13 +225,24 @@ impl Index {
             access_policy,
             proxy_protocol: record.proxy_protocol,
             authorizations,
+            routes: self.inbound_routes(record),
+        }
+    }
+
+    /// What agents are told of a policy.
+    pub(super) fn authorization(&self, policy: &AuthorizationRecord) -> Authorization {
+        let required = policy.required.iter();
+        let required = required.map(|it| self.authentication(policy.name.group, it));
+        Authorization {
+            name: policy.name.clone(),
+            required: required.collect(),
         }
     }
 
     /// Whether a policy opens a Server of its namespace.
     fn opens(&self, policy: &AuthorizationRecord, server: &ServerName) -> bool {
         match &policy.target {
-            Target::Nothing(_) => false,
+            Target::Route(..) => false,
             Target::Namespace => true,
             Target::Server(group, name) => {
                 *name == server.name.name
@@ -297,6 +320,7 @@ impl Index {
                     faults.push(Fault::new("spec.targetRef", reason));
                 }
             }
+            faults.extend(self.missing_route(policy));
             for (index, required) in policy.required.iter().enumerate() {
                 let found = self.found(name.group, required);
                 if let (Found::Nothing, false) = (found, matches!(required, Required::Nothing(_))) {
@@ -347,7 +371,7 @@ impl Index {
     }
 }
 
-fn own_or_other(own: PolicyGroup, has: impl Fn(PolicyGroup) -> bool) -> PolicyGroup {
+pub(super) fn own_or_other(own: PolicyGroup, has: impl Fn(PolicyGroup) -> bool) -> PolicyGroup {
     let other = match own {
         PolicyGroup::Weft => PolicyGroup::Linkerd,
         PolicyGroup::Linkerd => PolicyGroup::Weft,

@@ -16,7 +16,7 @@ use weft_proto::{Key, Kind, Resource, v1};
 
 use super::Index;
 use super::reliability::ReliabilitySaid;
-use super::routes::{GrantRecord, ParentRecord, RouteRecord, Unresolved};
+use super::routes::{GrantRecord, ParentRecord, RouteRecord, ServerParent, Unresolved};
 use super::services::ServiceRecord;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
@@ -78,6 +78,7 @@ impl Index {
         let (named_before, named) = (named(&before), named(&record));
         relink(&mut self.routes.of_parent, name, &parents_before, &parents);
         relink(&mut self.routes.naming, name, &named_before, &named);
+        self.servers_of_route_changed(name, before.as_ref(), record.as_ref());
         self.dirty.tables.extend(parents_before);
         self.dirty.tables.extend(parents);
         self.dirty.routes.insert(name.clone());
@@ -288,8 +289,10 @@ impl Index {
             name: name.name.name.clone(),
         };
         let record = self.routes.records.get(name);
-        let record = record.filter(|it| !it.parents.is_empty());
-        let unresolved = record.map(|it| self.unresolved(it)).unwrap_or_default();
+        let record = record.filter(|it| !(it.parents.is_empty() && it.servers.is_empty()));
+        // Where requests go is settled when they have arrived at a Server.
+        let led = record.filter(|it| !it.parents.is_empty());
+        let unresolved = led.map(|it| self.unresolved(it)).unwrap_or_default();
         let mut unaccepted = vec![];
         let status = record.map(|record| {
             let mut parents = vec![];
@@ -303,6 +306,18 @@ impl Index {
                     parent_ref: parent.written.clone(),
                     controller_name: CONTROLLER_NAME,
                     conditions: self.conditions(record, refusal, &unresolved),
+                });
+            }
+            for parent in &record.servers {
+                let refusal = self.missing_server(record, parent);
+                if let Some(refusal) = &refusal {
+                    let field = format!("spec.parentRefs[{}]", parent.index);
+                    unaccepted.push(Fault::new(field, &refusal.message));
+                }
+                parents.push(ParentStatus {
+                    parent_ref: parent.written.clone(),
+                    controller_name: CONTROLLER_NAME,
+                    conditions: self.conditions(record, refusal, &[]),
                 });
             }
             let refused = self.routes.refused.get(name);
@@ -373,6 +388,15 @@ impl Index {
         conditions
     }
 
+    /// Why a route is not in force at a Server; none: it is.
+    fn missing_server(&self, record: &RouteRecord, parent: &ServerParent) -> Option<Refusal> {
+        let server = self.server_of(record, parent);
+        (!self.policies.servers.contains_key(&server)).then(|| Refusal {
+            reason: "NoMatchingParent",
+            message: format!("Server {} is not known", server.name),
+        })
+    }
+
     /// Why a route is not in force at a parent; none: it is.
     fn refusal(&self, record: &RouteRecord, parent: &ParentRecord) -> Option<Refusal> {
         let no_match = |message: String| {
@@ -433,7 +457,7 @@ fn attached_ports(route: &RouteRecord, service: &ServiceRecord) -> BTreeSet<u16>
         .collect()
 }
 
-fn relink(
+pub(super) fn relink(
     index: &mut HashMap<ObjectName, BTreeSet<RouteName>>,
     route: &RouteName,
     before: &BTreeSet<ObjectName>,

@@ -4,11 +4,11 @@
 use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use weft_core::route::{Filter, Route, RouteKind, RouteName, RouteRules, Target};
-use weft_core::{Name, ObjectName};
+use weft_core::route::{Filter, HostMatch, Route, RouteKind, RouteName, RouteRules, Rule, Target};
+use weft_core::{Name, ObjectName, PolicyGroup};
 
 use super::reliability::Annotated;
-use super::route_rules::{Aside, FiltersOf, Reader, few, parsed};
+use super::route_rules::{Aside, FiltersOf, MAX_HOSTNAMES, Reader, few, parsed};
 use super::services::ServiceRecord;
 use crate::objects::routes::{self as written, RouteSpec};
 use crate::objects::{Fault, ObjectKind};
@@ -22,6 +22,8 @@ pub(super) struct Routes {
     pub(super) refused: HashMap<RouteName, Refused>,
     /// Routes by the Services that they are attached to.
     pub(super) of_parent: HashMap<ObjectName, BTreeSet<RouteName>>,
+    /// Routes by the Servers that they are attached to, of whichever group.
+    pub(super) of_server: HashMap<ObjectName, BTreeSet<RouteName>>,
     /// Routes by the Services that they refer to.
     pub(super) naming: HashMap<ObjectName, BTreeSet<RouteName>>,
     /// Grants by namespace and name.
@@ -35,6 +37,17 @@ pub(super) struct Refused {
     pub(super) fault: Fault,
     /// Which version of the object it is.
     pub(super) generation: Option<i64>,
+    /// Servers that it is meant for: what it would have kept from them is not known.
+    pub(super) servers: BTreeSet<MeantServer>,
+}
+
+/// A Server that a route is meant for which cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum MeantServer {
+    /// This one, of either group.
+    Named(Name),
+    /// Its name cannot be read: any of the route's namespace.
+    Any,
 }
 
 /// A route.
@@ -46,8 +59,25 @@ pub(super) struct RouteRecord {
     pub(super) generation: Option<i64>,
     /// The Services that it is attached to.
     pub(super) parents: Vec<ParentRecord>,
+    /// The Servers that it is attached to.
+    pub(super) servers: Vec<ServerParent>,
+    /// The hosts that it is for, where Servers are its parents; none: all.
+    pub(super) hostnames: Vec<HostMatch>,
     /// What was found in its rules besides.
     pub(super) aside: Aside,
+}
+
+/// A Server that a route is attached to: one of the route's namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ServerParent {
+    /// Which of the parents it is.
+    pub(super) index: usize,
+    /// Its group; none: whichever has it.
+    pub(super) group: Option<PolicyGroup>,
+    /// Its name.
+    pub(super) name: Name,
+    /// As it is written.
+    pub(super) written: written::ParentRef,
 }
 
 /// A Service that a route is attached to.
@@ -85,6 +115,7 @@ pub(super) enum Unresolved {
     NotFound,
 }
 
+const NO_MIRROR: &str = "requests that have arrived at a Server are not mirrored";
 const MAX_PARENTS: usize = 32;
 const MAX_GRANTS: usize = 16;
 
@@ -99,7 +130,11 @@ impl RouteRecord {
         spec: &RouteSpec,
     ) -> Result<(Self, Vec<Fault>), Fault> {
         let namespace = name.name.namespace.clone();
-        let (parents, mut ignored) = parents(&name, spec.parent_refs())?;
+        let (parents, servers, mut ignored) = parents(&name, spec.parent_refs())?;
+        let hostnames = match servers.is_empty() {
+            true => vec![],
+            false => hostnames(spec)?,
+        };
         let mut reader = Reader::new(
             &namespace,
             match spec {
@@ -117,7 +152,7 @@ impl RouteRecord {
         );
         // Routes of gateways are not read further: see `decode`.
         let rules = match spec {
-            _ if parents.is_empty() => RouteRules::Http(vec![]),
+            _ if parents.is_empty() && servers.is_empty() => RouteRules::Http(vec![]),
             RouteSpec::Http(spec) => RouteRules::Http(reader.http_rules(spec.rules.as_deref())?),
             RouteSpec::Grpc(spec) => RouteRules::Http(reader.grpc_rules(&spec.rules)?),
             RouteSpec::Tls(spec) => {
@@ -128,6 +163,9 @@ impl RouteRecord {
         let aside = reader.aside;
         ignored.extend(aside.ignored.iter().cloned());
         ignored.extend(aside.unsupported.iter().cloned());
+        if !servers.is_empty() {
+            ignored.extend(unsupported_at_servers(&rules));
+        }
         let created = metadata.creation_timestamp.as_ref();
         let record = Self {
             route: Route {
@@ -137,6 +175,8 @@ impl RouteRecord {
             },
             generation: metadata.generation,
             parents,
+            servers,
+            hostnames,
             aside,
         };
         Ok((record, ignored))
@@ -206,6 +246,31 @@ impl RouteRecord {
         route
     }
 
+    /// The route as agents are told it for a Server: where requests go is settled there.
+    pub(super) fn inbound(&self) -> Route {
+        let mut route = self.route.clone();
+        if let RouteRules::Http(rules) = &mut route.rules {
+            for rule in rules {
+                rule.backends.clear();
+                for filter in &mut rule.filters {
+                    if matches!(filter, Filter::Mirror(_)) {
+                        *filter = Filter::Invalid(NO_MIRROR.to_owned());
+                    }
+                }
+            }
+        }
+        route
+    }
+
+    /// The names of the Servers that it is attached to.
+    pub(super) fn parent_servers(&self) -> BTreeSet<ObjectName> {
+        let servers = self.servers.iter().map(|it| ObjectName {
+            namespace: self.route.name.name.namespace.clone(),
+            name: it.name.clone(),
+        });
+        servers.collect()
+    }
+
     /// The Services that it is attached to.
     pub(super) fn parent_services(&self) -> BTreeSet<ObjectName> {
         self.parents.iter().map(|it| it.service.clone()).collect()
@@ -218,19 +283,84 @@ impl RouteRecord {
     }
 }
 
-fn parents(
+/// Hosts, as far as a kind of route has them.
+fn hostnames(spec: &RouteSpec) -> Result<Vec<HostMatch>, Fault> {
+    let written = match spec {
+        RouteSpec::Http(spec) => spec.hostnames.as_ref(),
+        RouteSpec::Grpc(spec) => spec.hostnames.as_ref(),
+        RouteSpec::Tls(_) | RouteSpec::Tcp(_) => None,
+    };
+    let Some(written) = written else {
+        return Ok(vec![]);
+    };
+    let list: Vec<String> = serde_json::from_value(written.clone())
+        .map_err(|reason| Fault::new("spec.hostnames", reason))?;
+    few("spec.hostnames", list.len(), MAX_HOSTNAMES)?;
+    let hosts = list.iter().enumerate();
+    hosts
+        .map(|(index, text)| parsed(&format!("spec.hostnames[{index}]"), text))
+        .collect()
+}
+
+fn unsupported_at_servers(rules: &RouteRules) -> Vec<Fault> {
+    let RouteRules::Http(rules) = rules else {
+        return vec![];
+    };
+    let mirrors = |rule: &Rule| {
+        rule.filters
+            .iter()
+            .any(|it| matches!(it, Filter::Mirror(_)))
+    };
+    let faulty = rules.iter().enumerate().filter(|(_, rule)| mirrors(rule));
+    faulty
+        .map(|(index, _)| Fault::new(format!("spec.rules[{index}].filters"), NO_MIRROR))
+        .collect()
+}
+
+fn server_parent(
     name: &RouteName,
-    list: &[written::ParentRef],
-) -> Result<(Vec<ParentRecord>, Vec<Fault>), Fault> {
+    index: usize,
+    it: &written::ParentRef,
+) -> Result<ServerParent, Fault> {
+    let field = |name: &str| format!("spec.parentRefs[{index}].{name}");
+    if !name.kind.route_type().is_of_requests() {
+        let reason = format!("a Server can be no parent of a {}", name.kind.as_str());
+        return Err(Fault::new(field("kind"), reason));
+    }
+    let own = name.name.namespace.as_str();
+    if it.namespace.as_deref().is_some_and(|it| it != own) {
+        let reason = "a route is for Servers of its own namespace only";
+        return Err(Fault::new(field("namespace"), reason));
+    }
+    if it.port.is_some() || it.section_name.as_deref().is_some_and(|it| !it.is_empty()) {
+        return Err(Fault::new(field("port"), "a Server has one port"));
+    }
+    Ok(ServerParent {
+        index,
+        group: it.group.as_deref().and_then(ObjectKind::policy_group_named),
+        name: parsed(&field("name"), &it.name)?,
+        written: it.clone(),
+    })
+}
+
+type Parents = (Vec<ParentRecord>, Vec<ServerParent>, Vec<Fault>);
+
+fn parents(name: &RouteName, list: &[written::ParentRef]) -> Result<Parents, Fault> {
     few("spec.parentRefs", list.len(), MAX_PARENTS)?;
     let mut ignored = vec![];
     let mut parents = vec![];
+    let mut servers = vec![];
     for (index, it) in list.iter().enumerate() {
         let field = format!("spec.parentRefs[{index}]");
+        if it.is_server() {
+            servers.push(server_parent(name, index, it)?);
+            continue;
+        }
         if !it.is_service() {
             // Gateways are somebody else's; of Linkerd's kind, nobody's.
             if name.kind == RouteKind::LinkerdHttp {
-                ignored.push(Fault::new(field, "only a Service can be a parent"));
+                let reason = "only a Service or a Server can be a parent";
+                ignored.push(Fault::new(field, reason));
             }
             continue;
         }
@@ -257,7 +387,7 @@ fn parents(
             written: it.clone(),
         });
     }
-    Ok((parents, ignored))
+    Ok((parents, servers, ignored))
 }
 
 impl GrantRecord {

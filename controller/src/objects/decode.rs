@@ -209,10 +209,10 @@ where
 {
     let parents = document.pointer("/spec/parentRefs");
     let mut parents = parents.and_then(Value::as_array).into_iter().flatten();
-    // One that cannot be read may be meant to be a Service.
+    // One that cannot be read may be meant to be a Service, or a Server.
     let is_ours = parents.any(|it| {
         let parent = serde_json::from_value::<routes::ParentRef>(it.clone());
-        parent.map_or(true, |it| it.is_service())
+        parent.map_or(true, |it| it.is_service() || it.is_server())
     });
     if !is_ours {
         let Written { metadata, .. } = lenient::<Written<Value>>(document)?;

@@ -115,7 +115,8 @@ pub enum AccessPolicy {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorizationPolicySpec {
-    /// What it opens: a Server, or a Namespace for all Servers in it.
+    /// What it opens: a Server, a Namespace for all Servers in it, or an HTTPRoute or GRPCRoute that
+    /// has a Server as a parent.
     pub target_ref: Reference,
     /// All of these must be satisfied by a client; an empty list covers everybody.
     pub required_authentication_refs: Vec<Reference>,

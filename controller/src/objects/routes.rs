@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::ObjectKind;
+
 /// A route of any kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
@@ -462,5 +464,12 @@ impl ParentRef {
             None | Some("" | "core" | "gateway.networking.k8s.io")
         );
         self.kind.as_deref() == Some("Service") && core
+    }
+
+    /// Whether it is a Server. The group may be left out here too.
+    pub fn is_server(&self) -> bool {
+        let group = self.group.as_deref().unwrap_or("");
+        let ours = group.is_empty() || ObjectKind::policy_group_named(group).is_some();
+        self.kind.as_deref() == Some("Server") && ours
     }
 }

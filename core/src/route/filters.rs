@@ -432,7 +432,7 @@ fn root() -> PathAndQuery {
 }
 
 /// The host that a request names, without port.
-fn host_of(head: &request::Parts) -> Option<&str> {
+pub(super) fn host_of(head: &request::Parts) -> Option<&str> {
     let of_uri = head.uri.host();
     let of_header = || {
         let text = head.headers.get(HOST)?.to_str().ok()?;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::names::{Name, NameError, ObjectName};
 
 mod filters;
+mod inbound;
 mod matches;
 mod reliability;
 mod table;
@@ -21,6 +22,8 @@ pub use filters::{
     Filter, FilterError, HeaderEdit, Mirror, PathRewrite, Place, Redirect, RedirectScheme, Rewrite,
     Share, apply_to_request, apply_to_response, hostname,
 };
+pub(crate) use inbound::RequestPath;
+pub use inbound::{InboundMatch, InboundRoute, InboundRoutes};
 pub use matches::{
     HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,
     QueryMatch, TextMatch,

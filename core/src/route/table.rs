@@ -96,11 +96,11 @@ struct Scope {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    route: usize,
-    rule: usize,
-    at: usize,
-    ordinal: usize,
+pub(super) struct Entry {
+    pub(super) route: usize,
+    pub(super) rule: usize,
+    pub(super) at: usize,
+    pub(super) ordinal: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -327,7 +327,10 @@ impl Scope {
 /// of the method, as `GRPCRouteRule.matches` has it.
 ///
 /// Exact paths are ordered by text, to be found; two different ones never match the same request.
-fn key<'a>(routes: &'a [Route], entry: &Entry) -> (Path<'a>, Conditions, Age<'a>, usize, usize) {
+pub(super) fn key<'a>(
+    routes: &'a [Route],
+    entry: &Entry,
+) -> (Path<'a>, Conditions, Age<'a>, usize, usize) {
     let it = http_match(routes, entry);
     let path = match &it.path {
         PathMatch::Exact(path) => Path::Exact(path),
@@ -350,7 +353,7 @@ fn key<'a>(routes: &'a [Route], entry: &Entry) -> (Path<'a>, Conditions, Age<'a>
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Path<'a> {
+pub(super) enum Path<'a> {
     Exact(&'a str),
     Prefix(Reverse<usize>),
     Pattern(Reverse<(usize, usize)>),
@@ -358,17 +361,17 @@ enum Path<'a> {
 }
 
 /// Whether there is a method; how many headers, and how many parameters.
-type Conditions = Reverse<(bool, usize, usize)>;
+pub(super) type Conditions = Reverse<(bool, usize, usize)>;
 
 /// Whose age is not known comes last; then by name. Within a scope all are of one namespace, so that the
 /// order of names is that of `namespace/name`.
-type Age<'a> = (bool, Option<i64>, &'a RouteName);
+pub(super) type Age<'a> = (bool, Option<i64>, &'a RouteName);
 
 fn age(route: &Route) -> Age<'_> {
     (route.created.is_none(), route.created, &route.name)
 }
 
-fn rules(route: &Route) -> &[Rule] {
+pub(super) fn rules(route: &Route) -> &[Rule] {
     match &route.rules {
         RouteRules::Http(rules) => rules,
         RouteRules::Flow(_) => &[],
@@ -376,7 +379,7 @@ fn rules(route: &Route) -> &[Rule] {
 }
 
 /// Entries are made from the routes that they point into, and neither changes.
-fn http_match<'a>(routes: &'a [Route], entry: &Entry) -> &'a HttpMatch {
+pub(super) fn http_match<'a>(routes: &'a [Route], entry: &Entry) -> &'a HttpMatch {
     &rules(&routes[entry.route])[entry.rule].matches[entry.at]
 }
 

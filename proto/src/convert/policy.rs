@@ -1,7 +1,9 @@
 //! Policies.
 
+use core::route::{InboundRoute, InboundRoutes, Route};
 use weft_core as core;
 
+use super::route::few_patterns;
 use super::{ConvertError, Converted, all, error, object_name, parsed, port, ranges, required};
 use crate::v1;
 
@@ -89,11 +91,27 @@ impl From<core::Server> for v1::Server {
             core::ProxyProtocol::Http2 => v1::ProxyProtocol::Http2,
             core::ProxyProtocol::Grpc => v1::ProxyProtocol::Grpc,
         };
+        let access_policy = v1::AccessPolicy::from(server.access_policy).into();
+        let authorizations = server.authorizations.into_iter().map(Into::into).collect();
+        let (access_policy, authorizations, routed) = match server.routes {
+            None => (access_policy, authorizations, None),
+            // Who does not know of routes lets nobody in.
+            Some(routes) => (
+                v1::AccessPolicy::Deny.into(),
+                vec![],
+                Some(v1::RoutedAccess {
+                    access_policy,
+                    authorizations,
+                    routes: routes.routes().map(Into::into).collect(),
+                }),
+            ),
+        };
         Self {
             name: Some(server.name.into()),
-            access_policy: v1::AccessPolicy::from(server.access_policy).into(),
+            access_policy,
             proxy_protocol: protocol.into(),
-            authorizations: server.authorizations.into_iter().map(Into::into).collect(),
+            authorizations,
+            routed,
         }
     }
 }
@@ -111,10 +129,64 @@ impl TryFrom<v1::Server> for core::Server {
             Ok(v1::ProxyProtocol::Grpc) => core::ProxyProtocol::Grpc,
             Err(reason) => return Err(error("server.proxy_protocol", reason)),
         };
+        let access = access_policy("server.access_policy", message.access_policy())?;
+        let (access_policy, authorizations, routes) = match message.routed {
+            None => (access, message.authorizations, None),
+            Some(routed) => {
+                if access != core::AccessPolicy::Deny || !message.authorizations.is_empty() {
+                    let reason = "agents that do not know of routes would let clients in";
+                    return Err(error("server.routed", reason));
+                }
+                let field = "server.routed.access_policy";
+                (
+                    access_policy(field, routed.access_policy())?,
+                    routed.authorizations,
+                    Some(inbound_routes(routed.routes)?),
+                )
+            }
+        };
         Ok(Self {
-            access_policy: access_policy("server.access_policy", message.access_policy())?,
+            access_policy,
             name: required("server.name", message.name)?.try_into()?,
             proxy_protocol,
+            authorizations: all(authorizations)?,
+            routes,
+        })
+    }
+}
+
+impl From<InboundRoute> for v1::InboundRoute {
+    fn from(it: InboundRoute) -> Self {
+        Self {
+            route: Some(it.route.into()),
+            hostnames: it.hostnames.iter().map(ToString::to_string).collect(),
+            authorizations: it.authorizations.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+fn inbound_routes(messages: Vec<v1::InboundRoute>) -> Converted<InboundRoutes> {
+    few_patterns(
+        "server.routed.routes",
+        messages.iter().filter_map(|it| it.route.as_ref()),
+    )?;
+    Ok(InboundRoutes::new(all(messages)?))
+}
+
+impl TryFrom<v1::InboundRoute> for InboundRoute {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::InboundRoute) -> Converted<Self> {
+        let route: Route = required("inbound_route.route", message.route)?.try_into()?;
+        if !route.name.kind.route_type().is_of_requests() {
+            let reason = format!("a {} has no requests", route.name.kind.as_str());
+            return Err(error("inbound_route.route", reason));
+        }
+        let hostnames = message.hostnames.iter();
+        let hostnames = hostnames.map(|it| parsed("inbound_route.hostnames", it));
+        Ok(Self {
+            route,
+            hostnames: hostnames.collect::<Converted<_>>()?,
             authorizations: all(message.authorizations)?,
         })
     }

@@ -33,17 +33,25 @@ impl TryFrom<v1::RouteTable> for RouteTable {
             service: object_name("route_table.service", message.service)?,
             port: port("route_table.port", message.port)?,
         };
-        let patterns: usize = message.routes.iter().map(patterns).sum();
-        if patterns > MAX_PATTERNS {
-            let reason = format!("{patterns} regular expressions, more than {MAX_PATTERNS}");
-            return Err(error("route_table.routes", reason));
-        }
+        few_patterns("route_table.routes", message.routes.iter())?;
         let unrouted = message.unrouted.map(TryInto::try_into).transpose()?;
         Ok(Self::new(name, all(message.routes)?).with_unrouted(unrouted))
     }
 }
 
-/// Counted before any is compiled.
+/// Refuses more regular expressions than an agent should keep, before any is compiled.
+pub(super) fn few_patterns<'a>(
+    field: &str,
+    routes: impl Iterator<Item = &'a v1::Route>,
+) -> Converted<()> {
+    let patterns: usize = routes.map(patterns).sum();
+    if patterns <= MAX_PATTERNS {
+        return Ok(());
+    }
+    let reason = format!("{patterns} regular expressions, more than {MAX_PATTERNS}");
+    Err(error(field, reason))
+}
+
 fn patterns(route: &v1::Route) -> usize {
     let is_pattern = |it: &Option<v1::TextMatch>| {
         let kind = it.as_ref().and_then(|it| it.kind.as_ref());

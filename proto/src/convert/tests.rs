@@ -98,7 +98,7 @@ fn samples() -> Vec<Resource> {
             }],
         }),
     ];
-    samples.push(Resource::Server(Server {
+    let server = Server {
         name: server_name,
         access_policy: AccessPolicy::Deny,
         proxy_protocol: ProxyProtocol::Http2,
@@ -123,7 +123,22 @@ fn samples() -> Vec<Resource> {
                 Authentication::Unknown("MeshTLSAuthentication shop/x".to_owned()),
             ],
         }],
-    }));
+        routes: None,
+    };
+    let routed = Server {
+        name: ServerName {
+            group: PolicyGroup::Linkerd,
+            ..server.name.clone()
+        },
+        routes: Some(InboundRoutes::new(vec![InboundRoute {
+            route: route_table().routes()[1].clone(),
+            hostnames: vec!["*.example.com".parse().expect("valid")],
+            authorizations: server.authorizations.clone(),
+        }])),
+        ..server.clone()
+    };
+    samples.push(Resource::Server(server));
+    samples.push(Resource::Server(routed));
     samples.push(Resource::RouteTable(route_table()));
     samples
 }
@@ -331,6 +346,67 @@ fn tables_that_cannot_be_used_are_refused() {
         let mut message = v1::RouteTable::from(route_table());
         change(&mut message);
         let refused = RouteTable::try_from(message).expect_err(field);
+        assert_eq!(refused.field, field);
+    }
+}
+
+fn routed_server() -> v1::Server {
+    let servers = samples().into_iter().filter_map(|it| match it {
+        Resource::Server(server) if server.routes.is_some() => Some(server),
+        _ => None,
+    });
+    servers.last().expect("there is one").into()
+}
+
+/// An agent from before routes reads the fields that it knows.
+#[test]
+fn agents_without_routes_let_nobody_in_where_there_are_any() {
+    let old = v1::Server {
+        routed: None,
+        ..routed_server()
+    };
+    let read = Server::try_from(old).expect("it knows all of this");
+    assert_eq!(read.access_policy, AccessPolicy::Deny);
+    assert!(read.authorizations.is_empty());
+}
+
+/// (what is made of a good Server) -> the field that is refused
+#[test]
+fn servers_that_cannot_be_used_are_refused() {
+    type Change = fn(&mut v1::Server);
+    fn route(server: &mut v1::Server) -> &mut v1::InboundRoute {
+        &mut server.routed.as_mut().expect("it has routes").routes[0]
+    }
+    let changes: [(Change, &str); 6] = [
+        (
+            |it| it.access_policy = v1::AccessPolicy::AllAuthenticated.into(),
+            "server.routed",
+        ),
+        (
+            |it| it.authorizations = route(it).authorizations.clone(),
+            "server.routed",
+        ),
+        (
+            |it| it.routed.as_mut().expect("set").access_policy = 77,
+            "server.routed.access_policy",
+        ),
+        (|it| route(it).route = None, "inbound_route.route"),
+        (
+            |it| {
+                let tcp = route_table().routes()[4].clone();
+                route(it).route = Some(tcp.into());
+            },
+            "inbound_route.route",
+        ),
+        (
+            |it| route(it).hostnames.push("a b".to_owned()),
+            "inbound_route.hostnames",
+        ),
+    ];
+    for (change, field) in changes {
+        let mut message = routed_server();
+        change(&mut message);
+        let refused = Server::try_from(message).expect_err(field);
         assert_eq!(refused.field, field);
     }
 }

@@ -16,6 +16,7 @@ mod metrics;
 mod mirrors;
 mod outcomes;
 mod policy;
+mod requests;
 mod retiring;
 mod retries;
 mod rollout;

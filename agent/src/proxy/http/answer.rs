@@ -8,6 +8,7 @@ use http::{HeaderMap, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::deadlines::Late;
+use super::gate::Answer;
 use super::head::BadHead;
 use crate::proxy::error::FlowError;
 use crate::telemetry::{Refusal, exchange};
@@ -30,6 +31,12 @@ pub(super) enum ExchangeError {
     /// It took too long.
     #[error("{0}")]
     Late(#[from] Late),
+    /// A filter of the Server's route has answered it.
+    #[error("the request was answered by its route")]
+    Answered(Answer),
+    /// Policy has changed while the server was waited for.
+    #[error("policy no longer allows the request")]
+    Revoked,
     /// The connection to the server failed before it answered.
     #[error("the server's connection failed: {0}")]
     Server(#[source] hyper::Error),
@@ -43,6 +50,8 @@ impl ExchangeError {
             Self::Head(_) => StatusCode::BAD_REQUEST,
             Self::NoRule => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Answered(answer) => answer.status,
+            Self::Revoked => StatusCode::FORBIDDEN,
             // The request's body is no such thing.
             Self::Server(error) if error.is_user() => StatusCode::BAD_REQUEST,
             Self::Server(_) => StatusCode::BAD_GATEWAY,
@@ -79,7 +88,9 @@ impl ExchangeError {
             ) => exchange::ExchangeError::LoadShed,
             Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
             Self::Flow(_) => exchange::ExchangeError::Io,
-            Self::Head(_) | Self::NoRule | Self::NoBackend => exchange::ExchangeError::Unknown,
+            Self::Head(_) | Self::NoRule | Self::NoBackend | Self::Answered(_) | Self::Revoked => {
+                exchange::ExchangeError::Unknown
+            }
         }
     }
 
@@ -90,6 +101,8 @@ impl ExchangeError {
             Self::Head(_) => "bad_request",
             Self::NoRule => "no_rule",
             Self::NoBackend => "no_backend",
+            Self::Answered(_) => "answered",
+            Self::Revoked => "denied",
             Self::Server(error) if error.is_user() => "bad_request",
             Self::Server(_) => "server_failed",
             Self::Late(late) => late.reason(),
@@ -99,6 +112,9 @@ impl ExchangeError {
 
     /// The answer. A caller of gRPC hears it as a status of gRPC (its HTTP/2 mapping, "Responses").
     pub(super) fn answer(&self, is_grpc: bool) -> Response<ResponseBody> {
+        if let Self::Answered(answer) = self {
+            return Response::from_parts((**answer).clone(), ResponseBody::empty());
+        }
         let status = self.status();
         let mut response = Response::new(ResponseBody::empty());
         let headers = response.headers_mut();

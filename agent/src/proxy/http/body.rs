@@ -1,6 +1,7 @@
 //! Bodies on their way: never collected, driven by whoever takes them. An exchange ends with its
 //! response's body: then its connection is free for the next one, or gone.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,12 +15,14 @@ use hyper::ext::on_informational;
 use hyper::{Request, StatusCode};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::Http1;
 use super::deadlines::Deadlines;
 use super::head;
 use super::replay::Attempt;
 use super::serve::Progress;
+use crate::proxy::live_requests::RequestEntry;
 use crate::telemetry::exchange::RequestEnd;
 
 /// What a request has behind its head.
@@ -84,6 +87,14 @@ pub(in crate::proxy) struct ResponseBody {
     /// Told when it has ended.
     progress: Option<Arc<Progress>>,
     held: Option<Box<Held>>,
+    /// Ends it before.
+    revocation: Option<Revocation>,
+}
+
+/// What policy has to do with a response.
+struct Revocation {
+    _entry: RequestEntry,
+    revoked: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// What bounds a response's body, and what was looked at before it was passed on.
@@ -106,6 +117,12 @@ pub(super) struct Used {
 
 pub(super) use super::outbound::Ending;
 pub(super) use super::pool::Home;
+
+impl fmt::Debug for Revocation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Revocation").finish_non_exhaustive()
+    }
+}
 
 impl RequestBody {
     /// What the client sends.
@@ -287,6 +304,7 @@ impl ResponseBody {
             ending: None,
             progress: None,
             held: None,
+            revocation: None,
         }
     }
 
@@ -308,11 +326,23 @@ impl ResponseBody {
             ending: Some(ending),
             progress: None,
             held,
+            revocation: None,
         };
         if body.is_end_stream() {
             body.finish();
         }
         body
+    }
+
+    /// Ends it when policy no longer allows its request.
+    pub(super) fn under(mut self, entry: Option<RequestEntry>) -> Self {
+        if !self.is_end_stream() {
+            self.revocation = entry.map(|entry| Revocation {
+                revoked: Box::pin(entry.end().clone().cancelled_owned()),
+                _entry: entry,
+            });
+        }
+        self
     }
 
     /// Tells the connection to the client when it has ended.
@@ -326,6 +356,7 @@ impl ResponseBody {
 
     /// All of it has come.
     fn finish(&mut self) {
+        self.revocation = None;
         if let Some(progress) = self.progress.take() {
             progress.answered();
         }
@@ -387,6 +418,16 @@ impl Body for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(it) = &mut this.revocation
+            && it.revoked.as_mut().poll(context).is_ready()
+        {
+            this.revocation = None;
+            this.incoming = None;
+            this.connection = None;
+            // Counted as given up.
+            this.ending = None;
+            return Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
+        }
         if let Some(used) = &mut this.connection {
             used.connection.poll(context);
         }

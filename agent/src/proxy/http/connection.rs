@@ -24,6 +24,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Verdict, WorkloadId};
 
 use super::body::RequestBody;
+use super::gate::Gate;
 use super::measure::Known;
 use super::serve::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES,
@@ -57,6 +58,8 @@ pub(in crate::proxy) struct Route {
     pub(in crate::proxy) local: Option<Arc<LocalPod>>,
     /// What the policy of that pod said.
     pub(in crate::proxy) verdict: Option<Verdict>,
+    /// Whom each request is asked of, on this node: elsewhere another agent does.
+    pub(in crate::proxy) gate: Option<Gate>,
     /// Counts changes of trust roots and certificates: a tunnel from before is not used any more.
     pub(in crate::proxy) generation: u64,
 }

@@ -269,6 +269,25 @@ pub(super) fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
     copy
 }
 
+/// What decisions about a request go by.
+pub(super) fn line_and_headers(head: &request::Parts) -> request::Parts {
+    let (mut copy, ()) = Request::new(()).into_parts();
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
+    copy.version = head.version;
+    copy.headers = head.headers.clone();
+    copy
+}
+
+/// The port that a request's client has asked for, if it says one.
+pub(super) fn port(head: &request::Parts) -> Option<u16> {
+    let of_header = || {
+        let host = head.headers.get(HOST)?.to_str().ok()?;
+        host.parse::<Authority>().ok()?.port_u16()
+    };
+    head.uri.port_u16().or_else(of_header)
+}
+
 /// The client's identity, for the application (request).
 pub(super) const CLIENT_ID: HeaderName = HeaderName::from_static("weft-client-id");
 /// The same under the name that Linkerd gives it.

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
+use weft_core::route::apply_to_response;
 use weft_core::{Identity, Verdict};
 
 use super::answer::ExchangeError;
@@ -20,8 +21,9 @@ use super::application::Origin;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, Route};
 use super::detect::Detected;
+use super::gate::{Gate, Pass};
 use super::host::ByHost;
-use super::measure::{self, Timers};
+use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
@@ -35,7 +37,7 @@ use crate::proxy::socket;
 use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
 use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
-use crate::telemetry::exchange::{ExchangeLabels, HttpAuthz, HttpErrors};
+use crate::telemetry::exchange::{ExchangeLabels, HttpErrors};
 use crate::telemetry::{DetectedBy, Direction, TlsLabel};
 
 /// A flow that was admitted, as its exchanges need it.
@@ -59,8 +61,7 @@ pub(in crate::proxy) struct Admitted {
 struct Facts {
     flow: Admitted,
     series: Mutex<ByHost>,
-    /// What policy said of the connection holds for its requests.
-    authz: Option<HttpAuthz>,
+    gate: Gate,
     /// What is answered here.
     errors: HttpErrors,
     version: Version,
@@ -183,6 +184,7 @@ impl Admitted {
             identity: None,
             local: None,
             verdict: None,
+            gate: None,
             generation: 0,
         });
         let series = ByHost::new(ExchangeLabels {
@@ -192,10 +194,13 @@ impl Admitted {
             verdict: self.verdict.clone(),
             ..ExchangeLabels::new(Direction::Inbound, &pod.labels)
         });
-        let authz = self.verdict.as_ref().map(|verdict| {
-            let (port, client) = (self.to.port(), self.identity.as_ref());
-            measure::authz(&self.context, &pod, (port, self.tls), client, verdict)
-        });
+        let from = (self.client.ip(), self.tls);
+        let gate = Gate::new(
+            Arc::clone(&pod),
+            self.to.port(),
+            from,
+            self.identity.clone(),
+        );
         let errors = self
             .context
             .telemetry
@@ -203,7 +208,7 @@ impl Admitted {
         let facts = Arc::new(Facts {
             flow: self,
             series: Mutex::new(series),
-            authz,
+            gate,
             errors,
             version,
             route,
@@ -323,12 +328,13 @@ impl Facts {
 
 async fn exchange(facts: Arc<Facts>, request: Request<Incoming>) -> Response<ResponseBody> {
     let is_grpc = head::is_grpc(request.headers());
-    if let Some(authz) = &facts.authz {
-        authz.count();
-    }
     let mut timers = Some(facts.begin(&request));
     match try_exchange(&facts, request, &mut timers).await {
         Ok(response) => response,
+        Err(ExchangeError::Answered(answer)) => {
+            Ending::measured(timers, &answer).ended();
+            Response::from_parts(*answer, ResponseBody::empty())
+        }
         Err(error) => {
             if let Some(timers) = timers {
                 timers.answer(&error, is_grpc);
@@ -353,18 +359,20 @@ async fn try_exchange(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
     let purpose = head::accept(&mut parts)?;
+    let context = &facts.flow.context;
+    let pass = facts.gate.ask(context, &mut parts, &facts.end)?;
     head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
     let request = Request::from_parts(parts, RequestBody::of(body));
     match facts.version {
-        Version::Http1 => exchange_http1(facts, request, purpose, timers).await,
-        Version::Http2 => exchange_http2(facts, request, timers).await,
+        Version::Http1 => exchange_http1(facts, (request, purpose), pass, timers).await,
+        Version::Http2 => exchange_http2(facts, request, pass, timers).await,
     }
 }
 
 async fn exchange_http1(
     facts: &Arc<Facts>,
-    mut request: Request<RequestBody>,
-    purpose: head::Purpose,
+    (mut request, purpose): (Request<RequestBody>, head::Purpose),
+    pass: Pass,
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let method = request.method().clone();
@@ -374,7 +382,7 @@ async fn exchange_http1(
         let mut connection = facts.http1().await?;
         let was_reused = connection.is_reused;
         let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
-        match connection.send(request).await {
+        match pass.hold(connection.send(request)).await? {
             Ok(response) => break (connection, response),
             Err(mut error) => {
                 let back = error.take_message().or(again);
@@ -392,7 +400,7 @@ async fn exchange_http1(
         Ending::measured(timers.take(), &parts).ended();
         let driver = Some(connection.into_driver());
         let response = Response::from_parts(parts, incoming);
-        let (pod, end) = (&facts.flow.pod, facts.end.clone());
+        let (pod, end) = (&facts.flow.pod, (facts.end.clone(), pass.entry));
         return Ok(upgrade::switch(pod, upgrading, response, driver, None, end));
     }
     head::check_response(&mut parts.headers)?;
@@ -403,20 +411,22 @@ async fn exchange_http1(
     };
     // The client's own version is for its connection to know.
     parts.version = http::Version::HTTP_11;
+    apply_to_response(&pass.filters, &mut parts);
     let ending = Ending::measured(timers.take(), &parts);
-    let body = ResponseBody::of(incoming, Some(used), ending);
+    let body = ResponseBody::of(incoming, Some(used), ending).under(pass.entry);
     Ok(Response::from_parts(parts, body))
 }
 
 async fn exchange_http2(
     facts: &Arc<Facts>,
     mut request: Request<RequestBody>,
+    pass: Pass,
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let response = loop {
         let (mut connection, was_reused) = facts.http2().await?;
         let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
-        match connection.send(request).await {
+        match pass.hold(connection.send(request)).await? {
             Ok(response) => break response,
             // The application was closing the connection, as some do after so many requests.
             Err(mut error) => match error.take_message().or(again) {
@@ -425,8 +435,9 @@ async fn exchange_http2(
             },
         }
     };
-    let (parts, incoming) = response.into_parts();
+    let (mut parts, incoming) = response.into_parts();
+    apply_to_response(&pass.filters, &mut parts);
     let ending = Ending::measured(timers.take(), &parts);
-    let body = ResponseBody::of(incoming, None, ending);
+    let body = ResponseBody::of(incoming, None, ending).under(pass.entry);
     Ok(Response::from_parts(parts, body))
 }

@@ -71,8 +71,6 @@ struct KnownKind {
 #[derive(Debug)]
 struct Local {
     series: ByHost,
-    /// What its policy said.
-    authz: Option<HttpAuthz>,
 }
 
 /// An exchange that is being measured, wherever it counts.
@@ -120,9 +118,6 @@ impl Kind<'_> {
         let inbound = to.local.as_ref().map(|server| {
             let look_up = || Local::new(context, pod, server, to);
             let local = known.local.get_or_insert_with(look_up);
-            if let Some(authz) = &local.authz {
-                authz.count();
-            }
             local.series.find(context, server, host).begin()
         });
         Timers {
@@ -223,21 +218,15 @@ impl KnownKind {
 
 impl Local {
     fn new(context: &Context, client: &LocalPod, server: &LocalPod, to: &Route) -> Self {
-        let at = (to.endpoint.port(), TlsLabel::SameNode);
-        let client = Some(&client.identity);
         let labels = ExchangeLabels {
             target_port: Some(to.endpoint.port()),
             tls: TlsLabel::SameNode,
-            client: client.cloned(),
+            client: Some(client.identity.clone()),
             verdict: to.verdict.clone(),
             ..ExchangeLabels::new(Direction::Inbound, &server.labels)
         };
         Self {
             series: ByHost::new(labels),
-            authz: to
-                .verdict
-                .as_ref()
-                .map(|verdict| authz(context, server, at, client, verdict)),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! | which protocol is it | `sniff`, `detect` |
 //! | a client's connection, request by request | `serve` |
 //! | is the request's head fit to be passed on, and what of it belongs to this hop | `head` |
+//! | may the client make it | `gate` |
 //! | to which endpoint | `outbound` |
 //! | on which connection | `pool`, `connection`, `stream` |
 //! | the application speaks another version | `application` |
@@ -34,6 +35,7 @@ mod body;
 pub(super) mod connection;
 mod deadlines;
 pub(super) mod detect;
+pub(super) mod gate;
 mod head;
 mod host;
 pub(super) mod inbound;

@@ -17,6 +17,7 @@ use super::head::{Purpose, strip_hop};
 use super::serve::Switched;
 use crate::balance::InFlight;
 use crate::node::LocalPod;
+use crate::proxy::live_requests::RequestEntry;
 
 /// The server's side of an upgrade.
 struct Server {
@@ -28,15 +29,16 @@ struct Server {
 }
 
 /// Joins the client's connection with that of the server that has accepted by `response`, until both have
-/// closed or `end` is cancelled. `driver` moves the server's bytes until then, and watches over them
-/// afterwards; if nobody else does. The endpoint has to do with it for as long. Yields the answer for the client.
+/// closed, `end` is cancelled, or policy ends it by the request's entry. `driver` moves the server's bytes until
+/// then, and watches over them afterwards; if nobody else does. The endpoint has to do with it for as long.
+/// Yields the answer for the client.
 pub(super) fn switch(
     pod: &Arc<LocalPod>,
     client: OnUpgrade,
     mut response: Response<Incoming>,
     driver: Option<BoxFuture<'static, ()>>,
     in_flight: Option<InFlight>,
-    end: CancellationToken,
+    (end, entry): (CancellationToken, Option<RequestEntry>),
 ) -> Response<ResponseBody> {
     let connection = hyper::upgrade::on(&mut response);
     let server = Server {
@@ -44,16 +46,24 @@ pub(super) fn switch(
         driver,
         in_flight,
     };
-    join(pod, client, server, end);
+    // Cancelled with the connection's too.
+    let end = entry.as_ref().map_or(end, |it| it.end().clone());
+    join(pod, client, server, (end, entry));
     let (mut parts, _) = response.into_parts();
     parts.extensions.insert(Switched);
     strip_hop(&mut parts.headers, Purpose::Upgrade);
     Response::from_parts(parts, ResponseBody::empty())
 }
 
-fn join(pod: &Arc<LocalPod>, client: OnUpgrade, server: Server, end: CancellationToken) {
+fn join(
+    pod: &Arc<LocalPod>,
+    client: OnUpgrade,
+    server: Server,
+    (end, entry): (CancellationToken, Option<RequestEntry>),
+) {
     let drained = pod.end_flows.clone();
     pod.spawn_flow(async move {
+        let _entry = entry;
         let joined = Box::pin(joined(client, server));
         tokio::select! {
             () = joined => {}

@@ -113,6 +113,7 @@ async fn carry_tunnel_flow(
             return Box::pin(serve_http(flow, stream, server, &admission, record)).await;
         }
     }
+    admission.may_be_bytes(context)?;
     let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
     admission.watch(copying).await
 }

@@ -167,6 +167,9 @@ async fn carry(
     let to = record.original;
     let looks = to.filter(|it| http::may_be(context.store.inbound_protocol(&pod.id, it.port())));
     let (Some(to), Some(client)) = (looks, record.client) else {
+        if let Err(denied) = admission.may_be_bytes(context) {
+            return (Err(denied), None);
+        }
         let copying = pin!(copy::join(server, Side::Server, channel, &record.moved, 0));
         return match unless(end, copying).await {
             Ok(Ok(channel)) => (Ok(()), Some(channel)),
@@ -200,6 +203,7 @@ async fn carry(
                     None => Ok(returned.ended().await),
                 };
             }
+            admission.may_be_bytes(context)?;
             // Fits into a socket that nothing was written to.
             let written = server.write_all(&first).await;
             written.map_err(|error| Broken::socket(Side::Server, error))?;

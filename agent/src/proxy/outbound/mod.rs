@@ -243,6 +243,9 @@ fn carry<'a>(
             let (server, inbound_meter, verdict, admission) = admitted.part();
             record.verdict = Some(verdict);
             record.moved.meter_too(inbound_meter);
+            if let Err(denied) = admission.may_be_bytes(context) {
+                return Box::pin(async move { Err(denied) });
+            }
             let moved = &record.moved;
             Box::pin(async move {
                 let _tracked = tracked;

@@ -257,6 +257,7 @@ pub(in crate::proxy) fn route(context: &Context, way: &Way, endpoint: SocketAddr
             _ => None,
         },
         verdict: None,
+        gate: None,
         generation: context.identities.generation(),
     }
 }

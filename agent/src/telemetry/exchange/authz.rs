@@ -23,10 +23,26 @@ pub(super) struct Decisions(AtomicU64);
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) enum DecisionKey {
     Of(Box<(AuthzLabels, RouteRef)>),
+    Stopped(Box<AuthzLabels>, Stopped),
     Overflow { allowed: bool },
 }
 
+/// What no authorization is about, and still no request passes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stopped {
+    /// The Server has routes, and none is for the request.
+    NoRoute,
+}
+
 impl HttpAuthz {
+    pub(super) fn stopped(pod: Arc<PodSeries>, labels: AuthzLabels, why: Stopped) -> Self {
+        let decisions = pod.decisions(DecisionKey::Stopped(Box::new(labels), why));
+        Self {
+            _pod: pod,
+            decisions,
+        }
+    }
+
     pub(super) fn new(pod: Arc<PodSeries>, labels: AuthzLabels, route: RouteRef) -> Self {
         let decisions = pod.decisions(DecisionKey::Of(Box::new((labels, route))));
         Self {
@@ -47,7 +63,12 @@ impl Decisions {
     }
 
     pub(super) fn collect(&self, key: &DecisionKey, pod: &PodLabels, samples: &mut Samples) {
-        let (name, help) = if key.is_allowed() {
+        let (name, help) = if let DecisionKey::Stopped(_, Stopped::NoRoute) = key {
+            (
+                "inbound_http_route_not_found",
+                "HTTP requests that none of the Server's routes is for",
+            )
+        } else if key.is_allowed() {
             (
                 "inbound_http_authz_allow",
                 "HTTP requests that policy allowed",
@@ -73,6 +94,7 @@ impl DecisionKey {
     fn is_allowed(&self) -> bool {
         match self {
             Self::Of(labels) => labels.0.is_allowed(),
+            Self::Stopped(..) => false,
             Self::Overflow { allowed } => *allowed,
         }
     }
@@ -83,6 +105,7 @@ impl DecisionKey {
                 let (labels, route) = &**labels;
                 labels.render_of_request(|rendered| route.render(rendered))
             }
+            Self::Stopped(labels, _) => labels.render_of_server(),
             Self::Overflow { .. } => {
                 let mut labels = vec![("direction", "inbound".to_owned())];
                 pod.render(&mut labels);

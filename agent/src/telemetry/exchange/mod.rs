@@ -18,7 +18,7 @@ mod timer;
 mod tests;
 
 pub use authority::{AuthorityLabel, HostScope};
-pub use authz::HttpAuthz;
+pub use authz::{HttpAuthz, Stopped};
 pub use counters::RetryEvent;
 pub use errors::HttpErrors;
 pub use labels::{
@@ -183,6 +183,10 @@ impl Exchanges {
             backend: None,
             pod,
         })
+    }
+
+    pub(super) fn stopped(&self, labels: AuthzLabels, why: Stopped) -> HttpAuthz {
+        HttpAuthz::stopped(self.pod(&labels.pod), labels, why)
     }
 
     pub(super) fn authz(&self, labels: AuthzLabels, route: RouteRef) -> HttpAuthz {

@@ -61,9 +61,13 @@ fn routes() -> impl Strategy<Value = Value> {
     (names(), kinds, namespaces(), names(), names(), namespaces()).prop_map(
         |(name, kind, namespace, parent, backend, of_backend)| {
             let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
+            let mut parents = vec![json!({"kind": "Service", "name": parent, "namespace": "shop"})];
+            if kind != "TCPRoute" && namespace == "shop" && backend != parent {
+                parents.push(json!({"kind": "Server", "name": backend}));
+            }
             json!({"apiVersion": format!("gateway.networking.k8s.io/{version}"), "kind": kind,
             "metadata": {"name": name, "namespace": namespace},
-            "spec": {"parentRefs": [{"kind": "Service", "name": parent, "namespace": "shop"}],
+            "spec": {"parentRefs": parents,
                 "rules": [{"backendRefs":
                     [{"name": backend, "namespace": of_backend, "port": 80}]}]}})
         },
@@ -105,9 +109,11 @@ fn servers() -> impl Strategy<Value = Value> {
 }
 
 fn authorizations() -> impl Strategy<Value = Value> {
-    (names(), groups(), names(), names(), 0..4u8).prop_map(
+    (names(), groups(), names(), names(), 0..6u8).prop_map(
         |(name, group, target, required, kind)| {
             let target = match kind {
+                4 => json!({"kind": "HTTPRoute", "name": target}),
+                5 => json!({"kind": "GRPCRoute", "name": target}),
                 0 => json!({"kind": "Namespace", "name": "shop"}),
                 1 => json!({"kind": "Server", "name": target, "group": "policy.linkerd.io"}),
                 _ => json!({"kind": "Server", "name": target}),

@@ -9,6 +9,7 @@ use weft_proto::{Key, Kind};
 use super::*;
 use crate::objects::decode;
 
+mod inbound;
 mod incremental;
 mod invalid;
 mod policies;

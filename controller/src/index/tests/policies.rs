@@ -314,13 +314,13 @@ fn targets_without_a_group_mean_the_policys_own() {
         ),
         (
             LINKERD,
-            "group: gateway.networking.k8s.io, kind: HTTPRoute, name: r",
+            "group: policy.weft.dev, kind: HTTPRoute, name: r",
             [true, true],
             [false, false],
         ),
         (
             WEFT,
-            "kind: GRPCRoute, name: r",
+            "group: policy.linkerd.io, kind: GRPCRoute, name: r",
             [true, true],
             [false, false],
         ),

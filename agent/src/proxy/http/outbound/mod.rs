@@ -177,6 +177,10 @@ async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<Re
     let mut timers = None;
     match try_exchange(&client, request, (is_grpc, &whole), &mut timers).await {
         Ok(response) => response,
+        Err(ExchangeError::Answered(answer)) => {
+            Ending::measured(timers, &answer).ended();
+            Response::from_parts(*answer, ResponseBody::empty())
+        }
         Err(error) => {
             // It may have been stopped in a try.
             whole.tries.take().answer(&error, is_grpc);
@@ -259,6 +263,7 @@ async fn try_exchange(
         mut in_flight,
         response,
         timers: of_try,
+        pass,
     } = sent;
     *timers = timers.take().map(|it| of_try.and(it));
     let (mut parts, incoming) = response.into_parts();
@@ -274,7 +279,7 @@ async fn try_exchange(
             Upstream::Http2 { .. } => None,
         };
         let response = Response::from_parts(parts, incoming);
-        let end = client.end.clone();
+        let end = (client.end.clone(), pass.entry);
         return Ok(upgrade::switch(
             &client.pod,
             upgrading,
@@ -292,6 +297,7 @@ async fn try_exchange(
     let mut ending = Ending::measured(timers.take(), &parts);
     ending.hold(in_flight, &parts);
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
+    apply_to_response(&pass.filters, &mut parts);
     for filters in led.filters {
         apply_to_response(filters, &mut parts);
     }
@@ -308,7 +314,7 @@ async fn try_exchange(
             ResponseBody::of_held(incoming, None, ending, held)
         }
     };
-    Ok(Response::from_parts(parts, body))
+    Ok(Response::from_parts(parts, body.under(pass.entry)))
 }
 
 fn home(client: &Facts) -> Home {

@@ -15,6 +15,7 @@ use crate::discovery::{Balanced, ServicePortEntry};
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::body::RequestBody;
+use crate::proxy::http::gate::Pass;
 use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::{Version, head, host};
 use crate::proxy::outbound::{self, Waiter};
@@ -154,6 +155,9 @@ async fn try_each(
             ExchangeError::Flow(error) if !outbound::is_of_endpoint(error) => in_flight.forget(),
             // The request's body broke off.
             ExchangeError::Server(error) if error.is_user() => in_flight.forget(),
+            ExchangeError::NoRule | ExchangeError::Answered(_) | ExchangeError::Revoked => {
+                in_flight.forget();
+            }
             _ => in_flight.failed(),
         }
         match failed.request {
@@ -189,6 +193,8 @@ pub(super) struct Sent {
     pub(super) in_flight: Option<InFlight>,
     pub(super) response: Response<Incoming>,
     pub(super) timers: Timers,
+    /// What policy of the server's pod has to do with it, on one node.
+    pub(super) pass: Pass,
 }
 
 /// Sends the request to an endpoint: again if a connection that was used before turns out to be closed. Its
@@ -238,6 +244,18 @@ async fn send_to(
         }
     };
     let was_reused = upstream.is_reused();
+    let pass = match ask(client, &upstream, &mut request) {
+        Ok(pass) => pass,
+        Err(error) => {
+            upstream.let_go(client);
+            return Err(Failed {
+                error,
+                request: None,
+                was_reused,
+                timers: counted.unwrap_or_default(),
+            });
+        }
+    };
     // Of a request that may be sent twice and has nothing behind its head, a copy is enough.
     let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
     request = adapt(request, client.version);
@@ -254,28 +272,62 @@ async fn send_to(
     if let Some(kind) = endpoint.2 {
         kind.tries.begin(timers);
     }
-    let sent = match &mut upstream {
-        Upstream::Http1(connection) => connection.send(request).await,
-        Upstream::Http2 { connection, .. } => connection.send(request).await,
+    let sent = {
+        let sending = async {
+            match &mut upstream {
+                Upstream::Http1(connection) => connection.send(request).await,
+                Upstream::Http2 { connection, .. } => connection.send(request).await,
+            }
+        };
+        pass.hold(sending).await
     };
     let timers = endpoint.2.map(|it| it.tries.take()).unwrap_or_default();
+    let sent = match sent {
+        Ok(sent) => sent,
+        Err(error) => {
+            return Err(Failed {
+                error,
+                request: None,
+                was_reused,
+                timers,
+            });
+        }
+    };
     match sent {
         Ok(response) => Ok(Sent {
             upstream,
             in_flight: None,
             response,
             timers,
+            pass,
         }),
         Err(mut error) => {
-            let back = error.take_message();
+            let back = error.take_message().or(again);
             Err(Failed {
-                request: back.or(again),
+                // It will be asked about again.
+                request: back.map(|it| pass.undo(it)),
                 was_reused,
                 timers,
                 error: ExchangeError::Server(error.into_error()),
             })
         }
     }
+}
+
+/// Asks the policy of the server's pod, if that is of this node.
+fn ask(
+    client: &Facts,
+    upstream: &Upstream,
+    request: &mut Request<RequestBody>,
+) -> Result<Pass, ExchangeError> {
+    let Some(gate) = &upstream.route().gate else {
+        return Ok(Pass::default());
+    };
+    let placeholder = Request::new(RequestBody::empty());
+    let (mut head, body) = std::mem::replace(request, placeholder).into_parts();
+    let asked = gate.ask(&client.context, &mut head, &client.end);
+    *request = Request::from_parts(head, body);
+    asked
 }
 
 /// A version that the other side's connection can speak.

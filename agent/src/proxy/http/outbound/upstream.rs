@@ -5,14 +5,16 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 
-use super::Facts;
 use super::send::Endpoint;
+use super::{Facts, home};
 use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::Version;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::application::Origin;
+use crate::proxy::http::body::Used;
 use crate::proxy::http::connection::{Hold, Http1, Http2, Life, OpenStream, Route};
+use crate::proxy::http::gate::Gate;
 use crate::proxy::http::measure::{self, Kind, Timers};
 use crate::proxy::http::stream::{Returned, Stream};
 use crate::proxy::outbound::{self, Caller, Connected};
@@ -105,6 +107,11 @@ pub(super) async fn start(
 ) -> Result<Upstream, ExchangeError> {
     let Facts { context, pod, .. } = &**client;
     let mut route = route_of(pod, &record, &connected, generation);
+    route.gate = route.local.as_ref().map(|local| {
+        let from = (client.address.ip(), TlsLabel::SameNode);
+        let (port, identity) = (route.endpoint.port(), pod.identity.clone());
+        Gate::new(Arc::clone(local), port, from, Some(identity))
+    });
     outbound::count(context, pod, &mut record);
     let mut moved = std::mem::take(&mut record.moved);
     let (stream, hold) = match connected {
@@ -196,6 +203,7 @@ fn route_of(pod: &LocalPod, record: &Record, connected: &Connected, generation: 
             _ => None,
         },
         verdict: None,
+        gate: None,
         // From before it was made: a change in its middle makes it one that is not used again.
         generation,
     }
@@ -227,6 +235,17 @@ impl Upstream {
                 let mut known = known.unwrap_or_else(PoisonError::into_inner);
                 kind.of_connection(context, pod, &connection.route, &mut known, host)
             }
+        }
+    }
+
+    /// It was not used after all.
+    pub(super) fn let_go(self, client: &Facts) {
+        if let Self::Http1(connection) = self {
+            let used = Used {
+                home: home(client),
+                connection,
+            };
+            used.give_back();
         }
     }
 

@@ -14,7 +14,12 @@ use serde::Serialize;
 use crate::cluster::ClusterSettings;
 use crate::identity::{Identity, TrustDomain};
 use crate::names::{Name, ObjectName};
+use crate::route::InboundRoutes;
 use crate::workload::WorkloadId;
+
+mod requests;
+
+pub use requests::{Passed, RequestDenial, authorize_request};
 
 /// Which policies hold for one workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,6 +73,9 @@ pub struct Server {
     pub proxy_protocol: ProxyProtocol,
     /// Each allows the clients that it covers.
     pub authorizations: Vec<Authorization>,
+    /// Routes of the requests that arrive at the port. None: there are none, and all requests are allowed
+    /// that the client's connection is.
+    pub routes: Option<InboundRoutes>,
 }
 
 /// What may connect where nothing more specific is said (`config.linkerd.io/default-inbound-policy`,
@@ -186,6 +194,14 @@ pub enum Verdict {
         /// The default or access policy that was looked at when no authorization covered.
         policy: Option<AccessPolicy>,
     },
+    /// The Server lets the client in for requests of some of its routes, and for nothing else: each
+    /// request is to be decided by [`authorize_request`], and what is no request is denied.
+    RequestsOnly {
+        /// The Server.
+        server: ServerName,
+        /// Its access policy, which does not allow the client.
+        policy: AccessPolicy,
+    },
     /// Denied.
     Deny {
         /// The Server that governs the port, if one does.
@@ -208,7 +224,8 @@ pub enum DenyReason {
 
 /// Decides whether a client may connect to a port of a workload.
 ///
-/// `policy` is the workload's, `server` finds a Server by name. Whatever is missing denies.
+/// `policy` is the workload's, `server` finds a Server by name. Whatever is missing denies. Where the Server
+/// has routes, this is not the last word about requests: see [`authorize_request`].
 pub fn authorize<'a>(
     cluster: &ClusterSettings,
     policy: Option<&WorkloadPolicy>,
@@ -231,14 +248,22 @@ pub fn authorize<'a>(
             reason: DenyReason::ServerUnknown,
         };
     };
-    match server.authorizations.iter().find(|it| it.covers(client)) {
-        Some(authorization) => Verdict::Allow {
+    if let Some(authorization) = server.authorizations.iter().find(|it| it.covers(client)) {
+        return Verdict::Allow {
             server: Some(server.name.clone()),
             authorization: Some(authorization.name.clone()),
             policy: None,
-        },
-        None => by_access_policy(cluster, server.access_policy, Some(&server.name), client),
+        };
     }
+    let verdict = by_access_policy(cluster, server.access_policy, Some(&server.name), client);
+    let mut of_routes = server.routes.iter().flat_map(InboundRoutes::authorizations);
+    if !verdict.is_allowed() && of_routes.any(|it| it.covers(client)) {
+        return Verdict::RequestsOnly {
+            server: server.name.clone(),
+            policy: server.access_policy,
+        };
+    }
+    verdict
 }
 
 fn by_access_policy(
@@ -247,16 +272,8 @@ fn by_access_policy(
     server: Option<&ServerName>,
     client: Client<'_>,
 ) -> Verdict {
-    let in_cluster = cluster.is_pod_range(client.address);
-    let allowed = match policy {
-        AccessPolicy::AllUnauthenticated | AccessPolicy::Audit => true,
-        AccessPolicy::AllAuthenticated => client.identity.is_some(),
-        AccessPolicy::ClusterUnauthenticated => in_cluster,
-        AccessPolicy::ClusterAuthenticated => in_cluster && client.identity.is_some(),
-        AccessPolicy::Deny => false,
-    };
     let server = server.cloned();
-    if allowed {
+    if policy.allows(cluster, client) {
         Verdict::Allow {
             server,
             authorization: None,
@@ -312,15 +329,37 @@ impl NetworkMatch {
 }
 
 impl Verdict {
-    /// Whether the client may connect.
+    /// Whether the client may connect, and say what it likes.
     pub fn is_allowed(&self) -> bool {
         matches!(self, Self::Allow { .. })
+    }
+
+    /// Whether the client may connect if it makes requests.
+    pub fn admits_requests(&self) -> bool {
+        matches!(self, Self::Allow { .. } | Self::RequestsOnly { .. })
+    }
+
+    /// Whether it admits requests and nothing else.
+    pub fn requests_only(&self) -> bool {
+        matches!(self, Self::RequestsOnly { .. })
+    }
+
+    /// The same for what is no request: it is not for routes to allow that.
+    pub fn without_requests(self) -> Self {
+        match self {
+            Self::RequestsOnly { server, policy } => Self::Deny {
+                server: Some(server),
+                reason: DenyReason::Policy(policy),
+            },
+            other => other,
+        }
     }
 
     /// The Server that governs the port.
     pub fn server(&self) -> Option<&ServerName> {
         match self {
             Self::Allow { server, .. } | Self::Deny { server, .. } => server.as_ref(),
+            Self::RequestsOnly { server, .. } => Some(server),
         }
     }
 
@@ -348,6 +387,7 @@ impl Verdict {
                 ..
             } => format!("default:{policy}"),
             Self::Allow { .. } => "default".to_owned(),
+            Self::RequestsOnly { .. } => "routes".to_owned(),
             Self::Deny { reason, .. } => reason.to_string(),
         }
     }
@@ -364,6 +404,18 @@ impl fmt::Display for DenyReason {
 }
 
 impl AccessPolicy {
+    /// Whether it allows the client.
+    fn allows(self, cluster: &ClusterSettings, client: Client<'_>) -> bool {
+        let in_cluster = cluster.is_pod_range(client.address);
+        match self {
+            Self::AllUnauthenticated | Self::Audit => true,
+            Self::AllAuthenticated => client.identity.is_some(),
+            Self::ClusterUnauthenticated => in_cluster,
+            Self::ClusterAuthenticated => in_cluster && client.identity.is_some(),
+            Self::Deny => false,
+        }
+    }
+
     /// As written in manifests and annotations.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -436,177 +488,4 @@ impl fmt::Display for AuthorizationName {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn identity(namespace: &str, account: &str) -> Identity {
-        format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
-            .parse()
-            .expect("valid")
-    }
-
-    fn server_name() -> ServerName {
-        ServerName {
-            group: PolicyGroup::Linkerd,
-            name: "production/payment-api".parse().expect("valid"),
-        }
-    }
-
-    fn cluster() -> ClusterSettings {
-        ClusterSettings {
-            trust_domain: "cluster.local".parse().expect("valid"),
-            pod_ranges: vec!["10.0.0.0/8".parse().expect("valid")],
-            service_ranges: vec![],
-            force_tunnels: false,
-        }
-    }
-
-    fn policy(default: AccessPolicy) -> WorkloadPolicy {
-        WorkloadPolicy {
-            workload: "production/payment-0".parse().expect("valid"),
-            default,
-            servers: vec![ServerBinding {
-                port: 8080,
-                server: server_name(),
-            }],
-        }
-    }
-
-    fn server(access_policy: AccessPolicy, required: Vec<Vec<Authentication>>) -> Server {
-        let authorization = |required| Authorization {
-            name: AuthorizationName {
-                group: PolicyGroup::Linkerd,
-                name: "production/payment-access".parse().expect("valid"),
-            },
-            required,
-        };
-        Server {
-            name: server_name(),
-            access_policy,
-            proxy_protocol: ProxyProtocol::Unknown,
-            authorizations: required.into_iter().map(authorization).collect(),
-        }
-    }
-
-    /// (access policy, client address, has identity) -> allowed
-    #[test]
-    fn access_policies() {
-        use AccessPolicy::*;
-        let inside: IpAddr = "10.1.2.3".parse().expect("valid");
-        let outside: IpAddr = "192.0.2.1".parse().expect("valid");
-        let who = identity("production", "order-service");
-        for (access, [in_with, in_without, out_with, out_without]) in [
-            (AllUnauthenticated, [true, true, true, true]),
-            (AllAuthenticated, [true, false, true, false]),
-            (ClusterUnauthenticated, [true, true, false, false]),
-            (ClusterAuthenticated, [true, false, false, false]),
-            (Deny, [false, false, false, false]),
-            (Audit, [true, true, true, true]),
-        ] {
-            for (address, identity, expected) in [
-                (inside, Some(&who), in_with),
-                (inside, None, in_without),
-                (outside, Some(&who), out_with),
-                (outside, None, out_without),
-            ] {
-                let client = Client { address, identity };
-                let as_default =
-                    authorize(&cluster(), Some(&policy(access)), |_| None, 9090, client);
-                assert_eq!(as_default.is_allowed(), expected, "{access} {client:?}");
-                assert_eq!(as_default.is_audited(), access == Audit);
-                let governed = server(access, vec![]);
-                let of_server = authorize(
-                    &cluster(),
-                    Some(&policy(Deny)),
-                    |_| Some(&governed),
-                    8080,
-                    client,
-                );
-                assert_eq!(of_server.is_allowed(), expected, "server {access}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_unknown_denies() {
-        let who = identity("production", "order-service");
-        let client = Client {
-            address: "10.1.2.3".parse().expect("valid"),
-            identity: Some(&who),
-        };
-        let open = policy(AccessPolicy::AllUnauthenticated);
-        assert_eq!(
-            authorize(&cluster(), None, |_| None, 8080, client),
-            Verdict::Deny {
-                server: None,
-                reason: DenyReason::WorkloadPolicyUnknown
-            }
-        );
-        assert_eq!(
-            authorize(&cluster(), Some(&open), |_| None, 8080, client),
-            Verdict::Deny {
-                server: Some(server_name()),
-                reason: DenyReason::ServerUnknown
-            }
-        );
-        let names_unknown = server(
-            AccessPolicy::Deny,
-            vec![vec![Authentication::Unknown("x".to_owned())]],
-        );
-        let verdict = authorize(
-            &cluster(),
-            Some(&open),
-            |_| Some(&names_unknown),
-            8080,
-            client,
-        );
-        assert!(!verdict.is_allowed());
-    }
-
-    #[test]
-    fn authorizations_need_every_authentication() {
-        let order = identity("production", "order-service");
-        let other = identity("production", "other");
-        let tls = Authentication::MeshTls(vec![IdentityMatch::Exact(order.clone())]);
-        let net = Authentication::Networks(vec![NetworkMatch {
-            cidr: "10.0.0.0/8".parse().expect("valid"),
-            except: vec!["10.9.0.0/16".parse().expect("valid")],
-        }]);
-        let namespace = Authentication::MeshTls(vec![IdentityMatch::Namespace {
-            trust_domain: "cluster.local".parse().expect("valid"),
-            namespace: "production".parse().expect("valid"),
-        }]);
-        let any = Authentication::MeshTls(vec![IdentityMatch::Any]);
-        let (tls, net) = (&tls, &net);
-        for (required, address, who, expected) in [
-            (vec![tls, net], "10.1.2.3", Some(&order), true),
-            (vec![tls, net], "10.9.2.3", Some(&order), false),
-            (vec![tls, net], "192.0.2.1", Some(&order), false),
-            (vec![tls], "192.0.2.1", Some(&order), true),
-            (vec![tls], "10.1.2.3", Some(&other), false),
-            (vec![tls], "10.1.2.3", None, false),
-            (vec![net], "10.1.2.3", None, true),
-            (vec![&namespace], "10.1.2.3", Some(&other), true),
-            (vec![&any], "10.1.2.3", Some(&other), true),
-            (vec![&any], "10.1.2.3", None, false),
-            (vec![], "192.0.2.1", None, true),
-        ] {
-            let server = server(
-                AccessPolicy::Deny,
-                vec![required.into_iter().cloned().collect()],
-            );
-            let client = Client {
-                address: address.parse().expect("valid"),
-                identity: who,
-            };
-            let verdict = authorize(
-                &cluster(),
-                Some(&policy(AccessPolicy::Deny)),
-                |_| Some(&server),
-                8080,
-                client,
-            );
-            assert_eq!(verdict.is_allowed(), expected, "{address} {who:?}");
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,290 @@
+//! What policy says about each request, where it arrives: at its connection's, and, where the Server has
+//! routes, at its own route.
+//!
+//! There is one gate for a client's connection to a port of a pod. What it knows of policy is kept until policy
+//! changes, so that a port without routes costs a comparison of two numbers for each request.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::request::Parts;
+use http::{Request, response};
+use tokio_util::sync::CancellationToken;
+use weft_core::route::{Filter, InboundMatch, Place, RouteName, apply_to_request};
+use weft_core::{AuthorizationName, Client, Identity, RequestDenial, Verdict};
+
+use super::answer::ExchangeError;
+use super::head;
+use crate::discovery::RequestPolicy;
+use crate::node::LocalPod;
+use crate::proxy::Context;
+use crate::proxy::error::FlowError;
+use crate::proxy::live_requests::{LiveRequest, RequestEntry};
+use crate::telemetry::exchange::{HttpAuthz, RouteRef, Stopped};
+use crate::telemetry::{AuthzLabels, TlsLabel};
+
+/// Decides about the requests of one client at one port.
+#[derive(Debug)]
+pub(in crate::proxy) struct Gate {
+    /// The server's pod.
+    pod: Arc<LocalPod>,
+    port: u16,
+    /// Where the client connects from, and how.
+    client: IpAddr,
+    tls: TlsLabel,
+    /// Who it is, if proven.
+    identity: Option<Identity>,
+    known: Mutex<Option<Arc<Known>>>,
+}
+
+/// Policy, as of one moment.
+#[derive(Debug)]
+struct Known {
+    number: u64,
+    /// About the client's connection.
+    connection: Verdict,
+    requests: Option<RequestPolicy>,
+    /// Where it is counted what holds for all of the connection.
+    counted: HttpAuthz,
+    /// The same for rules: which, and what opened it.
+    of_rules: Mutex<Vec<(Decided, HttpAuthz)>>,
+}
+
+/// What is counted together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Decided {
+    rule: Option<usize>,
+    authorization: Option<AuthorizationName>,
+}
+
+/// A request that may pass.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    /// What is to happen to its response.
+    pub(super) filters: Vec<Filter>,
+    /// The request's head before its route has changed it, if that was to.
+    original: Option<Box<Parts>>,
+    /// Ends it if policy changes; none: its connection is ended.
+    pub(super) entry: Option<RequestEntry>,
+}
+
+impl Gate {
+    /// The gate of a client that connects to a port of a pod.
+    pub(in crate::proxy) fn new(
+        pod: Arc<LocalPod>,
+        port: u16,
+        (client, tls): (IpAddr, TlsLabel),
+        identity: Option<Identity>,
+    ) -> Self {
+        Self {
+            pod,
+            port,
+            client,
+            tls,
+            identity,
+            known: Mutex::default(),
+        }
+    }
+
+    /// Decides about a request, counts it, and does to its head what its route says. `end` is that of its
+    /// connection.
+    ///
+    /// # Errors
+    /// It is denied, no route is for it, or its route answers it.
+    pub(super) fn ask(
+        &self,
+        context: &Context,
+        head: &mut Parts,
+        end: &CancellationToken,
+    ) -> Result<Pass, ExchangeError> {
+        let mut known = self.known(context);
+        let is_grpc = head::is_grpc(&head.headers);
+        let mut entry = None;
+        if known.requests.is_some() {
+            // Before it is decided: a change in between must not be missed.
+            entry = Some(self.enter(context, head, is_grpc, end));
+            known = self.known(context);
+        }
+        if !known.connection.admits_requests() {
+            known.counted.count();
+            return Err(FlowError::Denied(known.connection.clone()).into());
+        }
+        let Some(policy) = &known.requests else {
+            // All of one moment: without routes nobody is let in for requests only.
+            known.counted.count();
+            return Ok(Pass {
+                entry,
+                ..Pass::default()
+            });
+        };
+        match policy.authorize(self.client(), head, is_grpc) {
+            Ok(passed) => {
+                let decided = Decided {
+                    rule: passed.rule.map(|it| it.ordinal),
+                    authorization: passed.authorization.cloned(),
+                };
+                let route = passed.rule.map(|it| it.route);
+                let verdict = || passed.verdict(policy.server());
+                self.count(context, &known, decided, route, verdict);
+                let mut pass = Pass {
+                    entry,
+                    ..Pass::default()
+                };
+                if let Some(rule) = passed.rule.filter(|it| !it.rule.filters.is_empty()) {
+                    pass.original = Some(Box::new(head::line_and_headers(head)));
+                    filter(&rule, head)?;
+                    pass.filters.clone_from(&rule.rule.filters);
+                }
+                Ok(pass)
+            }
+            Err(RequestDenial::NotFound) => {
+                let labels = self.labels(&known.connection);
+                let stopped = context.telemetry.http_stopped(labels, Stopped::NoRoute);
+                stopped.count();
+                Err(ExchangeError::NoRule)
+            }
+            Err(RequestDenial::Denied { route, verdict }) => {
+                let labels = self.labels(&verdict);
+                let route = route_ref(route.as_ref());
+                context.telemetry.http_authz(labels, route).count();
+                Err(FlowError::Denied(*verdict).into())
+            }
+        }
+    }
+
+    fn known(&self, context: &Context) -> Arc<Known> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = &context.store;
+        let current = store.policy_number();
+        if let Some(known) = known.as_ref().filter(|it| it.number == current) {
+            return Arc::clone(known);
+        }
+        let (number, connection, requests) =
+            store.authorize_requests(&self.pod.id, self.port, self.client());
+        let labels = self.labels(&connection);
+        let made = Arc::new(Known {
+            number,
+            requests,
+            counted: context.telemetry.http_authz(labels, route_ref(None)),
+            connection,
+            of_rules: Mutex::default(),
+        });
+        *known = Some(Arc::clone(&made));
+        made
+    }
+
+    fn enter(
+        &self,
+        context: &Context,
+        head: &Parts,
+        is_grpc: bool,
+        end: &CancellationToken,
+    ) -> RequestEntry {
+        context.live.requests.enter(LiveRequest {
+            pod: self.pod.id.clone(),
+            port: self.port,
+            client: self.client,
+            identity: self.identity.clone(),
+            head: head::line_and_headers(head),
+            is_grpc,
+            end: end.child_token(),
+        })
+    }
+
+    fn count(
+        &self,
+        context: &Context,
+        known: &Known,
+        decided: Decided,
+        route: Option<&RouteName>,
+        verdict: impl FnOnce() -> Verdict,
+    ) {
+        let mut counted = known
+            .of_rules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, counted)) = counted.iter().find(|(it, _)| *it == decided) {
+            counted.count();
+            return;
+        }
+        let labels = self.labels(&verdict());
+        let here = context.telemetry.http_authz(labels, route_ref(route));
+        here.count();
+        if counted.len() < MOST_COUNTED {
+            counted.push((decided, here));
+        }
+    }
+
+    fn client(&self) -> Client<'_> {
+        Client {
+            address: self.client,
+            identity: self.identity.as_ref(),
+        }
+    }
+
+    fn labels(&self, verdict: &Verdict) -> AuthzLabels {
+        let (pod, client) = (self.pod.labels.clone(), self.identity.clone());
+        AuthzLabels::new(pod, self.port, self.tls, client, verdict)
+    }
+}
+
+/// Does to the head what the rule says.
+fn filter(rule: &InboundMatch<'_>, head: &mut Parts) -> Result<(), ExchangeError> {
+    let place = Place {
+        prefix: rule.prefix,
+        // Which one the client used is nobody's to know but the client's.
+        port: head::port(head).unwrap_or(80),
+    };
+    match apply_to_request(&rule.rule.filters, head, place) {
+        Some(answer) => Err(ExchangeError::Answered(Box::new(answer))),
+        None => Ok(()),
+    }
+}
+
+fn route_ref(route: Option<&RouteName>) -> RouteRef {
+    match route {
+        Some(route) => RouteRef::Resource {
+            group: route.group(),
+            kind: route.kind.as_str(),
+            name: route.name.clone(),
+        },
+        None => RouteRef::Default("default"),
+    }
+}
+
+impl Pass {
+    /// Gives a request back its own head.
+    pub(super) fn undo<B>(&self, mut request: Request<B>) -> Request<B> {
+        if let Some(original) = &self.original {
+            *request.method_mut() = original.method.clone();
+            *request.uri_mut() = original.uri.clone();
+            *request.headers_mut() = original.headers.clone();
+        }
+        request
+    }
+
+    /// Waits for a response as long as the request is allowed.
+    ///
+    /// # Errors
+    /// It is not allowed any more.
+    pub(super) async fn hold<T>(
+        &self,
+        sending: impl Future<Output = T>,
+    ) -> Result<T, ExchangeError> {
+        let Some(entry) = &self.entry else {
+            return Ok(sending.await);
+        };
+        tokio::select! {
+            biased;
+            () = entry.end().cancelled() => Err(ExchangeError::Revoked),
+            sent = sending => Ok(sent),
+        }
+    }
+}
+
+/// What a route has answered in the server's place.
+pub(super) type Answer = Box<response::Parts>;
+
+/// Rules of which it is remembered where they are counted.
+const MOST_COUNTED: usize = 64;

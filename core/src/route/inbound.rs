@@ -1,0 +1,295 @@
+//! The routes of a Server: which requests arrive there at all, and who may make them.
+//!
+//! They are routes as those of a Service are, with the same order of precedence, and differ in what
+//! they are for: they lead nowhere, routes of HTTP and of gRPC hold side by side, and their hostnames count
+//! (a hostname that is ignored would make a route be for more requests than its author meant).
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+
+use http::request::Parts;
+use serde::{Serialize, Serializer};
+
+use super::filters::host_of;
+use super::matches::{HttpMatch, PathMatch, PathPrefix};
+use super::table::{Entry, http_match, key, rules};
+use super::{HostMatch, Route, RouteName, RouteRules, RouteType, Rule};
+use crate::policy::Authorization;
+
+/// The routes of one Server, ordered. None at all: no request is any route's.
+#[derive(Clone, Debug)]
+pub struct InboundRoutes {
+    /// What was given, with its routes apart, as the order is made from these.
+    given: Vec<Given>,
+    routes: Vec<Route>,
+    entries: Vec<HostEntry>,
+}
+
+/// One route of a Server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InboundRoute {
+    /// What it matches, and what happens to its requests. Backends do not count.
+    #[serde(flatten)]
+    pub route: Route,
+    /// The hosts that it is for; none: all.
+    pub hostnames: Vec<HostMatch>,
+    /// Each allows the clients that it covers to make the route's requests, besides those whom the
+    /// Server's allow.
+    pub authorizations: Vec<Authorization>,
+}
+
+/// The rule that a request is.
+#[derive(Clone, Copy, Debug)]
+pub struct InboundMatch<'a> {
+    /// The route.
+    pub route: &'a RouteName,
+    /// The rule.
+    pub rule: &'a Rule,
+    /// Which rule of all of the Server's it is.
+    pub ordinal: usize,
+    /// The prefix that the path was matched by, without a slash at its end; none: by something else.
+    pub prefix: Option<&'a str>,
+    /// Who may make the route's requests.
+    pub authorizations: &'a [Authorization],
+}
+
+#[derive(Clone, Debug)]
+struct Given {
+    hostnames: Vec<HostMatch>,
+    authorizations: Vec<Authorization>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HostEntry {
+    entry: Entry,
+    /// Which of the route's hostnames; none: it has none.
+    host: Option<usize>,
+}
+
+impl InboundRoutes {
+    /// Orders routes. Those of connections are kept, and are no request's.
+    pub fn new(routes: Vec<InboundRoute>) -> Self {
+        let mut it = Self {
+            given: vec![],
+            routes: vec![],
+            entries: vec![],
+        };
+        let mut ordinal = 0;
+        for InboundRoute {
+            mut route,
+            hostnames,
+            authorizations,
+        } in routes
+        {
+            if let RouteRules::Http(rules) = &mut route.rules {
+                let matches = rules.iter_mut().flat_map(|it| &mut it.matches);
+                matches.for_each(HttpMatch::normalize);
+            }
+            it.enter(&route, hostnames.len(), &mut ordinal);
+            it.routes.push(route);
+            it.given.push(Given {
+                hostnames,
+                authorizations,
+            });
+        }
+        let (given, routes) = (&it.given, &it.routes);
+        it.entries.sort_by_cached_key(|it| {
+            let host = host(given, it).map(HostMatch::rank);
+            (Reverse(host), key(routes, &it.entry))
+        });
+        it
+    }
+
+    /// All routes, in the order in which they were given.
+    pub fn routes(&self) -> impl ExactSizeIterator<Item = InboundRoute> + '_ {
+        let routes = self.routes.iter().zip(&self.given);
+        routes.map(|(route, given)| InboundRoute {
+            route: route.clone(),
+            hostnames: given.hostnames.clone(),
+            authorizations: given.authorizations.clone(),
+        })
+    }
+
+    /// Who may make some of the requests.
+    pub fn authorizations(&self) -> impl Iterator<Item = &Authorization> {
+        self.given.iter().flat_map(|it| &it.authorizations)
+    }
+
+    /// The rule that a request with this path is; None: no route is for it. Only calls of gRPC are those of
+    /// a GRPCRoute.
+    pub(crate) fn select(
+        &self,
+        head: &Parts,
+        path: &RequestPath<'_>,
+        is_grpc: bool,
+    ) -> Option<InboundMatch<'_>> {
+        let asked = host_of(head);
+        let found = self.entries.iter().find(|it| {
+            let route = &self.routes[it.entry.route];
+            let of_kind = is_grpc || route.name.kind.route_type() != RouteType::Grpc;
+            let of_host = host(&self.given, it)
+                .is_none_or(|it| asked.is_some_and(|asked| it.is_match(asked)));
+            let matches = http_match(&self.routes, &it.entry);
+            of_kind
+                && of_host
+                && path.satisfies(&matches.path)
+                && matches.is_match_but_for_path(head)
+        })?;
+        let route = &self.routes[found.entry.route];
+        let rule = rules(route).get(found.entry.rule)?;
+        Some(InboundMatch {
+            route: &route.name,
+            rule,
+            ordinal: found.entry.ordinal,
+            prefix: match &rule.matches.get(found.entry.at)?.path {
+                PathMatch::Prefix(prefix) => Some(prefix.as_str()),
+                PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Grpc { .. } => None,
+            },
+            authorizations: &self.given[found.entry.route].authorizations,
+        })
+    }
+
+    fn enter(&mut self, route: &Route, hostnames: usize, ordinal: &mut usize) {
+        let hosts: Vec<Option<usize>> = match hostnames {
+            0 => vec![None],
+            count => (0..count).map(Some).collect(),
+        };
+        for (number, rule) in rules(route).iter().enumerate() {
+            for at in 0..rule.matches.len() {
+                let entry = Entry {
+                    route: self.routes.len(),
+                    rule: number,
+                    at,
+                    ordinal: *ordinal,
+                };
+                let entries = hosts.iter().map(|host| HostEntry { entry, host: *host });
+                self.entries.extend(entries);
+            }
+            *ordinal += 1;
+        }
+    }
+}
+
+fn host<'a>(given: &'a [Given], entry: &HostEntry) -> Option<&'a HostMatch> {
+    given[entry.entry.route].hostnames.get(entry.host?)
+}
+
+/// A path of a request, in one of the two ways in which a server may read it.
+#[derive(Clone, Debug)]
+pub(crate) enum RequestPath<'a> {
+    /// As it was sent.
+    Sent(&'a str),
+    /// As a generous server may take it: see [`RequestPath::read`].
+    Read(String),
+}
+
+impl<'a> RequestPath<'a> {
+    /// What a server that undoes escapes, parameters, empty segments and dots makes of a path; None: what
+    /// was sent. Routes must allow both, as nobody knows which one the server behind them goes by: else
+    /// `/%61dmin`, or `/public/../admin`, would be a way around a route for `/admin`.
+    pub(crate) fn read(path: &'a str) -> Option<Self> {
+        let read = read(path);
+        (read != path).then(|| Self::Read(read.into_owned()))
+    }
+
+    fn satisfies(&self, wanted: &PathMatch) -> bool {
+        match (self, wanted) {
+            (Self::Sent(path), wanted) => wanted.is_match(path),
+            // What is written in the route is read in the same way.
+            (Self::Read(path), PathMatch::Exact(exact)) => read(exact) == path.as_str(),
+            (Self::Read(path), PathMatch::Prefix(prefix)) => {
+                let prefix = PathPrefix::new(&read(prefix.as_str()));
+                prefix.rest_of(path).is_some()
+            }
+            (Self::Read(path), wanted) => wanted.is_match(path),
+        }
+    }
+}
+
+fn read(path: &str) -> Cow<'_, str> {
+    let is_odd = |byte: u8| matches!(byte, b'%' | b';' | b'\\');
+    let plain = !path.bytes().any(is_odd) && !path.contains("//") && !path.contains("/.");
+    if plain {
+        return path.into();
+    }
+    let bytes: Vec<u8> = unescaped(path).collect();
+    let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
+    let mut segments: Vec<&str> = vec![];
+    for segment in text.split('/') {
+        match segment.split_once(';').map_or(segment, |(name, _)| name) {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => segments.push(name),
+        }
+    }
+    let mut read = format!("/{}", segments.join("/"));
+    if text.ends_with('/') && read.len() > 1 {
+        read.push('/');
+    }
+    read.into()
+}
+
+/// An incomplete escape stands for itself.
+fn unescaped(path: &str) -> impl Iterator<Item = u8> {
+    let mut rest = path.as_bytes();
+    std::iter::from_fn(move || {
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|it| it as u8);
+        let (first, after) = rest.split_first()?;
+        rest = after;
+        if let (b'%', [high, low, after @ ..]) = (*first, after)
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            rest = after;
+            return Some(high << 4 | low);
+        }
+        Some(*first)
+    })
+}
+
+/// The rest follows from these.
+impl PartialEq for InboundRoutes {
+    fn eq(&self, other: &Self) -> bool {
+        self.routes().eq(other.routes())
+    }
+}
+
+impl Eq for InboundRoutes {}
+
+impl Serialize for InboundRoutes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.routes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_generous_servers_do() {
+        for (sent, expected) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/%61dmin", "/admin"),
+            ("/a%2Fb", "/a/b"),
+            ("//admin", "/admin"),
+            ("/public/../admin", "/admin"),
+            ("/public/%2e%2e/admin", "/admin"),
+            ("/public/..%5cadmin", "/admin"),
+            ("/./admin/.", "/admin"),
+            ("/../..", "/"),
+            ("/admin;x=1/y", "/admin/y"),
+            ("/admin/;x", "/admin"),
+            ("/a//", "/a/"),
+            ("/a%", "/a%"),
+            ("/a%4", "/a%4"),
+            ("/%zz", "/%zz"),
+            ("*", "*"),
+            ("", ""),
+        ] {
+            assert_eq!(read(sent), expected, "{sent}");
+        }
+    }
+}
