@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use weft_core::route::{InboundRoutes, RouteTable};
 use weft_core::{
     AccessPolicy, Authorization, ClusterSettings, Mesh, Name, ObjectName, Owner, PolicyGroup,
-    PortProtocol, ProxyProtocol, Server, ServerBinding, Workload, WorkloadPolicy,
+    PortProtocol, ProxyProtocol, RateLimit, Server, ServerBinding, Workload, WorkloadPolicy,
 };
 
 use crate::balance::EndpointEntry;
@@ -156,6 +156,8 @@ impl Serialize for ShownServer {
             authorizations: &'a [Authorization],
             #[serde(skip_serializing_if = "Option::is_none")]
             routes: Option<&'a InboundRoutes>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            rate_limit: Option<&'a RateLimit>,
         }
         let Server {
             name,
@@ -163,6 +165,7 @@ impl Serialize for ShownServer {
             proxy_protocol,
             authorizations,
             routes,
+            rate_limit,
         } = &*self.0;
         let shown = Shown {
             group: name.group,
@@ -171,6 +174,7 @@ impl Serialize for ShownServer {
             proxy_protocol: *proxy_protocol,
             authorizations,
             routes: routes.as_ref(),
+            rate_limit: rate_limit.as_ref(),
         };
         shown.serialize(serializer)
     }

@@ -15,7 +15,7 @@ use weft_core::{
 
 use super::dump::{ShownPolicies, ShownServer, ShownWorkloadPolicy};
 
-/// What is asked about each request at a port: the Server that governs it, which has routes.
+/// What is asked about each request at a port: the Server that governs it, which has routes or a limit.
 #[derive(Clone, Debug)]
 pub struct RequestPolicy {
     cluster: Arc<ClusterSettings>,
@@ -90,7 +90,9 @@ impl Policies {
         let policy = self.workloads.get(workload)?;
         let binding = policy.servers.iter().find(|it| it.port == port)?;
         let server = self.servers.get(&binding.server)?;
-        server.routes.as_ref()?;
+        if server.routes.is_none() && server.rate_limit.is_none() {
+            return None;
+        }
         Some(RequestPolicy {
             cluster: Arc::clone(self.cluster.as_ref()?),
             server: Arc::clone(server),

@@ -214,6 +214,7 @@ fn server(access_policy: AccessPolicy, authorizations: Vec<Authorization>) -> Se
         proxy_protocol: ProxyProtocol::Unknown,
         authorizations,
         routes: None,
+        rate_limit: None,
     }
 }
 
@@ -643,6 +644,7 @@ fn inbound_protocols() {
             proxy_protocol: declared,
             authorizations: vec![],
             routes: None,
+            rate_limit: None,
         };
         store.apply(
             vec![Resource::WorkloadPolicy(policy), Resource::Server(server)],

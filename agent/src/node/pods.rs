@@ -16,6 +16,7 @@ use super::EnrollError;
 use crate::bpf::Standing;
 use crate::netns::Netns;
 use crate::proxy::http::pool::Pool as Exchanges;
+use crate::proxy::limiters::Limiters;
 use crate::proxy::turns::Turns;
 use crate::proxy::usage::Usage;
 use crate::telemetry::PodLabels;
@@ -55,6 +56,8 @@ pub struct LocalPod {
     pub usage: Arc<Usage>,
     /// The connections that its HTTP exchanges leave by.
     pub exchanges: Arc<Exchanges>,
+    /// How many requests it takes.
+    pub limiters: Limiters,
 }
 
 /// The enrolled pods and those that wait.
@@ -119,6 +122,7 @@ impl LocalPod {
             turns: Turns::new(usage.most_cpus()),
             usage,
             exchanges: Arc::default(),
+            limiters: Limiters::default(),
         }
     }
 

@@ -110,3 +110,114 @@ impl Drop for RequestEntry {
 }
 
 const PARTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use weft_core::route::{
+        HttpMatch, InboundRoute, InboundRoutes, PathMatch, PathPrefix, Route, RouteKind, RouteName,
+        RouteRules, Rule,
+    };
+    use weft_core::{
+        AccessPolicy, Authorization, AuthorizationName, ClusterSettings, PolicyGroup,
+        ProxyProtocol, Server, ServerBinding, ServerName, WorkloadPolicy,
+    };
+    use weft_proto::Resource;
+
+    use super::*;
+
+    /// A Server with one route for a prefix, which is open to everybody or to nobody.
+    fn change(store: &Store, prefix: &str, is_open: bool) {
+        let name = ServerName {
+            group: PolicyGroup::Weft,
+            name: "shop/web".parse().expect("valid"),
+        };
+        let policy = WorkloadPolicy {
+            workload: "shop/web-0".parse().expect("valid"),
+            default: AccessPolicy::Deny,
+            servers: vec![ServerBinding {
+                port: 80,
+                server: name.clone(),
+            }],
+        };
+        let everybody = Authorization {
+            name: AuthorizationName {
+                group: PolicyGroup::Weft,
+                name: "shop/open".parse().expect("valid"),
+            },
+            required: vec![],
+        };
+        let rule = Rule {
+            name: None,
+            matches: vec![HttpMatch {
+                path: PathMatch::Prefix(PathPrefix::new(prefix)),
+                ..HttpMatch::any()
+            }],
+            filters: vec![],
+            backends: vec![],
+            reliability: None,
+        };
+        let route = InboundRoute {
+            route: Route {
+                name: RouteName {
+                    name: "shop/r".parse().expect("valid"),
+                    kind: RouteKind::Http,
+                },
+                created: None,
+                rules: RouteRules::Http(vec![rule]),
+            },
+            hostnames: vec![],
+            authorizations: is_open.then_some(everybody).into_iter().collect(),
+        };
+        let server = Server {
+            name,
+            access_policy: AccessPolicy::Deny,
+            proxy_protocol: ProxyProtocol::Unknown,
+            authorizations: vec![],
+            routes: Some(InboundRoutes::new(vec![route])),
+            rate_limit: None,
+        };
+        let cluster = ClusterSettings {
+            trust_domain: "cluster.local".parse().expect("valid"),
+            pod_ranges: vec![],
+            service_ranges: vec![],
+            force_tunnels: false,
+        };
+        let changed = vec![
+            Resource::Cluster(cluster),
+            Resource::WorkloadPolicy(policy),
+            Resource::Server(server),
+        ];
+        store.apply(changed, vec![]);
+    }
+
+    #[test]
+    fn requests_end_when_they_are_no_longer_allowed() {
+        let store = Store::new();
+        change(&store, "/", true);
+        let live = Arc::new(LiveRequests::default());
+        let enter = |path: &str| {
+            let request = http::Request::get(path).body(()).expect("valid");
+            live.enter(LiveRequest {
+                pod: "shop/web-0".parse().expect("valid"),
+                port: 80,
+                client: "10.1.2.3".parse().expect("valid"),
+                identity: None,
+                head: request.into_parts().0,
+                is_grpc: false,
+                end: CancellationToken::new(),
+            })
+        };
+        let (one, other) = (enter("/a/x"), enter("/b/x"));
+        live.recheck(&store);
+        assert!(!one.end().is_cancelled() && !other.end().is_cancelled());
+        // The route is for less now.
+        change(&store, "/a", true);
+        live.recheck(&store);
+        assert!(!one.end().is_cancelled() && other.end().is_cancelled());
+        change(&store, "/a", false);
+        live.recheck(&store);
+        assert!(one.end().is_cancelled());
+        drop((one, other));
+        assert!((0..PARTS as u64).all(|it| live.part(it).is_empty()));
+    }
+}

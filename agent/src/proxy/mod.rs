@@ -19,6 +19,7 @@ mod ends;
 pub mod error;
 pub mod http;
 pub mod inbound;
+pub(crate) mod limiters;
 pub mod limits;
 mod live;
 mod live_requests;

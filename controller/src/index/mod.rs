@@ -23,6 +23,7 @@ use crate::source::{Batch, Event};
 use crate::statuses::RouteStatuses;
 use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
+use limits::{LimitRecord, Limits};
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
 use publish_pods::Derived;
@@ -31,6 +32,7 @@ use services::{ServiceRecord, SliceRecord};
 
 mod accrual;
 mod claims;
+mod limits;
 mod pods;
 mod policies;
 mod ports;
@@ -108,6 +110,7 @@ struct Policies {
     authorizations_in: HashMap<Name, BTreeSet<AuthorizationName>>,
     mesh_tls: HashMap<(PolicyGroup, ObjectName), Vec<IdentityMatch>>,
     networks: HashMap<(PolicyGroup, ObjectName), Vec<NetworkMatch>>,
+    limits: Limits,
 }
 
 /// What was made of objects, to see what is to be taken back.
@@ -136,6 +139,7 @@ struct Dirty {
     servers: BTreeSet<ServerName>,
     authorizations: BTreeSet<AuthorizationName>,
     overlaps: BTreeSet<ServerName>,
+    limits: BTreeSet<AuthorizationName>,
     /// Services whose routes changed.
     tables: BTreeSet<ObjectName>,
     routes: BTreeSet<RouteName>,
@@ -337,6 +341,16 @@ impl Index {
                 self.authentication_changed(&name);
                 Ok(vec![])
             }
+            Object::HttpLocalRateLimitPolicy(group, policy) => {
+                let id = AuthorizationName {
+                    group: *group,
+                    name: name.clone(),
+                };
+                let created = policy.metadata.creation_timestamp.clone();
+                let record = LimitRecord::check(id.clone(), created, &policy.spec, setting)?;
+                self.set_limit(&id, Some(record));
+                Ok(vec![])
+            }
             // All others are handled by the caller.
             _ => Ok(vec![]),
         }
@@ -357,6 +371,10 @@ impl Index {
             ObjectKind::AuthorizationPolicy(group) => {
                 let name = object_name(key);
                 self.set_authorization(&AuthorizationName { group, name }, None);
+            }
+            ObjectKind::HttpLocalRateLimitPolicy(group) => {
+                let name = object_name(key);
+                self.set_limit(&AuthorizationName { group, name }, None);
             }
             ObjectKind::MeshTlsAuthentication(group) => {
                 let name = object_name(key);
@@ -457,6 +475,11 @@ impl Index {
                 let authorizations = &self.policies.authorizations;
                 authorizations.contains_key(&AuthorizationName { group, name })
             }
+            ObjectKind::HttpLocalRateLimitPolicy(group) => {
+                let name = object_name(key);
+                let limits = &self.policies.limits;
+                limits.contains_key(&AuthorizationName { group, name })
+            }
             ObjectKind::MeshTlsAuthentication(group) => {
                 let name = (group, object_name(key));
                 self.policies.mesh_tls.contains_key(&name)
@@ -490,6 +513,9 @@ impl Index {
         }
         for authorization in std::mem::take(&mut self.dirty.authorizations) {
             self.report_references(&authorization);
+        }
+        for limit in std::mem::take(&mut self.dirty.limits) {
+            self.report_limit(&limit);
         }
         for service in std::mem::take(&mut self.dirty.tables) {
             self.publish_tables(&service);

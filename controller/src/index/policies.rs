@@ -262,7 +262,7 @@ pub(super) fn check_networks(
 /// Identities or networks of one authentication.
 const MAX_MATCHES: usize = 2048;
 
-fn few(field: &str, count: usize, most: usize) -> Result<(), Fault> {
+pub(super) fn few(field: &str, count: usize, most: usize) -> Result<(), Fault> {
     if count <= most {
         return Ok(());
     }
@@ -298,7 +298,10 @@ fn port_choice(written: &IntOrString) -> Result<PortChoice, Fault> {
     }
 }
 
-fn target(reference: &written::Reference, setting: Setting<'_>) -> Result<Target, Fault> {
+pub(super) fn target(
+    reference: &written::Reference,
+    setting: Setting<'_>,
+) -> Result<Target, Fault> {
     let foreign = reference
         .namespace
         .as_deref()
@@ -384,7 +387,7 @@ fn policy_group(field: &str, written: &str) -> Result<Option<PolicyGroup>, Fault
     }
 }
 
-fn is_core(reference: &written::Reference) -> bool {
+pub(super) fn is_core(reference: &written::Reference) -> bool {
     matches!(reference.group.as_deref(), None | Some("" | "core"))
 }
 
@@ -407,7 +410,7 @@ fn object_name(
     })
 }
 
-fn service_account(
+pub(super) fn service_account(
     field: &str,
     reference: &written::Reference,
     setting: Setting<'_>,

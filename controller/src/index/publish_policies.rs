@@ -39,6 +39,7 @@ impl Index {
             self.dirty.servers.insert(ServerName { group, name });
         }
         self.dirty_references(namespace);
+        self.dirty_limits_of(&name.name);
         let routes = self.routes.of_server.get(&name.name);
         self.dirty
             .routes
@@ -226,6 +227,7 @@ impl Index {
             proxy_protocol: record.proxy_protocol,
             authorizations,
             routes: self.inbound_routes(record),
+            rate_limit: self.rate_limit(&record.name).cloned(),
         }
     }
 

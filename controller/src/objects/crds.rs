@@ -8,7 +8,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use super::policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
+use super::policy::{
+    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
+    Server,
+};
 
 /// The definitions.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
@@ -17,6 +20,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         AuthorizationPolicy::crd(),
         MeshTlsAuthentication::crd(),
         NetworkAuthentication::crd(),
+        HttpLocalRateLimitPolicy::crd(),
     ]
 }
 

@@ -8,7 +8,10 @@ use serde_json::Value;
 use weft_core::route::RouteKind;
 use weft_core::{Name, PolicyGroup};
 
-use super::policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
+use super::policy::{
+    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
+    Server,
+};
 use super::routes::{self, ReferenceGrant, Route, RouteSpec, Written};
 use super::{Fault, GATEWAY_GROUP, Object, ObjectKey, ObjectKind};
 
@@ -71,11 +74,7 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
 }
 
 /// Kinds of Linkerd's policy group that exist and mean nothing here.
-const UNSUPPORTED: &[&str] = &[
-    "ServerAuthorization",
-    "HTTPLocalRateLimitPolicy",
-    "EgressNetwork",
-];
+const UNSUPPORTED: &[&str] = &["ServerAuthorization", "EgressNetwork"];
 
 /// Says so of a document of a kind that its author may take for one with an effect.
 pub fn unsupported(document: &Value) -> Option<Fault> {
@@ -181,6 +180,11 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
             let authentication: NetworkAuthentication = lenient(document)?;
             known_fields(document, &authentication.spec)?;
             Object::NetworkAuthentication(group, authentication)
+        }
+        ObjectKind::HttpLocalRateLimitPolicy(group) => {
+            let policy: HttpLocalRateLimitPolicy = lenient(document)?;
+            known_fields(document, &policy.spec)?;
+            Object::HttpLocalRateLimitPolicy(group, policy)
         }
         ObjectKind::Route(kind) => Object::Route(kind, Box::new(route(kind, document)?)),
         ObjectKind::ReferenceGrant => {

@@ -10,7 +10,10 @@ use serde::{Serialize, Serializer};
 use weft_core::route::RouteKind;
 use weft_core::{Name, PolicyGroup};
 
-use policy::{AuthorizationPolicy, MeshTlsAuthentication, NetworkAuthentication, Server};
+use policy::{
+    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
+    Server,
+};
 use routes::{ReferenceGrant, Route};
 
 pub mod crds;
@@ -32,6 +35,7 @@ pub enum Object {
     AuthorizationPolicy(PolicyGroup, AuthorizationPolicy),
     MeshTlsAuthentication(PolicyGroup, MeshTlsAuthentication),
     NetworkAuthentication(PolicyGroup, NetworkAuthentication),
+    HttpLocalRateLimitPolicy(PolicyGroup, HttpLocalRateLimitPolicy),
     Route(RouteKind, Box<Route>),
     ReferenceGrant(ReferenceGrant),
 }
@@ -50,6 +54,7 @@ pub enum ObjectKind {
     AuthorizationPolicy(PolicyGroup),
     MeshTlsAuthentication(PolicyGroup),
     NetworkAuthentication(PolicyGroup),
+    HttpLocalRateLimitPolicy(PolicyGroup),
     Route(RouteKind),
     ReferenceGrant,
 }
@@ -99,6 +104,7 @@ impl Object {
             Self::AuthorizationPolicy(_, it) => &it.metadata,
             Self::MeshTlsAuthentication(_, it) => &it.metadata,
             Self::NetworkAuthentication(_, it) => &it.metadata,
+            Self::HttpLocalRateLimitPolicy(_, it) => &it.metadata,
             Self::Route(_, it) => &it.metadata,
             Self::ReferenceGrant(it) => &it.metadata,
         }
@@ -120,6 +126,9 @@ impl ObjectKind {
             (_, "AuthorizationPolicy", Some(group)) => Some(Self::AuthorizationPolicy(group)),
             (_, "MeshTLSAuthentication", Some(group)) => Some(Self::MeshTlsAuthentication(group)),
             (_, "NetworkAuthentication", Some(group)) => Some(Self::NetworkAuthentication(group)),
+            (_, "HTTPLocalRateLimitPolicy", Some(group)) => {
+                Some(Self::HttpLocalRateLimitPolicy(group))
+            }
             (GATEWAY_GROUP, "ReferenceGrant", _) => Some(Self::ReferenceGrant),
             _ => {
                 let mut routes = RouteKind::ALL.into_iter();
@@ -130,11 +139,12 @@ impl ObjectKind {
     }
 
     /// The kinds of the policy groups.
-    pub const POLICY_KINDS: [&str; 4] = [
+    pub const POLICY_KINDS: [&str; 5] = [
         "Server",
         "AuthorizationPolicy",
         "MeshTLSAuthentication",
         "NetworkAuthentication",
+        "HTTPLocalRateLimitPolicy",
     ];
 
     /// The kinds of the Gateway API that are understood.
@@ -173,6 +183,7 @@ impl ObjectKind {
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::MeshTlsAuthentication(_) => "MeshTLSAuthentication",
             Self::NetworkAuthentication(_) => "NetworkAuthentication",
+            Self::HttpLocalRateLimitPolicy(_) => "HTTPLocalRateLimitPolicy",
             Self::Route(kind) => kind.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
         }
@@ -184,7 +195,8 @@ impl ObjectKind {
             Self::Server(group)
             | Self::AuthorizationPolicy(group)
             | Self::MeshTlsAuthentication(group)
-            | Self::NetworkAuthentication(group) => Some(group),
+            | Self::NetworkAuthentication(group)
+            | Self::HttpLocalRateLimitPolicy(group) => Some(group),
             _ => None,
         }
     }

@@ -139,6 +139,67 @@ pub struct Reference {
     pub namespace: Option<String>,
 }
 
+/// An HTTPLocalRateLimitPolicy: how many requests a Server takes.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "policy.weft.dev",
+    version = "v1alpha1",
+    kind = "HTTPLocalRateLimitPolicy",
+    doc = "How many HTTP requests each pod of a Server takes.",
+    root = "HttpLocalRateLimitPolicy",
+    plural = "httplocalratelimitpolicies",
+    singular = "httplocalratelimitpolicy",
+    namespaced,
+    category = "weft",
+    shortname = "wlimit",
+    derive = "PartialEq",
+    printcolumn(json_path = ".spec.targetRef.name", name = "Server", type_ = "string"),
+    printcolumn(
+        json_path = ".spec.total.requestsPerSecond",
+        name = "Total",
+        type_ = "integer"
+    ),
+    printcolumn(
+        json_path = ".metadata.creationTimestamp",
+        name = "Age",
+        type_ = "date"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpLocalRateLimitPolicySpec {
+    /// The Server, of the policy's namespace.
+    pub target_ref: Reference,
+    /// The rate of all clients together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<Rate>,
+    /// The rate of each identity; clients without one share one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Rate>,
+    /// Rates in place of the latter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overrides: Option<Vec<RateOverride>>,
+}
+
+/// A rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rate {
+    /// Requests per second; as many may come at once.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests_per_second: i64,
+}
+
+/// A rate of some clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateOverride {
+    /// Requests per second, of these clients together.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests_per_second: i64,
+    /// ServiceAccounts.
+    pub client_refs: Vec<Reference>,
+}
+
 /// A MeshTLSAuthentication: satisfied by clients that proved to have one of these identities.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(

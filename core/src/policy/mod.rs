@@ -17,8 +17,10 @@ use crate::names::{Name, ObjectName};
 use crate::route::InboundRoutes;
 use crate::workload::WorkloadId;
 
+mod limit;
 mod requests;
 
+pub use limit::{LimitScope, Limited, Limiter, RateLimit, RateOverride};
 pub use requests::{Passed, RequestDenial, authorize_request};
 
 /// Which policies hold for one workload.
@@ -76,6 +78,8 @@ pub struct Server {
     /// Routes of the requests that arrive at the port. None: there are none, and all requests are allowed
     /// that the client's connection is.
     pub routes: Option<InboundRoutes>,
+    /// How many requests it takes; none: as many as come.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// What may connect where nothing more specific is said (`config.linkerd.io/default-inbound-policy`,

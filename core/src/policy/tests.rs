@@ -50,6 +50,7 @@ fn server(access_policy: AccessPolicy, required: Vec<Vec<Authentication>>) -> Se
         proxy_protocol: ProxyProtocol::Unknown,
         authorizations: required.into_iter().map(authorization).collect(),
         routes: None,
+        rate_limit: None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Policies.
 
+use std::num::NonZeroU32;
+
 use core::route::{InboundRoute, InboundRoutes, Route};
 use weft_core as core;
 
@@ -112,6 +114,7 @@ impl From<core::Server> for v1::Server {
             proxy_protocol: protocol.into(),
             authorizations,
             routed,
+            rate_limit: server.rate_limit.map(Into::into),
         }
     }
 }
@@ -151,6 +154,49 @@ impl TryFrom<v1::Server> for core::Server {
             proxy_protocol,
             authorizations: all(authorizations)?,
             routes,
+            rate_limit: message.rate_limit.map(TryInto::try_into).transpose()?,
+        })
+    }
+}
+
+impl From<core::RateLimit> for v1::RateLimit {
+    fn from(limit: core::RateLimit) -> Self {
+        let rate = |it: Option<NonZeroU32>| it.map_or(0, NonZeroU32::get);
+        let overrides = limit.overrides.into_iter().map(|it| v1::RateOverride {
+            per_second: it.requests_per_second.get(),
+            identities: it.clients.iter().map(ToString::to_string).collect(),
+        });
+        Self {
+            group: v1::PolicyGroup::from(limit.name.group).into(),
+            name: Some(limit.name.name.into()),
+            total_per_second: rate(limit.total),
+            identity_per_second: rate(limit.identity),
+            overrides: overrides.collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::RateLimit> for core::RateLimit {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::RateLimit) -> Converted<Self> {
+        let overrides = message.overrides.iter().map(|it| {
+            let rate = NonZeroU32::new(it.per_second);
+            let identities = it.identities.iter();
+            let identities = identities.map(|it| parsed("rate_limit.overrides.identities", it));
+            Ok(core::RateOverride {
+                requests_per_second: required("rate_limit.overrides.per_second", rate)?,
+                clients: identities.collect::<Converted<_>>()?,
+            })
+        });
+        Ok(Self {
+            overrides: overrides.collect::<Converted<_>>()?,
+            name: core::AuthorizationName {
+                group: group("rate_limit.group", message.group())?,
+                name: object_name("rate_limit.name", message.name)?,
+            },
+            total: NonZeroU32::new(message.total_per_second),
+            identity: NonZeroU32::new(message.identity_per_second),
         })
     }
 }

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use std::num::NonZeroU32;
+
 use proptest::prelude::*;
 use weft_core::route::*;
 use weft_core::*;
@@ -124,6 +126,18 @@ fn samples() -> Vec<Resource> {
             ],
         }],
         routes: None,
+        rate_limit: Some(RateLimit {
+            name: AuthorizationName {
+                group: PolicyGroup::Weft,
+                name: "shop/limit".parse().expect("valid"),
+            },
+            total: None,
+            identity: NonZeroU32::new(5),
+            overrides: vec![RateOverride {
+                requests_per_second: NonZeroU32::MIN,
+                clients: vec![identity.clone()],
+            }],
+        }),
     };
     let routed = Server {
         name: ServerName {
@@ -377,7 +391,19 @@ fn servers_that_cannot_be_used_are_refused() {
     fn route(server: &mut v1::Server) -> &mut v1::InboundRoute {
         &mut server.routed.as_mut().expect("it has routes").routes[0]
     }
-    let changes: [(Change, &str); 6] = [
+    fn limit(server: &mut v1::Server) -> &mut v1::RateLimit {
+        server.rate_limit.as_mut().expect("it has one")
+    }
+    let changes: [(Change, &str); 9] = [
+        (|it| limit(it).group = 0, "rate_limit.group"),
+        (
+            |it| limit(it).overrides[0].per_second = 0,
+            "rate_limit.overrides.per_second",
+        ),
+        (
+            |it| limit(it).overrides[0].identities[0].clear(),
+            "rate_limit.overrides.identities",
+        ),
         (
             |it| it.access_policy = v1::AccessPolicy::AllAuthenticated.into(),
             "server.routed",

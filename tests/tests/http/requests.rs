@@ -59,6 +59,7 @@ fn run(title: &str, agent_args: &[&str]) {
     check("what is no request", bytes);
     check("filters", filters);
     check("what is counted", counted);
+    check("limits", limits);
     check("a change ends streams and upgrades", live_change);
     check("a change holds for the next request", next_request);
     checks.finish();
@@ -317,6 +318,49 @@ fn counted(scene: &Scene) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Each client has its own rate, whatever way it comes; and what is above hears when to come again.
+fn limits(scene: &Scene) -> Result<()> {
+    let policy = json!({"apiVersion": "policy.linkerd.io/v1alpha1",
+        "kind": "HTTPLocalRateLimitPolicy",
+        "metadata": {"name": "slowly", "namespace": "default"},
+        "spec": {"targetRef": {"group": "policy.weft.dev", "kind": "Server", "name": "http"},
+            "identity": {"requestsPerSecond": 2}}});
+    scene.cluster.apply(&policy)?;
+    for pod in scene.readers() {
+        let target = scene.api.sockets(HTTP)[0];
+        let get = "GET /stream?chunks=1&interval=1 HTTP/1.1\\r\\nHost: shop\\r\\n\\r\\n";
+        let burst = get.repeat(12);
+        eventually("the limit to be in effect", || {
+            let raw = raw(pod, target, &[&burst], &["--half-close"])?;
+            let count = |code: u16| raw.statuses.iter().filter(|it| **it == code).count();
+            let name = pod.name();
+            ensure!(raw.statuses.len() == 12, "{name}: {raw:?}");
+            ensure!(count(429) >= 6 && count(200) >= 2, "{name}: {raw:?}");
+            ensure!(raw.received.contains("retry-after: 1"), "{name}: {raw:?}");
+            ensure!(
+                raw.received.contains("weft-error: rate_limited"),
+                "{name}: {raw:?}"
+            );
+            Ok(())
+        })?;
+        let identity = pod.identity();
+        let labels = [
+            ("client_id", identity.as_str()),
+            ("ratelimit_name", "slowly"),
+            ("ratelimit_scope", "identity"),
+        ];
+        let node = scene.cluster.node(1);
+        wait_for_metric(node, "inbound_http_local_ratelimit_total", &labels, 6.0)?;
+    }
+    scene.cluster.remove(&policy)?;
+    eventually("the limit to be gone", || {
+        for _ in 0..6 {
+            scene.expect(&scene.reader, "/stream?chunks=1", 200)?;
+        }
+        Ok(())
+    })
 }
 
 /// Streams and upgrades that a route allowed end when it no longer does; others go on.

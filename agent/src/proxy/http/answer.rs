@@ -3,7 +3,9 @@
 
 use std::error::Error;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::body::ResponseBody;
@@ -34,6 +36,9 @@ pub(super) enum ExchangeError {
     /// A filter of the Server's route has answered it.
     #[error("the request was answered by its route")]
     Answered(Answer),
+    /// The Server takes no more of them for so long.
+    #[error("the Server's limit of requests is reached")]
+    Limited(Duration),
     /// Policy has changed while the server was waited for.
     #[error("policy no longer allows the request")]
     Revoked,
@@ -52,6 +57,7 @@ impl ExchangeError {
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Answered(answer) => answer.status,
             Self::Revoked => StatusCode::FORBIDDEN,
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             // The request's body is no such thing.
             Self::Server(error) if error.is_user() => StatusCode::BAD_REQUEST,
             Self::Server(_) => StatusCode::BAD_GATEWAY,
@@ -73,6 +79,7 @@ impl ExchangeError {
             StatusCode::BAD_REQUEST => GRPC_INTERNAL,
             StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
             StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
+            StatusCode::TOO_MANY_REQUESTS => GRPC_RESOURCE_EXHAUSTED,
             _ => GRPC_UNAVAILABLE,
         }
     }
@@ -88,9 +95,12 @@ impl ExchangeError {
             ) => exchange::ExchangeError::LoadShed,
             Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
             Self::Flow(_) => exchange::ExchangeError::Io,
-            Self::Head(_) | Self::NoRule | Self::NoBackend | Self::Answered(_) | Self::Revoked => {
-                exchange::ExchangeError::Unknown
-            }
+            Self::Head(_)
+            | Self::NoRule
+            | Self::NoBackend
+            | Self::Answered(_)
+            | Self::Revoked
+            | Self::Limited(_) => exchange::ExchangeError::Unknown,
         }
     }
 
@@ -103,6 +113,7 @@ impl ExchangeError {
             Self::NoBackend => "no_backend",
             Self::Answered(_) => "answered",
             Self::Revoked => "denied",
+            Self::Limited(_) => "rate_limited",
             Self::Server(error) if error.is_user() => "bad_request",
             Self::Server(_) => "server_failed",
             Self::Late(late) => late.reason(),
@@ -119,6 +130,10 @@ impl ExchangeError {
         let mut response = Response::new(ResponseBody::empty());
         let headers = response.headers_mut();
         headers.insert(ERROR, HeaderValue::from_static(self.reason()));
+        if let Self::Limited(wait) = self {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
         if matches!(self, Self::Head(_)) {
             // Where one request was no good, nobody knows where the next one begins.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -180,6 +195,7 @@ pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_DEADLINE_EXCEEDED: u32 = 4;
 const GRPC_PERMISSION_DENIED: u32 = 7;
+const GRPC_RESOURCE_EXHAUSTED: u32 = 8;
 const GRPC_UNIMPLEMENTED: u32 = 12;
 const GRPC_INTERNAL: u32 = 13;
 /// The server cannot be used.
@@ -216,11 +232,20 @@ mod tests {
             (Late::Response.into(), 504, "4", "response_timeout"),
             (Late::Backend.into(), 504, "4", "backend_timeout"),
             (Late::Idle.into(), 504, "4", "stream_idle"),
+            (
+                ExchangeError::Limited(Duration::from_millis(1500)),
+                429,
+                "8",
+                "rate_limited",
+            ),
             (ExchangeError::NoRule, 404, "12", "no_rule"),
             (ExchangeError::NoBackend, 500, "14", "no_backend"),
         ] {
             let error: ExchangeError = error;
             let answer = error.answer(false);
+            let waits = matches!(error, ExchangeError::Limited(_)).then_some("2");
+            let retry = answer.headers().get(RETRY_AFTER);
+            assert_eq!(retry.map(|it| it.to_str().expect("a text")), waits);
             assert_eq!(answer.status(), status, "{error}");
             assert_eq!(answer.headers()[ERROR], reason);
             let answer = error.answer(true);

@@ -1,8 +1,11 @@
 //! What policy says about each request, where it arrives: at its connection's, and, where the Server has
 //! routes, at its own route.
 //!
+//! What is allowed may still be more than the Server takes: its limit is asked last, so that nobody uses it up
+//! with requests that are denied.
+//!
 //! There is one gate for a client's connection to a port of a pod. What it knows of policy is kept until policy
-//! changes, so that a port without routes costs a comparison of two numbers for each request.
+//! changes, so that a port without routes or a limit costs a comparison of two numbers for each request.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -12,7 +15,7 @@ use http::request::Parts;
 use http::{Request, response};
 use tokio_util::sync::CancellationToken;
 use weft_core::route::{Filter, InboundMatch, Place, RouteName, apply_to_request};
-use weft_core::{AuthorizationName, Client, Identity, RequestDenial, Verdict};
+use weft_core::{AuthorizationName, Client, Identity, RequestDenial, Server, Verdict};
 
 use super::answer::ExchangeError;
 use super::head;
@@ -20,6 +23,7 @@ use crate::discovery::RequestPolicy;
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
+use crate::proxy::limiters::Limiter;
 use crate::proxy::live_requests::{LiveRequest, RequestEntry};
 use crate::telemetry::exchange::{HttpAuthz, RouteRef, Stopped};
 use crate::telemetry::{AuthzLabels, TlsLabel};
@@ -45,6 +49,7 @@ struct Known {
     /// About the client's connection.
     connection: Verdict,
     requests: Option<RequestPolicy>,
+    limiter: Option<Arc<Limiter>>,
     /// Where it is counted what holds for all of the connection.
     counted: HttpAuthz,
     /// The same for rules: which, and what opened it.
@@ -101,7 +106,8 @@ impl Gate {
         let mut known = self.known(context);
         let is_grpc = head::is_grpc(&head.headers);
         let mut entry = None;
-        if known.requests.is_some() {
+        let has_routes = |it: &RequestPolicy| it.server().routes.is_some();
+        if known.requests.as_ref().is_some_and(has_routes) {
             // Before it is decided: a change in between must not be missed.
             entry = Some(self.enter(context, head, is_grpc, end));
             known = self.known(context);
@@ -127,6 +133,7 @@ impl Gate {
                 let route = passed.rule.map(|it| it.route);
                 let verdict = || passed.verdict(policy.server());
                 self.count(context, &known, decided, route, verdict);
+                self.limit(context, &known)?;
                 let mut pass = Pass {
                     entry,
                     ..Pass::default()
@@ -153,6 +160,18 @@ impl Gate {
         }
     }
 
+    fn limit(&self, context: &Context, known: &Known) -> Result<(), ExchangeError> {
+        let Some(limiter) = &known.limiter else {
+            return Ok(());
+        };
+        limiter.take(self.identity.as_ref()).map_err(|limited| {
+            let labels = self.labels(&known.connection);
+            let stopped = Stopped::Limited(limiter.limit().name.clone(), limited.scope);
+            context.telemetry.http_stopped(labels, stopped).count();
+            ExchangeError::Limited(limited.retry_after)
+        })
+    }
+
     fn known(&self, context: &Context) -> Arc<Known> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let store = &context.store;
@@ -165,6 +184,13 @@ impl Gate {
         let labels = self.labels(&connection);
         let made = Arc::new(Known {
             number,
+            limiter: requests.as_ref().and_then(|it| {
+                let Server {
+                    name, rate_limit, ..
+                } = it.server();
+                let limit = rate_limit.as_ref()?;
+                Some(self.pod.limiters.of(name, limit))
+            }),
             requests,
             counted: context.telemetry.http_authz(labels, route_ref(None)),
             connection,

@@ -116,7 +116,7 @@ impl Kind<'_> {
         });
         let outbound = outbound.begin();
         let inbound = to.local.as_ref().map(|server| {
-            let look_up = || Local::new(context, pod, server, to);
+            let look_up = || Local::new(pod, server, to);
             let local = known.local.get_or_insert_with(look_up);
             local.series.find(context, server, host).begin()
         });
@@ -217,7 +217,7 @@ impl KnownKind {
 }
 
 impl Local {
-    fn new(context: &Context, client: &LocalPod, server: &LocalPod, to: &Route) -> Self {
+    fn new(client: &LocalPod, server: &LocalPod, to: &Route) -> Self {
         let labels = ExchangeLabels {
             target_port: Some(to.endpoint.port()),
             tls: TlsLabel::SameNode,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use weft_core::{AuthorizationName, LimitScope};
+
 use super::super::labels::{AuthzLabels, PodLabels, Rendered};
 use super::super::samples::{Kind, Samples};
 use super::labels::RouteRef;
@@ -28,10 +30,12 @@ pub(super) enum DecisionKey {
 }
 
 /// What no authorization is about, and still no request passes by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Stopped {
     /// The Server has routes, and none is for the request.
     NoRoute,
+    /// The Server's limit is reached: by this policy, and as to this of its rates.
+    Limited(AuthorizationName, LimitScope),
 }
 
 impl HttpAuthz {
@@ -67,6 +71,11 @@ impl Decisions {
             (
                 "inbound_http_route_not_found",
                 "HTTP requests that none of the Server's routes is for",
+            )
+        } else if let DecisionKey::Stopped(_, Stopped::Limited(..)) = key {
+            (
+                "inbound_http_local_ratelimit",
+                "HTTP requests above the limit of a Server",
             )
         } else if key.is_allowed() {
             (
@@ -105,7 +114,16 @@ impl DecisionKey {
                 let (labels, route) = &**labels;
                 labels.render_of_request(|rendered| route.render(rendered))
             }
-            Self::Stopped(labels, _) => labels.render_of_server(),
+            Self::Stopped(labels, stopped) => {
+                let mut labels = labels.render_of_server();
+                if let Stopped::Limited(policy, scope) = stopped {
+                    labels.push(("ratelimit_group", policy.group.as_str().to_owned()));
+                    labels.push(("ratelimit_kind", "httplocalratelimitpolicy".to_owned()));
+                    labels.push(("ratelimit_name", policy.name.name.to_string()));
+                    labels.push(("ratelimit_scope", scope.as_str().to_owned()));
+                }
+                labels
+            }
             Self::Overflow { .. } => {
                 let mut labels = vec![("direction", "inbound".to_owned())];
                 pod.render(&mut labels);

@@ -12,6 +12,7 @@ use crate::objects::decode;
 mod inbound;
 mod incremental;
 mod invalid;
+mod limits;
 mod policies;
 mod reliability;
 mod routes;

@@ -155,7 +155,10 @@ async fn try_each(
             ExchangeError::Flow(error) if !outbound::is_of_endpoint(error) => in_flight.forget(),
             // The request's body broke off.
             ExchangeError::Server(error) if error.is_user() => in_flight.forget(),
-            ExchangeError::NoRule | ExchangeError::Answered(_) | ExchangeError::Revoked => {
+            ExchangeError::NoRule
+            | ExchangeError::Answered(_)
+            | ExchangeError::Revoked
+            | ExchangeError::Limited(_) => {
                 in_flight.forget();
             }
             _ => in_flight.failed(),
