@@ -245,6 +245,7 @@ fn object_name(field: &str, message: Option<v1::ObjectName>) -> Converted<core::
 mod cluster;
 mod filter;
 mod policy;
+mod profile;
 mod reliability;
 mod route;
 mod service;

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use weft_core::Name;
 use weft_core::route::{BudgetSettings, RouteName};
 
 /// The retries that the requests of a route, or of a service, may have now.
@@ -97,22 +98,29 @@ impl RetryBudget {
 /// The budgets of a service's port: of each rule of its routes, and of requests that none is for. All pods of
 /// the node share them.
 #[derive(Debug, Default)]
-pub struct RetryBudgets(Mutex<Vec<(Owner, Arc<Mutex<RetryBudget>>)>>);
+pub struct RetryBudgets(Mutex<Vec<(BudgetOwner, Arc<Mutex<RetryBudget>>)>>);
 
-/// A rule: its route, and which one of it; none: no rule.
-type Owner = Option<(RouteName, usize)>;
+/// Whose a budget is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BudgetOwner {
+    /// A rule's: its route, and which one of it.
+    Rule(RouteName, usize),
+    /// The port's, for requests that no rule is for.
+    Port,
+    /// The same of clients in a namespace, which has terms of its own.
+    ClientsIn(Name),
+}
 
 impl RetryBudgets {
-    /// A rule's. It begins anew when its settings change.
+    /// Somebody's. It begins anew when its settings change.
     pub fn of(
         &self,
-        rule: Option<(&RouteName, usize)>,
+        owner: BudgetOwner,
         settings: BudgetSettings,
         now: Instant,
     ) -> Arc<Mutex<RetryBudget>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_same = |owner: &Owner| owner.as_ref().map(|(name, at)| (name, *at)) == rule;
-        if let Some(at) = all.iter().position(|(owner, _)| is_same(owner)) {
+        if let Some(at) = all.iter().position(|(it, _)| *it == owner) {
             let (_, budget) = &all[at];
             let known = budget.lock().unwrap_or_else(PoisonError::into_inner);
             if known.settings() == settings {
@@ -127,7 +135,6 @@ impl RetryBudgets {
             all.remove(0);
         }
         let budget = Arc::new(Mutex::new(RetryBudget::new(settings, now)));
-        let owner = rule.map(|(name, at)| (name.clone(), at));
         all.push((owner, Arc::clone(&budget)));
         budget
     }
@@ -214,22 +221,18 @@ mod tests {
             name: "shop/r".parse().expect("valid"),
             kind: weft_core::route::RouteKind::Http,
         };
-        let of = |rule, settings| budgets.of(rule, settings, now);
-        let first = of(Some((&name, 0)), settings(200, 10));
-        assert!(Arc::ptr_eq(
-            &first,
-            &of(Some((&name, 0)), settings(200, 10))
-        ));
-        for other in [
-            of(Some((&name, 1)), settings(200, 10)),
-            of(None, settings(200, 10)),
+        let of = |owner, settings| budgets.of(owner, settings, now);
+        let rule = |at| BudgetOwner::Rule(name.clone(), at);
+        let first = of(rule(0), settings(200, 10));
+        assert!(Arc::ptr_eq(&first, &of(rule(0), settings(200, 10))));
+        for owner in [
+            rule(1),
+            BudgetOwner::Port,
+            BudgetOwner::ClientsIn("shop".parse().expect("valid")),
         ] {
-            assert!(!Arc::ptr_eq(&first, &other));
+            assert!(!Arc::ptr_eq(&first, &of(owner, settings(200, 10))));
         }
-        assert!(!Arc::ptr_eq(
-            &first,
-            &of(Some((&name, 0)), settings(100, 10))
-        ));
+        assert!(!Arc::ptr_eq(&first, &of(rule(0), settings(100, 10))));
     }
 
     proptest! {

@@ -24,6 +24,6 @@ pub mod topology;
 #[cfg(test)]
 mod simulation;
 
-pub use budget::{RetryBudget, RetryBudgets};
+pub use budget::{BudgetOwner, RetryBudget, RetryBudgets};
 pub use choose::{MOST_TRIES, Tries, random_below};
 pub use load::{EndpointEntry, EndpointLoad, InFlight};

@@ -26,6 +26,7 @@ use claims::Claims;
 use limits::{LimitRecord, Limits};
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
+use profiles::{ProfileRecord, Profiles};
 use publish_pods::Derived;
 use routes::{GrantRecord, Refused, RouteRecord, Routes};
 use services::{ServiceRecord, SliceRecord};
@@ -36,9 +37,11 @@ mod limits;
 mod pods;
 mod policies;
 mod ports;
+mod profiles;
 mod publish_inbound;
 mod publish_pods;
 mod publish_policies;
+mod publish_profiles;
 mod publish_routes;
 mod publish_services;
 mod reliability;
@@ -82,6 +85,7 @@ pub struct Index {
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
     policies: Policies,
     routes: Routes,
+    profiles: Profiles,
     pod_addresses: Claims,
     service_addresses: Claims,
     published: Published,
@@ -169,6 +173,7 @@ impl Index {
             slices_of: HashMap::new(),
             policies: Policies::default(),
             routes: Routes::default(),
+            profiles: Profiles::default(),
             pod_addresses: Claims::default(),
             service_addresses: Claims::default(),
             published: Published::default(),
@@ -296,6 +301,12 @@ impl Index {
                 self.set_grant(&object_name(key), Some(record));
                 Ok(vec![])
             }
+            Object::ServiceProfile(profile) => {
+                let name = object_name(key);
+                let (record, faults) = ProfileRecord::check(&name, &profile.spec)?;
+                self.set_profile(&name, Some(record));
+                Ok(faults)
+            }
             policy => self.upsert_policy(key, policy),
         }
     }
@@ -394,6 +405,7 @@ impl Index {
                 self.set_route(&name, None);
             }
             ObjectKind::ReferenceGrant => self.set_grant(&object_name(key), None),
+            ObjectKind::ServiceProfile => self.set_profile(&object_name(key), None),
         }
     }
 
@@ -497,6 +509,7 @@ impl Index {
                 let grants = self.routes.grants.get(&name.namespace);
                 grants.is_some_and(|it| it.contains_key(&name.name))
             }
+            ObjectKind::ServiceProfile => self.profiles.records.contains_key(&object_name(key)),
         }
     }
 

@@ -115,6 +115,8 @@ impl Index {
         self.dirty.routes.extend(attached.cloned());
         let naming = self.routes.naming.get(name).cloned();
         self.dirty_routes(naming.unwrap_or_default());
+        let splitting = self.profiles.naming(name).cloned();
+        self.dirty.tables.extend(splitting);
     }
 
     fn dirty_routes(&mut self, names: BTreeSet<RouteName>) {
@@ -145,6 +147,7 @@ impl Index {
             };
             self.changes.insert((Audience::All, key), None);
         }
+        self.report_profiles(service);
         for (one, other) in [(&before, &now), (&now, &before)] {
             let refused = one.refused.iter();
             let changed = refused.filter(|(at, it)| other.refused.get(at) != Some(it));
@@ -180,8 +183,9 @@ impl Index {
             };
             let here = here.map(|(route, _)| *route).collect();
             let routes = self.routes_of(record, port, here, refused);
-            if !routes.is_empty() || unrouted.is_any() {
-                let table = RouteTable::new(name, routes);
+            let profiles = self.profiles_at(record, &routes);
+            if !routes.is_empty() || !profiles.is_empty() || unrouted.is_any() {
+                let table = RouteTable::new(name, routes).with_profiles(profiles);
                 tables.push(table.with_unrouted(Some(unrouted.clone())));
             }
         }

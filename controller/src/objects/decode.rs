@@ -12,6 +12,7 @@ use super::policy::{
     AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
     Server,
 };
+use super::profiles::ServiceProfile;
 use super::routes::{self, ReferenceGrant, Route, RouteSpec, Written};
 use super::{Fault, GATEWAY_GROUP, Object, ObjectKey, ObjectKind};
 
@@ -192,6 +193,12 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
             known_fields(document, &spec)?;
             Object::ReferenceGrant(ReferenceGrant { metadata, spec })
         }
+        ObjectKind::ServiceProfile => {
+            let document = without_nulls(document);
+            let Written { metadata, spec } = lenient(&document)?;
+            known_fields(&document, &spec)?;
+            Object::ServiceProfile(Box::new(ServiceProfile { metadata, spec }))
+        }
     })
 }
 
@@ -257,6 +264,7 @@ fn supported_version(key: &ObjectKey, document: &Value) -> Result<(), Fault> {
         ObjectKind::Route(RouteKind::Tls) => &["v1", "v1alpha2", "v1alpha3"],
         ObjectKind::Route(RouteKind::Tcp) => &["v1", "v1alpha2"],
         ObjectKind::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
+        ObjectKind::ServiceProfile => &["v1alpha2"],
         kind if kind.policy_group().is_some() => &["v1alpha1"],
         _ => &["v1"],
     };

@@ -14,11 +14,13 @@ use policy::{
     AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
     Server,
 };
+use profiles::ServiceProfile;
 use routes::{ReferenceGrant, Route};
 
 pub mod crds;
 pub mod decode;
 pub mod policy;
+pub mod profiles;
 pub mod routes;
 
 /// An object of a kind that the controller understands.
@@ -38,6 +40,7 @@ pub enum Object {
     HttpLocalRateLimitPolicy(PolicyGroup, HttpLocalRateLimitPolicy),
     Route(RouteKind, Box<Route>),
     ReferenceGrant(ReferenceGrant),
+    ServiceProfile(Box<ServiceProfile>),
 }
 
 /// The kinds of [`Object`]. Versions of one kind are the same kind.
@@ -57,6 +60,7 @@ pub enum ObjectKind {
     HttpLocalRateLimitPolicy(PolicyGroup),
     Route(RouteKind),
     ReferenceGrant,
+    ServiceProfile,
 }
 
 /// Names an object.
@@ -107,6 +111,7 @@ impl Object {
             Self::HttpLocalRateLimitPolicy(_, it) => &it.metadata,
             Self::Route(_, it) => &it.metadata,
             Self::ReferenceGrant(it) => &it.metadata,
+            Self::ServiceProfile(it) => &it.metadata,
         }
     }
 }
@@ -130,6 +135,7 @@ impl ObjectKind {
                 Some(Self::HttpLocalRateLimitPolicy(group))
             }
             (GATEWAY_GROUP, "ReferenceGrant", _) => Some(Self::ReferenceGrant),
+            (PROFILE_GROUP, "ServiceProfile", _) => Some(Self::ServiceProfile),
             _ => {
                 let mut routes = RouteKind::ALL.into_iter();
                 let route = routes.find(|it| it.group() == group && it.as_str() == kind);
@@ -186,6 +192,7 @@ impl ObjectKind {
             Self::HttpLocalRateLimitPolicy(_) => "HTTPLocalRateLimitPolicy",
             Self::Route(kind) => kind.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::ServiceProfile => "ServiceProfile",
         }
     }
 
@@ -204,6 +211,8 @@ impl ObjectKind {
 
 /// The API group of the Gateway API.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// The API group of ServiceProfiles.
+pub const PROFILE_GROUP: &str = "linkerd.io";
 
 /// `Server.policy.weft.dev shop/web`, `Node one`.
 impl fmt::Display for ObjectKey {
@@ -212,6 +221,7 @@ impl fmt::Display for ObjectKey {
         let group = match self.kind {
             ObjectKind::Route(kind) => Some(kind.group()),
             ObjectKind::ReferenceGrant => Some(GATEWAY_GROUP),
+            ObjectKind::ServiceProfile => Some(PROFILE_GROUP),
             kind => kind.policy_group().map(PolicyGroup::as_str),
         };
         if let Some(group) = group {

@@ -15,6 +15,7 @@ use crate::names::{Name, NameError, ObjectName};
 mod filters;
 mod inbound;
 mod matches;
+mod profile;
 mod reliability;
 mod table;
 
@@ -28,6 +29,7 @@ pub use matches::{
     HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,
     QueryMatch, TextMatch,
 };
+pub use profile::{Condition, Profile, ProfileRoute};
 pub use reliability::{
     Backoff, BudgetSettings, GrpcCodes, Reliability, ReliabilityError, Retry, StatusRange,
     Timeouts, annotated_duration, duration, grpc_timeout, write_grpc_timeout,

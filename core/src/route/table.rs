@@ -12,7 +12,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::matches::{HttpMatch, PathMatch, TextMatch};
-use super::{FlowRule, Reliability, Route, RouteName, RouteRules, RouteType, Rule};
+use super::{FlowRule, Profile, Reliability, Route, RouteName, RouteRules, RouteType, Rule};
 use crate::names::{Name, ObjectName};
 
 /// The routes of one port of a Service.
@@ -28,6 +28,8 @@ pub struct RouteTable {
     consumers: HashMap<Name, Scope>,
     rules: usize,
     unrouted: Option<Box<Reliability>>,
+    /// At most one of a namespace.
+    profiles: Vec<Profile>,
 }
 
 /// Names a table: one exists per port of a Service that has routes.
@@ -148,6 +150,7 @@ impl RouteTable {
             rules,
             routes,
             unrouted: None,
+            profiles: vec![],
         }
     }
 
@@ -157,7 +160,33 @@ impl RouteTable {
         self
     }
 
-    /// What holds for requests that no rule is for, as the Service has none of requests.
+    /// With ServiceProfiles.
+    pub fn with_profiles(mut self, profiles: Vec<Profile>) -> Self {
+        self.profiles = profiles;
+        self
+    }
+
+    /// All ServiceProfiles, in the order in which they were given.
+    pub fn profiles(&self) -> &[Profile] {
+        &self.profiles
+    }
+
+    /// The ServiceProfile that holds for clients in a namespace, where no routes of requests do: their own, or that
+    /// of the Service's namespace.
+    pub fn profile(&self, client: &Name) -> Option<&Profile> {
+        let of = |namespace: &Name| self.profiles.iter().find(|it| it.namespace == *namespace);
+        of(client).or_else(|| of(&self.name.service.namespace))
+    }
+
+    /// What holds for a request of a client in a namespace that no rule is for, as it has no routes of requests.
+    pub fn unrouted_for(&self, client: &Name, head: &Parts) -> Option<&Reliability> {
+        match self.profile(client) {
+            Some(profile) => profile.reliability(head),
+            None => self.unrouted(),
+        }
+    }
+
+    /// What the Service says of requests that no rule is for.
     pub fn unrouted(&self) -> Option<&Reliability> {
         self.unrouted.as_deref()
     }
@@ -404,7 +433,10 @@ fn host_rank(routes: &[Route], entry: &FlowEntry) -> Option<(bool, usize)> {
 /// The rest follows from these.
 impl PartialEq for RouteTable {
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && self.routes == other.routes && self.unrouted == other.unrouted
+        self.name == other.name
+            && self.routes == other.routes
+            && self.unrouted == other.unrouted
+            && self.profiles == other.profiles
     }
 }
 
@@ -435,11 +467,12 @@ impl std::str::FromStr for RouteTableName {
 
 impl Serialize for RouteTable {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut shown = serializer.serialize_struct("RouteTable", 4)?;
+        let mut shown = serializer.serialize_struct("RouteTable", 5)?;
         shown.serialize_field("service", &self.name.service)?;
         shown.serialize_field("port", &self.name.port)?;
         shown.serialize_field("routes", &self.routes)?;
         shown.serialize_field("unrouted", &self.unrouted)?;
+        shown.serialize_field("profiles", &self.profiles)?;
         shown.end()
     }
 }

@@ -20,6 +20,7 @@ impl From<RouteTable> for v1::RouteTable {
             service: Some(service.into()),
             port: port.into(),
             unrouted: table.unrouted().cloned().map(Into::into),
+            profiles: table.profiles().iter().cloned().map(Into::into).collect(),
             routes: table.routes().iter().cloned().map(Into::into).collect(),
         }
     }
@@ -34,8 +35,11 @@ impl TryFrom<v1::RouteTable> for RouteTable {
             port: port("route_table.port", message.port)?,
         };
         few_patterns("route_table.routes", message.routes.iter())?;
+        super::profile::few_patterns(&message.profiles)?;
         let unrouted = message.unrouted.map(TryInto::try_into).transpose()?;
-        Ok(Self::new(name, all(message.routes)?).with_unrouted(unrouted))
+        let profiles = all(message.profiles)?;
+        let table = Self::new(name, all(message.routes)?).with_unrouted(unrouted);
+        Ok(table.with_profiles(profiles))
     }
 }
 

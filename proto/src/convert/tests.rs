@@ -252,6 +252,25 @@ fn route_table() -> RouteTable {
     });
     RouteTable::new("shop/web:80".parse().expect("valid"), routes.into())
         .with_unrouted(Some(reliability()))
+        .with_profiles(vec![profile()])
+}
+
+fn profile() -> Profile {
+    let path = Condition::Path(Pattern::new("/a.*").expect("valid"));
+    let method = || Condition::Method("GET".parse().expect("valid"));
+    Profile {
+        namespace: "shop".parse().expect("valid"),
+        routes: vec![ProfileRoute {
+            name: "GET /a".to_owned(),
+            condition: Condition::All(vec![
+                path,
+                Condition::Any(vec![method()]),
+                Condition::Not(Box::new(method())),
+            ]),
+            reliability: reliability(),
+        }],
+        backends: vec![],
+    }
 }
 
 fn reliability() -> Reliability {
@@ -290,7 +309,23 @@ fn tables_that_cannot_be_used_are_refused() {
         let unrouted = table.unrouted.as_mut().expect("there is one");
         unrouted.retry.as_mut().expect("there is one")
     }
-    let changes: [(Change, &str); 19] = [
+    fn condition(table: &mut v1::RouteTable) -> &mut Option<v1::Condition> {
+        &mut table.profiles[0].routes[0].condition
+    }
+    let changes: [(Change, &str); 23] = [
+        (|it| it.profiles[0].namespace.clear(), "profile.namespace"),
+        (|it| *condition(it) = None, "profile.condition"),
+        (
+            |it| *condition(it) = Some(v1::Condition { kind: None }),
+            "condition.kind",
+        ),
+        (
+            |it| {
+                let kind = v1::condition::Kind::Path("(".to_owned());
+                *condition(it) = Some(v1::Condition { kind: Some(kind) });
+            },
+            "condition.path",
+        ),
         (|it| retry(it).limit = 65_536, "retry.limit"),
         (|it| retry(it).http[0].last = 600, "retry.http"),
         (|it| retry(it).budget = None, "retry.budget"),

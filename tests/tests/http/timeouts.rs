@@ -33,12 +33,13 @@ fn http_timeouts() {
     );
     check("calls end when their client's time is up", deadlines);
     check("timeouts are counted", counted);
+    check("a ServiceProfile says both", profile);
     checks.finish();
 }
 
 /// A server on each node, of one Service each.
 struct Scene {
-    _servers: Vec<(HttpServer, Pod)>,
+    servers: Vec<(HttpServer, Pod)>,
     client: Pod,
     cluster: Cluster,
 }
@@ -54,7 +55,7 @@ impl Scene {
             servers.push((http, pod));
         }
         Ok(Scene {
-            _servers: servers,
+            servers,
             client,
             cluster,
         })
@@ -258,6 +259,43 @@ fn counted(scene: &Scene) -> Result<()> {
     let labels = [("parent_name", "counted"), ("error", "REQUEST_TIMEOUT")];
     let name = "outbound_http_route_request_statuses_total";
     wait_for_metric(scene.cluster.node(0), name, &labels, 1.0).map(drop)
+}
+
+/// Of Linkerd: how long, and what is sent again.
+fn profile(scene: &Scene) -> Result<()> {
+    // It takes the place of what the Service says.
+    let of_service = [
+        ("timeout.linkerd.io/response", "5s"),
+        ("retry.linkerd.io/http", "5xx"),
+    ];
+    let target = scene.service("profiled", "far", &of_service)?;
+    let profile = json!({
+        "apiVersion": "linkerd.io/v1alpha2",
+        "kind": "ServiceProfile",
+        "metadata": {"name": "profiled.default.svc.cluster.local", "namespace": "default"},
+        "spec": {"routes": [
+            {"name": "slow", "condition": {"pathRegex": "/delay/.*"}, "timeout": "300ms"},
+            {"name": "flaky", "isRetryable": true,
+                "condition": {"all": [{"method": "GET"}, {"not": {"pathRegex": "/other"}}]}},
+        ]},
+    });
+    scene.cluster.apply(&profile)?;
+    eventually("the ServiceProfile to be in effect", || {
+        expect_code(&scene.ask(target, "/delay/3000", &[])?.0, 504)
+    })?;
+    scene.expect_late(target, "/delay/10000", &[], "request_timeout")?;
+    let (server, pod) = &scene.servers[0];
+    for (args, path, code) in [
+        (&["--request", "GET"][..], "/flaky", 200),
+        (&["--data", "x"], "/flaky", 503),
+        (&["--request", "GET"], "/other", 503),
+    ] {
+        server.configure_some(pod, 0, 503, 1)?;
+        let (shown, _) = scene.ask(target, path, args)?;
+        server.configure(pod, 0, 200)?;
+        expect_code(&shown, code)?;
+    }
+    Ok(())
 }
 
 /// Far below what servers are asked to take, and far above what is to pass.

@@ -14,6 +14,7 @@ mod incremental;
 mod invalid;
 mod limits;
 mod policies;
+mod profiles;
 mod reliability;
 mod routes;
 mod services;

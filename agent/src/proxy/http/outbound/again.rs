@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body, Frame};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use weft_core::Name;
 use weft_core::route::Retry;
 
 use super::lead::Goal;
@@ -19,7 +20,7 @@ use super::send::{Sent, Tried, send};
 use super::terms::Terms;
 use super::upstream::Upstream;
 use super::{Ending, Facts, home};
-use crate::balance::RetryBudget;
+use crate::balance::{BudgetOwner, RetryBudget};
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::{ERROR, ExchangeError, GRPC_STATUS};
 use crate::proxy::http::body::{Held, RequestBody, ResponseBody, Used};
@@ -70,7 +71,7 @@ pub(super) async fn send_under(
         };
     };
     let replay = Replay::new(body, MOST_REPLAYED_BYTES);
-    let mut again = Again::new(retry, kind, timers, &replay);
+    let mut again = Again::new(retry, (client, kind), timers, &replay);
     let tried = Tried::none();
     loop {
         let body = RequestBody::of_try(replay.attempt());
@@ -161,14 +162,14 @@ async fn one(
 impl<'a> Again<'a> {
     fn new(
         retry: &'a Retry,
-        kind: &Kind<'_>,
+        (client, kind): (&Facts, &Kind<'_>),
         timers: Option<&'a Timers>,
         replay: &Arc<Replay>,
     ) -> Self {
         let now = std::time::Instant::now();
         let budget = kind.parent.map(|it| {
-            let rule = kind.matched.map(|it| (it.route, it.rule_index));
-            it.retries.of(rule, retry.budget, now)
+            let owner = owner(&client.pod.id.0.namespace, kind);
+            it.retries.of(owner, retry.budget, now)
         });
         if let Some(budget) = &budget {
             let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
@@ -298,6 +299,19 @@ impl<'a> Again<'a> {
         if let Some(timers) = self.timers {
             timers.retry(event);
         }
+    }
+}
+
+/// Whose budget a request's retries are taken from.
+fn owner(client: &Name, kind: &Kind<'_>) -> BudgetOwner {
+    if let Some(matched) = kind.matched {
+        return BudgetOwner::Rule(matched.route.clone(), matched.rule_index);
+    }
+    let own = kind.parent.map(|it| &it.service.namespace);
+    let profile = kind.table.and_then(|it| it.profile(client));
+    match profile.filter(|it| Some(&it.namespace) != own) {
+        Some(profile) => BudgetOwner::ClientsIn(profile.namespace.clone()),
+        None => BudgetOwner::Port,
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn lead<'a>(
                 it.select_flow(&client.pod.id.0.namespace, None)
             });
             let port = match flow {
-                SelectedFlow::Service => Arc::clone(port),
+                SelectedFlow::Service => of_profile(client, table, port)?,
                 SelectedFlow::NotFound => return Err(ExchangeError::NoRule),
                 SelectedFlow::Rule { rule, .. } => {
                     let backend = pick(&rule.backends, rand::random());
@@ -95,6 +95,20 @@ pub(super) fn lead<'a>(
         goal: Goal::Port(backend_port(client, &backend.target)?),
         filters: [of_rule, &backend.filters],
     }))
+}
+
+/// Where a ServiceProfile sends what no route is for.
+fn of_profile(
+    client: &Facts,
+    table: Option<&RouteTable>,
+    port: &Arc<ServicePortEntry>,
+) -> Result<Arc<ServicePortEntry>, ExchangeError> {
+    let profile = table.and_then(|it| it.profile(&client.pod.id.0.namespace));
+    let Some(profile) = profile.filter(|it| !it.backends.is_empty()) else {
+        return Ok(Arc::clone(port));
+    };
+    let backend = pick(&profile.backends, rand::random());
+    backend_port(client, &backend.ok_or(ExchangeError::NoBackend)?.target)
 }
 
 pub(super) fn backend_port(

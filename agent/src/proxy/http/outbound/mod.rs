@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use weft_core::route::{Filter, RouteTable, apply_to_response};
+use weft_core::route::{Filter, apply_to_response};
 
 use self::again::send_under;
 pub(super) use self::ending::Ending;
@@ -231,7 +231,9 @@ async fn try_exchange(
     }
     let said = match kind.matched {
         Some(matched) => matched.rule.reliability.as_deref(),
-        None => table.as_deref().and_then(RouteTable::unrouted),
+        None => table
+            .as_deref()
+            .and_then(|it| it.unrouted_for(&client.pod.id.0.namespace, &parts)),
     };
     let terms = Terms::of(said, &mut parts, is_grpc, purpose).map(Box::new);
     let mut body = RequestBody::of(body);
