@@ -140,9 +140,15 @@ pub struct LimitsConfig {
     #[arg(long, env = "WEFT_MAX_FLOWS_PER_POD")]
     pub max_flows_per_pod: Option<usize>,
 
+    /// Most HTTP requests that one pod may have open in each direction; more are answered with 503. Of
+    /// those that arrive, one identity may have as many as are left for all others, and so may all that
+    /// come in plaintext. By default one for each 64 KiB of a quarter of the memory, at least 1024.
+    #[arg(long, env = "WEFT_MAX_EXCHANGES_PER_POD")]
+    pub max_exchanges_per_pod: Option<usize>,
+
     /// Most MiB that one pod's flows should keep in the agent because a receiver has no room. From half of
-    /// it on each flow reads in small steps; one in HTTP/2 that cannot is reset. By default a sixteenth of
-    /// the memory, from 32 to 1024.
+    /// it on each flow reads in small steps; one in HTTP/2 that cannot is reset, and beyond it new HTTP requests
+    /// are answered with 503. By default a sixteenth of the memory, from 32 to 1024.
     #[arg(long, env = "WEFT_MAX_BUFFERED_MIB_PER_POD")]
     pub max_buffered_mib_per_pod: Option<usize>,
 

@@ -262,6 +262,9 @@ fn limits(config: &LimitsConfig) -> Limits {
     let mib = config.max_buffered_mib_per_pod;
     let limits = Limits {
         flows_per_pod: config.max_flows_per_pod.unwrap_or(fitting.flows_per_pod),
+        exchanges_per_pod: config
+            .max_exchanges_per_pod
+            .unwrap_or(fitting.exchanges_per_pod),
         buffered_bytes_per_pod: mib.map_or(fitting.buffered_bytes_per_pod, |it| {
             it.saturating_mul(1024 * 1024)
         }),

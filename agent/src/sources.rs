@@ -134,6 +134,14 @@ impl Source for Enrolled {
             let help = "Time that the pod's flows waited because CPUs were short and other pods used little";
             let name = "weft_pod_held_back_seconds";
             samples.add(Kind::Counter, name, help, labels(), held_back);
+            let (inbound, outbound) = pod.usage.exchanges();
+            for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
+                let help = "HTTP requests of the pod without the end of their answer";
+                let name = "weft_pod_open_exchanges";
+                let mut labels = labels();
+                labels.push(("direction", direction.to_owned()));
+                samples.add(Kind::Gauge, name, help, labels, open as f64);
+            }
         }
     }
 }

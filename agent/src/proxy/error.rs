@@ -83,6 +83,9 @@ pub enum FlowError {
     /// The pod has as many flows as it may.
     #[error("the pod has too many flows")]
     TooManyFlows,
+    /// The pod, or one who has exchanges with it, has as many as it may.
+    #[error("there are too many open exchanges of HTTP")]
+    TooManyExchanges,
     /// The last descriptors are not for flows, nor some before them for pods with many flows.
     #[error("the agent has no descriptors left for the pod's flows")]
     NoDescriptors,
@@ -191,6 +194,7 @@ impl FlowError {
             Self::BadRequest(_) => Refusal::BadRequest,
             Self::NoSourceAddress(_) => Refusal::NoSourceAddress,
             Self::TooManyFlows => Refusal::TooManyFlows,
+            Self::TooManyExchanges => Refusal::TooManyExchanges,
             Self::NoDescriptors => Refusal::NoDescriptors,
             Self::TooManyHandshakes => Refusal::TooManyHandshakes,
             Self::Drained => Refusal::Drained,
@@ -221,6 +225,7 @@ impl FlowError {
             | Self::Tunnel(_)
             | Self::UnknownAddress(_)
             | Self::TooManyFlows
+            | Self::TooManyExchanges
             | Self::NoSourceAddress(_)
             | Self::NoDescriptors
             | Self::PodGone => true,

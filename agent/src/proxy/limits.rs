@@ -18,6 +18,9 @@ use super::turns::CpuShare;
 pub struct Limits {
     /// Flows of one pod in each direction.
     pub flows_per_pod: usize,
+    /// Exchanges of HTTP that one pod may have open in each direction. Of those that arrive, one source has
+    /// no more than are left for all others.
+    pub exchanges_per_pod: usize,
     /// Bytes that the flows of one pod may keep in the agent because a receiver has no room. From
     /// half of it on each reads in small steps; none is ended for it.
     pub buffered_bytes_per_pod: usize,
@@ -65,6 +68,7 @@ impl Limits {
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
             flows_per_pod: size(by_descriptors.min(by_memory)).max(FEWEST_FLOWS),
+            exchanges_per_pod: size(by_memory).max(FEWEST_EXCHANGES),
             buffered_bytes_per_pod: size((memory_bytes / 16).clamp(32 * MIB, 1024 * MIB)),
             buffered_bytes: size((memory_bytes / 4).max(32 * MIB)),
             handshakes_per_pod: size(handshakes / 2).min(1024),
@@ -101,9 +105,10 @@ impl fmt::Display for Limits {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "per pod {} flows in each direction, {} MiB kept for receivers without room, {} tunnels being made, \
+            "per pod {} flows and {} exchanges of HTTP in each direction, {} MiB kept for receivers without room, {} tunnels being made, \
              {} unfinished handshakes with it; of one peer {}, of the node {}",
             self.flows_per_pod,
+            self.exchanges_per_pod,
             self.buffered_bytes_per_pod as u64 / MIB,
             self.dials_per_pod,
             self.handshakes_per_pod,
@@ -152,21 +157,23 @@ const MEMORY_OF_FLOW: u64 = 64 * 1024;
 /// In percent of all CPUs, what the flows of one pod may use while they are short.
 pub const CPU_PERCENT_WHEN_SHORT: u8 = 5;
 const FEWEST_FLOWS: usize = 64;
+/// What a few connections of HTTP/2 may have open.
+const FEWEST_EXCHANGES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// descriptors, MiB, CPUs → flows, MiB kept, handshakes, turns
+    /// descriptors, MiB, CPUs → flows, exchanges, MiB kept, handshakes, turns
     #[test]
     fn limits_come_from_what_there_is() {
-        for (descriptors, mib, cpus, flows, kept, handshakes, turns) in [
-            (20_000, 24_000, 2, 8_000, 1024, 2500, 1),
-            (1_048_576, 24_000, 8, 96_000, 1024, 8192, 4),
-            (250_000, 64_000, 64, 100_000, 1024, 8192, 32),
-            (1024, 512, 1, 409, 32, 128, 1),
-            (20_000, 256, 4, 1024, 32, 2500, 2),
-            (64, 64, 1, 64, 32, 64, 1),
+        for (descriptors, mib, cpus, flows, exchanges, kept, handshakes, turns) in [
+            (20_000, 24_000, 2, 8_000, 96_000, 1024, 2500, 1),
+            (1_048_576, 24_000, 8, 96_000, 96_000, 1024, 8192, 4),
+            (250_000, 64_000, 64, 100_000, 256_000, 1024, 8192, 32),
+            (1024, 512, 1, 409, 2048, 32, 128, 1),
+            (20_000, 256, 4, 1024, 1024, 32, 2500, 2),
+            (64, 64, 1, 64, 1024, 32, 64, 1),
         ] {
             let limits = Limits::from_resources(Resources {
                 descriptors,
@@ -174,6 +181,7 @@ mod tests {
                 cpus,
             });
             assert_eq!(limits.flows_per_pod, flows, "{limits}");
+            assert_eq!(limits.exchanges_per_pod, exchanges, "{limits}");
             assert_eq!(limits.buffered_bytes_per_pod as u64, kept * MIB, "{limits}");
             assert_eq!(limits.handshakes, handshakes, "{limits}");
             assert_eq!(limits.handshake_turns, turns, "{limits}");

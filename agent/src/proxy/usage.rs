@@ -2,6 +2,8 @@
 //!
 //! Counting is a few atomics: nothing here is locked while bytes move.
 
+mod party;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,6 +18,7 @@ use tokio_util::sync::PollSemaphore;
 
 use super::limits::Limits;
 use super::turns::CpuShare;
+pub(super) use party::{Charger, From, Hold, Party, Piece, Place, Window};
 
 /// What one pod uses.
 #[derive(Debug)]
@@ -29,6 +32,15 @@ pub struct Usage {
     /// Exchanges and flows that wait for an endpoint.
     pub(super) waiting: Arc<AtomicUsize>,
     most_cpus: CpuShare,
+    /// Exchanges of HTTP that others have with the pod, and those that it began.
+    inbound_exchanges: AtomicUsize,
+    outbound_exchanges: AtomicUsize,
+    /// Of each.
+    most_exchanges: usize,
+    /// What its connections of HTTP/2 may receive before somebody takes it.
+    windows: AtomicUsize,
+    /// Who has exchanges with the pod.
+    sources: Mutex<HashMap<From, Weak<party::Source>>>,
 }
 
 /// A tunnel that may be made now.
@@ -93,6 +105,11 @@ impl Usage {
             most_dials_to_one: limits.dials_per_pod.div_ceil(16),
             waiting: Arc::default(),
             most_cpus: limits.cpus_per_pod_when_short,
+            inbound_exchanges: AtomicUsize::new(0),
+            outbound_exchanges: AtomicUsize::new(0),
+            most_exchanges: limits.exchanges_per_pod,
+            windows: AtomicUsize::new(0),
+            sources: Mutex::default(),
         })
     }
 
@@ -112,6 +129,14 @@ impl Usage {
     /// How much of the CPUs its flows may use while they are short.
     pub fn most_cpus(&self) -> CpuShare {
         self.most_cpus
+    }
+
+    /// Exchanges of HTTP that are open: those that others have with the pod, and those that it began.
+    pub fn exchanges(&self) -> (usize, usize) {
+        (
+            self.inbound_exchanges.load(Ordering::Relaxed),
+            self.outbound_exchanges.load(Ordering::Relaxed),
+        )
     }
 
     /// Whether flows should read in small steps: a flow is never ended for what it keeps, so from
@@ -164,11 +189,7 @@ impl KeptBytes {
     }
 
     fn change(&self, before: usize, after: usize) {
-        if after < before {
-            self.now.fetch_sub(before - after, Ordering::Relaxed);
-        } else {
-            self.now.fetch_add(after - before, Ordering::Relaxed);
-        }
+        change(&self.now, before, after);
     }
 }
 
@@ -278,6 +299,15 @@ impl Drop for Share {
                 counts.remove(&self.peer);
             }
         }
+    }
+}
+
+/// What was so many is now as many.
+fn change(counter: &AtomicUsize, before: usize, after: usize) {
+    if after < before {
+        counter.fetch_sub(before - after, Ordering::Relaxed);
+    } else {
+        counter.fetch_add(after - before, Ordering::Relaxed);
     }
 }
 

@@ -41,6 +41,8 @@ pub enum Refusal {
     ReservedPort,
     /// The pod has too many flows.
     TooManyFlows,
+    /// The pod, or its client, has too many exchanges of HTTP.
+    TooManyExchanges,
     /// The process has no descriptors left for flows.
     NoDescriptors,
     /// The pod, its peer or the node has too many unfinished handshakes.
@@ -65,6 +67,7 @@ impl Refusal {
                 | Self::TooManyHandshakes
                 | Self::TooManyBytes
                 | Self::TooManyWaiting
+                | Self::TooManyExchanges
         )
     }
 
@@ -90,6 +93,7 @@ impl Refusal {
             Self::BadRequest => "bad_request",
             Self::ReservedPort => "reserved_port",
             Self::TooManyFlows => "too_many_flows",
+            Self::TooManyExchanges => "too_many_exchanges",
             Self::NoDescriptors => "no_descriptors",
             Self::TooManyHandshakes => "too_many_handshakes",
             Self::TooManyBytes => "too_many_bytes",

@@ -13,6 +13,7 @@ use super::deadlines::Late;
 use super::gate::Answer;
 use super::head::BadHead;
 use crate::proxy::error::FlowError;
+use crate::proxy::tcp::Broken;
 use crate::telemetry::{Refusal, exchange};
 
 /// Why an exchange has no answer from its server.
@@ -91,7 +92,11 @@ impl ExchangeError {
             Self::Server(error) => broken(error),
             Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
             Self::Flow(
-                FlowError::TooManyFlows | FlowError::NoDescriptors | FlowError::TooManyWaiting(..),
+                FlowError::TooManyFlows
+                | FlowError::TooManyWaiting(..)
+                | FlowError::TooManyExchanges
+                | FlowError::NoDescriptors
+                | FlowError::Broken(Broken::TooManyBytes),
             ) => exchange::ExchangeError::LoadShed,
             Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
             Self::Flow(_) => exchange::ExchangeError::Io,
@@ -226,6 +231,18 @@ mod tests {
             (denied.into(), 403, "7", "denied"),
             (by_peer.into(), 403, "7", "denied"),
             (none.into(), 503, "14", "no_endpoint"),
+            (
+                FlowError::TooManyExchanges.into(),
+                503,
+                "14",
+                "too_many_exchanges",
+            ),
+            (
+                FlowError::from(Broken::TooManyBytes).into(),
+                503,
+                "14",
+                "too_many_bytes",
+            ),
             (timeout.into(), 504, "14", "connect_timeout"),
             (Late::Request.into(), 504, "4", "request_timeout"),
             (Late::Client.into(), 504, "4", "request_timeout"),

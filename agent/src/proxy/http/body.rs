@@ -23,6 +23,7 @@ use super::head;
 use super::replay::Attempt;
 use super::serve::Progress;
 use crate::proxy::live_requests::RequestEntry;
+use crate::proxy::usage::{Charger, Hold, Party, Piece};
 use crate::telemetry::exchange::RequestEnd;
 
 /// What a request has behind its head.
@@ -35,6 +36,9 @@ pub(in crate::proxy) struct RequestBody {
     copies: Vec<mpsc::Sender<Copied>>,
     /// Told when it has ended.
     end: Option<Arc<OnceLock<Instant>>>,
+    /// For what is on its way, and for the copies of it.
+    charger: Charger,
+    of_copies: Charger,
 }
 
 /// Where a request's body comes from.
@@ -54,7 +58,7 @@ enum Source {
 /// A part of a body that is sent elsewhere too.
 #[derive(Debug)]
 enum Copied {
-    Data(Bytes),
+    Data(Piece),
     End,
 }
 
@@ -89,6 +93,7 @@ pub(in crate::proxy) struct ResponseBody {
     held: Option<Box<Held>>,
     /// Ends it before.
     revocation: Option<Revocation>,
+    charger: Charger,
 }
 
 /// What policy has to do with a response.
@@ -125,9 +130,17 @@ impl fmt::Debug for Revocation {
 }
 
 impl RequestBody {
-    /// What the client sends.
-    pub(super) fn of(incoming: Incoming) -> Self {
-        Self::from(Source::Client(incoming))
+    /// What the client sends; a party is charged for it.
+    pub(super) fn of(incoming: Incoming, party: &Party) -> Self {
+        let mut body = Self::from(Source::Client(incoming));
+        body.charger = Charger::new(party);
+        body.of_copies = Charger::new(party);
+        body
+    }
+
+    /// Charges whoever is charged for it for what else is kept of it.
+    pub(super) fn hold(&self) -> Hold {
+        self.charger.hold()
     }
 
     /// Nothing.
@@ -151,6 +164,8 @@ impl RequestBody {
             expects: None,
             copies: Vec::new(),
             end: None,
+            charger: Charger::default(),
+            of_copies: Charger::default(),
         }
     }
 
@@ -205,13 +220,13 @@ impl Told {
 }
 
 impl Body for RequestBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, Self::Error>>> {
         if let Some(waiting) = &mut self.expects {
             waiting.told.waits.register(context.waker());
             if !waiting.told.wanted.load(Ordering::Acquire) {
@@ -223,12 +238,19 @@ impl Body for RequestBody {
         let frame = match &mut this.source {
             Source::Nothing => return Poll::Ready(None),
             Source::Client(incoming) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(context));
-                frame.map(|it| it.map_err(Self::Error::from))
+                ready!(this.charger.poll_room(context));
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
+                let (charger, all) = (&mut this.charger, incoming.is_end_stream());
+                let charge = |it: Frame<_>| it.map_data(|data| charger.piece(data, all));
+                frame.map(|it| it.map(charge).map_err(Self::Error::from))
             }
+            // Charged as what it is a try of.
             Source::Attempt(attempt) => ready!(attempt.poll_frame(context)),
             #[cfg(test)]
-            Source::Frames(frames) => frames.pop_front().map(Ok),
+            Source::Frames(frames) => {
+                let frame = frames.pop_front();
+                frame.map(|it| Ok(it.map_data(Piece::free)))
+            }
             Source::Copy(receiver, _) => {
                 return Poll::Ready(match ready!(receiver.poll_recv(context)) {
                     Some(Copied::Data(data)) => Some(Ok(Frame::data(data))),
@@ -237,22 +259,27 @@ impl Body for RequestBody {
                 });
             }
         };
-        // Who does not keep up loses the rest, and so its request.
+        // Who does not keep up loses the rest, and so its request; where much is kept, everybody does.
         match &frame {
+            Some(Ok(_)) if !this.copies.is_empty() && this.of_copies.is_tight() => {
+                this.copies.clear();
+            }
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    let copy = || Copied::Data(data.clone());
+                    let charger = &mut this.of_copies;
+                    let mut copy = || Copied::Data(charger.piece(data.bytes().clone(), false));
                     this.copies.retain(|it| it.try_send(copy()).is_ok());
                 }
             }
             None => this.copies.retain(|it| it.try_send(Copied::End).is_ok()),
             Some(Err(_)) => this.copies.clear(),
         }
-        let has_ended = frame.is_none() || this.is_end_stream();
+        let ended = this.is_end_stream();
+        let has_ended = frame.is_none() || ended;
         if let Some(end) = this.end.take_if(|_| has_ended) {
             let _ = end.set(Instant::now());
         }
-        if this.is_end_stream() {
+        if ended {
             // Nobody asks for the end of a body whose length is known.
             for copy in this.copies.drain(..) {
                 let _ = copy.try_send(Copied::End);
@@ -285,7 +312,7 @@ impl Body for RequestBody {
 }
 
 /// Trailers are no place to say who the client is either.
-fn without_own(frame: Frame<Bytes>) -> Frame<Bytes> {
+fn without_own(frame: Frame<Piece>) -> Frame<Piece> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
             head::remove_own(&mut trailers);
@@ -305,6 +332,7 @@ impl ResponseBody {
             progress: None,
             held: None,
             revocation: None,
+            charger: Charger::default(),
         }
     }
 
@@ -327,6 +355,7 @@ impl ResponseBody {
             progress: None,
             held,
             revocation: None,
+            charger: Charger::default(),
         };
         if body.is_end_stream() {
             body.finish();
@@ -342,6 +371,12 @@ impl ResponseBody {
                 _entry: entry,
             });
         }
+        self
+    }
+
+    /// Charges a party for what is on its way.
+    pub(super) fn charged(mut self, party: &Party) -> Self {
+        self.charger = Charger::new(party);
         self
     }
 
@@ -410,13 +445,13 @@ impl Used {
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         let this = &mut *self;
         if let Some(it) = &mut this.revocation
             && it.revoked.as_mut().poll(context).is_ready()
@@ -444,8 +479,12 @@ impl Body for ResponseBody {
         };
         let frame = match first {
             Some(first) => Some(Ok(first)),
-            None => ready!(Pin::new(&mut *incoming).poll_frame(context)),
+            None => {
+                ready!(this.charger.poll_room(context));
+                ready!(Pin::new(&mut *incoming).poll_frame(context))
+            }
         };
+        let ended = incoming.is_end_stream();
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(ending) = &mut this.ending {
@@ -457,7 +496,7 @@ impl Body for ResponseBody {
                 if let Some(deadlines) = this.held.as_mut().and_then(|it| it.deadlines.as_mut()) {
                     deadlines.moved();
                 }
-                if incoming.is_end_stream() {
+                if ended {
                     this.finish();
                 }
             }
@@ -469,7 +508,9 @@ impl Body for ResponseBody {
             }
             None => this.finish(),
         }
-        Poll::Ready(frame.map(|it| it.map_err(Into::into)))
+        let charger = &mut this.charger;
+        let charge = |it: Frame<_>| it.map_data(|data| charger.piece(data, ended));
+        Poll::Ready(frame.map(|it| it.map(charge).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

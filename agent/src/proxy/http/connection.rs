@@ -26,10 +26,7 @@ use weft_core::{Identity, Verdict, WorkloadId};
 use super::body::RequestBody;
 use super::gate::Gate;
 use super::measure::Known;
-use super::serve::{
-    CONNECTION_WINDOW_BYTES, FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES,
-    STREAM_WINDOW_BYTES,
-};
+use super::serve::{FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES};
 use super::stream::{Returned, Stream};
 use crate::node::LocalPod;
 use crate::proxy::Context as Proxy;
@@ -41,6 +38,7 @@ use crate::proxy::tcp::{Broken, Moved, Side};
 use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::client::Slot;
 use crate::proxy::tunnel::weft1::client::GiveBack;
+use crate::proxy::usage::Party;
 use crate::telemetry::Telemetry;
 
 /// Where a connection leads. It serves exchanges that would be led the same way now, and no others.
@@ -56,6 +54,8 @@ pub(in crate::proxy) struct Route {
     pub(in crate::proxy) identity: Option<Identity>,
     /// The pod on this node: another one may have the same name and address later.
     pub(in crate::proxy) local: Option<Arc<LocalPod>>,
+    /// Whose exchanges are counted there.
+    pub(in crate::proxy) party: Option<Party>,
     /// What the policy of that pod said.
     pub(in crate::proxy) verdict: Option<Verdict>,
     /// Whom each request is asked of, on this node: elsewhere another agent does.
@@ -257,18 +257,20 @@ impl Http1 {
 }
 
 impl Http2 {
-    /// Starts HTTP/2 on a flow.
+    /// Starts HTTP/2 on a flow. What it receives is a party's.
     pub(super) async fn start(
         stream: Stream,
         life: Life,
         route: Arc<Route>,
+        party: &Party,
     ) -> Result<Self, hyper::Error> {
+        let window = party.window();
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.acknowledging();
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(window.stream_bytes)
+            .initial_connection_window_size(window.connection_bytes)
             .max_frame_size(FRAME_BYTES)
             .max_header_list_size(MOST_HEAD_BYTES as u32)
             .max_send_buf_size(SEND_BUFFER_BYTES)
@@ -277,7 +279,10 @@ impl Http2 {
             .handshake(TokioIo::new(stream))
             .await?;
         let pod = Arc::clone(&life.pod);
-        pod.spawn_flow(life.drive(connection));
+        pod.spawn_flow(async move {
+            life.drive(connection).await;
+            drop(window);
+        });
         Ok(Self {
             sender,
             route,

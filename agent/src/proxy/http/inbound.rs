@@ -37,6 +37,7 @@ use crate::proxy::socket;
 use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
 use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
+use crate::proxy::usage::{From, Party, Place};
 use crate::telemetry::exchange::{ExchangeLabels, HttpErrors};
 use crate::telemetry::{DetectedBy, Direction, TlsLabel};
 
@@ -66,6 +67,8 @@ struct Facts {
     errors: HttpErrors,
     version: Version,
     route: Arc<Route>,
+    /// Whose exchanges they are.
+    party: Party,
     http1: Arc<Mutex<Option<Box<Http1>>>>,
     http2: tokio::sync::Mutex<Option<Http2>>,
     /// Ends what it was upgraded to.
@@ -183,6 +186,7 @@ impl Admitted {
             destination: None,
             identity: None,
             local: None,
+            party: None,
             verdict: None,
             gate: None,
             generation: 0,
@@ -205,6 +209,9 @@ impl Admitted {
             .context
             .telemetry
             .http_errors(Direction::Inbound, &pod.labels);
+        let from = self.identity.clone();
+        let from = from.map_or(From::Strangers, From::Workload);
+        let party = Party::at_pod(&pod.usage, from);
         let facts = Arc::new(Facts {
             flow: self,
             series: Mutex::new(series),
@@ -212,6 +219,7 @@ impl Admitted {
             errors,
             version,
             route,
+            party: party.clone(),
             http1: Arc::default(),
             http2: tokio::sync::Mutex::default(),
             end,
@@ -221,7 +229,7 @@ impl Admitted {
             tracing::debug!(pod = %pod.id, %error, "HTTP with an application");
         }
         let kept = Arc::clone(&facts.http1);
-        let served = serve::serve(stream, version, &pod, move |request| {
+        let served = serve::serve(stream, version, &pod, &party, move |request| {
             exchange(Arc::clone(&facts), request)
         });
         let served = served.await;
@@ -259,7 +267,8 @@ impl Facts {
     }
 
     async fn speak_http2(&self, server: Stream) -> Result<Http2, hyper::Error> {
-        Http2::start(server, self.life(), Arc::clone(&self.route)).await
+        let route = Arc::clone(&self.route);
+        Http2::start(server, self.life(), route, &self.party).await
     }
 
     fn life(&self) -> Life {
@@ -361,18 +370,19 @@ async fn try_exchange(
     let purpose = head::accept(&mut parts)?;
     let context = &facts.flow.context;
     let pass = facts.gate.ask(context, &mut parts, &facts.end)?;
+    let place = facts.party.enter(&parts.headers)?;
     head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
-    let request = Request::from_parts(parts, RequestBody::of(body));
+    let request = Request::from_parts(parts, RequestBody::of(body, &facts.party));
     match facts.version {
-        Version::Http1 => exchange_http1(facts, (request, purpose), pass, timers).await,
-        Version::Http2 => exchange_http2(facts, request, pass, timers).await,
+        Version::Http1 => exchange_http1(facts, (request, purpose), (place, pass), timers).await,
+        Version::Http2 => exchange_http2(facts, request, (place, pass), timers).await,
     }
 }
 
 async fn exchange_http1(
     facts: &Arc<Facts>,
     (mut request, purpose): (Request<RequestBody>, head::Purpose),
-    pass: Pass,
+    (place, pass): (Place, Pass),
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let method = request.method().clone();
@@ -412,15 +422,15 @@ async fn exchange_http1(
     // The client's own version is for its connection to know.
     parts.version = http::Version::HTTP_11;
     apply_to_response(&pass.filters, &mut parts);
-    let ending = Ending::measured(timers.take(), &parts);
+    let ending = Ending::measured(timers.take(), &parts).holding(place);
     let body = ResponseBody::of(incoming, Some(used), ending).under(pass.entry);
-    Ok(Response::from_parts(parts, body))
+    Ok(Response::from_parts(parts, body.charged(&facts.party)))
 }
 
 async fn exchange_http2(
     facts: &Arc<Facts>,
     mut request: Request<RequestBody>,
-    pass: Pass,
+    (place, pass): (Place, Pass),
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let response = loop {
@@ -437,7 +447,7 @@ async fn exchange_http2(
     };
     let (mut parts, incoming) = response.into_parts();
     apply_to_response(&pass.filters, &mut parts);
-    let ending = Ending::measured(timers.take(), &parts);
+    let ending = Ending::measured(timers.take(), &parts).holding(place);
     let body = ResponseBody::of(incoming, None, ending).under(pass.entry);
-    Ok(Response::from_parts(parts, body))
+    Ok(Response::from_parts(parts, body.charged(&facts.party)))
 }

@@ -14,6 +14,7 @@ use std::pin::Pin;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
+use crate::proxy::usage::{Hold, Piece};
 
 /// A request's body, and what of it has passed.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ struct State {
     source: RequestBody,
     hint: SizeHint,
     kept: BytesMut,
+    /// What that counts as.
+    charged: Hold,
     trailers: Option<HeaderMap>,
     /// How much may be kept.
     room: usize,
@@ -65,6 +68,7 @@ impl Replay {
             state: Mutex::new(State {
                 hint: source.size_hint(),
                 kept: BytesMut::new(),
+                charged: source.hold(),
                 trailers: None,
                 room,
                 is_lost: false,
@@ -135,12 +139,12 @@ impl State {
         }
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cancelled>>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, Cancelled>>> {
         if self.given < self.kept.len() {
             let again = Bytes::copy_from_slice(&self.kept[self.given..]);
             self.given = self.kept.len();
             self.forget_given();
-            return Poll::Ready(Some(Ok(Frame::data(again))));
+            return Poll::Ready(Some(Ok(Frame::data(Piece::free(again)))));
         }
         if let Some(trailers) = self.trailers.as_ref().filter(|_| !self.gave_trailers) {
             self.gave_trailers = true;
@@ -165,13 +169,13 @@ impl State {
         Poll::Ready(frame)
     }
 
-    fn keep(&mut self, frame: &Frame<Bytes>) {
+    fn keep(&mut self, frame: &Frame<Piece>) {
         if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
             self.gave_trailers = true;
             self.ended = Some(self.moved);
         }
-        let Some(data) = frame.data_ref() else {
+        let Some(data) = frame.data_ref().map(Piece::bytes) else {
             return;
         };
         if self.is_lost || self.kept.len() + data.len() > self.room {
@@ -182,6 +186,7 @@ impl State {
             self.kept.extend_from_slice(data);
             self.given = self.kept.len();
         }
+        self.charged.set(self.kept.len());
     }
 
     /// Lets go what nobody needs again.
@@ -189,6 +194,7 @@ impl State {
         if self.room == 0 && self.given >= self.kept.len() && !self.kept.is_empty() {
             self.is_lost = true;
             self.kept = BytesMut::new();
+            self.charged.set(0);
             self.given = 0;
         }
     }
@@ -204,7 +210,7 @@ impl Attempt {
     pub(super) fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cancelled>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, Cancelled>>> {
         let mut state = self.replay.state();
         if state.turn != self.turn {
             return Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
@@ -242,7 +248,7 @@ mod tests {
     async fn next(attempt: &mut Attempt) -> Option<Result<Vec<u8>, Cancelled>> {
         let frame = poll_fn(|context| attempt.poll_frame(context)).await?;
         Some(frame.map(|it| match it.into_data() {
-            Ok(data) => data.to_vec(),
+            Ok(data) => data.bytes().to_vec(),
             Err(_) => b"trailers".to_vec(),
         }))
     }

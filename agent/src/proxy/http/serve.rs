@@ -19,13 +19,15 @@ use super::Version;
 use super::body::ResponseBody;
 use super::stream::Stream;
 use crate::node::LocalPod;
+use crate::proxy::usage::{Party, Window};
 
 /// Answers requests until the client leaves, or the pod takes no new connections: then the one that is
-/// open is the last. What it was upgraded to counts as it.
+/// open is the last. What it was upgraded to counts as it. What the connection receives is a party's.
 pub(super) async fn serve<S, F>(
     stream: Stream,
     version: Version,
     pod: &Arc<LocalPod>,
+    party: &Party,
     service: S,
 ) -> Result<(), hyper::Error>
 where
@@ -77,7 +79,8 @@ where
         }
         Version::Http2 => {
             let tasks = Tasks(Arc::clone(pod));
-            let mut connection = pin!(http2(tasks).serve_connection(io, service));
+            let window = party.window();
+            let mut connection = pin!(http2(tasks, &window).serve_connection(io, service));
             loop {
                 tokio::select! {
                     biased;
@@ -167,13 +170,13 @@ fn http1() -> http1::Builder {
     builder
 }
 
-fn http2(tasks: Tasks) -> http2::Builder<Tasks> {
+fn http2(tasks: Tasks, window: &Window) -> http2::Builder<Tasks> {
     let mut builder = http2::Builder::new(tasks);
     builder
         .auto_date_header(false)
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(window.stream_bytes)
+        .initial_connection_window_size(window.connection_bytes)
         .max_frame_size(FRAME_BYTES)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEAD_BYTES as u32)
@@ -204,12 +207,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const MOST_HEAD_BYTES: usize = 64 * 1024;
 pub(super) const MOST_HEADERS: usize = 128;
 const MOST_STREAMS: u32 = 256;
-/// Room of one stream.
-pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Room of a connection, and so what it may have the agent keep. Eight readers that have stopped stop the
-/// others of the same connection, which are the same pod's; as much as all streams may fill would be
-/// 64 MiB for whoever opens one.
-pub(super) const CONNECTION_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
 /// What HTTP/2 keeps of one stream before it is written.
 pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// With its head what fills a record of `weft/1`.

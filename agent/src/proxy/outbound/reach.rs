@@ -256,6 +256,7 @@ pub(in crate::proxy) fn route(context: &Context, way: &Way, endpoint: SocketAddr
             Way::SameNode(other) => Some(Arc::clone(other)),
             _ => None,
         },
+        party: None,
         verdict: None,
         gate: None,
         generation: context.identities.generation(),

@@ -33,11 +33,10 @@ use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer;
 use crate::proxy::http::head::{self, BadHead};
-use crate::proxy::http::serve::{
-    CONNECTION_WINDOW_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, STREAM_WINDOW_BYTES,
-};
+use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS};
 use crate::proxy::http::stream::Stream;
 use crate::proxy::tcp::FlowSocket;
+use crate::proxy::usage::{Party, Window};
 
 /// Serves what comes from `far`, which speaks `version`, until that ends. `first` is a connection to the
 /// application that may be used.
@@ -75,7 +74,8 @@ pub(super) fn start(
                 }
             }
             Version::Http2 => {
-                let mut connection = pin!(http2(served).serve_connection(io, service));
+                let window = Party::of_pod(&served.usage).window();
+                let mut connection = pin!(http2(served, &window).serve_connection(io, service));
                 tokio::select! {
                     ended = &mut connection => ended,
                     () = over.cancelled() => {
@@ -240,15 +240,17 @@ impl Bridge {
         }
         let io = TokioIo::new(self.server().await?.acknowledging());
         let tasks = Tasks(Arc::clone(&self.origin.pod));
+        let window = Party::of_pod(&self.origin.pod.usage).window();
         let (sender, connection) = client2::Builder::new(tasks)
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(window.stream_bytes)
+            .initial_connection_window_size(window.connection_bytes)
             .max_header_list_size(MOST_HEAD_BYTES as u32)
             .handshake(io)
             .await?;
         self.origin.pod.spawn_flow(async move {
             let _ = connection.await;
+            drop(window);
         });
         *kept = Some(sender.clone());
         Ok((sender, false))
@@ -302,7 +304,7 @@ fn copy_of(request: &Request<Sent>) -> Request<Sent> {
 impl Failure {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Head(BadHead::ResponseCoding) => "server_failed",
+            Self::Head(BadHead::ResponseCoding | BadHead::Switched) => "server_failed",
             Self::Head(_) => "bad_request",
             Self::Server(error) if error.is_user() => "bad_request",
             Self::Server(_) => "server_failed",
@@ -405,13 +407,13 @@ fn http1() -> server1::Builder {
     builder
 }
 
-fn http2(pod: Arc<LocalPod>) -> server2::Builder<Tasks> {
+fn http2(pod: Arc<LocalPod>, window: &Window) -> server2::Builder<Tasks> {
     let mut builder = server2::Builder::new(Tasks(pod));
     builder
         .auto_date_header(false)
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(window.stream_bytes)
+        .initial_connection_window_size(window.connection_bytes)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEAD_BYTES as u32);
     builder

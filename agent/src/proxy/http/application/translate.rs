@@ -68,7 +68,7 @@ pub(super) fn response_to_http1(head: &mut response::Parts) {
 /// # Errors
 /// Its body is coded in a way that cannot be undone.
 pub(super) fn response_to_http2(head: &mut response::Parts) -> Result<(), BadHead> {
-    head::check_response(&mut head.headers)?;
+    head::check_response(head)?;
     head::strip_hop(&mut head.headers, Purpose::Exchange);
     head.version = Version::HTTP_2;
     Ok(())

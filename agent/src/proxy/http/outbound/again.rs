@@ -364,7 +364,7 @@ fn let_go(client: &Arc<Facts>, sent: Sent, first: Option<Frame<Bytes>>) {
         let rest = async {
             let mut bytes = 0;
             while let Some(Ok(frame)) = body.frame().await {
-                bytes += frame.data_ref().map_or(0, Bytes::len);
+                bytes += frame.data_ref().map_or(0, |it| it.bytes().len());
                 if bytes > MOST_READ_BYTES {
                     break;
                 }

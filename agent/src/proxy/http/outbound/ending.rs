@@ -12,6 +12,7 @@ use crate::proxy::http::connection::OpenStream;
 use crate::proxy::http::deadlines::Late;
 use crate::proxy::http::head::is_grpc;
 use crate::proxy::http::measure::{Timers, grpc_status};
+use crate::proxy::usage::Place;
 use crate::telemetry::exchange::{self, GrpcStatus};
 
 /// What is to be done when a response has ended.
@@ -22,6 +23,8 @@ pub(in crate::proxy::http) struct Ending {
     /// The endpoint has to do with it.
     in_flight: Option<InFlight>,
     status: StatusCode,
+    /// Its places in the limits of both pods.
+    pub(super) _places: [Option<Place>; 2],
     timers: Timers,
     in_trailers: Option<GrpcStatus>,
 }
@@ -33,6 +36,7 @@ impl Ending {
             _stream: None,
             in_flight: None,
             status: StatusCode::OK,
+            _places: [None, None],
             timers: Timers::default(),
             in_trailers: None,
         }
@@ -64,6 +68,12 @@ impl Ending {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.judge(judgement, rest);
         }
+    }
+
+    /// The exchange has a place in a pod's limits until then.
+    pub(in crate::proxy::http) fn holding(mut self, place: Place) -> Self {
+        self._places[0] = Some(place);
+        self
     }
 
     /// A part of the response's body has come.

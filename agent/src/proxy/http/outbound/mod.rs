@@ -23,7 +23,7 @@ use self::lead::{Goal, Way, lead};
 use self::mirror::mirror;
 use self::send::{Sent, Tried, send};
 use self::terms::Terms;
-use self::upstream::{Upstream, start};
+use self::upstream::{Upstream, refused, start};
 use super::Version;
 use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
@@ -40,6 +40,7 @@ use crate::proxy::error::FlowError;
 use crate::proxy::outbound::{self, Connected};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::FlowSocket;
+use crate::proxy::usage::Party;
 use crate::telemetry::Direction;
 use crate::telemetry::exchange::{ExchangeSeries, HttpErrors};
 
@@ -58,6 +59,8 @@ struct Facts {
     target: Target,
     /// Of trust roots and certificates, when it connected.
     generation: u64,
+    /// Whose exchanges they are.
+    party: Party,
     /// What its exchanges are counted in, rule by rule.
     known: Mutex<Known>,
     /// The same of those that no endpoint is found for, once there was one.
@@ -95,6 +98,7 @@ impl Client {
             version,
             target,
             generation,
+            party: Party::of_pod(&pod.usage),
             known: Mutex::default(),
             without_endpoint: OnceLock::new(),
             errors: context
@@ -127,12 +131,14 @@ impl Client {
     /// The pod's flows had to end.
     pub(in crate::proxy) async fn serve(self, socket: FlowSocket) -> Result<(), FlowError> {
         let (pod, version) = (Arc::clone(&self.0.pod), self.0.version);
+        let party = self.0.party.clone();
         let end = self.0.end.clone();
         let _end = end.drop_guard();
         let serving = pin!(serve::serve(
             Stream::socket(socket),
             version,
             &pod,
+            &party,
             move |request| exchange(Arc::clone(&self.0), request)
         ));
         let ended = unless(pin!(outbound::drained(&pod)), serving).await?;
@@ -203,6 +209,8 @@ async fn try_exchange(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut parts, body) = request.into_parts();
     let purpose = head::accept(&mut parts)?;
+    let place = client.party.enter(&parts.headers);
+    let place = place.inspect_err(|error| refused(client, error))?;
     // Held as long as anything of it is used: what is changed meanwhile holds for the next exchange.
     let table = match &client.target {
         Target::Service(port) => port.routes.load_full(),
@@ -236,7 +244,7 @@ async fn try_exchange(
             .and_then(|it| it.unrouted_for(&client.pod.id.0.namespace, &parts)),
     };
     let terms = Terms::of(said, &mut parts, is_grpc, purpose).map(Box::new);
-    let mut body = RequestBody::of(body);
+    let mut body = RequestBody::of(body, &client.party);
     for filter in led.filters.iter().copied().flatten() {
         if let Filter::Mirror(to) = filter
             && to.share.includes(rand::random())
@@ -266,6 +274,7 @@ async fn try_exchange(
         response,
         timers: of_try,
         pass,
+        place: of_server,
     } = sent;
     *timers = timers.take().map(|it| of_try.and(it));
     let (mut parts, incoming) = response.into_parts();
@@ -298,6 +307,7 @@ async fn try_exchange(
     head::check_response(&mut parts.headers)?;
     let mut ending = Ending::measured(timers.take(), &parts);
     ending.hold(in_flight, &parts);
+    ending._places = [Some(place), of_server];
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
     apply_to_response(&pass.filters, &mut parts);
     for filters in led.filters {
@@ -316,7 +326,8 @@ async fn try_exchange(
             ResponseBody::of_held(incoming, None, ending, held)
         }
     };
-    Ok(Response::from_parts(parts, body.under(pass.entry)))
+    let body = body.under(pass.entry).charged(&client.party);
+    Ok(Response::from_parts(parts, body))
 }
 
 fn home(client: &Facts) -> Home {

@@ -20,6 +20,7 @@ use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::{Version, head, host};
 use crate::proxy::outbound::{self, Waiter};
 use crate::proxy::record::PathLabel;
+use crate::proxy::usage::Place;
 
 /// A try that failed. The request is there if nothing of it has left.
 struct Failed {
@@ -198,6 +199,8 @@ pub(super) struct Sent {
     pub(super) timers: Timers,
     /// What policy of the server's pod has to do with it, on one node.
     pub(super) pass: Pass,
+    /// In the limits of the server's pod, where that is this agent's to count.
+    pub(super) place: Option<Place>,
 }
 
 /// Sends the request to an endpoint: again if a connection that was used before turns out to be closed. Its
@@ -247,6 +250,18 @@ async fn send_to(
         }
     };
     let was_reused = upstream.is_reused();
+    let place = match enter(client, &upstream, &request) {
+        Ok(place) => place,
+        Err(error) => {
+            upstream.let_go(client);
+            return Err(Failed {
+                error: error.into(),
+                request: Some(request),
+                was_reused: false,
+                timers: counted.unwrap_or_default(),
+            });
+        }
+    };
     let pass = match ask(client, &upstream, &mut request) {
         Ok(pass) => pass,
         Err(error) => {
@@ -303,6 +318,7 @@ async fn send_to(
             response,
             timers,
             pass,
+            place,
         }),
         Err(mut error) => {
             let back = error.take_message().or(again);
@@ -331,6 +347,22 @@ fn ask(
     let asked = gate.ask(&client.context, &mut head, &client.end);
     *request = Request::from_parts(head, body);
     asked
+}
+
+/// A place in the limits of the server's pod, where that is this agent's to count.
+fn enter(
+    client: &Facts,
+    upstream: &Upstream,
+    request: &Request<RequestBody>,
+) -> Result<Option<Place>, FlowError> {
+    let route = upstream.route();
+    let place = route.party.as_ref();
+    let place = place.map(|it| it.enter(request.headers())).transpose();
+    place.inspect_err(|error| {
+        if let (Some(pod), Some(refusal)) = (&route.local, error.refusal()) {
+            client.context.telemetry.refusal(&pod.id, refusal);
+        }
+    })
 }
 
 /// A version that the other side's connection can speak.

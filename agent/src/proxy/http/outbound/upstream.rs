@@ -20,6 +20,7 @@ use crate::proxy::http::stream::{Returned, Stream};
 use crate::proxy::outbound::{self, Caller, Connected};
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
+use crate::proxy::usage::{From, Party};
 use crate::telemetry::TlsLabel;
 
 /// A connection to a server, ready for an exchange.
@@ -160,7 +161,7 @@ pub(super) async fn start(
             Ok(Upstream::Http1(Box::new(connection)))
         }
         Version::Http2 => {
-            let started = Http2::start(stream, life, route).await;
+            let started = Http2::start(stream, life, route, &client.party).await;
             let connection = started.map_err(ExchangeError::Server)?;
             let connection = pod.exchanges.share(connection, &pod.stop_accepting);
             let stream = connection.open();
@@ -200,6 +201,13 @@ fn route_of(pod: &LocalPod, record: &Record, connected: &Connected, generation: 
         identity: record.destination_identity.clone(),
         local: match connected {
             Connected::SameNode(admitted, _) => Some(Arc::clone(admitted.pod())),
+            _ => None,
+        },
+        party: match connected {
+            Connected::SameNode(admitted, _) => {
+                let from = From::Workload(pod.identity.clone());
+                Some(Party::at_pod(&admitted.pod().usage, from))
+            }
             _ => None,
         },
         verdict: None,
