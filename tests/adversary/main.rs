@@ -14,6 +14,8 @@ mod descriptors;
 mod exhaustion;
 mod flood;
 mod http2;
+mod http_client;
+mod http_server;
 mod namespaces;
 mod peer;
 mod ports;
@@ -178,6 +180,24 @@ fn stolen_token() {
             ("connections without end", control::connections),
         ],
     );
+}
+
+/// Clients of HTTP that mean harm.
+#[test]
+fn hostile_http_client() {
+    let stage = Stage::build(&http_client::LIMITS).expect("a cluster");
+    let mut checks = Checks::new("hostile_http_client");
+    http_client::all(&stage, &mut checks);
+    checks.finish();
+}
+
+/// Servers of HTTP that mean harm.
+#[test]
+fn hostile_http_server() {
+    let stage = Stage::build(&http_client::LIMITS).expect("a cluster");
+    let mut checks = Checks::new("hostile_http_server");
+    http_server::all(&stage, &mut checks);
+    checks.finish();
 }
 
 /// The agent has no more of something.

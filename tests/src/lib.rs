@@ -20,6 +20,7 @@ pub mod checks;
 pub mod cluster;
 pub mod command;
 pub mod hbone;
+pub mod hostile;
 pub mod http;
 pub mod manifests;
 pub mod metrics;

@@ -53,6 +53,11 @@ impl Metrics {
         self.find(name, labels).map(|sample| sample.value).sum()
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.samples.len()
+    }
+
     /// Whether any sample has this label value, under any name.
     pub fn mentions(&self, label: &str, value: &str) -> bool {
         self.samples

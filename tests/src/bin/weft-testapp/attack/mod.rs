@@ -4,6 +4,8 @@
 mod descriptors;
 mod families;
 mod heir;
+mod http;
+mod http_server;
 mod nested;
 mod ring;
 mod scatter;
@@ -29,6 +31,10 @@ pub(crate) enum Attack {
     Heir(heir::Heir),
     /// Connects to as many destinations as there are.
     Scatter(scatter::Scatter),
+    /// Does what a hostile client of HTTP does.
+    Http(http::Http),
+    /// Answers as a hostile server of HTTP does.
+    HttpServer(http_server::HttpServer),
     /// Opens connections and sends little or nothing, until the other side has had enough.
     Trickle(trickle::Trickle),
 }
@@ -43,6 +49,8 @@ impl Attack {
             Attack::Borrow(borrow) => borrow.run(),
             Attack::Heir(heir) => heir.run(),
             Attack::Scatter(scatter) => scatter.run(),
+            Attack::Http(http) => http.run(),
+            Attack::HttpServer(server) => server.run(),
             Attack::Trickle(trickle) => trickle.run(),
         }
     }
