@@ -36,6 +36,8 @@ pub(in crate::proxy) struct Stream {
     acknowledges: bool,
     /// All that was said was passed on.
     is_flushed: bool,
+    /// Bytes that were read without anybody else having had a turn.
+    in_a_row: usize,
     /// Told of what is read.
     progress: Option<Arc<Progress>>,
     /// Tells when it is gone.
@@ -102,6 +104,7 @@ impl Stream {
             ended: false,
             acknowledges: false,
             is_flushed: true,
+            in_a_row: 0,
             progress: None,
             _guard: None,
         }
@@ -201,6 +204,13 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.in_a_row >= MOST_IN_A_ROW {
+            // Of what costs little to send, such as interim answers or digits, that is a lot of work, and
+            // whoever is to take it has to be let to.
+            self.in_a_row = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read = match &mut self.kind {
             Kind::Socket(socket) => socket.poll_read(context, buffer),
@@ -219,6 +229,11 @@ impl AsyncRead for Stream {
         };
         let count = buffer.filled().len() - before;
         self.settle();
+        self.in_a_row = if read.is_ready() {
+            self.in_a_row + count
+        } else {
+            0
+        };
         if count > 0 {
             if self.acknowledges
                 && let Kind::Socket(socket) = &self.kind
@@ -432,5 +447,7 @@ fn tunnel_error(error: h2::Error) -> io::Error {
 /// How long a peer may take to end its side of a flow: it does so when it looks at the connection, at
 /// least once in a second.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes that are read before others have their turn.
+const MOST_IN_A_ROW: usize = 256 * 1024;
 /// The most that is put into HTTP/2's queue in one piece.
 const MOST_AT_ONCE: usize = 64 * 1024;
