@@ -52,7 +52,7 @@ impl ExchangeError {
     /// The status that HTTP has for it.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::Head(BadHead::ResponseCoding) => StatusCode::BAD_GATEWAY,
+            Self::Head(BadHead::ResponseCoding | BadHead::Switched) => StatusCode::BAD_GATEWAY,
             Self::Head(_) => StatusCode::BAD_REQUEST,
             Self::NoRule => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
@@ -112,7 +112,7 @@ impl ExchangeError {
     /// A word for it, as in metrics.
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::Head(BadHead::ResponseCoding) => "server_failed",
+            Self::Head(BadHead::ResponseCoding | BadHead::Switched) => "server_failed",
             Self::Head(_) => "bad_request",
             Self::NoRule => "no_rule",
             Self::NoBackend => "no_backend",
@@ -228,6 +228,7 @@ mod tests {
         let timeout = FlowError::ConnectTimeout { to };
         for (error, status, grpc, reason) in [
             (BadHead::NoHost.into(), 400, "13", "bad_request"),
+            (BadHead::Switched.into(), 502, "14", "server_failed"),
             (denied.into(), 403, "7", "denied"),
             (by_peer.into(), 403, "7", "denied"),
             (none.into(), 503, "14", "no_endpoint"),

@@ -7,7 +7,7 @@ use http::header::{
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Authority;
-use http::{HeaderMap, Method, Request, StatusCode, Version, request};
+use http::{HeaderMap, Method, Request, StatusCode, Version, request, response};
 use hyper::body::Body;
 use weft_core::Identity;
 
@@ -31,6 +31,9 @@ pub(super) enum BadHead {
     /// The same, of an answer.
     #[error("the response's Transfer-Encoding is not chunked, once")]
     ResponseCoding,
+    /// RFC 9110, section 15.2.2: the client asked for nothing of the kind.
+    #[error("the response switches protocols, and the request did not ask for it")]
+    Switched,
     /// RFC 9113, section 8.5: there is nothing in between that would make the connection.
     #[error("CONNECT is not served by HTTP/2")]
     Connect,
@@ -96,12 +99,17 @@ fn check(head: &request::Parts) -> Result<(), BadHead> {
     }
 }
 
-/// Makes a response's framing unambiguous: the coding decides, whatever length there is beside it (RFC 9112,
-/// section 6.3).
+/// Makes the framing of a response that is one unambiguous: the coding decides, whatever length there is beside
+/// it (RFC 9112, section 6.3).
 ///
 /// # Errors
-/// The coding is more than `chunked`: what it was taken out of would still be coded.
-pub(super) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
+/// The coding is more than `chunked`: what it was taken out of would still be coded. Or it is no response, but
+/// the end of HTTP on the connection.
+pub(super) fn check_response(head: &mut response::Parts) -> Result<(), BadHead> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(BadHead::Switched);
+    }
+    let headers = &mut head.headers;
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else {
         return Ok(());
@@ -326,6 +334,11 @@ mod tests {
         request.body(()).expect("valid").into_parts().0
     }
 
+    fn answer(status: u16) -> response::Parts {
+        let response = http::Response::builder().status(status).body(());
+        response.expect("valid").into_parts().0
+    }
+
     #[test]
     fn hosts() {
         let (one, two, ten) = (Version::HTTP_11, Version::HTTP_2, Version::HTTP_10);
@@ -371,10 +384,13 @@ mod tests {
         ] {
             let mut headers = vec![("content-length", "5")];
             headers.extend(codings.iter().map(|it| ("transfer-encoding", *it)));
-            let mut headers = head(Version::HTTP_11, "/", &headers).headers;
-            assert_eq!(check_response(&mut headers), is, "{codings:?}");
-            assert_eq!(headers.contains_key(CONTENT_LENGTH), length, "{codings:?}");
+            let mut response = answer(200);
+            response.headers = head(Version::HTTP_11, "/", &headers).headers;
+            assert_eq!(check_response(&mut response), is, "{codings:?}");
+            let has_length = response.headers.contains_key(CONTENT_LENGTH);
+            assert_eq!(has_length, length, "{codings:?}");
         }
+        assert_eq!(check_response(&mut answer(101)), Err(BadHead::Switched));
     }
 
     #[test]

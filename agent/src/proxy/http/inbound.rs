@@ -413,7 +413,7 @@ async fn exchange_http1(
         let (pod, end) = (&facts.flow.pod, (facts.end.clone(), pass.entry));
         return Ok(upgrade::switch(pod, upgrading, response, driver, None, end));
     }
-    head::check_response(&mut parts.headers)?;
+    head::check_response(&mut parts)?;
     head::strip_hop(&mut parts.headers, head::Purpose::Exchange);
     let used = Used {
         connection,

@@ -304,7 +304,7 @@ async fn try_exchange(
         // The client's own version is for its connection to know.
         parts.version = http::Version::HTTP_11;
     }
-    head::check_response(&mut parts.headers)?;
+    head::check_response(&mut parts)?;
     let mut ending = Ending::measured(timers.take(), &parts);
     ending.hold(in_flight, &parts);
     ending._places = [Some(place), of_server];
