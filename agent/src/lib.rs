@@ -15,6 +15,7 @@ pub mod identity;
 pub mod log;
 pub mod netns;
 pub mod node;
+pub mod panics;
 pub mod proxy;
 pub mod run;
 pub mod sources;

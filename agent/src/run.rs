@@ -31,6 +31,7 @@ use crate::identity::{ControllerSigner, Identities};
 use crate::log::{self, LogControl};
 use crate::netns::Netns;
 use crate::node::{self, Pods};
+use crate::panics;
 use crate::proxy::limits::{Limits, Resources};
 use crate::proxy::turns::CpuShare;
 use crate::proxy::{Context, ProxyConfig};
@@ -43,6 +44,7 @@ use crate::telemetry::{Refusal, Telemetry};
 /// What keeps it from starting, with what to do about it.
 pub fn run(config: Config) -> Result<()> {
     let log = log::init(&config.log_level, config.log_format)?;
+    panics::watch();
     raise_descriptor_limit();
     // There are no other threads yet, and none ever leaves for long.
     Netns::stay_here().context("opening the network namespace")?;
@@ -109,6 +111,10 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     serve_admin(&config, &context, log, &stop, &mut parts)?;
     parts.spawn(stream.run(stop.clone()));
     parts.spawn(forget_series(Arc::clone(&context), stop.clone()));
+    let (ending, stopped) = (context.end_flows_no_longer_allowed(), stop.clone());
+    parts.spawn(async move {
+        stopped.run_until_cancelled(ending).await;
+    });
     parts.spawn(Arc::clone(&identities).run(stop.clone()));
     parts.spawn(renew_when_back(
         identities,

@@ -95,8 +95,7 @@ pub struct ProxyConfig {
 }
 
 impl Context {
-    /// Puts the parts together, and ends live flows from now on when policy changes. Needs a
-    /// runtime.
+    /// Puts the parts together. Needs a runtime.
     pub fn start(
         bpf: Arc<Bpf>,
         store: Arc<Store>,
@@ -106,11 +105,6 @@ impl Context {
         pods: Arc<Pods>,
         config: ProxyConfig,
     ) -> Arc<Self> {
-        let live = LiveFlows::new();
-        tokio::spawn(live::end_flows_no_longer_allowed(
-            Arc::downgrade(&live),
-            Arc::clone(&store),
-        ));
         Arc::new(Self {
             bpf,
             store,
@@ -123,9 +117,14 @@ impl Context {
             handshakes: Handshakes::new(&config.limits),
             kept: KeptBytes::new(config.limits.buffered_bytes),
             config,
-            live,
+            live: LiveFlows::new(),
             spoken: Spoken::default(),
         })
+    }
+
+    /// Ends live flows whenever policy no longer allows them. Without it the agent must not go on.
+    pub fn end_flows_no_longer_allowed(&self) -> impl Future<Output = ()> + Send + use<> {
+        live::end_flows_no_longer_allowed(Arc::downgrade(&self.live), Arc::clone(&self.store))
     }
 
     /// What a pod that joins uses: nothing yet.

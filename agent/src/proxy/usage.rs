@@ -2,6 +2,8 @@
 //!
 //! Counting is a few atomics: nothing here is locked while bytes move.
 
+#[cfg(test)]
+mod panic_tests;
 mod party;
 
 use std::collections::HashMap;
@@ -119,6 +121,17 @@ impl Usage {
         let usage = Self::new(&Limits::default(), &KeptBytes::new(0));
         usage.of_node.change(0, from_the_beginning.into());
         usage
+    }
+
+    /// As it is after somebody panicked while holding a lock.
+    #[cfg(test)]
+    fn poison(self: &Arc<Self>) {
+        let usage = Arc::clone(self);
+        let panicked = std::thread::spawn(move || {
+            let _locks = (usage.sources.lock(), usage.dials_to.lock());
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err() && self.sources.is_poisoned());
     }
 
     /// Bytes that are kept now.

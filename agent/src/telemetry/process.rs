@@ -33,6 +33,9 @@ impl Process {
 
 impl Source for Process {
     fn collect(&self, samples: &mut Samples) {
+        let help = "Panics: each ended what it happened in, and is a bug";
+        let panics = crate::panics::count() as f64;
+        samples.add(Kind::Counter, "weft_panics", help, vec![], panics);
         let mut gauge = |name, help, value| samples.add(Kind::Gauge, name, help, vec![], value);
         if let Ok(entries) = fs::read_dir("/proc/self/fd") {
             gauge(
