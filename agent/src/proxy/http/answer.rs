@@ -185,6 +185,13 @@ pub(super) fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
 }
 
+/// Whether it is the answer of an agent that has no room for the request.
+pub(super) fn is_shed(headers: &HeaderMap) -> bool {
+    let limits = [Refusal::TooManyExchanges, Refusal::TooManyBytes];
+    let why = headers.get(ERROR);
+    why.is_some_and(|why| limits.iter().any(|it| why == it.as_str()))
+}
+
 fn is_denied(error: &FlowError) -> bool {
     match error {
         FlowError::Denied(_) | FlowError::PolicyChanged(_) => true,
@@ -211,6 +218,16 @@ mod tests {
     use weft_core::{AccessPolicy, DenyReason, Verdict};
 
     use super::*;
+
+    #[test]
+    fn who_has_no_room_says_so() {
+        for is_grpc in [false, true] {
+            let shed = ExchangeError::from(FlowError::TooManyExchanges).answer(is_grpc);
+            assert!(is_shed(shed.headers()));
+            let other = ExchangeError::from(FlowError::PodGone).answer(is_grpc);
+            assert!(!is_shed(other.headers()));
+        }
+    }
 
     #[test]
     fn errors_become_answers() {

@@ -23,6 +23,9 @@ pub(in crate::proxy::http) struct Ending {
     /// The endpoint has to do with it.
     in_flight: Option<InFlight>,
     status: StatusCode,
+    /// The server's agent had no room for it, which says nothing of the endpoint: what one pod is refused there must
+    /// not keep others away.
+    is_shed: bool,
     /// Its places in the limits of both pods.
     pub(super) _places: [Option<Place>; 2],
     timers: Timers,
@@ -36,6 +39,7 @@ impl Ending {
             _stream: None,
             in_flight: None,
             status: StatusCode::OK,
+            is_shed: false,
             _places: [None, None],
             timers: Timers::default(),
             in_trailers: None,
@@ -57,6 +61,7 @@ impl Ending {
     /// at the end, unless there is no body.
     pub(super) fn hold(&mut self, in_flight: Option<InFlight>, head: &response::Parts) {
         self.in_flight = in_flight;
+        self.is_shed = answer::is_shed(&head.headers);
         let in_head = grpc_status(&head.headers);
         if in_head.is_some() || head.status.is_server_error() || !is_grpc(&head.headers) {
             let rest = retry_after(head);
@@ -65,6 +70,10 @@ impl Ending {
     }
 
     fn judge(&mut self, judgement: Judgement, rest: Option<Duration>) {
+        let judgement = match self.is_shed {
+            true => Judgement::Unknown,
+            false => judgement,
+        };
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.judge(judgement, rest);
         }
