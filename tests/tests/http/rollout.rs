@@ -1,6 +1,7 @@
 //! All endpoints of a Service are replaced, one after the other, while requests go on: none fails.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -103,7 +104,8 @@ impl Endpoint {
         Ok(Endpoint { http, grpc, pod })
     }
 
-    /// Marked as ending, no endpoint any more, told to end, and gone: what a kubelet does.
+    /// Marked as ending, no endpoint any more, told to end after its `preStop` sleep, and gone: what a kubelet
+    /// does.
     fn end(self, cluster: &Cluster) -> Result<()> {
         let mut manifest = self.pod.manifest();
         manifest["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -118,11 +120,15 @@ impl Endpoint {
                 Ok((!services.contains(&format!("\"{address}"))).then_some(()))
             })?;
         }
+        // Requests that were led there before are on their way: pods are told to wait a little (`preStop`).
+        std::thread::sleep(PRE_STOP);
         self.http.stop()?;
         self.grpc.stop()?;
         cluster.remove_pod(self.pod)
     }
 }
 
+/// `lifecycle: {preStop: {sleep: {seconds: 1}}}`
+const PRE_STOP: Duration = Duration::from_secs(1);
 const HTTP: u16 = 8080;
 const GRPC: u16 = 9090;
