@@ -9,7 +9,7 @@
 //!
 //! That is about the agent's own threads. Where the CPUs are short, a neighbour waits for the kernel instead,
 //! behind everything that a flood keeps busy: the agent, and the applications on both sides of it. So as long
-//! as [threads wait for CPUs](pressure), and there are pods that use little, the pump comes back later: no
+//! as threads wait for CPUs (`pressure`), and there are pods that use little, the pump comes back later: no
 //! pod's flows may then use more of the CPUs than `CpuShare` says, whatever the flood.
 //!
 //! The pump also makes sure that sockets are looked at once per turn: the runtime does so by itself
