@@ -59,6 +59,11 @@ pub struct Config {
     #[arg(long, env = "WEFT_DRAIN_DEADLINE", default_value = "10s", value_parser = duration)]
     pub drain_deadline: Duration,
 
+    /// How long a client may say nothing before its server is connected to, where that waits for it, and
+    /// how long an application's first line may be on its way before it is passed on as it is.
+    #[arg(long, env = "WEFT_DETECT_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub detect_timeout: Duration,
+
     /// How much pods and peers may have at once.
     #[command(flatten)]
     pub limits: LimitsConfig,

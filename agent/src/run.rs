@@ -250,6 +250,7 @@ async fn drain(context: &Context) {
 fn proxy_config(config: &Config) -> ProxyConfig {
     ProxyConfig {
         drain_deadline: config.drain_deadline,
+        detect_timeout: config.detect_timeout,
         limits: limits(&config.limits),
         tunnel: config.tunnel,
         queue: QueueLimits {

@@ -19,10 +19,10 @@ pub enum PortProtocol {
     Detect,
     /// Bytes that the mesh does not look into.
     Opaque,
-    /// HTTP/1. A client that begins with HTTP/2's preface is served as HTTP/2 all the same: `http` says
-    /// that it is HTTP, and few know that it would exclude the other version.
+    /// HTTP/1. Of a Service's port it excludes nothing: few who write `http` know that there is another
+    /// version. A Server means what it says.
     Http1,
-    /// HTTP/2 with prior knowledge, which includes gRPC.
+    /// HTTP/2 with prior knowledge, which includes gRPC. A Server that says so refuses anything else.
     Http2,
     /// TLS of the applications' own.
     Tls,
@@ -58,6 +58,11 @@ impl PortProtocol {
         app_protocol
             .and_then(Self::from_app_protocol)
             .unwrap_or_else(|| opaque.protocol_of(port))
+    }
+
+    /// Whether it is not to be looked into.
+    pub fn is_opaque(self) -> bool {
+        matches!(self, Self::Opaque | Self::Tls)
     }
 
     /// As dumps and metrics name it.

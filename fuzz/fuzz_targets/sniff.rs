@@ -8,7 +8,10 @@ use weft_agent::proxy::http::sniff::{Sniffed, sniff};
 
 fuzz_target!(|bytes: &[u8]| {
     match sniff(bytes) {
-        Sniffed::Http(Version::Http1) => assert!(bytes.contains(&b' ')),
+        Sniffed::Http(Version::Http1) => {
+            let is_between = |it: &u8| it.is_ascii_whitespace() || it.is_ascii_control();
+            assert!(bytes.iter().any(is_between));
+        }
         Sniffed::Http(Version::Http2) => assert!(bytes.starts_with(b"PRI * HTTP/2.0\r\n")),
         Sniffed::Tls { server_name } => {
             assert_eq!(bytes[0], 22);
@@ -16,6 +19,6 @@ fuzz_target!(|bytes: &[u8]| {
             let name = server_name.unwrap_or_default();
             assert!(!name.bytes().any(|byte| byte.is_ascii_uppercase()));
         }
-        Sniffed::More | Sniffed::Opaque => {}
+        Sniffed::More | Sniffed::Doubtful | Sniffed::Opaque => {}
     }
 });

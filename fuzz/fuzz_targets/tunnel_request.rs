@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderValue, Method, Request, Uri};
 use libfuzzer_sys::fuzz_target;
 use weft_agent::proxy::tunnel::wire::{
-    REFUSAL, SOURCE_PORT, parse_authority, parse_port, read_reason, read_request,
+    OPAQUE_SERVICE, REFUSAL, SOURCE_PORT, parse_authority, parse_port, read_reason, read_request,
 };
 
 fuzz_target!(|input: (&str, bool, Vec<&[u8]>)| {
@@ -28,6 +28,7 @@ fuzz_target!(|input: (&str, bool, Vec<&[u8]>)| {
     for value in &values {
         if let Ok(value) = HeaderValue::from_bytes(value) {
             headers.append(SOURCE_PORT, value.clone());
+            headers.append(OPAQUE_SERVICE, value.clone());
             headers.append(REFUSAL, value);
         }
     }
@@ -46,6 +47,7 @@ fuzz_target!(|input: (&str, bool, Vec<&[u8]>)| {
             let asked = parse_authority(text).expect("it was read before");
             assert_eq!(asked, (connected, flow.port));
             assert!(ours || flow.source_port.is_none());
+            assert!(ours || flow.opaque_by.is_none());
         }
     }
 });

@@ -3,13 +3,21 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use weft_agent::proxy::tunnel::weft1::frame::{BadFrame, Event, Parser};
+use weft_agent::proxy::tunnel::weft1::frame::{BadFrame, Event, Parser, first_data};
 
 fuzz_target!(|input: (bool, u8, &[u8])| {
     let (at_server, cut, bytes) = input;
+    assert!(first_data(bytes).len() < bytes.len().max(1));
     let whole = said(at_server, bytes, bytes.len());
     let pieces = said(at_server, bytes, usize::from(cut));
     assert_eq!(whole, pieces);
+    for event in whole.0 {
+        if let Event::Open(open) = event {
+            // What is understood of it, metadata included, is said and read again.
+            let again = said(true, &open.encode(), bytes.len());
+            assert_eq!(again, (vec![Event::Open(open)], None));
+        }
+    }
 });
 
 fn said(at_server: bool, bytes: &[u8], cut: usize) -> (Vec<Event>, Option<BadFrame>) {

@@ -71,7 +71,7 @@ metadata: {name: payment-api, namespace: production}
 spec:
   podSelector: {matchLabels: {app: payment}}
   port: 8080
-  proxyProtocol: HTTP/2
+  proxyProtocol: unknown
 ---
 apiVersion: policy.linkerd.io/v1alpha1
 kind: AuthorizationPolicy

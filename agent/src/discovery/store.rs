@@ -209,6 +209,15 @@ impl Store {
         })
     }
 
+    /// Whether this port of a service is declared opaque, and that address backs it.
+    pub fn is_declared_opaque(&self, name: &ObjectName, port: u16, backing: SocketAddr) -> bool {
+        let port = self.service_port(name, port);
+        port.is_some_and(|port| {
+            let endpoints = port.endpoints.load();
+            port.protocol().is_opaque() && endpoints.iter().any(|it| it.to() == backing)
+        })
+    }
+
     /// Whether connections of a workload of this node to this port, wherever it is, are not to be
     /// looked into.
     pub fn is_outbound_opaque(&self, workload: &WorkloadId, port: u16) -> bool {

@@ -74,6 +74,12 @@ pub enum FlowError {
     /// Policy denies the client.
     #[error("denied: {}", .0.by())]
     Denied(Verdict),
+    /// The server is declared to speak HTTP, and the client speaks something else, or another version.
+    #[error("the client does not speak what the server's port is declared to")]
+    NotHttp,
+    /// What was passed on because it could become nothing that is looked at has become a request.
+    #[error("the client began with something else than HTTP, and went on with it")]
+    HttpInPieces,
     /// Policy allowed the client and no longer does.
     #[error("policy changed: {}", .0.by())]
     PolicyChanged(Verdict),
@@ -191,6 +197,8 @@ impl FlowError {
             Self::RefusedByPeer { .. } => Refusal::ConnectFailed,
             Self::Denied(_) => Refusal::Denied,
             Self::PolicyChanged(_) => Refusal::PolicyChanged,
+            Self::NotHttp => Refusal::NotHttp,
+            Self::HttpInPieces => Refusal::HttpInPieces,
             Self::BadRequest(_) => Refusal::BadRequest,
             Self::NoSourceAddress(_) => Refusal::NoSourceAddress,
             Self::TooManyFlows => Refusal::TooManyFlows,
@@ -213,6 +221,23 @@ impl FlowError {
             Self::Denied(_) | Self::PolicyChanged(_) => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
+    }
+
+    /// Whether a client that speaks HTTP is to be told, and waited for until it does. Not where there is nobody
+    /// to be told, nor where there is no room for those who wait.
+    pub fn is_told(&self) -> bool {
+        !matches!(
+            self,
+            Self::Broken(_)
+                | Self::Drained
+                | Self::PodGone
+                | Self::NoDescriptors
+                | Self::TooManyFlows
+                | Self::TooManyExchanges
+                | Self::RedirectMiss
+                | Self::Loop
+                | Self::Kernel { .. }
+        )
     }
 
     /// Whether another endpoint of the same service may do better. A denial is final: to go on

@@ -4,8 +4,10 @@
 //! Flows arrive through tunnels, in plaintext, or from the outbound half on the same node; all pass
 //! [`admit`]. Nothing else in the agent connects to an application on behalf of somebody else.
 
+pub(super) mod here;
 mod http2;
 mod peer;
+mod plaintext;
 mod weft1;
 
 use std::future::Future;
@@ -20,16 +22,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use weft_core::{Client, Identity, TUNNEL_PORT, Verdict};
+use weft_core::{Client, Identity, PortProtocol, TUNNEL_PORT, Verdict};
 
 use self::peer::Peer;
 use super::ends::unless;
 use super::error::{FlowError, TunnelError};
 use super::http;
-use super::http::sniff::Sniffed;
 use super::live::LiveEntry;
-use super::record::{PathLabel, Record};
-use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets};
+use super::record::Record;
+use super::tcp::{Broken, FlowSocket, Side};
+use super::tunnel::claim::OpaqueBy;
 use super::tunnel::server::Ends;
 use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
@@ -52,6 +54,8 @@ pub struct Arrival<'a> {
     pub to: SocketAddr,
     /// How the client's side is secured.
     pub tls: TlsLabel,
+    /// By which Service's declaration its agent has not looked into it, as that says.
+    pub opaque_by: Option<OpaqueBy>,
 }
 
 /// Last stage before copying: allowed by policy, connected to the application.
@@ -63,6 +67,8 @@ pub struct Admitted {
     pub verdict: Verdict,
     /// The flow in the pod's metrics.
     pub meter: FlowHandle,
+    /// What is declared of the port, as far as it holds for this flow.
+    pub declared: PortProtocol,
     live: LiveEntry,
     labels: Box<AuthzLabels>,
     pod: Arc<LocalPod>,
@@ -82,6 +88,7 @@ pub async fn admit(
         identity,
         to,
         tls,
+        opaque_by,
     } = arrival;
     if !pod.has_address(to.ip()) {
         return Err(FlowError::RedirectMiss);
@@ -143,6 +150,7 @@ pub async fn admit(
         server,
         verdict,
         meter,
+        declared: context.declared_here(pod, to, opaque_by.as_ref()),
         live,
         labels: Box::new(labels),
         pod: Arc::clone(pod),
@@ -173,6 +181,7 @@ impl Admitted {
             live,
             labels,
             pod,
+            declared: _,
         } = self;
         let is_refused = verdict.requests_only();
         let requests_only = is_refused.then(|| (labels, verdict.clone().without_requests()));
@@ -189,6 +198,19 @@ impl Admission {
     /// What the server's pod uses.
     pub fn usage(&self) -> &Arc<Usage> {
         &self.pod.usage
+    }
+
+    /// Whether policy allows requests and nothing else.
+    pub(super) fn is_requests_only(&self) -> bool {
+        self.requests_only.is_some()
+    }
+
+    /// Why a flow was refused that is not what it must be: policy, where that lets requests in alone.
+    pub(super) fn not_what_it_must_be(&self, context: &Context, error: FlowError) -> FlowError {
+        match error {
+            FlowError::NotHttp => self.may_be_bytes(context).err().unwrap_or(error),
+            error => error,
+        }
     }
 
     /// Whether the flow may be something else than requests, now that it is known to be.
@@ -240,7 +262,7 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
         let parts = (Arc::clone(&context), Arc::clone(&pod));
         // Made inside: what is taken into a block and awaited there has its room twice.
         pod.spawn_flow(async move {
-            plaintext_flow(parts.0, parts.1, stream, from).await;
+            plaintext::flow(parts.0, parts.1, stream, from).await;
             drop(place);
         });
     })
@@ -361,86 +383,6 @@ pub(super) fn refuse(context: &Context, pod: &LocalPod, stream: TcpStream, error
         context.telemetry.refusal(&pod.id, refusal);
     }
     tracing::debug!(pod = %pod.id, %error, "connection refused");
-}
-
-async fn plaintext_flow(
-    context: Arc<Context>,
-    pod: Arc<LocalPod>,
-    stream: TcpStream,
-    from: SocketAddr,
-) {
-    let mut record = Record::new(Direction::Inbound, &pod.id);
-    record.path = PathLabel::Plaintext;
-    record.destination = Some(pod.id.clone());
-    record.destination_identity = Some(pod.identity.clone());
-    let result = Box::pin(plaintext(&context, &pod, (stream, from), &mut record)).await;
-    record.finish(&context.telemetry, &result);
-}
-
-async fn plaintext(
-    context: &Arc<Context>,
-    pod: &Arc<LocalPod>,
-    (stream, from): (TcpStream, SocketAddr),
-    record: &mut Record,
-) -> Result<(), FlowError> {
-    socket::bound_buffers(pod, &stream);
-    let client = FlowSocket::accepted(stream);
-    let to = socket::local_address(client.socket())?;
-    record.client = Some(from);
-    record.original = Some(to);
-    record.endpoint = Some(to);
-    // A meshed workload would have proven who it is: its address alone says nothing.
-    let unmeshed = context.store.workload_at(from.ip());
-    let unmeshed = unmeshed.filter(|it| it.identity().is_none());
-    record.source = unmeshed.map(|it| it.id.clone());
-    if socket::is_redirected(context, client.socket())? {
-        return Err(FlowError::Loop);
-    }
-    let arrival = Arrival {
-        client: from,
-        identity: None,
-        to,
-        tls: TlsLabel::None,
-    };
-    // Boxed: nothing of it is needed while bytes are copied.
-    let admitting = Box::pin(admit(context, pod, arrival));
-    let admitted = tokio::select! {
-        admitted = admitting => admitted?,
-        () = client.failed() => return Err(Broken::Reset(Side::Client).into()),
-    };
-    let (server, meter, verdict, admission) = admitted.part();
-    record.verdict = Some(verdict);
-    record.moved = Moved::metered(vec![meter], admission.usage());
-    if http::may_be(context.store.inbound_protocol(&pod.id, to.port())) {
-        let detected = {
-            let detecting = pin!(http::inbound::of_socket(&client, &server));
-            unless(pin!(admission.ended()), detecting).await??
-        };
-        detected.count(&context.telemetry);
-        if let Sniffed::Http(version) = detected.protocol {
-            let flow = http::inbound::Admitted {
-                context: Arc::clone(context),
-                pod: Arc::clone(pod),
-                client: from,
-                identity: None,
-                to,
-                tls: TlsLabel::None,
-                verdict: record.verdict.clone(),
-            };
-            let stream = http::Stream::socket(client);
-            return Box::pin(serve_http(
-                flow,
-                (stream, version),
-                server,
-                &admission,
-                record,
-            ))
-            .await;
-        }
-    }
-    admission.may_be_bytes(context)?;
-    let copying = pin!(join_sockets(client, server, &record.moved));
-    admission.watch(copying).await
 }
 
 /// Serves an admitted flow's exchanges, as long as policy allows it and the pod is there.

@@ -36,7 +36,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_core::{PortProtocol, PortRanges};
+use tokio::sync::Semaphore;
+use weft_core::{ObjectName, PortProtocol, PortRanges};
 
 use crate::balance::queue::QueueLimits;
 use crate::bpf::Bpf;
@@ -47,8 +48,11 @@ use crate::node::{LocalPod, Pods};
 use crate::telemetry::Telemetry;
 
 use http::application::Spoken;
+use http::first::Look;
+use inbound::Admission;
 use limits::Limits;
 use live::LiveFlows;
+use tunnel::claim::OpaqueBy;
 use tunnel::client::Pool;
 use tunnel::weft1;
 use usage::{Handshakes, KeptBytes, Usage};
@@ -75,6 +79,8 @@ pub struct Context {
     handshakes: Arc<Handshakes>,
     kept: Arc<KeptBytes>,
     spoken: Spoken,
+    /// Places of clients that are told why they were refused.
+    refusals: Semaphore,
 }
 
 /// Settings of the data plane.
@@ -82,6 +88,9 @@ pub struct Context {
 pub struct ProxyConfig {
     /// How long flows may go on when their pod leaves the mesh or the agent stops.
     pub drain_deadline: Duration,
+    /// How long a client may say nothing, or not enough, before its server is connected to and what it
+    /// has said is passed on.
+    pub detect_timeout: Duration,
     /// How much pods and peers may have at once.
     pub limits: Limits,
     /// What is spoken with other agents of the mesh.
@@ -116,6 +125,7 @@ impl Context {
             channels: weft1::client::Pool::new(config.channels.clone()),
             handshakes: Handshakes::new(&config.limits),
             kept: KeptBytes::new(config.limits.buffered_bytes),
+            refusals: Semaphore::new(http::refusal::MOST_TOLD),
             config,
             live: LiveFlows::new(),
             spoken: Spoken::default(),
@@ -152,6 +162,38 @@ impl Context {
         }
     }
 
+    /// What is declared of a port of a pod of this node, for a flow whose client's agent says so of a
+    /// Service. A Service is believed of pods in its own namespace, and what is said of it is not.
+    fn declared_here(
+        &self,
+        pod: &LocalPod,
+        to: SocketAddr,
+        claim: Option<&OpaqueBy>,
+    ) -> PortProtocol {
+        let declared = self.store.inbound_protocol(&pod.id, to.port());
+        let is_so = |claim: &OpaqueBy| {
+            let name = ObjectName {
+                namespace: pod.id.0.namespace.clone(),
+                name: claim.service.clone(),
+            };
+            self.store.is_declared_opaque(&name, claim.port.get(), to)
+        };
+        match (declared, claim) {
+            (PortProtocol::Detect, Some(claim)) if is_so(claim) => PortProtocol::Opaque,
+            _ => declared,
+        }
+    }
+
+    /// How to look at what arrives at a port.
+    fn look(&self, declared: PortProtocol, admission: &Admission) -> Look<'_> {
+        Look {
+            declared,
+            requests_only: admission.is_requests_only(),
+            patience: self.config.detect_timeout,
+            telemetry: Some(&self.telemetry),
+        }
+    }
+
     /// How many tunnels to other nodes are kept.
     pub fn tunnels(&self) -> usize {
         self.tunnels.connections() + self.channels.connections()
@@ -162,6 +204,7 @@ impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
             drain_deadline: Duration::from_secs(10),
+            detect_timeout: Duration::from_secs(10),
             limits: Limits::default(),
             tunnel: TunnelProtocol::Weft,
             channels: weft1::client::Limits::default(),

@@ -183,6 +183,15 @@ impl FlowSocket {
         Self(socket)
     }
 
+    /// The same socket, of which is told again what there is to be read: who only looked at it, and waited for
+    /// more, has been told already.
+    ///
+    /// # Errors
+    /// The runtime does not take it.
+    pub(super) fn anew(self) -> io::Result<Self> {
+        TcpStream::from_std(self.0.into_std()?).map(Self)
+    }
+
     /// Ends when the socket was reset, whatever is still to be read from it.
     pub async fn failed(&self) {
         failed(&self.0).await;

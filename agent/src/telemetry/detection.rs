@@ -15,6 +15,8 @@ pub enum ProtocolLabel {
     Tls,
     /// Anything else.
     Opaque,
+    /// Not known yet.
+    Unknown,
 }
 
 /// How it is known.
@@ -26,13 +28,13 @@ pub enum DetectedBy {
     Detected,
     /// The server spoke first.
     ServerFirst,
-    /// Nobody spoke in time.
+    /// Neither side has said enough in time; what they say later is looked at.
     Timeout,
 }
 
 /// Counters of all connections.
 #[derive(Debug, Default)]
-pub(super) struct Detections([[AtomicU64; 4]; 4]);
+pub(super) struct Detections([[AtomicU64; 4]; 5]);
 
 impl Detections {
     pub(super) fn count(&self, protocol: ProtocolLabel, how: DetectedBy) {
@@ -59,5 +61,5 @@ impl Detections {
 }
 
 /// In the order of the variants.
-const PROTOCOLS: [&str; 4] = ["http1", "http2", "tls", "opaque"];
+const PROTOCOLS: [&str; 5] = ["http1", "http2", "tls", "opaque", "unknown"];
 const HOW: [&str; 4] = ["declared", "detected", "server_first", "timeout"];

@@ -35,6 +35,10 @@ pub enum Refusal {
     Denied,
     /// Inbound policy changed and no longer allows the client.
     PolicyChanged,
+    /// The client does not speak what the server's port is declared to.
+    NotHttp,
+    /// A request in pieces of which the first looked like something else.
+    HttpInPieces,
     /// The tunnel's peer asked for something that is not this connection's destination, or wrongly.
     BadRequest,
     /// The port belongs to the mesh itself.
@@ -90,6 +94,8 @@ impl Refusal {
             Self::IdentityMismatch => "identity_mismatch",
             Self::Denied => "denied",
             Self::PolicyChanged => "policy_changed",
+            Self::NotHttp => "not_http",
+            Self::HttpInPieces => "http_in_pieces",
             Self::BadRequest => "bad_request",
             Self::ReservedPort => "reserved_port",
             Self::TooManyFlows => "too_many_flows",

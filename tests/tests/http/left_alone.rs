@@ -28,6 +28,9 @@ fn http_left_alone() {
         "a client that ends its side at once",
         half_close,
     );
+    checks.check("a server of HTTP/2 that speaks first", || {
+        settings_first(&stage)
+    });
     checks.check("an opaque port by annotation of the pod", || {
         opaque_by_pod(&stage)
     });
@@ -163,7 +166,6 @@ fn nearly_http(_: &Stage, pair: Pair<'_>) -> Result<()> {
     for bytes in [
         "GET",
         "GE",
-        "PRI * HTTP/2.0\\r\\n\\r\\nXX\\r\\n\\r\\n",
         "GET / FTP/1.0\\r\\n\\r\\n",
         "POSTED by mail\\n",
         "\\x16\\x03",
@@ -207,6 +209,32 @@ fn expect_opaque(client: &Pod, target: std::net::SocketAddr, stage: &Stage) -> R
         "{requests} requests were counted on an opaque port"
     );
     expect_echo(client, target, "opaque").map(drop)
+}
+
+/// Its settings tell a client nothing that it would not say itself. Where its own side leaves them alone they come to
+/// the client's side before the client has spoken.
+fn settings_first(stage: &Stage) -> Result<()> {
+    let spec = PodSpec::new("settings").on(1);
+    let spec = spec.annotation("weft.dev/opaque-ports", "8097");
+    let pod = stage.cluster.add_pod(spec)?;
+    let _server = HttpServer::start(&pod, 8097, &["--speaks", "http2"])?;
+    let detected = |how: &str| -> Result<f64> {
+        let metrics = stage.cluster.node(0).metrics()?;
+        let labels = [("protocol", "http2"), ("how", how)];
+        Ok(metrics.sum("weft_protocol_detections_total", &labels))
+    };
+    let before = detected("detected")?;
+    let preface =
+        "PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\x00\\x00\\x00\\x04\\x00\\x00\\x00\\x00\\x00";
+    let args = ["--pause-ms", "1000", "--quiet-ms", "1000"];
+    let got = raw(&stage.client, pod.sockets(8097)[0], &["", preface], &args)?;
+    ensure!(
+        got.outcome == "quiet" && !got.received.is_empty(),
+        "{got:?}"
+    );
+    let after = detected("detected")?;
+    ensure!(after > before, "{after} were detected, {before} before");
+    Ok(())
 }
 
 fn opaque_by_pod(stage: &Stage) -> Result<()> {

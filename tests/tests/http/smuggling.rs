@@ -28,6 +28,9 @@ fn http_smuggling() {
             || scene.control(),
         );
         checks.check(&format!("limits of heads, {place}"), || scene.limits());
+        checks.check(&format!("lines that end with LF, {place}"), || {
+            scene.line_feeds()
+        });
     }
     stage.check_meshed(
         &mut checks,
@@ -288,6 +291,50 @@ impl<'a> Scene<'a> {
             ensure!(both(&paths), "a careless server saw {paths:?}");
         }
         Ok(())
+    }
+
+    /// Refused wherever a head is, and what was before it is served; in a body it is a byte like all others.
+    fn line_feeds(&self) -> Result<()> {
+        let get = "GET /lines HTTP/1.1\\r\\nHost: shop\\r\\n\\r\\n";
+        let post =
+            "POST /lines HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 5\\r\\n\\r\\na\\nb\\nc";
+        let chunked = "POST /lines HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n\
+            2\\r\\n\\n\\n\\r\\n0\\r\\n\\r\\n";
+        let upgrade = "GET /lines HTTP/1.1\\r\\nHost: shop\\r\\nUpgrade: x\\r\\nConnection: upgrade\\r\\n\\r\\n";
+        let bad = get.replace("/lines", "/bad");
+        for (before, served) in [("", 0), (get, 1), (post, 1), (chunked, 1), (upgrade, 1)] {
+            for (place, line) in [
+                ("the request line", bad.replacen("\\r\\n", "\\n", 1)),
+                ("a header", bad.replace("shop\\r\\n", "shop\\n")),
+                (
+                    "the last line",
+                    format!("{}\\n", bad.trim_end_matches("\\r\\n")),
+                ),
+                ("all lines", bad.replace("\\r\\n", "\\n")),
+                ("an empty line before it", format!("\\n{bad}")),
+            ] {
+                let mut expected = vec![200; served];
+                expected.push(400);
+                let (client, target) = (self.pair.client, self.pair.at(HYPER));
+                let args = ["--pause-ms", "200"];
+                let segments: &[&str] = match before {
+                    "" => &[&line],
+                    before => &[before, &line],
+                };
+                let got = raw(client, target, segments, &args)?;
+                ensure!(
+                    got.statuses == expected && got.outcome == "eof",
+                    "{place} behind {before:?}: {got:?}"
+                );
+            }
+        }
+        let trailers = chunked.replace("0\\r\\n\\r\\n", "0\\r\\nt: 1\\n\\r\\n");
+        let got = self.send(HYPER, &trailers)?;
+        ensure!(
+            got.statuses.iter().all(|it| *it == 400),
+            "trailers: {got:?}"
+        );
+        self.nobody_saw("/bad")
     }
 
     /// A head of a megabyte, or of ten thousand lines, is not taken, whoever the server is.

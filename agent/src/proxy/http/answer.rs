@@ -28,6 +28,9 @@ pub(super) enum ExchangeError {
     /// The rule's backend is none, or not known.
     #[error("the rule that matches the request has no backend that is known")]
     NoBackend,
+    /// What the rule says of requests cannot be done to this one.
+    #[error("a filter of the rule that matches the request cannot be applied to it")]
+    Filter,
     /// The server cannot be reached.
     #[error("{0}")]
     Flow(#[from] FlowError),
@@ -55,33 +58,23 @@ impl ExchangeError {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => StatusCode::BAD_GATEWAY,
             Self::Head(_) => StatusCode::BAD_REQUEST,
             Self::NoRule => StatusCode::NOT_FOUND,
-            Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NoBackend | Self::Filter => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Answered(answer) => answer.status,
             Self::Revoked => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             // The request's body is no such thing.
             Self::Server(error) if error.is_user() => StatusCode::BAD_REQUEST,
             Self::Server(_) => StatusCode::BAD_GATEWAY,
-            Self::Flow(error) if is_denied(error) => StatusCode::FORBIDDEN,
-            Self::Late(_) | Self::Flow(FlowError::ConnectTimeout { .. }) => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
-            Self::Flow(
-                FlowError::Connect { .. } | FlowError::Tunnel(_) | FlowError::RefusedByPeer { .. },
-            ) => StatusCode::BAD_GATEWAY,
-            Self::Flow(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Flow(error) => status_of_flow(error),
         }
     }
 
     /// The status that gRPC has for it.
     pub(super) fn grpc_code(&self) -> u32 {
-        match self.status() {
-            _ if matches!(self, Self::Late(_)) => GRPC_DEADLINE_EXCEEDED,
-            StatusCode::BAD_REQUEST => GRPC_INTERNAL,
-            StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
-            StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
-            StatusCode::TOO_MANY_REQUESTS => GRPC_RESOURCE_EXHAUSTED,
-            _ => GRPC_UNAVAILABLE,
+        match self {
+            Self::Late(_) => GRPC_DEADLINE_EXCEEDED,
+            _ => grpc_code_of(self.status()),
         }
     }
 
@@ -98,11 +91,13 @@ impl ExchangeError {
                 | FlowError::NoDescriptors
                 | FlowError::Broken(Broken::TooManyBytes),
             ) => exchange::ExchangeError::LoadShed,
+            Self::Flow(FlowError::NotHttp) => exchange::ExchangeError::Unknown,
             Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
             Self::Flow(_) => exchange::ExchangeError::Io,
             Self::Head(_)
             | Self::NoRule
             | Self::NoBackend
+            | Self::Filter
             | Self::Answered(_)
             | Self::Revoked
             | Self::Limited(_) => exchange::ExchangeError::Unknown,
@@ -119,34 +114,69 @@ impl ExchangeError {
             Self::Answered(_) => "answered",
             Self::Revoked => "denied",
             Self::Limited(_) => "rate_limited",
+            Self::Filter => "bad_filter",
             Self::Server(error) if error.is_user() => "bad_request",
             Self::Server(_) => "server_failed",
             Self::Late(late) => late.reason(),
-            Self::Flow(error) => error.refusal().map_or("reset", Refusal::as_str),
+            Self::Flow(error) => reason_of_flow(error),
         }
     }
 
-    /// The answer. A caller of gRPC hears it as a status of gRPC (its HTTP/2 mapping, "Responses").
+    /// The answer.
     pub(super) fn answer(&self, is_grpc: bool) -> Response<ResponseBody> {
         if let Self::Answered(answer) = self {
             return Response::from_parts((**answer).clone(), ResponseBody::empty());
         }
-        let status = self.status();
-        let mut response = Response::new(ResponseBody::empty());
-        let headers = response.headers_mut();
-        headers.insert(ERROR, HeaderValue::from_static(self.reason()));
+        let answer = Told {
+            status: self.status(),
+            grpc_code: self.grpc_code(),
+            reason: self.reason(),
+            // Where one request was no good, nobody knows where the next one begins.
+            closes: matches!(self, Self::Head(_)),
+        };
+        let mut response = answer.response(is_grpc);
         if let Self::Limited(wait) = self {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let headers = response.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
-        if matches!(self, Self::Head(_)) {
-            // Where one request was no good, nobody knows where the next one begins.
+        response
+    }
+}
+
+/// What is said in a server's place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    status: StatusCode,
+    grpc_code: u32,
+    reason: &'static str,
+    closes: bool,
+}
+
+impl Told {
+    /// To every request of a client whose connection was refused.
+    pub(super) fn to_refused(error: &FlowError) -> Self {
+        let status = status_of_flow(error);
+        Self {
+            status,
+            grpc_code: grpc_code_of(status),
+            reason: reason_of_flow(error),
+            closes: true,
+        }
+    }
+
+    /// A caller of gRPC hears it as a status of gRPC (its HTTP/2 mapping, "Responses").
+    pub(super) fn response(self, is_grpc: bool) -> Response<ResponseBody> {
+        let mut response = Response::new(ResponseBody::empty());
+        let headers = response.headers_mut();
+        headers.insert(ERROR, HeaderValue::from_static(self.reason));
+        if self.closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if is_grpc {
-            say_grpc(headers, self.grpc_code(), self.reason());
+            say_grpc(headers, self.grpc_code, self.reason);
         } else {
-            *response.status_mut() = status;
+            *response.status_mut() = self.status;
         }
         response
     }
@@ -178,6 +208,34 @@ fn broken_stream(error: &h2::Error) -> exchange::ExchangeError {
     }
 }
 
+/// What gRPC says where HTTP says this.
+fn grpc_code_of(status: StatusCode) -> u32 {
+    match status {
+        StatusCode::BAD_REQUEST => GRPC_INTERNAL,
+        StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
+        StatusCode::NOT_FOUND => GRPC_UNIMPLEMENTED,
+        StatusCode::TOO_MANY_REQUESTS => GRPC_RESOURCE_EXHAUSTED,
+        _ => GRPC_UNAVAILABLE,
+    }
+}
+
+fn status_of_flow(error: &FlowError) -> StatusCode {
+    match error {
+        error if is_denied(error) => StatusCode::FORBIDDEN,
+        FlowError::ConnectTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        // The server's port is declared to speak the other version.
+        FlowError::NotHttp => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+        FlowError::Connect { .. } | FlowError::Tunnel(_) | FlowError::RefusedByPeer { .. } => {
+            StatusCode::BAD_GATEWAY
+        }
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn reason_of_flow(error: &FlowError) -> &'static str {
+    error.refusal().map_or("reset", Refusal::as_str)
+}
+
 /// Makes it an answer to a call of gRPC that was not served.
 pub(super) fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -185,11 +243,16 @@ pub(super) fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
 }
 
-/// Whether it is the answer of an agent that has no room for the request.
-pub(super) fn is_shed(headers: &HeaderMap) -> bool {
-    let limits = [Refusal::TooManyExchanges, Refusal::TooManyBytes];
+/// Whether it is an agent's answer that is about the client: there is no room for its request, or it speaks what
+/// the server's port is not declared to.
+pub(super) fn is_about_client(headers: &HeaderMap) -> bool {
+    let reasons = [
+        Refusal::TooManyExchanges,
+        Refusal::TooManyBytes,
+        Refusal::NotHttp,
+    ];
     let why = headers.get(ERROR);
-    why.is_some_and(|why| limits.iter().any(|it| why == it.as_str()))
+    why.is_some_and(|why| reasons.iter().any(|it| why == it.as_str()))
 }
 
 fn is_denied(error: &FlowError) -> bool {
@@ -220,12 +283,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_no_room_says_so() {
+    fn what_is_about_the_client_is_said_to_be() {
         for is_grpc in [false, true] {
-            let shed = ExchangeError::from(FlowError::TooManyExchanges).answer(is_grpc);
-            assert!(is_shed(shed.headers()));
+            for error in [FlowError::TooManyExchanges, FlowError::NotHttp] {
+                let answer = ExchangeError::from(error).answer(is_grpc);
+                assert!(is_about_client(answer.headers()));
+            }
             let other = ExchangeError::from(FlowError::PodGone).answer(is_grpc);
-            assert!(!is_shed(other.headers()));
+            assert!(!is_about_client(other.headers()));
         }
     }
 
@@ -273,8 +338,10 @@ mod tests {
                 "8",
                 "rate_limited",
             ),
+            (FlowError::NotHttp.into(), 505, "14", "not_http"),
             (ExchangeError::NoRule, 404, "12", "no_rule"),
             (ExchangeError::NoBackend, 500, "14", "no_backend"),
+            (ExchangeError::Filter, 500, "14", "bad_filter"),
         ] {
             let error: ExchangeError = error;
             let answer = error.answer(false);

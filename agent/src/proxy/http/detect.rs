@@ -1,5 +1,6 @@
-//! Which protocol a client speaks, found out without anybody waiting for it: the connection to the server
-//! is made meanwhile, and a server that speaks first ends the question.
+//! Which protocol a client speaks, found out at its own node without anybody waiting for it: the connection to
+//! the server is made meanwhile, and a server that speaks first ends the question. What arrives at a
+//! server's node is another matter: see `first`.
 //!
 //! Nothing is taken from the client's socket: whoever serves the flow reads it from its beginning. Errors are
 //! another matter: the kernel tells each of them once, even to who only peeks, and shows an orderly end
@@ -14,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
 use crate::proxy::tcp::FlowSocket;
@@ -43,7 +45,7 @@ impl Detected {
             Sniffed::Http(super::Version::Http1) => ProtocolLabel::Http1,
             Sniffed::Http(super::Version::Http2) => ProtocolLabel::Http2,
             Sniffed::Tls { .. } => ProtocolLabel::Tls,
-            Sniffed::More | Sniffed::Opaque => ProtocolLabel::Opaque,
+            Sniffed::More | Sniffed::Doubtful | Sniffed::Opaque => ProtocolLabel::Opaque,
         };
         telemetry.detection(protocol, self.how);
     }
@@ -74,20 +76,31 @@ pub(in crate::proxy) fn at_once(socket: &TcpStream) -> io::Result<Option<Detecte
     })
 }
 
-/// Waits until the client has said enough. If it takes too long, or leaves, it is nothing that is known.
+/// Waits until the client has said enough. If it leaves before, it is nothing that is known; and so it is if it
+/// has begun and says no more within `patience`: somebody may be waiting for what it has said. One that has
+/// said nothing is waited for as long as it likes: its first bytes say what it is, whenever they come.
 ///
 /// # Errors
 /// The connection failed.
-pub(in crate::proxy) async fn from_client(socket: &TcpStream) -> io::Result<Detected> {
+pub(in crate::proxy) async fn from_client(
+    socket: &TcpStream,
+    patience: Duration,
+    telemetry: &Telemetry,
+) -> io::Result<Detected> {
     let mut seen = 0;
-    let mut deadline = pin!(tokio::time::sleep(MOST_PATIENCE));
+    let mut deadline = pin!(tokio::time::sleep(patience));
+    let mut is_late = false;
     loop {
         let ready = tokio::select! {
             ready = socket.ready(Interest::READABLE) => ready?,
-            () = &mut deadline => return Ok(Detected {
-                protocol: Sniffed::Opaque,
-                how: DetectedBy::Timeout,
-            }),
+            () = &mut deadline, if !is_late => {
+                telemetry.detection(ProtocolLabel::Unknown, DetectedBy::Timeout);
+                is_late = true;
+                if seen > 0 {
+                    return Ok(Detected::seen(Sniffed::Opaque));
+                }
+                continue;
+            }
         };
         let before = seen;
         let mut bytes = vec![0; MOST_BYTES];
@@ -109,6 +122,11 @@ pub(in crate::proxy) async fn from_client(socket: &TcpStream) -> io::Result<Dete
             }
             Err(error) => return Err(error),
         }
+        if is_late {
+            // It has begun at last, and has as long for the rest.
+            deadline.as_mut().reset(Instant::now() + patience);
+            is_late = false;
+        }
         match sniff(&bytes[..seen]) {
             Sniffed::More if seen < MOST_BYTES => {}
             Sniffed::More => return Ok(Detected::seen(Sniffed::Opaque)),
@@ -117,20 +135,34 @@ pub(in crate::proxy) async fn from_client(socket: &TcpStream) -> io::Result<Dete
     }
 }
 
-/// Ends when the server has said something that tells what it speaks, or is gone. Servers of HTTP/2 may send
+/// Ends when the server has said something that tells what it speaks, or has ended: that is nothing. Servers of HTTP/2 may send
 /// their settings before the client has said anything (RFC 9113, section 3.4): then it is for the client
 /// to say what this is.
 ///
 /// # Errors
 /// The connection failed.
-pub(in crate::proxy) async fn server_speaks(server: &FlowSocket) -> io::Result<()> {
-    server.socket().readable().await?;
+pub(in crate::proxy) async fn server_speaks(server: &FlowSocket) -> io::Result<usize> {
+    let server = server.socket();
     let mut head = [0; HTTP2_HEAD_BYTES];
-    let peeked = recv(server.socket().as_raw_fd(), &mut head, MsgFlags::MSG_PEEK)?;
-    if peeked == HTTP2_HEAD_BYTES && is_http2_settings(&head) {
-        std::future::pending::<()>().await;
+    loop {
+        server.readable().await?;
+        let peek = || recv(server.as_raw_fd(), &mut head, MsgFlags::MSG_PEEK).map_err(Into::into);
+        match server.try_io(Interest::READABLE, peek) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            peeked => {
+                let peeked = peeked?;
+                if is_for_client_to_say(&head[..peeked]) {
+                    std::future::pending::<()>().await;
+                }
+                return Ok(peeked);
+            }
+        }
     }
-    Ok(())
+}
+
+/// Whether what a server says first leaves it to its client to say what they speak.
+pub(in crate::proxy) fn is_for_client_to_say(first: &[u8]) -> bool {
+    first.first_chunk().is_some_and(is_http2_settings)
 }
 
 /// The head of a frame: length, type, flags, stream (RFC 9113, section 4.1).
@@ -146,10 +178,6 @@ fn is_http2_settings(head: &[u8; HTTP2_HEAD_BYTES]) -> bool {
 const HTTP2_HEAD_BYTES: usize = 9;
 /// Enough for most request lines.
 const AT_ONCE_BYTES: usize = 2048;
-/// How long a client may take for the first line. Its server is connected meanwhile and, speaking, ends
-/// the wait.
-pub(super) const MOST_PATIENCE: Duration = Duration::from_secs(10);
-
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
@@ -157,6 +185,12 @@ mod tests {
 
     use super::super::Version;
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    async fn look(socket: &TcpStream, patience: Duration) -> io::Result<Detected> {
+        from_client(socket, patience, &Telemetry::new()).await
+    }
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
@@ -169,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_line_in_pieces() {
         let (mut client, server) = pair().await;
-        let looking = tokio::spawn(async move { from_client(&server).await });
+        let looking = tokio::spawn(async move { look(&server, PATIENCE).await });
         for piece in ["G", "ET /", " HTTP/1.1", "\r\n"] {
             client.write_all(piece.as_bytes()).await.expect("writes");
             tokio::task::yield_now().await;
@@ -184,10 +218,33 @@ mod tests {
             let (mut client, server) = pair().await;
             client.write_all(piece.as_bytes()).await.expect("writes");
             client.shutdown().await.expect("shuts down");
-            let looking = tokio::time::timeout(Duration::from_secs(5), from_client(&server));
+            let looking = tokio::time::timeout(Duration::from_secs(5), look(&server, PATIENCE));
             let found = looking.await.expect("does not wait").expect("works");
             assert_eq!(found.protocol, Sniffed::Opaque, "{piece:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_silent_for_long() {
+        let (mut client, server) = pair().await;
+        let looking = tokio::spawn(async move { look(&server, Duration::from_millis(20)).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\n")
+            .await
+            .expect("writes");
+        let found = looking.await.expect("no panic").expect("works");
+        assert_eq!(found, Detected::seen(Sniffed::Http(Version::Http1)));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_begun_and_says_no_more() {
+        let (mut client, server) = pair().await;
+        client.write_all(b"GET").await.expect("writes");
+        let looking = look(&server, Duration::from_millis(20));
+        let looking = tokio::time::timeout(Duration::from_secs(5), looking);
+        let found = looking.await.expect("does not wait").expect("works");
+        assert_eq!(found.protocol, Sniffed::Opaque);
     }
 
     #[test]

@@ -162,12 +162,25 @@ fn settle_host(head: &mut request::Parts) {
 fn purpose(head: &request::Parts) -> Purpose {
     let upgrades = head.version == Version::HTTP_11
         && head.headers.contains_key(UPGRADE)
+        && !upgrades_to_http(&head.headers)
         && options(&head.headers).any(|it| it.eq_ignore_ascii_case("upgrade"));
     if upgrades || head.method == Method::CONNECT {
         Purpose::Upgrade
     } else {
         Purpose::Exchange
     }
+}
+
+/// Whether another version of HTTP is asked for. Requests of that would pass unseen, and nobody needs it (RFC 9113,
+/// section 3.1).
+fn upgrades_to_http(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(UPGRADE).iter();
+    let mut protocols = values.flat_map(|it| it.as_bytes().split(|byte| *byte == b','));
+    protocols.any(|it| {
+        let it = it.trim_ascii();
+        let is_http = |start: &[u8]| start.eq_ignore_ascii_case(b"http/");
+        it.eq_ignore_ascii_case(b"h2c") || it.get(..5).is_some_and(is_http)
+    })
 }
 
 /// Whether the answer ends HTTP on the connection.
@@ -431,6 +444,20 @@ mod tests {
         let mut left: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "host", "x-public"]);
+    }
+
+    #[test]
+    fn nothing_is_upgraded_to_http() {
+        for (protocol, is) in [
+            ("websocket", Purpose::Upgrade),
+            ("h2c", Purpose::Exchange),
+            ("websocket, H2C", Purpose::Exchange),
+            ("HTTP/2.0", Purpose::Exchange),
+        ] {
+            let headers = [("connection", "upgrade"), ("upgrade", protocol)];
+            let head = head(Version::HTTP_11, "/", &headers);
+            assert_eq!(purpose(&head), is, "{protocol}");
+        }
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! The server's half of exchanges: what an admitted flow speaks, who the client is, and the connection to
-//! the application.
+//! The server's half of exchanges: who the client is, and the connection to the application.
 //!
 //! A flow has one connection to the application, made when it was admitted; of HTTP/1 another one is made
 //! when the application has closed it between two exchanges. Policy watches over the flow, and so over
@@ -8,38 +7,32 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use weft_core::route::apply_to_response;
-use weft_core::{Identity, Verdict};
+use weft_core::{Identity, PortProtocol, Verdict};
 
 use super::answer::ExchangeError;
 use super::application::Origin;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
 use super::connection::{Hold, Http1, Http2, Life, Route};
-use super::detect::Detected;
 use super::gate::{Gate, Pass};
 use super::host::ByHost;
 use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
-use super::sniff::{MOST_BYTES, Sniffed, sniff};
 use super::stream::Stream;
-use super::{Version, detect, head, host, serve, upgrade};
+use super::{Version, head, host, is_taken, serve, upgrade};
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
 use crate::proxy::record::PathLabel;
 use crate::proxy::socket;
-use crate::proxy::tcp::{Broken, FlowSocket, Side, TunnelHalves};
-use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
-use crate::proxy::tunnel::weft1::stream::ChannelIo;
+use crate::proxy::tcp::FlowSocket;
 use crate::proxy::usage::{From, Party, Place};
 use crate::telemetry::exchange::{ExchangeLabels, HttpErrors};
-use crate::telemetry::{DetectedBy, Direction, TlsLabel};
+use crate::telemetry::{Direction, TlsLabel};
 
 /// A flow that was admitted, as its exchanges need it.
 pub(in crate::proxy) struct Admitted {
@@ -57,6 +50,8 @@ pub(in crate::proxy) struct Admitted {
     pub(in crate::proxy) tls: TlsLabel,
     /// What policy said.
     pub(in crate::proxy) verdict: Option<Verdict>,
+    /// What is declared of the port.
+    pub(in crate::proxy) declared: PortProtocol,
 }
 
 struct Facts {
@@ -73,97 +68,6 @@ struct Facts {
     http2: tokio::sync::Mutex<Option<Http2>>,
     /// Ends what it was upgraded to.
     end: CancellationToken,
-}
-
-/// What the client of a connection speaks; `server` ends the question by speaking first.
-///
-/// # Errors
-/// One of the two connections failed.
-pub(in crate::proxy) async fn of_socket(
-    client: &FlowSocket,
-    server: &FlowSocket,
-) -> Result<Detected, Broken> {
-    let client_failed = |error| Broken::socket(Side::Client, error);
-    if let Some(detected) = detect::at_once(client.socket()).map_err(client_failed)? {
-        return Ok(detected);
-    }
-    tokio::select! {
-        biased;
-        detected = detect::from_client(client.socket()) => detected.map_err(client_failed),
-        spoken = detect::server_speaks(server) => server_first(spoken),
-    }
-}
-
-fn server_first(spoken: std::io::Result<()>) -> Result<Detected, Broken> {
-    match spoken {
-        Ok(()) => Ok(Detected::SERVER_FIRST),
-        Err(error) => Err(Broken::socket(Side::Server, error)),
-    }
-}
-
-/// The same of a flow of `weft/1`, from which the first bytes are taken.
-pub(in crate::proxy) async fn of_channel(
-    client: &mut ChannelIo,
-    server: &FlowSocket,
-) -> Result<(Detected, Bytes), Broken> {
-    let mut first = BytesMut::new();
-    let patience = tokio::time::sleep(detect::MOST_PATIENCE);
-    let mut patience = std::pin::pin!(patience);
-    let detected = loop {
-        // A whole frame: what would be left of it could not be copied by somebody else.
-        first.reserve(MOST_DATA_BYTES);
-        let count = tokio::select! {
-            biased;
-            count = client.read_buf(&mut first) => count.map_err(|error| match client.take_fault() {
-                Some(fault) => Broken::Weft(fault),
-                None => Broken::socket(Side::Client, error),
-            })?,
-            spoken = detect::server_speaks(server) => break server_first(spoken)?,
-            () = &mut patience => break Detected {
-                protocol: Sniffed::Opaque,
-                how: DetectedBy::Timeout,
-            },
-        };
-        match sniff(&first) {
-            Sniffed::More if count > 0 && first.len() < MOST_BYTES => {}
-            Sniffed::More => break Detected::seen(Sniffed::Opaque),
-            protocol => break Detected::seen(protocol),
-        }
-    };
-    Ok((detected, first.freeze()))
-}
-
-/// The same of a stream of HTTP/2, whose first bytes are kept with it.
-pub(in crate::proxy) async fn of_tunnel(
-    client: &mut TunnelHalves,
-    server: &FlowSocket,
-) -> Result<Detected, Broken> {
-    let patience = tokio::time::sleep(detect::MOST_PATIENCE);
-    let mut patience = std::pin::pin!(patience);
-    let mut first = BytesMut::new();
-    let detected = loop {
-        let more = tokio::select! {
-            biased;
-            more = client.receive.data() => more,
-            spoken = detect::server_speaks(server) => break server_first(spoken)?,
-            () = &mut patience => break Detected {
-                protocol: Sniffed::Opaque,
-                how: DetectedBy::Timeout,
-            },
-        };
-        // What is wrong with it is seen by who reads it in earnest.
-        let ended = !matches!(more, Some(Ok(_)));
-        if let Some(Ok(more)) = more {
-            first.extend_from_slice(&more);
-        }
-        match sniff(&first) {
-            Sniffed::More if !ended && first.len() < MOST_BYTES => {}
-            Sniffed::More => break Detected::seen(Sniffed::Opaque),
-            protocol => break Detected::seen(protocol),
-        }
-    };
-    client.first = first.freeze();
-    Ok(detected)
 }
 
 impl Admitted {
@@ -229,7 +133,8 @@ impl Admitted {
             tracing::debug!(pod = %pod.id, %error, "HTTP with an application");
         }
         let kept = Arc::clone(&facts.http1);
-        let served = serve::serve(stream, version, &pod, &party, move |request| {
+        let leave = &pod.stop_accepting;
+        let served = serve::serve(stream, version, &pod, (&party, leave), move |request| {
             exchange(Arc::clone(&facts), request)
         });
         let served = served.await;
@@ -366,6 +271,9 @@ async fn try_exchange(
     request: Request<Incoming>,
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
+    if !is_taken(facts.flow.declared, facts.version) {
+        return Err(FlowError::NotHttp.into());
+    }
     let (mut parts, body) = request.into_parts();
     let purpose = head::accept(&mut parts)?;
     let context = &facts.flow.context;

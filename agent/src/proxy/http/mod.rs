@@ -3,9 +3,9 @@
 //!
 //! | stage | where |
 //! |---|---|
-//! | which protocol is it | `sniff`, `detect` |
+//! | which protocol is it | `sniff`; at the client's node `detect`, at the server's `first` |
 //! | a client's connection, request by request | `serve` |
-//! | is the request's head fit to be passed on, and what of it belongs to this hop | `head` |
+//! | is the request's head fit to be passed on, and what of it belongs to this hop | `lines`, `head` |
 //! | may the client make it | `gate` |
 //! | to which endpoint | `outbound` |
 //! | on which connection | `pool`, `connection`, `stream` |
@@ -14,7 +14,7 @@
 //! | how long it may take | `deadlines` |
 //! | what is sent more than once | `replay` |
 //! | what is counted | `measure`, `host` |
-//! | a request that no server answers | `answer` |
+//! | a request that no server answers; a client that was refused before | `answer`; `refusal` |
 //! | what is HTTP no longer | `upgrade` |
 //! | the server's side: policy, identity headers, the application | `inbound` |
 //!
@@ -35,13 +35,16 @@ mod body;
 pub(super) mod connection;
 mod deadlines;
 pub(super) mod detect;
+pub(super) mod first;
 pub(super) mod gate;
 mod head;
 mod host;
 pub(super) mod inbound;
+pub mod lines;
 mod measure;
 pub(super) mod outbound;
 pub(crate) mod pool;
+pub(super) mod refusal;
 mod replay;
 mod serve;
 pub mod sniff;
@@ -72,5 +75,14 @@ impl Version {
 
 /// Whether a port with this declaration is to be looked at.
 pub(super) fn may_be(declared: PortProtocol) -> bool {
-    !matches!(declared, PortProtocol::Opaque | PortProtocol::Tls)
+    !declared.is_opaque()
+}
+
+/// Whether a server whose port has this declaration takes this version.
+pub(super) fn is_taken(declared: PortProtocol, version: Version) -> bool {
+    match declared {
+        PortProtocol::Http1 => version == Version::Http1,
+        PortProtocol::Http2 => version == Version::Http2,
+        PortProtocol::Detect | PortProtocol::Opaque | PortProtocol::Tls => true,
+    }
 }

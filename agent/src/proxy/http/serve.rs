@@ -17,17 +17,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::Version;
 use super::body::ResponseBody;
+use super::lines::Switching;
 use super::stream::Stream;
 use crate::node::LocalPod;
 use crate::proxy::usage::{Party, Window};
 
-/// Answers requests until the client leaves, or the pod takes no new connections: then the one that is
-/// open is the last. What it was upgraded to counts as it. What the connection receives is a party's.
+/// Answers requests until the client leaves, or is to `leave`, as when the pod takes no new connections: then
+/// the one that is open is the last. What it was upgraded to counts as it. What the connection receives is
+/// a party's.
 pub(super) async fn serve<S, F>(
     stream: Stream,
     version: Version,
     pod: &Arc<LocalPod>,
-    party: &Party,
+    (party, leave): (&Party, &CancellationToken),
     service: S,
 ) -> Result<(), hyper::Error>
 where
@@ -39,7 +41,7 @@ where
     // A half-closed client still wants its answer; one that has reset the connection does not.
     let mut failed = stream.failure();
     let stream = match version {
-        Version::Http1 => stream,
+        Version::Http1 => stream.strict(),
         Version::Http2 => stream.acknowledging(),
     };
     let stream = stream.guarded(gone.clone().drop_guard());
@@ -70,7 +72,7 @@ where
                     result = &mut connection => break result?,
                     () = &mut slow => return Ok(()),
                     () = &mut failed => return Ok(()),
-                    () = pod.stop_accepting.cancelled(), if !leaving => {
+                    () = leave.cancelled(), if !leaving => {
                         leaving = true;
                         connection.as_mut().graceful_shutdown();
                     }
@@ -86,7 +88,7 @@ where
                     biased;
                     result = &mut connection => break result?,
                     () = &mut failed => return Ok(()),
-                    () = pod.stop_accepting.cancelled(), if !leaving => {
+                    () = leave.cancelled(), if !leaving => {
                         leaving = true;
                         connection.as_mut().graceful_shutdown();
                     }
@@ -126,6 +128,17 @@ impl Progress {
         self.exchanges.load(Ordering::Relaxed) > 0
             && self.is_between_exchanges()
             && !self.switched.load(Ordering::Relaxed)
+    }
+
+    /// What has become of what the last exchange asked for.
+    pub(super) fn switching(&self) -> Switching {
+        if self.switched.load(Ordering::Relaxed) {
+            Switching::Done
+        } else if self.is_between_exchanges() {
+            Switching::Declined
+        } else {
+            Switching::Open
+        }
     }
 
     /// Whether no exchange is open.

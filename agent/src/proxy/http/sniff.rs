@@ -18,6 +18,8 @@ pub enum Sniffed {
         /// `server_name`, lower-case.
         server_name: Option<String>,
     },
+    /// Nothing worth waiting for; but a generous server may take it for a request once its first line is there.
+    Doubtful,
     /// Something else.
     Opaque,
 }
@@ -33,47 +35,74 @@ pub fn sniff(bytes: &[u8]) -> Sniffed {
     }
 }
 
-/// A request line as RFC 9112, section 3 has it: a method, which is a token, a target, and the version.
-/// Until the line is there as a whole, it is HTTP if it looks so far beyond what other protocols
-/// begin with.
+/// A request line (RFC 9112, section 3): a method, a target, and the version. A line that is there as a whole is
+/// one if it ends as one does, however badly the rest of it is written: to answer that it is bad is better than
+/// to pass it on to somebody who takes it. Until then it is HTTP if it looks so far beyond what other
+/// protocols begin with.
 fn sniff_http1(bytes: &[u8]) -> Sniffed {
     // Empty lines before it are to be ignored (section 2.2).
     let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n'));
     let blank = blank.count();
-    if blank > MOST_BLANK_BYTES {
-        return Sniffed::Opaque;
-    }
     let line = &bytes[blank..];
-    let method = line.iter().take_while(|it| is_token(**it)).count();
-    if method > LONGEST_METHOD_BYTES {
-        return Sniffed::Opaque;
-    }
-    let Some(after) = line.get(method) else {
-        // A word that may be all that is said for now: worth waiting only if it may become a method.
-        let may_be = method == 0 || METHODS.iter().any(|it| it.starts_with(line));
-        return if may_be {
-            Sniffed::More
-        } else {
-            Sniffed::Opaque
+    if line.is_empty() {
+        return match blank > MOST_BLANK_BYTES {
+            true => Sniffed::Doubtful,
+            false => Sniffed::More,
         };
+    }
+    match line.iter().position(|it| *it == b'\n') {
+        Some(end) if ends_with_version(&line[..end]) => Sniffed::Http(Version::Http1),
+        Some(_) => Sniffed::Opaque,
+        None => sniff_beginning(line),
+    }
+}
+
+/// Whether a line has several words, and the last is a version of HTTP.
+fn ends_with_version(line: &[u8]) -> bool {
+    let mut words = line
+        .split(|it| it.is_ascii_whitespace() || it.is_ascii_control())
+        .filter(|it| !it.is_empty());
+    let last = words.next_back().unwrap_or_default();
+    let Some((name, number)) = last.split_at_checked(HTTP_SLASH.len()) else {
+        return false;
     };
-    if method == 0 || *after != b' ' {
+    let is_number = |it: &&[u8]| !it.is_empty() && it.iter().all(u8::is_ascii_digit);
+    let numbers: Vec<&[u8]> = number.split(|it| *it == b'.').collect();
+    words.next().is_some()
+        && name.eq_ignore_ascii_case(HTTP_SLASH)
+        && numbers.len() == 2
+        && numbers.iter().all(is_number)
+}
+
+/// The same of a line that has no end yet, and is not empty.
+fn sniff_beginning(line: &[u8]) -> Sniffed {
+    if !line.iter().copied().all(is_of_line) {
         return Sniffed::Opaque;
     }
-    let rest = &line[method + 1..];
-    match rest.iter().position(|it| *it == b'\n') {
-        Some(end) => {
-            let end = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
-            let version = end.rsplit(|it| *it == b' ').next().unwrap_or_default();
-            match version {
-                b"HTTP/1.1" | b"HTTP/1.0" => Sniffed::Http(Version::Http1),
-                _ => Sniffed::Opaque,
-            }
-        }
-        None if !METHODS.contains(&&line[..method]) => Sniffed::Opaque,
-        None if rest.iter().any(|it| !is_of_target(*it)) => Sniffed::Opaque,
-        None if rest.len() >= LONG_TARGET_BYTES => Sniffed::Http(Version::Http1),
-        None => Sniffed::More,
+    let method = line.iter().take_while(|it| is_token(**it)).count();
+    let (method, after) = line.split_at(method);
+    match after.first() {
+        // A word that may be all that is said for now: worth waiting only if it may become a method.
+        None if METHODS.iter().any(|it| it.starts_with(method)) => return Sniffed::More,
+        None => return Sniffed::Doubtful,
+        // Servers that skip what is before a request begin with what no other protocol does.
+        Some(b' ' | b'\t') => {}
+        Some(_) => return Sniffed::Opaque,
+    }
+    let target = &after[1..];
+    let is_known = METHODS.contains(&method) && after[0] == b' ';
+    let word = target.split(u8::is_ascii_whitespace).next();
+    let word = word.unwrap_or_default();
+    let is_target = word.first() == Some(&b'/') || word.windows(3).any(|it| it == b"://");
+    let is_tabbed = target.contains(&b'\t');
+    if is_known && !is_tabbed && target.len() >= LONG_TARGET_BYTES
+        || is_target && word.len() >= LONG_TARGET_BYTES
+    {
+        Sniffed::Http(Version::Http1)
+    } else if is_known && !is_tabbed {
+        Sniffed::More
+    } else {
+        Sniffed::Doubtful
     }
 }
 
@@ -116,9 +145,9 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// What may stand between the method and the line's end.
-fn is_of_target(byte: u8) -> bool {
-    byte == b' ' || byte == b'\r' || byte.is_ascii_graphic() || byte >= 0x80
+/// What may stand in a line.
+fn is_of_line(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r') || byte.is_ascii_graphic() || byte >= 0x80
 }
 
 impl Sniffed {
@@ -129,7 +158,7 @@ impl Sniffed {
             Self::Http(Version::Http1) => "http1",
             Self::Http(Version::Http2) => "http2",
             Self::Tls { .. } => "tls",
-            Self::Opaque => "opaque",
+            Self::Doubtful | Self::Opaque => "opaque",
         })
     }
 }
@@ -161,8 +190,7 @@ const METHODS: [&[u8]; 16] = [
     b"LOCK",
     b"REPORT",
 ];
-/// Longer than any method there is (UPDATEREDIRECTREF).
-const LONGEST_METHOD_BYTES: usize = 24;
+const HTTP_SLASH: &[u8] = b"HTTP/";
 /// A method and so much of a target without anything that does not belong there.
 const LONG_TARGET_BYTES: usize = 1024;
 
@@ -180,20 +208,31 @@ mod tests {
             (&b""[..], Sniffed::More),
             (b"G", Sniffed::More),
             (b"PROPF", Sniffed::More),
-            (b"hello", Sniffed::Opaque),
-            (b"hello world", Sniffed::Opaque),
+            (b"hello", Sniffed::Doubtful),
+            (b"hello world", Sniffed::Doubtful),
+            (b"hello world\n", Sniffed::Opaque),
             (b"GET /a", Sniffed::More),
-            (b"HELO", Sniffed::Opaque),
+            (b"HELO", Sniffed::Doubtful),
+            (b"FROB / HTTP/1.1", Sniffed::Doubtful),
+            (b"\tGET / HTTP/1.1", Sniffed::Doubtful),
+            (b"GET\t/", Sniffed::Doubtful),
             (b"GET / HTTP/1.1", Sniffed::More),
             (b"GET / HTTP/1.1\r\n", http1.clone()),
             (b"GET / HTTP/1.0\n", http1.clone()),
             (b"\r\nPOST /a HTTP/1.1\r\nhost: x\r\n\r\n", http1.clone()),
             (b"CONNECT a:1 HTTP/1.1\r\n", http1.clone()),
             (b"FROB * HTTP/1.1\r\n", http1.clone()),
+            (b"frob / http/1.1 \t\r\n", http1.clone()),
+            (b" GET\t/\tHTTP/1.1\r\n", http1.clone()),
+            (b"GET / HTTP/1.10\n", http1.clone()),
+            (b"{} / HTTP/1.1\n", http1.clone()),
+            (b"HTTP/1.1\n", Sniffed::Opaque),
+            (b"HTTP/1.1 200 OK\r\n", Sniffed::Opaque),
+            (b"let us talk about http/2\n", Sniffed::Opaque),
             (b"P", Sniffed::More),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n", Sniffed::More),
             (PREFACE, Sniffed::Http(Version::Http2)),
-            (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", Sniffed::Opaque),
+            (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", http1.clone()),
             (b"GET key\r\n", Sniffed::Opaque),
             (b"EHLO example.org\r\n", Sniffed::Opaque),
             (b"OPTIONS rtsp://a RTSP/1.0\r\n", Sniffed::Opaque),
@@ -201,17 +240,41 @@ mod tests {
             (b"\0\0\0\x08", Sniffed::Opaque),
             (b"GET\0/", Sniffed::Opaque),
             (b"GET /\x01", Sniffed::Opaque),
-            (b"THISISNOMETHODOFANYKINDATALL", Sniffed::Opaque),
+            (b"{\"a\":", Sniffed::Opaque),
+            (b"THISISNOMETHODOFANYKINDATALL", Sniffed::Doubtful),
+            (&[b'\n'; 40], Sniffed::Doubtful),
             (b"\x16\x03\x01", Sniffed::More),
             (b"\x16\x03\x01\x00\x05\x02", Sniffed::Opaque),
             (b"\x16\x00", Sniffed::Opaque),
-            (long.as_bytes(), http1),
+            (long.as_bytes(), http1.clone()),
+            (long.replace("GET", "frob").as_bytes(), http1),
+            (
+                long.replace('a', "a ").replace("GET", "frob").as_bytes(),
+                Sniffed::Doubtful,
+            ),
         ] {
             assert_eq!(sniff(bytes), is, "{:?}", bytes.escape_ascii().to_string());
         }
     }
 
+    /// What is not taken for HTTP at first and passed on must never have been worth more.
+    fn is_told_from_whole(line: &str) -> bool {
+        let whole = line.as_bytes();
+        sniff(whole) == Sniffed::Http(Version::Http1)
+            && (1..whole.len()).all(|at| sniff(&whole[..at]) != Sniffed::Opaque)
+    }
+
     proptest! {
+        #[test]
+        fn a_request_line_is_never_taken_for_something_else(
+            method in "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,40}",
+            path in "/[!-~]{0,40}",
+            minor in 0..10,
+        ) {
+            let line = format!("{method} {path} HTTP/1.{minor}\n");
+            prop_assert!(is_told_from_whole(&line), "{line:?}");
+        }
+
         #[test]
         fn any_bytes_are_something(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = sniff(&bytes);

@@ -18,6 +18,7 @@ use tokio_util::sync::DropGuard;
 
 use super::Version;
 use super::application::{Application, Origin};
+use super::lines::{Lines, Switching};
 use super::serve::Progress;
 use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves, failed};
 use crate::proxy::tunnel::chunk::{Chunk, Queue};
@@ -29,6 +30,8 @@ use crate::proxy::tunnel::weft1::stream::ChannelIo;
 #[derive(Debug)]
 pub(in crate::proxy) struct Stream {
     kind: Kind,
+    /// Taken from it already, to be read first.
+    first: Bytes,
     /// Counted as coming from this side of the flow when read.
     meter: Option<(Arc<Moved>, Side)>,
     /// Nothing more is to be said.
@@ -38,6 +41,8 @@ pub(in crate::proxy) struct Stream {
     is_flushed: bool,
     /// Bytes that were read without anybody else having had a turn.
     in_a_row: usize,
+    /// Looks at the lines of what is read.
+    lines: Option<Lines>,
     /// Told of what is read.
     progress: Option<Arc<Progress>>,
     /// Tells when it is gone.
@@ -77,11 +82,9 @@ impl Stream {
     }
 
     /// On a connection of `weft/1`, for one flow; afterwards it is in `returned`, if it may have another.
-    /// `first` was read from it already.
-    pub(in crate::proxy) fn channel(io: ChannelIo, first: Bytes, returned: Returned) -> Self {
+    pub(in crate::proxy) fn channel(io: ChannelIo, returned: Returned) -> Self {
         Self::new(Kind::Channel(ChannelStream {
             io: Some(io),
-            first,
             returned,
         }))
     }
@@ -100,14 +103,26 @@ impl Stream {
     fn new(kind: Kind) -> Self {
         Self {
             kind,
+            first: Bytes::new(),
             meter: None,
             ended: false,
             acknowledges: false,
             is_flushed: true,
             in_a_row: 0,
+            lines: None,
             progress: None,
             _guard: None,
         }
+    }
+
+    /// One of which this was taken already. It is read from a stream of HTTP/2 as if it came from there, which
+    /// gives its room back.
+    pub(in crate::proxy) fn begun(mut self, first: Bytes) -> Self {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => tunnel.received = first,
+            Kind::Socket(_) | Kind::Channel(_) | Kind::Application(_) => self.first = first,
+        }
+        self
     }
 
     /// Ends when the connection has failed, whether anybody reads from it or not.
@@ -131,6 +146,12 @@ impl Stream {
     /// put off, 40 ms.
     pub(super) fn acknowledging(mut self) -> Self {
         self.acknowledges = true;
+        self
+    }
+
+    /// Takes no lone LF for the end of a line in requests of HTTP/1.
+    pub(super) fn strict(mut self) -> Self {
+        self.lines = Some(Lines::default());
         self
     }
 
@@ -212,15 +233,20 @@ impl AsyncRead for Stream {
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        let read = match &mut self.kind {
-            Kind::Socket(socket) => socket.poll_read(context, buffer),
-            Kind::Application(application) => application.poll_read(context, buffer),
-            Kind::Channel(channel) if !channel.first.is_empty() => {
-                let count = channel.first.len().min(buffer.remaining());
-                buffer.put_slice(&channel.first[..count]);
-                channel.first.advance(count);
+        let this = &mut *self;
+        let read = match &mut this.kind {
+            _ if !this.first.is_empty() => {
+                let count = this.first.len().min(buffer.remaining());
+                buffer.put_slice(&this.first[..count]);
+                this.first.advance(count);
+                if this.first.is_empty() {
+                    // Its room is of no use any more.
+                    this.first = Bytes::new();
+                }
                 Poll::Ready(Ok(()))
             }
+            Kind::Application(application) => application.poll_read(context, buffer),
+            Kind::Socket(socket) => socket.poll_read(context, buffer),
             Kind::Channel(channel) => match &mut channel.io {
                 Some(io) => Pin::new(io).poll_read(context, buffer),
                 None => Poll::Ready(Ok(())),
@@ -241,6 +267,14 @@ impl AsyncRead for Stream {
                 socket.acknowledge();
             }
             self.count(count, true);
+            let this = &mut *self;
+            if let Some(lines) = &mut this.lines {
+                let read = buffer.filled_mut().get_mut(before..).unwrap_or_default();
+                let progress = this.progress.as_deref();
+                lines.look(read, || {
+                    progress.map_or(Switching::Open, Progress::switching)
+                });
+            }
             if let Some(progress) = &self.progress {
                 progress.read.fetch_add(count as u64, Ordering::Relaxed);
             }
@@ -348,7 +382,6 @@ impl Drop for Stream {
 #[derive(Debug)]
 struct ChannelStream {
     io: Option<ChannelIo>,
-    first: Bytes,
     returned: Returned,
 }
 

@@ -8,6 +8,7 @@ use ::http::StatusCode;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
+use weft_core::PortProtocol;
 
 use super::peer::{Peer, tunnel_arrival, tunnel_record};
 use super::{Admitted, admit, serve_http};
@@ -16,7 +17,8 @@ use crate::proxy::Context;
 use crate::proxy::ends::unless;
 use crate::proxy::error::FlowError;
 use crate::proxy::http;
-use crate::proxy::http::sniff::Sniffed;
+use crate::proxy::http::first::Client;
+use crate::proxy::http::refusal::{self, Refused};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, Moved, Side, TunnelHalves, join_tunnel};
 use crate::proxy::tunnel::chunk::Chunk;
@@ -45,6 +47,25 @@ pub(super) async fn tunnel_flow(
             ))
             .await
         }
+        // Who has no headers of ours to be told by has an application that speaks HTTP.
+        Err(error) if !peer.ours && is_told_by_http(&context, &pod, &error, &record) => {
+            let accepted = wire::write_response(StatusCode::OK, None);
+            if let Ok(send) = respond.send_response(accepted, false) {
+                let client = Refused::Tunnel(TunnelHalves {
+                    send,
+                    receive,
+                    first: Bytes::new(),
+                });
+                let refusal = refusal::Refusal {
+                    error: &error,
+                    port: record.original.map_or(0, |it| it.port()),
+                    identity: Some(&peer.identity),
+                    tls: TlsLabel::Mutual,
+                };
+                Box::pin(refusal::tell(&context, &pod, client, refusal)).await;
+            }
+            Err(error)
+        }
         Err(error) => {
             let reason = error.refusal().filter(|_| peer.ours).map(|it| it.as_str());
             let response = wire::write_response(error.status(), reason);
@@ -54,6 +75,14 @@ pub(super) async fn tunnel_flow(
         }
     };
     record.finish(&context.telemetry, &result);
+}
+
+/// Whether the port is declared to be HTTP's, so that there is an answer in HTTP to wait for.
+fn is_told_by_http(context: &Context, pod: &LocalPod, error: &FlowError, record: &Record) -> bool {
+    let declared = record.original;
+    let declared = declared.map(|to| context.store.inbound_protocol(&pod.id, to.port()));
+    let is_http = matches!(declared, Some(PortProtocol::Http1 | PortProtocol::Http2));
+    is_http && error.is_told()
 }
 
 async fn open_tunnel_flow(
@@ -66,7 +95,8 @@ async fn open_tunnel_flow(
 ) -> Result<Admitted, FlowError> {
     let asked = wire::read_request(&head, peer.connected, peer.ours)?;
     drop(head);
-    let arrival = tunnel_arrival(peer, asked.port, asked.source_port, record);
+    let asked = (asked.port, asked.source_port, asked.opaque_by);
+    let arrival = tunnel_arrival(peer, asked, record);
     tokio::select! {
         admitted = admit(context, pod, arrival) => admitted,
         _ = poll_fn(|context| respond.poll_reset(context)) => Err(Broken::Reset(Side::Client).into()),
@@ -80,7 +110,8 @@ async fn carry_tunnel_flow(
     mut respond: SendResponse<Chunk>,
     record: &mut Record,
 ) -> Result<(), FlowError> {
-    let (server, meter, verdict, admission) = admitted.part();
+    let declared = admitted.declared;
+    let (mut server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved = Moved::metered(vec![meter], admission.usage());
     let send = respond
@@ -92,14 +123,18 @@ async fn carry_tunnel_flow(
         first: Bytes::new(),
     };
     if let (Some(to), Some(client)) = (record.original, record.client)
-        && http::may_be(context.store.inbound_protocol(&pod.id, to.port()))
+        && http::may_be(declared)
     {
-        let detected = {
-            let detecting = pin!(http::inbound::of_tunnel(&mut halves, &server));
-            unless(pin!(admission.ended()), detecting).await??
+        let begun = {
+            let look = context.look(declared, &admission);
+            let looking = look.at(Client::Tunnel(&mut halves), &mut server, &record.moved);
+            let mut looking = Box::pin(looking);
+            {
+                let looked = unless(pin!(admission.ended()), looking.as_mut()).await?;
+                looked.map_err(|it| admission.not_what_it_must_be(context, it))?
+            }
         };
-        detected.count(&context.telemetry);
-        if let Sniffed::Http(version) = detected.protocol {
+        if let Some((version, first)) = begun {
             let flow = http::inbound::Admitted {
                 context: Arc::clone(context),
                 pod: Arc::clone(pod),
@@ -108,8 +143,9 @@ async fn carry_tunnel_flow(
                 to,
                 tls: TlsLabel::Mutual,
                 verdict: record.verdict.clone(),
+                declared,
             };
-            let stream = (http::Stream::tunnel(halves), version);
+            let stream = (http::Stream::tunnel(halves).begun(first), version);
             return Box::pin(serve_http(flow, stream, server, &admission, record)).await;
         }
     }

@@ -10,6 +10,7 @@ use super::Arrival;
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::record::{PathLabel, Record};
+use crate::proxy::tunnel::claim::OpaqueBy;
 use crate::telemetry::{Direction, TlsLabel};
 
 /// The other end of a tunnel.
@@ -42,8 +43,7 @@ pub(super) fn tunnel_record(context: &Context, pod: &LocalPod, peer: &Peer) -> R
 /// A flow that a tunnel's peer asks for: to a port of the pod, from a port that it may have told.
 pub(super) fn tunnel_arrival<'a>(
     peer: &'a Peer,
-    port: NonZeroU16,
-    source_port: Option<NonZeroU16>,
+    (port, source_port, opaque_by): (NonZeroU16, Option<NonZeroU16>, Option<OpaqueBy>),
     record: &mut Record,
 ) -> Arrival<'a> {
     let to = SocketAddr::new(peer.connected, port.get());
@@ -59,6 +59,7 @@ pub(super) fn tunnel_arrival<'a>(
         identity: Some(&peer.identity),
         to,
         tls: TlsLabel::Mutual,
+        opaque_by,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::node::LocalPod;
 use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
 use crate::proxy::http;
-use crate::proxy::http::sniff::Sniffed;
+use crate::proxy::http::first::Client;
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side, failed};
 use crate::proxy::tunnel::Watch;
@@ -140,7 +140,8 @@ async fn enter(
     open: Open,
     record: &mut Record,
 ) -> Result<Admitted, FlowError> {
-    let arrival = tunnel_arrival(peer, open.port, open.source_port, record);
+    let asked = (open.port, open.source_port, open.opaque_by);
+    let arrival = tunnel_arrival(peer, asked, record);
     admit(context, pod, arrival).await
 }
 
@@ -151,6 +152,7 @@ async fn carry(
     watch: &mut Watch,
     record: &mut Record,
 ) -> (Result<(), FlowError>, Option<Box<Channel>>) {
+    let declared = admitted.declared;
     let (mut server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved = Moved::metered(vec![meter], admission.usage());
@@ -165,7 +167,7 @@ async fn carry(
         }
     });
     let to = record.original;
-    let looks = to.filter(|it| http::may_be(context.store.inbound_protocol(&pod.id, it.port())));
+    let looks = to.filter(|_| http::may_be(declared));
     let (Some(to), Some(client)) = (looks, record.client) else {
         if let Err(denied) = admission.may_be_bytes(context) {
             return (Err(denied), None);
@@ -182,9 +184,11 @@ async fn carry(
     let result = {
         let mut carrying = Box::pin(async {
             let mut io = ChannelIo::new(channel);
-            let (detected, first) = http::inbound::of_channel(&mut io, &server).await?;
-            detected.count(&context.telemetry);
-            if let Sniffed::Http(version) = detected.protocol {
+            let look = context.look(declared, &admission);
+            let looking = look.at(Client::Channel(&mut io), &mut server, &moved);
+            let looked = Box::pin(looking).await;
+            let looked = looked.map_err(|it| admission.not_what_it_must_be(context, it));
+            if let Some((version, first)) = looked? {
                 let flow = http::inbound::Admitted {
                     context: Arc::clone(context),
                     pod: Arc::clone(pod),
@@ -193,9 +197,10 @@ async fn carry(
                     to,
                     tls: TlsLabel::Mutual,
                     verdict: verdict.clone(),
+                    declared,
                 };
                 let returned = http::Returned::default();
-                let stream = http::Stream::channel(io, first, returned.clone());
+                let stream = http::Stream::channel(io, returned.clone()).begun(first);
                 let stream = stream.metered(Arc::clone(&moved), Side::Client);
                 flow.serve(stream, version, server).await?;
                 return match returned.fault() {
@@ -204,10 +209,6 @@ async fn carry(
                 };
             }
             admission.may_be_bytes(context)?;
-            // Fits into a socket that nothing was written to.
-            let written = server.write_all(&first).await;
-            written.map_err(|error| Broken::socket(Side::Server, error))?;
-            moved.way(Side::Client).add(first.len());
             match io.part() {
                 Parted::Open(channel) => {
                     let joined = copy::join(server, Side::Server, channel, &moved, 0).await?;

@@ -4,13 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use weft_core::route::RouteType;
 
 use super::reach::{Patient, classify, reach};
-use super::{Accepted, Caller, Classified, Connected, count};
+use super::{Accepted, Caller, Classified, Connected, count, remember_refused};
 use crate::balance::InFlight;
 use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
@@ -23,9 +23,20 @@ use crate::proxy::{Context, http};
 /// What a flow turned out to be.
 pub(super) enum Found {
     /// Bytes, for a server that has accepted.
-    Opaque(Box<Reached>),
+    Opaque(Box<Reached>, Looked),
     /// HTTP, and what was connected meanwhile.
     Http(http::outbound::Client, Option<Box<Connected>>),
+}
+
+/// How it is known that a flow is bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// It was declared.
+    Not,
+    /// By what the client had said when it was looked at.
+    AtOnce,
+    /// Something was waited for.
+    Later,
 }
 
 /// A server that has accepted, and what the balancer counts as long as it is there.
@@ -48,6 +59,8 @@ pub(super) async fn find(
     let opaque = Caller {
         address: accepted.client,
         said: Some(socket),
+        is_left_alone: false,
+        service: None,
     };
     let http = |version, connected| {
         let target = match &classified {
@@ -60,16 +73,28 @@ pub(super) async fn find(
         Found::Http(client, connected)
     };
     if !is_looked_at(context, pod, accepted, &classified) {
-        let to = (opaque, accepted.original, None);
+        let from = Caller {
+            is_left_alone: true,
+            ..opaque
+        };
+        let to = (from, accepted.original, None);
         let reached = reach(context, pod, &classified, to, &client, record).await?;
-        return Ok(Found::Opaque(Box::new(reached)));
+        return Ok(Found::Opaque(Box::new(reached), Looked::Not));
     }
+    let patience = context.config.detect_timeout;
     let client_failed = |error| Broken::socket(Side::Client, error);
     let mut seen = detect::at_once(socket).map_err(client_failed)?;
+    let looked = match &seen {
+        Some(_) => Looked::AtOnce,
+        None => Looked::Later,
+    };
+    let mut detecting = pin!(detect::from_client(socket, patience, &context.telemetry));
+    // Until then it is worth more to know what it is than to have connected.
+    let waits_until = Instant::now() + patience;
     if seen.is_none() && has_names(pod, &classified) {
         // Where it goes depends on the name that it asks for, if it speaks TLS.
-        let found = detect::from_client(socket).await;
-        seen = Some(found.map_err(client_failed)?);
+        let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
+        seen = found.ok().transpose().map_err(client_failed)?;
     }
     if let Some(seen) = &seen {
         seen.count(&context.telemetry);
@@ -83,7 +108,7 @@ pub(super) async fn find(
             };
             let to = (opaque, accepted.original, name);
             let reached = reach(context, pod, &classified, to, &client, record).await?;
-            return Ok(Found::Opaque(Box::new(reached)));
+            return Ok(Found::Opaque(Box::new(reached), looked));
         }
         None => {}
     }
@@ -92,11 +117,11 @@ pub(super) async fn find(
         said: None,
         ..opaque
     };
-    let mut detecting = pin!(detect::from_client(socket));
     let mut detected = None;
     if is_connected(pod, &classified, accepted.original) {
         // HTTP was spoken there before; if it is, no other connection is needed.
-        detected = Some(detecting.as_mut().await.map_err(client_failed)?);
+        let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
+        detected = found.ok().transpose().map_err(client_failed)?;
         if let Some(seen) = &detected
             && let Sniffed::Http(version) = &seen.protocol
         {
@@ -132,19 +157,22 @@ pub(super) async fn find(
             connected = &mut reaching => connected,
         }
     };
-    if let (Err(FlowError::NoEndpoint(..)), None) = (&connected, &detected)
-        && let Ok(found) = tokio::time::timeout(SPEAK_PATIENCE, detecting.as_mut()).await
-    {
-        // Who speaks HTTP can be told why.
-        detected = Some(found.map_err(client_failed)?);
-    }
-    if let (Err(_), Some(Sniffed::Http(version))) =
-        (&connected, detected.as_ref().map(|it| &it.protocol))
-    {
-        // Its exchanges will hear so themselves.
-        return Ok(http(*version, None));
-    }
-    let (mut connected, in_flight) = connected?;
+    let (mut connected, in_flight) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            if error.nothing_listens() && !record.more_endpoints {
+                // Whoever only looks whether somebody listens must not wait for what the client has to say.
+                remember_refused(context, pod, accepted.original);
+            }
+            let seen = seen_of_refused(detected, detecting, &error).await?;
+            seen.iter().for_each(|it| it.count(&context.telemetry));
+            return match seen.map(|it| it.protocol) {
+                // Its exchanges will hear so themselves.
+                Some(Sniffed::Http(version)) => Ok(http(version, None)),
+                _ => Err(error),
+            };
+        }
+    };
     count(context, pod, record);
     if detected.is_none() {
         detected = tokio::select! {
@@ -160,12 +188,26 @@ pub(super) async fn find(
     detected.count(&context.telemetry);
     match detected.protocol {
         Sniffed::Http(version) => Ok(http(version, Some(Box::new(connected)))),
-        _ => Ok(Found::Opaque(Box::new((connected, in_flight)))),
+        _ => {
+            let reached = Box::new((connected, in_flight));
+            Ok(Found::Opaque(reached, Looked::Later))
+        }
     }
 }
 
-/// How long a client that nobody serves may take to say that it speaks HTTP.
-const SPEAK_PATIENCE: Duration = Duration::from_millis(250);
+/// What a client speaks that was refused: if it is to be told, it has a little more time to say so.
+async fn seen_of_refused(
+    seen: Option<Detected>,
+    detecting: impl Future<Output = io::Result<Detected>>,
+    error: &FlowError,
+) -> Result<Option<Detected>, Broken> {
+    if seen.is_some() || !error.is_told() {
+        return Ok(seen);
+    }
+    let found = tokio::time::timeout(http::refusal::GRACE, detecting).await;
+    let found = found.ok().transpose();
+    found.map_err(|error| Broken::socket(Side::Client, error))
+}
 
 /// Whether the service's routes for flows of the pod look at the name that a TLS client asks for.
 fn has_names(pod: &LocalPod, classified: &Classified) -> bool {
@@ -206,7 +248,7 @@ fn is_looked_at(
 }
 
 impl Connected {
-    /// Ends when the server has said something.
+    /// Ends when the server has said something that tells what it speaks.
     async fn speaks(&mut self) -> io::Result<()> {
         let server = match self {
             Self::Socket(server) => server,
@@ -222,9 +264,12 @@ impl Connected {
                 {
                     halves.first = first;
                 }
+                if detect::is_for_client_to_say(&halves.first) {
+                    std::future::pending::<()>().await;
+                }
                 return Ok(());
             }
         };
-        detect::server_speaks(server).await
+        detect::server_speaks(server).await.map(drop)
     }
 }

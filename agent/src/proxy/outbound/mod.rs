@@ -12,6 +12,7 @@ mod wait;
 mod weft1;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +23,15 @@ use tokio::sync::Semaphore;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Workload};
 
-use self::find::{Found, find};
+use self::find::{Found, Looked, find};
 pub(super) use self::reach::{connect, decide, is_of_endpoint, route};
 pub(super) use self::wait::Waiter;
 use super::ends::unless;
 use super::error::FlowError;
-use super::inbound::{Admitted, accept_each, refuse};
+use super::inbound::{self, Admitted, accept_each, refuse};
 use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel};
+use super::tunnel::claim::OpaqueBy;
 use super::tunnel::client::Opened;
 use super::{Context, http, socket};
 use crate::balance::breaker::Judgement;
@@ -56,6 +58,22 @@ pub(super) struct Caller<'a> {
     pub(super) address: SocketAddr,
     /// Its socket, if what it has said already may be sent before the server has accepted.
     pub(super) said: Option<&'a TcpStream>,
+    /// It is not looked into, as the service that it goes to may say.
+    pub(super) is_left_alone: bool,
+    /// The service whose endpoint is connected to.
+    pub(super) service: Option<&'a ServicePortEntry>,
+}
+
+impl Caller<'_> {
+    /// By whose declaration it is not looked into, for the server's agent to see for itself.
+    fn opaque_by(&self) -> Option<OpaqueBy> {
+        let port = self.service.filter(|_| self.is_left_alone)?;
+        let claim = OpaqueBy {
+            service: port.service.name.clone(),
+            port: NonZeroU16::new(port.port)?,
+        };
+        port.protocol().is_opaque().then_some(claim)
+    }
 }
 
 /// Stage two: what the destination is.
@@ -148,12 +166,18 @@ async fn run(
         }
     })?;
     match found {
-        Found::Opaque(reached) => {
+        Found::Opaque(reached, looked) => {
             let (connected, mut in_flight) = *reached;
             if let Some(in_flight) = &mut in_flight {
                 in_flight.judge(Judgement::Success, None);
             }
-            carry(context, pod, accepted.socket, connected, record).await
+            let connected = (connected, looked != Looked::Not);
+            let mut socket = accepted.socket;
+            if looked == Looked::Later {
+                let anew = socket.anew();
+                socket = anew.map_err(|error| Broken::socket(Side::Client, error))?;
+            }
+            carry(context, pod, socket, connected, record).await
         }
         Found::Http(client, connected) => {
             if let Some(connected) = connected {
@@ -222,12 +246,13 @@ pub(super) fn count(context: &Context, pod: &LocalPod, record: &mut Record) {
     }
 }
 
-/// Copies until both sides closed. What it yields is as large as this way of copying needs it.
+/// Copies until both sides closed. What it yields is as large as this way of copying needs it. It is said
+/// whether what is spoken was counted.
 fn carry<'a>(
-    context: &Context,
+    context: &'a Arc<Context>,
     pod: &'a LocalPod,
     client: FlowSocket,
-    connected: Connected,
+    (connected, is_counted): (Connected, bool),
     record: &'a mut Record,
 ) -> BoxFuture<'a, Result<(), FlowError>> {
     count(context, pod, record);
@@ -240,24 +265,10 @@ fn carry<'a>(
             })
         }
         Connected::SameNode(admitted, tracked) => {
-            let (server, inbound_meter, verdict, admission) = admitted.part();
-            record.verdict = Some(verdict);
-            record.moved.meter_too(inbound_meter);
-            if let Err(denied) = admission.may_be_bytes(context) {
-                return Box::pin(async move { Err(denied) });
-            }
-            let moved = &record.moved;
+            let arrived = (*admitted, is_counted);
             Box::pin(async move {
                 let _tracked = tracked;
-                let copying = pin!(join_sockets(client, server, moved));
-                let end = pin!(async {
-                    tokio::select! {
-                        biased;
-                        error = drained(pod) => error,
-                        error = admission.ended() => error,
-                    }
-                });
-                Ok(unless(end, copying).await??)
+                inbound::here::carry(context, pod, client, arrived, record).await
             })
         }
         Connected::Channel(asked) => Box::pin(asked.carry(client, pod, &record.moved)),

@@ -46,6 +46,10 @@ pub(super) async fn reach(
             record.service = Some(port.service.clone());
             let led = lead(context, pod, port, name)?;
             let port = led.as_ref().unwrap_or(port);
+            let from = Caller {
+                service: Some(port),
+                ..from
+            };
             let mut waiter = Waiter::new(context, pod, port, original.ip());
             loop {
                 waiter.looks();
@@ -188,6 +192,7 @@ pub(in crate::proxy) async fn connect(
                 identity: Some(&pod.identity),
                 to,
                 tls: TlsLabel::SameNode,
+                opaque_by: from.opaque_by(),
             };
             let admitted = inbound::admit(context, &other, arrival).await?;
             Ok(Connected::SameNode(Box::new(admitted), other.flows.token()))

@@ -50,8 +50,10 @@ pub(super) async fn open_tunnel(
         let (address, identity) = (key.destination, key.identity.clone());
         async move { Box::pin(dial(&context, &pod, address, &identity, alpn)).await }
     };
-    let source_port = matches!(alpn, Alpn::WeftH2).then_some(from.address.port());
-    let request = wire::write_request(to, source_port);
+    let is_ours = matches!(alpn, Alpn::WeftH2);
+    let source_port = is_ours.then_some(from.address.port());
+    let opaque_by = from.opaque_by().filter(|_| is_ours);
+    let request = wire::write_request(to, source_port, opaque_by.as_ref());
     let asking = context.tunnels.request(&key, dial, request);
     let opened = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(asking)).await;
     let opened = opened.map_err(|_| FlowError::ConnectTimeout { to })??;

@@ -1,8 +1,10 @@
 //! Flows that leave by `weft/1`.
 
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -15,6 +17,7 @@ use crate::identity::Alpn;
 use crate::node::LocalPod;
 use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
+use crate::proxy::http::detect;
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side};
 use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::client::Key;
@@ -46,6 +49,7 @@ pub(super) async fn ask(
     let open = Open {
         port,
         source_port: NonZeroU16::new(from.address.port()),
+        opaque_by: from.opaque_by(),
     };
     let mut failures = 0;
     loop {
@@ -55,7 +59,7 @@ pub(super) async fn ask(
             Taken::Lent(lent) => lent,
             Taken::Http => return Ok(None),
         };
-        let asking = lent.ask(open, from.said);
+        let asking = lent.ask(&open, from.said);
         let Ok(answer) = tokio::time::timeout(ANSWER_TIMEOUT, asking).await else {
             // What was sent may still arrive: the flow must not go to anybody else.
             return Err(FlowError::Broken(Broken::Reset(Side::Server)));
@@ -95,11 +99,15 @@ pub(super) async fn ask(
 }
 
 impl Asked {
-    /// Ends when the server has said something.
-    pub(super) async fn speaks(&self) {
-        if !self.channel.has_received() {
+    /// Ends when the server has said something that tells what it speaks.
+    pub(super) async fn speaks(&mut self) {
+        let is_for_client = poll_fn(|context| {
+            let first = ready!(self.channel.poll_first(context));
             // What is wrong with it is seen by who reads it in earnest.
-            let _ = self.channel.socket().readable().await;
+            Poll::Ready(first.is_ok_and(detect::is_for_client_to_say))
+        });
+        if is_for_client.await {
+            std::future::pending::<()>().await;
         }
     }
 

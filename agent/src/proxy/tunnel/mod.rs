@@ -6,6 +6,7 @@
 //! everything here runs over any stream of bytes.
 
 pub mod chunk;
+pub mod claim;
 pub mod client;
 pub mod server;
 pub mod weft1;

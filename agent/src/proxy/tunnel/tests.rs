@@ -61,7 +61,7 @@ impl Near {
     }
 
     async fn request(&self) -> Result<Opened, Arc<TunnelError>> {
-        let request = wire::write_request("10.1.2.3:80".parse().expect("valid"), Some(4711));
+        let request = wire::write_request("10.1.2.3:80".parse().expect("valid"), Some(4711), None);
         let dial = || Arc::clone(&self.far).dial();
         soon(self.pool.request(&key(), dial, request)).await
     }

@@ -10,13 +10,17 @@ use http::{
 };
 use weft_core::TUNNEL_PORT;
 
+use super::claim::OpaqueBy;
+
 /// A flow that the peer asks for: a port at the address it connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowRequest {
     /// The application's port.
     pub port: NonZeroU16,
     /// The port that the client application connected from, where the peer says so.
     pub source_port: Option<NonZeroU16>,
+    /// By which Service's declaration the peer does not look into it, where it says so.
+    pub opaque_by: Option<OpaqueBy>,
 }
 
 /// Why a request is not served.
@@ -109,12 +113,18 @@ pub fn read_request(
     if port.get() == TUNNEL_PORT {
         return Err(BadRequest::ReservedPort(port.get()));
     }
-    let source_port = if ours {
-        read_source_port(&head.headers)?
+    let (source_port, opaque_by) = if ours {
+        let claim = head.headers.get(OPAQUE_SERVICE);
+        let claim = claim.and_then(|it| OpaqueBy::read(it.as_bytes()));
+        (read_source_port(&head.headers)?, claim)
     } else {
-        None
+        (None, None)
     };
-    Ok(FlowRequest { port, source_port })
+    Ok(FlowRequest {
+        port,
+        source_port,
+        opaque_by,
+    })
 }
 
 fn read_source_port(headers: &HeaderMap) -> Result<Option<NonZeroU16>, BadRequest> {
@@ -129,8 +139,12 @@ fn read_source_port(headers: &HeaderMap) -> Result<Option<NonZeroU16>, BadReques
     }
 }
 
-/// Asks for a flow to `destination`.
-pub fn write_request(destination: SocketAddr, source_port: Option<u16>) -> Request<()> {
+/// Asks for a flow to `destination`. The rest is for agents of this mesh only.
+pub fn write_request(
+    destination: SocketAddr,
+    source_port: Option<u16>,
+    opaque_by: Option<&OpaqueBy>,
+) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.version_mut() = Version::HTTP_2;
@@ -140,6 +154,10 @@ pub fn write_request(destination: SocketAddr, source_port: Option<u16>) -> Reque
         request
             .headers_mut()
             .insert(SOURCE_PORT, HeaderValue::from(port));
+    }
+    let claim = opaque_by.and_then(|it| HeaderValue::try_from(it.to_string()).ok());
+    if let Some(claim) = claim {
+        request.headers_mut().insert(OPAQUE_SERVICE, claim);
     }
     request
 }
@@ -167,6 +185,8 @@ pub fn read_reason(headers: &HeaderMap) -> Option<String> {
 
 /// The port that the client application connected from (`weft-h2/1`, request).
 pub const SOURCE_PORT: HeaderName = HeaderName::from_static("weft-source-port");
+/// By which Service's declaration the client's agent does not look into the flow (`weft-h2/1`, request).
+pub const OPAQUE_SERVICE: HeaderName = HeaderName::from_static("weft-opaque-service");
 /// Why a flow was refused, as a metric label (`weft-h2/1`, response).
 pub const REFUSAL: HeaderName = HeaderName::from_static("weft-refusal");
 
@@ -281,10 +301,14 @@ mod tests {
     fn what_is_written_is_read() {
         for address in ["10.1.2.3:80", "[2001:db8::1]:8080"] {
             let destination: SocketAddr = address.parse().expect("valid");
-            let request = head(write_request(destination, Some(4711)));
+            let claim: OpaqueBy = "db:5432".parse().expect("valid");
+            let request = head(write_request(destination, Some(4711), Some(&claim)));
             let read = read_request(&request, destination.ip(), true).expect("reads");
             assert_eq!(read.port.get(), destination.port());
             assert_eq!(read.source_port, NonZeroU16::new(4711));
+            assert_eq!(read.opaque_by, Some(claim));
+            let read = read_request(&request, destination.ip(), false).expect("reads");
+            assert_eq!(read.opaque_by, None, "from a stranger");
         }
         let response = write_response(StatusCode::SERVICE_UNAVAILABLE, Some("connect_refused"));
         let reason = read_reason(response.headers());

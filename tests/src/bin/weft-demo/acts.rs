@@ -325,7 +325,7 @@ metadata: {name: payment-api, namespace: production}
 spec:
   podSelector: {matchLabels: {app: payment}}
   port: 8080
-  proxyProtocol: HTTP/2
+  proxyProtocol: HTTP/1
 ---
 apiVersion: policy.linkerd.io/v1alpha1
 kind: AuthorizationPolicy

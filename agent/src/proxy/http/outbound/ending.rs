@@ -23,9 +23,9 @@ pub(in crate::proxy::http) struct Ending {
     /// The endpoint has to do with it.
     in_flight: Option<InFlight>,
     status: StatusCode,
-    /// The server's agent had no room for it, which says nothing of the endpoint: what one pod is refused there must
-    /// not keep others away.
-    is_shed: bool,
+    /// The server's agent refused it for what the client is or does, which says nothing of the endpoint: what one pod
+    /// is refused there must not keep others away.
+    is_about_client: bool,
     /// Its places in the limits of both pods.
     pub(super) _places: [Option<Place>; 2],
     timers: Timers,
@@ -39,7 +39,7 @@ impl Ending {
             _stream: None,
             in_flight: None,
             status: StatusCode::OK,
-            is_shed: false,
+            is_about_client: false,
             _places: [None, None],
             timers: Timers::default(),
             in_trailers: None,
@@ -61,7 +61,7 @@ impl Ending {
     /// at the end, unless there is no body.
     pub(super) fn hold(&mut self, in_flight: Option<InFlight>, head: &response::Parts) {
         self.in_flight = in_flight;
-        self.is_shed = answer::is_shed(&head.headers);
+        self.is_about_client = answer::is_about_client(&head.headers);
         let in_head = grpc_status(&head.headers);
         if in_head.is_some() || head.status.is_server_error() || !is_grpc(&head.headers) {
             let rest = retry_after(head);
@@ -70,7 +70,7 @@ impl Ending {
     }
 
     fn judge(&mut self, judgement: Judgement, rest: Option<Duration>) {
-        let judgement = match self.is_shed {
+        let judgement = match self.is_about_client {
             true => Judgement::Unknown,
             false => judgement,
         };

@@ -83,13 +83,13 @@ pub(super) fn lead<'a>(
     };
     let of_rule = matched.rule.filters.as_slice();
     if let Some(answer) = apply_to_request(of_rule, head, place) {
-        return Ok(Way::Answered(answer));
+        return answered(answer);
     }
     let Some(backend) = pick(&matched.rule.backends, rand::random()) else {
         return Err(ExchangeError::NoBackend);
     };
     if let Some(answer) = apply_to_request(&backend.filters, head, place) {
-        return Ok(Way::Answered(answer));
+        return answered(answer);
     }
     Ok(Way::To(Led {
         goal: Goal::Port(backend_port(client, &backend.target)?),
@@ -109,6 +109,14 @@ fn of_profile(
     };
     let backend = pick(&profile.backends, rand::random());
     backend_port(client, &backend.ok_or(ExchangeError::NoBackend)?.target)
+}
+
+/// What a filter answers: where to go instead, or that it cannot be applied.
+fn answered<'a>(answer: response::Parts) -> Result<Way<'a>, ExchangeError> {
+    if answer.status.is_server_error() {
+        return Err(ExchangeError::Filter);
+    }
+    Ok(Way::Answered(answer))
 }
 
 pub(super) fn backend_port(

@@ -138,7 +138,7 @@ impl Client {
             Stream::socket(socket),
             version,
             &pod,
-            &party,
+            (&party, &pod.stop_accepting),
             move |request| exchange(Arc::clone(&self.0), request)
         ));
         let ended = unless(pin!(outbound::drained(&pod)), serving).await?;

@@ -3,13 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
-use bytes::Bytes;
-
 use super::send::Endpoint;
 use super::{Facts, home};
 use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
-use crate::proxy::http::Version;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::application::Origin;
 use crate::proxy::http::body::Used;
@@ -17,6 +14,7 @@ use crate::proxy::http::connection::{Hold, Http1, Http2, Life, OpenStream, Route
 use crate::proxy::http::gate::Gate;
 use crate::proxy::http::measure::{self, Kind, Timers};
 use crate::proxy::http::stream::{Returned, Stream};
+use crate::proxy::http::{Version, is_taken};
 use crate::proxy::outbound::{self, Caller, Connected};
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
@@ -71,6 +69,8 @@ pub(super) async fn upstream(
     let from = Caller {
         address: client.address,
         said: None,
+        is_left_alone: false,
+        service: None,
     };
     let connecting = Box::pin(outbound::connect(context, pod, from, endpoint, &mut record));
     let connected = match connecting.await {
@@ -89,7 +89,11 @@ pub(super) async fn upstream(
             return Err(result.err().unwrap_or(FlowError::PodGone).into());
         }
     };
-    start(client, connected, record, route.generation).await
+    let started = start(client, connected, record, route.generation).await;
+    if let Err(ExchangeError::Flow(error)) = &started {
+        refused(client, error);
+    }
+    started
 }
 
 /// Counts what never became a flow.
@@ -122,6 +126,9 @@ pub(super) async fn start(
             let stream = Stream::application(server, origin, client.version);
             (stream, Hold::Nothing)
         }
+        Connected::SameNode(admitted, _) if !is_taken(admitted.declared, client.version) => {
+            return Err(FlowError::NotHttp.into());
+        }
         Connected::SameNode(admitted, tracked) => {
             let (server, inbound_meter, verdict, admission) = admitted.part();
             record.verdict = Some(verdict);
@@ -144,7 +151,7 @@ pub(super) async fn start(
                 give_back: Some(give_back),
             };
             let io = ChannelIo::new(channel);
-            (Stream::channel(io, Bytes::new(), returned), hold)
+            (Stream::channel(io, returned), hold)
         }
         Connected::Tunnel(opened) => {
             let hold = Hold::Tunnel { _slot: opened.slot };

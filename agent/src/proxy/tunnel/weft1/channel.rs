@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::Error;
 use super::buffer::{Buffer, RECORD_BYTES};
-use super::frame::{self, Event, Parser};
+use super::frame::{self, Event, Parser, first_data};
 use super::handshake::Greeted;
 use super::record::{self, Opened, Records};
 use crate::proxy::tcp::once;
@@ -130,6 +130,18 @@ impl Channel {
                 None => {}
             }
         }
+    }
+
+    /// Waits for something that is to be heard, and shows the flow's first bytes of it. They are still to be heard.
+    ///
+    /// # Errors
+    /// The connection failed, or what has come is no record.
+    pub fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<Result<&[u8], Error>> {
+        while self.inbox.text.is_empty() && !self.open_record()? {
+            ready!(self.poll_receive(true, context))?;
+        }
+        let text = self.inbox.text.clone();
+        Poll::Ready(Ok(first_data(&self.inbox.buffer.all_ref()[text])))
     }
 
     /// Opens the next record, if it is there as a whole and it has text.

@@ -8,13 +8,17 @@ use std::num::NonZeroU16;
 
 use weft_core::TUNNEL_PORT;
 
+use crate::proxy::tunnel::claim::OpaqueBy;
+
 /// A flow that the client asks for: a port at the address that the connection goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Open {
     /// The application's port.
     pub port: NonZeroU16,
     /// The port that the client application connects from, if told.
     pub source_port: Option<NonZeroU16>,
+    /// By which Service's declaration the client's agent does not look into it, if it says so.
+    pub opaque_by: Option<OpaqueBy>,
 }
 
 /// Why a flow is not served.
@@ -294,9 +298,9 @@ fn fill(into: &mut [u8; HEAD_BYTES], have: &mut usize, from: &[u8]) -> (usize, b
 fn event(kind: u8, payload: &[u8]) -> Result<Event, BadFrame> {
     match kind {
         OPEN => open(payload).map(Event::Open),
-        ACCEPT => fields(payload, kind).map(|()| Event::Accept),
+        ACCEPT => unknown_fields(payload, kind).map(|()| Event::Accept),
         REFUSE => refuse(payload).map(Event::Refuse),
-        LEAVING => fields(payload, kind).map(|()| Event::Leaving),
+        LEAVING => unknown_fields(payload, kind).map(|()| Event::Leaving),
         _ => Err(BadFrame::Kind(kind)),
     }
 }
@@ -305,11 +309,17 @@ fn open(payload: &[u8]) -> Result<Open, BadFrame> {
     let bad = BadFrame::Payload(OPEN);
     let (&[port_high, port_low, source_high, source_low], rest) =
         payload.split_first_chunk().ok_or(bad)?;
-    fields(rest, OPEN)?;
+    let mut claimed = None;
+    fields(rest, OPEN, |kind, value| {
+        if kind == OPAQUE_BY {
+            claimed.get_or_insert_with(|| OpaqueBy::read(value));
+        }
+    })?;
     let port = NonZeroU16::new(u16::from_be_bytes([port_high, port_low])).ok_or(bad)?;
     Ok(Open {
         port,
         source_port: NonZeroU16::new(u16::from_be_bytes([source_high, source_low])),
+        opaque_by: claimed.flatten(),
     })
 }
 
@@ -318,7 +328,7 @@ fn refuse(payload: &[u8]) -> Result<Refuse, BadFrame> {
     let (&[high, low, length], rest) = payload.split_first_chunk().ok_or(bad)?;
     let status = u16::from_be_bytes([high, low]);
     let (reason, rest) = rest.split_at_checked(length.into()).ok_or(bad)?;
-    fields(rest, REFUSE)?;
+    unknown_fields(rest, REFUSE)?;
     let is_word = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'_';
     if reason.len() > MOST_REASON_BYTES || !reason.iter().all(is_word) {
         return Err(bad);
@@ -333,14 +343,20 @@ fn refuse(payload: &[u8]) -> Result<Refuse, BadFrame> {
 }
 
 /// Metadata: fields of a type, a length and that many bytes, each of which may be unknown.
-fn fields(mut payload: &[u8], kind: u8) -> Result<(), BadFrame> {
+fn fields(mut payload: &[u8], kind: u8, mut heed: impl FnMut(u16, &[u8])) -> Result<(), BadFrame> {
     while !payload.is_empty() {
         let bad = BadFrame::Payload(kind);
-        let (&[_, _, high, low], rest) = payload.split_first_chunk().ok_or(bad)?;
+        let (&[type_high, type_low, high, low], rest) = payload.split_first_chunk().ok_or(bad)?;
         let length = u16::from_be_bytes([high, low]);
-        (_, payload) = rest.split_at_checked(length.into()).ok_or(bad)?;
+        let value;
+        (value, payload) = rest.split_at_checked(length.into()).ok_or(bad)?;
+        heed(u16::from_be_bytes([type_high, type_low]), value);
     }
     Ok(())
+}
+
+fn unknown_fields(payload: &[u8], kind: u8) -> Result<(), BadFrame> {
+    fields(payload, kind, |_, _| {})
 }
 
 impl Open {
@@ -350,10 +366,22 @@ impl Open {
     }
 
     /// The whole frame.
-    pub fn encode(&self) -> [u8; HEAD_BYTES + 4] {
-        let [port_high, port_low] = self.port.get().to_be_bytes();
-        let [source_high, source_low] = self.source_port.map_or(0, u16::from).to_be_bytes();
-        [OPEN, 0, 0, 4, port_high, port_low, source_high, source_low]
+    pub fn encode(&self) -> Vec<u8> {
+        let source_port = self.source_port.map_or(0, u16::from);
+        let mut payload = Vec::with_capacity(4);
+        payload.extend_from_slice(&self.port.get().to_be_bytes());
+        payload.extend_from_slice(&source_port.to_be_bytes());
+        if let Some(claim) = &self.opaque_by {
+            // A name and a port: never longer than a frame of its kind may be.
+            let claim = claim.to_string();
+            payload.extend_from_slice(&OPAQUE_BY.to_be_bytes());
+            payload.extend_from_slice(&(claim.len() as u16).to_be_bytes());
+            payload.extend_from_slice(claim.as_bytes());
+        }
+        let [high, low] = (payload.len() as u16).to_be_bytes();
+        let mut frame = vec![OPEN, 0, high, low];
+        frame.append(&mut payload);
+        frame
     }
 }
 
@@ -376,6 +404,18 @@ pub fn data_head(length: usize) -> [u8; HEAD_BYTES] {
     [DATA, 0, high, low]
 }
 
+/// What of the flow's bytes comes first in what a peer has sent, as far as it is in one frame. Nothing is read by
+/// that.
+pub fn first_data(bytes: &[u8]) -> &[u8] {
+    match bytes.split_first_chunk() {
+        Some((&[DATA, _, high, low], rest)) => {
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            rest.get(..length).unwrap_or(rest)
+        }
+        _ => &[],
+    }
+}
+
 /// The frame that accepts a flow.
 pub const ACCEPT_FRAME: [u8; HEAD_BYTES] = [ACCEPT, 0, 0, 0];
 /// The frame that ends a direction.
@@ -394,6 +434,8 @@ const ACCEPT: u8 = 2;
 const REFUSE: u8 = 3;
 const DATA: u8 = 4;
 const LEAVING: u8 = 5;
+/// Metadata of an open frame: [`OpaqueBy`].
+const OPAQUE_BY: u16 = 1;
 /// Flag of a data frame: the last of its direction.
 const END: u8 = 1;
 

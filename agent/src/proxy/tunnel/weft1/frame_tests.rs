@@ -33,6 +33,7 @@ fn open() -> Open {
     Open {
         port: port(80),
         source_port: NonZeroU16::new(4711),
+        opaque_by: None,
     }
 }
 
@@ -185,14 +186,55 @@ fn what_must_not_be_is_refused() {
 }
 
 #[test]
+fn what_comes_first_is_seen_without_being_read() {
+    let frames = [data(b"one"), data(b"two")].concat();
+    assert_eq!(first_data(&frames), b"one");
+    assert_eq!(first_data(&frames[..6]), b"on");
+    for other in [
+        &ACCEPT_FRAME[..],
+        &END_FRAME,
+        &LEAVING_FRAME,
+        &frames[..3],
+        b"",
+    ] {
+        assert_eq!(first_data(other), b"");
+    }
+}
+
+#[test]
 fn unknown_metadata_is_ignored() {
     let frame = [OPEN, 0, 0, 11, 0, 80, 0, 0, 0xab, 0xcd, 0, 3, 1, 2, 3];
     let step = Parser::server().read(&frame).expect("reads");
     let expected = Open {
         port: port(80),
         source_port: None,
+        opaque_by: None,
     };
     assert_eq!(step.event, Some(Event::Open(expected)));
+}
+
+/// The first counts; what is no claim, claims nothing.
+#[test]
+fn claims() {
+    for (values, is) in [
+        (&["db:5432"][..], Some("db:5432")),
+        (&["db:5432", "web:80"], Some("db:5432")),
+        (&["shop/db:5432"], None),
+        (&["", "web:80"], None),
+    ] {
+        let mut frame = vec![OPEN, 0, 0, 4, 0, 80, 0, 0];
+        for value in values {
+            frame.extend([0, 1, 0, value.len() as u8]);
+            frame.extend(value.as_bytes());
+        }
+        frame[3] = (frame.len() - HEAD_BYTES) as u8;
+        let step = Parser::server().read(&frame).expect("reads");
+        let Some(Event::Open(open)) = step.event else {
+            panic!("{values:?} is not read as an open frame");
+        };
+        let claim = open.opaque_by.map(|it| it.to_string());
+        assert_eq!(claim.as_deref(), is, "{values:?}");
+    }
 }
 
 proptest! {
@@ -215,9 +257,11 @@ proptest! {
         cut in 1_usize..700,
         source in 0_u16..,
         to in 1_u16..,
+        claim in proptest::option::of("[a-z]([a-z0-9.-]{0,200}[a-z0-9])?:[1-9][0-9]{0,3}"),
     ) {
-        let open = Open { port: port(to), source_port: NonZeroU16::new(source) };
-        let mut bytes = open.encode().to_vec();
+        let opaque_by = claim.map(|it| it.parse().expect("a claim"));
+        let open = Open { port: port(to), source_port: NonZeroU16::new(source), opaque_by };
+        let mut bytes = open.encode();
         for size in &sizes {
             bytes.extend(data(&vec![1; *size]));
         }

@@ -2,6 +2,7 @@
 //!
 //! Copying does without it ([`super::copy`]): there the bytes stay where they were received.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::Pin;
@@ -81,6 +82,25 @@ impl ChannelIo {
         }
     }
 
+    /// Waits until there is something to read, or the peer has ended, with no place for it kept meanwhile.
+    ///
+    /// # Errors
+    /// As of reading.
+    pub async fn readable(&mut self) -> io::Result<()> {
+        poll_fn(|context| self.poll_readable(context)).await
+    }
+
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(channel) = &mut self.channel
+            && channel.has_unsent()
+            && let Poll::Ready(Err(error)) = channel.poll_flush(context)
+        {
+            return Poll::Ready(Err(self.failed(error)));
+        }
+        let heard = ready!(self.poll_hear(context));
+        Poll::Ready(heard.map_err(|error| self.failed(error)))
+    }
+
     /// For something else to go on with. What was heard must have been read.
     pub fn part(mut self) -> Parted {
         debug_assert!(self.heard.is_empty(), "bytes are left behind");
@@ -134,15 +154,7 @@ impl AsyncRead for ChannelIo {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(channel) = &mut this.channel
-            && channel.has_unsent()
-            && let Poll::Ready(Err(error)) = channel.poll_flush(context)
-        {
-            return Poll::Ready(Err(this.failed(error)));
-        }
-        if let Err(error) = ready!(this.poll_hear(context)) {
-            return Poll::Ready(Err(this.failed(error)));
-        }
+        ready!(this.poll_readable(context))?;
         let count = this.heard.len().min(buffer.remaining());
         if count == 0 {
             // Of an empty place nobody knows where it is by now.

@@ -106,7 +106,7 @@ impl Near {
         let far = Arc::clone(&self.far);
         tokio::spawn(async move {
             let socket = FlowSocket::new(client_side).expect("options");
-            let early = match lent.ask(open(), Some(socket.socket())).await {
+            let early = match lent.ask(&open(), Some(socket.socket())).await {
                 Answer::Accepted { early } => early,
                 other => panic!("{other:?}"),
             };
@@ -216,6 +216,7 @@ fn open() -> Open {
     Open {
         port: NonZeroU16::new(80).expect("a port"),
         source_port: NonZeroU16::new(4711),
+        opaque_by: None,
     }
 }
 

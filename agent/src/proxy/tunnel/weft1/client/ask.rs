@@ -41,7 +41,7 @@ impl Lent {
     /// Asks for a flow, and sends what the application has already said, without waiting for an
     /// answer; those bytes stay in its socket too. Without a socket nothing is sent. The caller bounds
     /// the time.
-    pub async fn ask(&mut self, open: Open, socket: Option<&TcpStream>) -> Answer {
+    pub async fn ask(&mut self, open: &Open, socket: Option<&TcpStream>) -> Answer {
         let mut asking = Asking {
             early: 0,
             watches: true,
@@ -78,7 +78,7 @@ impl Asking {
     fn start(
         &mut self,
         channel: &mut Channel,
-        open: Open,
+        open: &Open,
         socket: Option<&TcpStream>,
     ) -> Result<(), Error> {
         channel.parser().asked();

@@ -18,7 +18,8 @@ async fn early_bytes_go_along_and_stay_with_the_client_if_refused() {
     for _ in 0..2 {
         let mut lent = near.lent().await;
         let answer = {
-            let asking = lent.ask(open(), Some(&client_side));
+            let open = open();
+            let asking = lent.ask(&open, Some(&client_side));
             let answering = async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let _ = client.try_write(&[b'x'; 100]);
