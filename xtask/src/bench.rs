@@ -16,7 +16,7 @@ use crate::{
 /// What the benchmark program is asked for.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Short loads and two repetitions: below three minutes, and noisy
+    /// Short loads and two repetitions: below five minutes, and noisy
     #[arg(long)]
     quick: bool,
     /// Only these rows, or all whose names begin so: `bulk`, `latency-500`, `memory-idle`

@@ -68,7 +68,7 @@ enum Task {
     },
     /// Measure what the mesh costs: the same loads with and without it, on two virtual nodes
     ///
-    /// Installs the programs it needs, builds what is shipped, measures for up to twenty minutes, and
+    /// Installs the programs it needs, builds what is shipped, measures for about half an hour, and
     /// prints a table in Markdown. Needs root, and a machine that does nothing else meanwhile.
     /// docs/benchmarks.md says what the rows are.
     Bench(bench::Options),

@@ -82,7 +82,7 @@ enum Command {
 /// What to measure.
 #[derive(Args)]
 struct Options {
-    /// Short loads and two repetitions: below three minutes, and noisy
+    /// Short loads and two repetitions: below five minutes, and noisy
     #[arg(long)]
     quick: bool,
     /// Only these rows, or all whose names begin so: `bulk`, `latency-500`, `memory-idle`
