@@ -184,10 +184,10 @@ impl Breaker {
                     self.eject(penalty, rests, now, chance);
                     None
                 }
-                // The next one may try.
+                // Another one may try in a while: who never answers must not always have somebody waiting.
                 Judgement::Unknown => {
                     self.enter(State::Ejected {
-                        until: now,
+                        until: now + self.settings.min_penalty,
                         penalty,
                     });
                     None
@@ -355,8 +355,10 @@ mod tests {
         let probe = breaker.begin(later).expect("it is due");
         assert_eq!(breaker.standing(later), Standing::Ejected);
         assert_eq!(breaker.begin(later), None);
-        // Who gave up leaves the place to the next.
+        // Who gave up leaves the place to the next, in a while.
         assert_eq!(breaker.end(probe, Unknown, None, later, 0.0), None);
+        assert_eq!(breaker.begin(later + ms(999)), None);
+        let later = later + ms(1000);
         let probe = breaker.begin(later).expect("it is due again");
         // So does one that takes for ever, and then has no say.
         let much_later = later + PROBE_PATIENCE;

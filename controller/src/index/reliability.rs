@@ -143,7 +143,8 @@ impl Annotated {
         let of_annotations = [self.request, self.response, self.idle];
         let is_said = timeouts.is_some() || of_annotations.iter().any(Option::is_some);
         let written = timeouts.unwrap_or_default();
-        let retry = retry.map_or(Part::Silent, |it| Part::Said(Some(it)));
+        // None at all are none to be ready for.
+        let retry = retry.map_or(Part::Silent, |it| Part::Said((it.limit > 0).then_some(it)));
         ReliabilitySaid {
             timeouts: match is_said {
                 false => Part::Silent,

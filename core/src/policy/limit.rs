@@ -65,6 +65,8 @@ pub struct Limiter {
     strangers: Cell,
     /// Of identities for which there is no room.
     others: Cell,
+    /// When those that were quiet were looked for last.
+    swept: u64,
 }
 
 /// When the next request would come if all came evenly: in nanoseconds since the limiter's beginning.
@@ -80,6 +82,7 @@ impl Limiter {
             identities: HashMap::new(),
             strangers: Cell::default(),
             others: Cell::default(),
+            swept: 0,
             limit,
         }
     }
@@ -156,7 +159,9 @@ impl Limiter {
     /// Whether one more identity can be remembered: those that have been quiet long enough are as if they
     /// had never been there.
     fn has_room(&mut self, now: u64) -> bool {
-        if self.identities.len() >= MOST_IDENTITIES {
+        let is_due = self.swept == 0 || now.saturating_sub(self.swept) >= SECOND / 10;
+        if self.identities.len() >= MOST_IDENTITIES && is_due {
+            self.swept = now.max(1);
             self.identities.retain(|_, cell| cell.0 > now);
         }
         self.identities.len() < MOST_IDENTITIES

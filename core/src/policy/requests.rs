@@ -4,7 +4,7 @@ use http::request::Parts;
 
 use super::{AccessPolicy, AuthorizationName, Client, DenyReason, Server, Verdict};
 use crate::cluster::ClusterSettings;
-use crate::route::{InboundMatch, RequestPath, RouteName};
+use crate::route::{Dots, InboundMatch, RequestPath, RouteName};
 
 /// A request that is allowed.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +55,10 @@ pub fn authorize_request<'a>(
         covered(cluster, server, client, Some(rule))
     };
     let path = head.uri.path();
-    if let Some(read) = RequestPath::read(path) {
-        decide(&read)?;
+    match RequestPath::read(path) {
+        Ok(Some(read)) => drop(decide(&read)?),
+        Ok(None) => {}
+        Err(Dots) => return Err(RequestDenial::NotFound),
     }
     decide(&RequestPath::Sent(path))
 }

@@ -260,8 +260,16 @@ fn requests_are_decided_by_their_route() {
         ("reader", "http://web/shop.Cart/Add", false, 404),
         ("reader", "http://web/public", true, 200),
         // However the server reads the path.
-        ("reader", "http://web/public/../admin", false, 403),
-        ("reader", "http://web/public/%2e%2e/admin", false, 403),
+        ("reader", "http://web/public/../admin", false, 404),
+        (
+            "reader",
+            "http://web/public/../admin/..;/public/x",
+            false,
+            404,
+        ),
+        ("api", "http://api.shop./admin", false, 200),
+        ("admin", "http://api.shop./admin", false, 403),
+        ("reader", "http://web/public/%2e%2e/admin", false, 404),
         ("reader", "http://web/public/..%2Fother", false, 404),
         ("reader", "http://web//admin", false, 403),
         ("reader", "http://web/public/a%20b", false, 200),

@@ -123,7 +123,8 @@ impl InboundRoutes {
         path: &RequestPath<'_>,
         is_grpc: bool,
     ) -> Option<InboundMatch<'_>> {
-        let asked = host_of(head);
+        // Servers take the dot at a name's end for nothing.
+        let asked = host_of(head).map(|it| it.strip_suffix('.').unwrap_or(it));
         let found = self.entries.iter().find(|it| {
             let route = &self.routes[it.entry.route];
             let of_kind = is_grpc || route.name.kind.route_type() != RouteType::Grpc;
@@ -184,51 +185,69 @@ pub(crate) enum RequestPath<'a> {
 }
 
 impl<'a> RequestPath<'a> {
-    /// What a server that undoes escapes, parameters, empty segments and dots makes of a path; None: what
+    /// What a server that undoes escapes, parameters and empty segments makes of a path; None: what
     /// was sent. Routes must allow both, as nobody knows which one the server behind them goes by: else
-    /// `/%61dmin`, or `/public/../admin`, would be a way around a route for `/admin`.
-    pub(crate) fn read(path: &'a str) -> Option<Self> {
-        let read = read(path);
-        (read != path).then(|| Self::Read(read.into_owned()))
+    /// `/%61dmin`, or `//admin`, would be a way around a route for `/admin`.
+    ///
+    /// # Errors
+    /// It has segments of dots, which clients resolve before they ask (RFC 3986, section 5.2.4). What is left of the
+    /// path without them depends on what a server undoes before.
+    pub(crate) fn read(path: &'a str) -> Result<Option<Self>, Dots> {
+        let read = read(path)?;
+        Ok((read != path).then(|| Self::Read(read.into_owned())))
     }
 
     fn satisfies(&self, wanted: &PathMatch) -> bool {
         match (self, wanted) {
             (Self::Sent(path), wanted) => wanted.is_match(path),
             // What is written in the route is read in the same way.
-            (Self::Read(path), PathMatch::Exact(exact)) => read(exact) == path.as_str(),
+            (Self::Read(path), PathMatch::Exact(exact)) => {
+                read(exact).is_ok_and(|it| it == path.as_str())
+            }
             (Self::Read(path), PathMatch::Prefix(prefix)) => {
-                let prefix = PathPrefix::new(&read(prefix.as_str()));
-                prefix.rest_of(path).is_some()
+                let prefix = read(prefix.as_str()).map(|it| PathPrefix::new(&it));
+                prefix.is_ok_and(|it| it.rest_of(path).is_some())
             }
             (Self::Read(path), wanted) => wanted.is_match(path),
         }
     }
 }
 
-fn read(path: &str) -> Cow<'_, str> {
+/// A path has segments of dots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dots;
+
+fn read(path: &str) -> Result<Cow<'_, str>, Dots> {
     let is_odd = |byte: u8| matches!(byte, b'%' | b';' | b'\\');
     let plain = !path.bytes().any(is_odd) && !path.contains("//") && !path.contains("/.");
     if plain {
-        return path.into();
+        return Ok(path.into());
     }
     let bytes: Vec<u8> = unescaped(path).collect();
     let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
     let mut segments: Vec<&str> = vec![];
     for segment in text.split('/') {
-        match segment.split_once(';').map_or(segment, |(name, _)| name) {
-            "" | "." => {}
-            ".." => {
-                segments.pop();
-            }
+        match name_of(segment) {
+            "" => {}
+            "." | ".." => return Err(Dots),
             name => segments.push(name),
         }
     }
     let mut read = format!("/{}", segments.join("/"));
-    if text.ends_with('/') && read.len() > 1 {
+    if text
+        .rsplit('/')
+        .next()
+        .is_some_and(|it| name_of(it).is_empty())
+        && read.len() > 1
+    {
         read.push('/');
     }
-    read.into()
+    Ok(read.into())
+}
+
+/// A segment without its parameters.
+fn name_of(segment: &str) -> &str {
+    segment.split_once(';').map_or(segment, |(name, _)| name)
 }
 
 /// An incomplete escape stands for itself.
@@ -275,13 +294,10 @@ mod tests {
             ("/%61dmin", "/admin"),
             ("/a%2Fb", "/a/b"),
             ("//admin", "/admin"),
-            ("/public/../admin", "/admin"),
-            ("/public/%2e%2e/admin", "/admin"),
-            ("/public/..%5cadmin", "/admin"),
-            ("/./admin/.", "/admin"),
-            ("/../..", "/"),
             ("/admin;x=1/y", "/admin/y"),
-            ("/admin/;x", "/admin"),
+            ("/admin/;x", "/admin/"),
+            ("/a/...", "/a/..."),
+            ("/a/.b", "/a/.b"),
             ("/a//", "/a/"),
             ("/a%", "/a%"),
             ("/a%4", "/a%4"),
@@ -289,7 +305,21 @@ mod tests {
             ("*", "*"),
             ("", ""),
         ] {
-            assert_eq!(read(sent), expected, "{sent}");
+            assert_eq!(read(sent).as_deref(), Ok(expected), "{sent}");
+        }
+        for sent in [
+            "/public/../admin",
+            "/public/%2e%2e/admin",
+            "/public/..%5cadmin",
+            "/public/../admin/..;/public/x",
+            "/public/../admin//../public/x",
+            "/public/.%2E/admin",
+            "/./admin",
+            "/admin/.",
+            "/admin/x/..",
+            "/admin/..;x=1",
+        ] {
+            assert_eq!(read(sent), Err(Dots), "{sent}");
         }
     }
 }

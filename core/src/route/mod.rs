@@ -23,7 +23,7 @@ pub use filters::{
     Filter, FilterError, HeaderEdit, Mirror, PathRewrite, Place, Redirect, RedirectScheme, Rewrite,
     Share, apply_to_request, apply_to_response, hostname,
 };
-pub(crate) use inbound::RequestPath;
+pub(crate) use inbound::{Dots, RequestPath};
 pub use inbound::{InboundMatch, InboundRoute, InboundRoutes};
 pub use matches::{
     HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,

@@ -177,9 +177,8 @@ fn upgrades_to_http(headers: &HeaderMap) -> bool {
     let values = headers.get_all(UPGRADE).iter();
     let mut protocols = values.flat_map(|it| it.as_bytes().split(|byte| *byte == b','));
     protocols.any(|it| {
-        let it = it.trim_ascii();
-        let is_http = |start: &[u8]| start.eq_ignore_ascii_case(b"http/");
-        it.eq_ignore_ascii_case(b"h2c") || it.get(..5).is_some_and(is_http)
+        let name = it.split(|byte| *byte == b'/').next().unwrap_or(it).trim_ascii();
+        [&b"h2c"[..], b"h2", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
     })
 }
 
@@ -245,25 +244,50 @@ pub(super) fn set_client(headers: &mut HeaderMap, client: Option<&Identity>) {
 /// Takes out what only the mesh says. Some applications take `_` for `-`.
 pub(super) fn remove_own(headers: &mut HeaderMap) {
     let own = |it: &&HeaderName| {
-        let name = it.as_str();
-        let is_of = |prefix: &str| {
-            let (start, rest) = name.split_at_checked(prefix.len()).unwrap_or(("", ""));
-            start == prefix && rest.starts_with(['-', '_'])
+        let name = it.as_str().as_bytes();
+        let is_of_weft = matches!(name, [b'w', b'e', b'f', b't', b'-' | b'_', ..]);
+        let dashes = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
+        let is_linkerds = |it: &HeaderName| {
+            let wanted = it.as_str().bytes();
+            name.len() == wanted.len() && name.iter().map(dashes).eq(wanted)
         };
-        is_of("weft") || name.replace('_', "-") == LINKERD_CLIENT_ID.as_str()
+        is_of_weft || is_linkerds(&LINKERD_CLIENT_ID)
     };
-    while let Some(name) = headers.keys().find(own).cloned() {
+    // Once over all of them: there may be very many.
+    let found: Vec<HeaderName> = headers.keys().filter(own).cloned().collect();
+    for name in found {
         headers.remove(name);
     }
 }
 
 /// Whether it is a call of gRPC, whose errors are told in another way.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(http::header::CONTENT_TYPE);
-    kind.is_some_and(|it| {
-        let rest = it.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|it| it.is_empty() || matches!(it[0], b'+' | b';'))
+    let mut kinds = headers.get_all(http::header::CONTENT_TYPE).iter();
+    kinds.any(|it| {
+        let (start, rest) = it
+            .as_bytes()
+            .split_at_checked(GRPC.len())
+            .unwrap_or_default();
+        start.eq_ignore_ascii_case(GRPC) && matches!(rest, [] | [b'+' | b';', ..])
     })
+}
+
+/// Media types are compared without regard to case (RFC 9110, section 8.3.1).
+const GRPC: &[u8] = b"application/grpc";
+
+/// Whether a failure of HTTP/2 says that the server has not begun with the request (RFC 9113, section 8.7),
+/// or that its connection ended, as it does after so many requests or when the server ends. What a server has
+/// reset it may have done.
+pub(super) fn has_closed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let is_refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return is_refused || error.is_go_away() || error.is_io();
+        }
+        source = error.source();
+    }
+    error.is_closed() || error.is_canceled() || error.is_incomplete_message()
 }
 
 /// Whether a request may be sent a second time when nobody knows what became of the first (RFC 9110,

@@ -277,6 +277,8 @@ async fn try_exchange(
     let (mut parts, body) = request.into_parts();
     let purpose = head::accept(&mut parts)?;
     let context = &facts.flow.context;
+    // For routes that match by it; what their filters make of it does not count.
+    head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
     let pass = facts.gate.ask(context, &mut parts, &facts.end)?;
     let place = facts.party.enter(&parts.headers)?;
     head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
@@ -341,16 +343,22 @@ async fn exchange_http2(
     (place, pass): (Place, Pass),
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
+    let mut tries = 0;
     let response = loop {
+        tries += 1;
         let (mut connection, was_reused) = facts.http2().await?;
+        let was_reused = was_reused && tries <= MOST_STALE;
         let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
         match pass.hold(connection.send(request)).await? {
             Ok(response) => break response,
             // The application was closing the connection, as some do after so many requests.
-            Err(mut error) => match error.take_message().or(again) {
-                Some(back) if was_reused => request = back,
-                _ => return Err(ExchangeError::Server(error.into_error())),
-            },
+            Err(mut error) => {
+                let again = again.filter(|_| head::has_closed(error.error()));
+                match error.take_message().or(again) {
+                    Some(back) if was_reused => request = back,
+                    _ => return Err(ExchangeError::Server(error.into_error())),
+                }
+            }
         }
     };
     let (mut parts, incoming) = response.into_parts();
@@ -359,3 +367,6 @@ async fn exchange_http2(
     let body = ResponseBody::of(incoming, None, ending).under(pass.entry);
     Ok(Response::from_parts(parts, body.charged(&facts.party)))
 }
+
+/// Connections that turn out to be closed, of those that were kept, before the request fails.
+const MOST_STALE: usize = 8;

@@ -100,6 +100,16 @@ impl Replay {
         !self.state().is_lost
     }
 
+    /// Takes the body from the newest try for another one, if all that has passed can be sent again: from
+    /// now on nothing passes that would be missing then.
+    pub(super) fn reserve(&self) -> bool {
+        let mut state = self.state();
+        if !state.is_lost {
+            state.next_turn();
+        }
+        !state.is_lost
+    }
+
     /// Gives the newest try up.
     pub(super) fn cancel(&self) {
         self.state().next_turn();
@@ -295,6 +305,18 @@ mod tests {
             assert!(replay.is_whole() && !third.is_end_stream());
             assert_eq!(text(&mut third).await, format!("one two three{end}"));
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_passes_between_two_tries() {
+        let replay = Replay::new(body(&["one ", "two ", "three"], false), 8);
+        let mut first = replay.attempt();
+        next(&mut first).await.expect("a part").expect("good");
+        assert!(replay.reserve());
+        // It would have gone on until too much had passed.
+        next(&mut first).await.expect("an end").expect_err("taken");
+        assert_eq!(text(&mut replay.attempt()).await, "one two three");
+        assert!(!replay.reserve(), "the last one had too much");
     }
 
     #[tokio::test]

@@ -33,7 +33,7 @@ use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer;
 use crate::proxy::http::head::{self, BadHead};
-use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS};
+use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES};
 use crate::proxy::http::stream::Stream;
 use crate::proxy::tcp::FlowSocket;
 use crate::proxy::usage::{Party, Window};
@@ -245,6 +245,7 @@ impl Bridge {
             .timer(TokioTimer::new())
             .initial_stream_window_size(window.stream_bytes)
             .initial_connection_window_size(window.connection_bytes)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
             .max_header_list_size(MOST_HEAD_BYTES as u32)
             .handshake(io)
             .await?;
@@ -354,7 +355,10 @@ impl Passed {
 
     fn give_back(&mut self) {
         if let Some((bridge, sender)) = self.kept.take() {
-            bridge.kept().push(sender);
+            let mut kept = bridge.kept();
+            if kept.len() < MOST_KEPT {
+                kept.push(sender);
+            }
         }
     }
 }
@@ -396,6 +400,9 @@ impl Drop for Passed {
     }
 }
 
+/// Connections of HTTP/1 that wait for the next request, of a client's connection.
+const MOST_KEPT: usize = 8;
+
 fn http1() -> server1::Builder {
     let mut builder = server1::Builder::new();
     builder
@@ -414,6 +421,7 @@ fn http2(pod: Arc<LocalPod>, window: &Window) -> server2::Builder<Tasks> {
         .timer(TokioTimer::new())
         .initial_stream_window_size(window.stream_bytes)
         .initial_connection_window_size(window.connection_bytes)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEAD_BYTES as u32);
     builder

@@ -211,6 +211,9 @@ impl<'a> Again<'a> {
             self.count_event(RetryEvent::Overflow);
             return false;
         }
+        if !self.replay.reserve() {
+            return false;
+        }
         self.count += 1;
         self.count_event(RetryEvent::Request);
         true
@@ -268,13 +271,23 @@ impl<'a> Again<'a> {
         is_grpc: bool,
     ) -> Result<(Option<Frame<Bytes>>, bool), ExchangeError> {
         let status = sent.response.status();
+        let is_of_mesh = sent.response.headers().contains_key(ERROR);
+        if is_of_mesh
+            && matches!(
+                status,
+                StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+            )
+        {
+            // Policy's word is final.
+            return Ok((None, false));
+        }
         // A failure of the connection on the server's node is told by its agent.
         let is_failure = self.retry.on_failure
             && matches!(
                 status,
                 StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
             )
-            && sent.response.headers().contains_key(ERROR);
+            && is_of_mesh;
         if is_failure || self.retry.is_for_status(status.as_u16()) {
             return Ok((None, true));
         }

@@ -97,7 +97,7 @@ pub(super) async fn send(
             }
             Round::Again(last, back) => (last, back),
         };
-        if last.is_none() && !left_out.is_empty() {
+        if !left_out.is_empty() && last.as_ref().is_none_or(may_try_another) {
             // Rather there again than nowhere.
             left_out.clear();
             request = back;
@@ -321,6 +321,8 @@ async fn send_to(
             place,
         }),
         Err(mut error) => {
+            let is_http2 = matches!(upstream, Upstream::Http2 { .. });
+            let again = again.filter(|_| !is_http2 || head::has_closed(error.error()));
             let back = error.take_message().or(again);
             Err(Failed {
                 // It will be asked about again.
@@ -343,9 +345,11 @@ fn ask(
         return Ok(Pass::default());
     };
     let placeholder = Request::new(RequestBody::empty());
-    let (mut head, body) = std::mem::replace(request, placeholder).into_parts();
-    let asked = gate.ask(&client.context, &mut head, &client.end);
-    *request = Request::from_parts(head, body);
+    let (mut parts, body) = std::mem::replace(request, placeholder).into_parts();
+    // For routes that match by it.
+    head::set_client(&mut parts.headers, Some(&client.pod.identity));
+    let asked = gate.ask(&client.context, &mut parts, &client.end);
+    *request = Request::from_parts(parts, body);
     asked
 }
 
