@@ -28,6 +28,7 @@ fn http_retries() {
     check("what takes long is sent again", slow);
     check("calls by their status", calls);
     check("upgrades and expectations are not sent again", never);
+    check("what a server has reset is not sent again", reset);
     check("to another endpoint", elsewhere);
     check("an outage is not amplified", outage);
     checks.finish();
@@ -126,6 +127,22 @@ fn failing_first(scene: &mut Scene) -> Result<()> {
             let metric = format!("outbound_http_route_retry_{event}_total");
             let labels = [("parent_name", name.as_str())];
             wait_for_metric(scene.cluster.node(0), &metric, &labels, least)?;
+        }
+    }
+    Ok(())
+}
+
+/// On connections that have served before and stay open, too: only closing ones say that nobody has begun.
+fn reset(scene: &mut Scene) -> Result<()> {
+    for (server, app) in scene.both() {
+        let target = scene.service(&format!("reset-{app}"), ["app", app], &[])?;
+        let version = ["--http2-prior-knowledge"];
+        for number in 0..3 {
+            expect_code(&scene.ask(target, "/before", &version)?, 200)?;
+            let path = format!("/reset/{app}-{number}");
+            expect_code(&scene.ask(target, &path, &version)?, 502)?;
+            let count = server.count(&path)?;
+            ensure!(count == 1, "the server saw it {count} times");
         }
     }
     Ok(())
