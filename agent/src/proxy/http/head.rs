@@ -177,8 +177,14 @@ fn upgrades_to_http(headers: &HeaderMap) -> bool {
     let values = headers.get_all(UPGRADE).iter();
     let mut protocols = values.flat_map(|it| it.as_bytes().split(|byte| *byte == b','));
     protocols.any(|it| {
-        let name = it.split(|byte| *byte == b'/').next().unwrap_or(it).trim_ascii();
-        [&b"h2c"[..], b"h2", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+        let name = it
+            .split(|byte| *byte == b'/')
+            .next()
+            .unwrap_or(it)
+            .trim_ascii();
+        [&b"h2c"[..], b"h2", b"http"]
+            .iter()
+            .any(|http| name.eq_ignore_ascii_case(http))
     })
 }
 
