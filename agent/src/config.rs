@@ -173,7 +173,7 @@ pub struct LimitsConfig {
 
     /// Most of the node's CPUs, in percent, that the flows of one pod may use through the agent while threads
     /// wait for CPUs and pods that use little are served too: a flood then waits instead of its neighbours.
-    /// 100 turns it off. [default: 5]
+    /// 5 is what benchmarks are published with; 100 turns it off. [default: 100]
     #[arg(long, env = "WEFT_MAX_CPU_PERCENT_PER_POD_WHEN_SHORT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub max_cpu_percent_per_pod_when_short: Option<u8>,
 

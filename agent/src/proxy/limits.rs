@@ -154,8 +154,9 @@ const MIB: u64 = 1024 * 1024;
 /// What a flow costs where both sides are sockets of the node: some 8 kB of the agent's, and those
 /// sockets with a little in them.
 const MEMORY_OF_FLOW: u64 = 64 * 1024;
-/// In percent of all CPUs, what the flows of one pod may use while they are short.
-pub const CPU_PERCENT_WHEN_SHORT: u8 = 5;
+/// In percent of all CPUs, what the flows of one pod may use while they are short: all, unless somebody decides
+/// otherwise, since a busy pod is not told from a flood.
+pub const CPU_PERCENT_WHEN_SHORT: u8 = 100;
 const FEWEST_FLOWS: usize = 64;
 /// What a few connections of HTTP/2 may have open.
 const FEWEST_EXCHANGES: usize = 1024;
