@@ -42,6 +42,8 @@ pub(crate) struct Stage {
     further_friends: Mutex<Vec<IpAddr>>,
     /// Connections of friends to the guarded port.
     visits: AtomicUsize,
+    /// How many were there before the policy was.
+    before_policy: usize,
 }
 
 impl Stage {
@@ -57,12 +59,13 @@ impl Stage {
         let outside = cluster.add_pod(PodSpec::new("outside").on(0).unmeshed())?;
         cluster.apply(&server("default", "guarded", "target", GUARDED))?;
         cluster.apply(&authorization("default", "friends", "guarded", &["friend"]))?;
-        let stage = Stage {
+        let mut stage = Stage {
             guarded: Server::start(&target, GUARDED, "echo", &[])?,
             open: Server::start(&target, OPEN, "echo", &[])?,
             agents: Mutex::new(cluster.nodes().iter().map(|it| it.agent_pid()).collect()),
             further_friends: Mutex::default(),
             visits: AtomicUsize::new(0),
+            before_policy: 0,
             cluster,
             target,
             friend,
@@ -82,6 +85,7 @@ impl Stage {
         // Whoever came before the policy did.
         let before = stage.guarded.accepted()?.len();
         stage.visits.store(before, Ordering::Relaxed);
+        stage.before_policy = before;
         Ok(stage)
     }
 
@@ -162,7 +166,7 @@ impl Stage {
         let accepted = self.guarded.accepted()?;
         let mut friends = self.friend.addresses().to_vec();
         friends.extend(self.further_friends.lock().iter().flat_map(|it| it.iter()));
-        for visitor in &accepted {
+        for visitor in accepted.iter().skip(self.before_policy) {
             ensure!(
                 friends.contains(&visitor.accepted.ip()),
                 "somebody else was at the guarded port: {visitor:?}"
