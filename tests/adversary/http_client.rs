@@ -252,7 +252,7 @@ pub(crate) fn nothing_is_left(stage: &Stage, before: &Footprint) -> Result<()> {
 /// The target's port that speaks HTTP, for all.
 pub(crate) const HTTP: u16 = 7080;
 /// By how much an agent may grow: the budgets of the two pods on a node that have to do with it, and what is
-/// bounded beside them.
-const MOST_MIB: u64 = 160;
+/// bounded beside them. Heads that nobody has looked at yet take most: up to 173 MiB were seen.
+const MOST_MIB: u64 = 224;
 /// Three attackers, by two versions, with a dozen ways to be answered: a few hundred.
 const MORE_SERIES: usize = 1500;
