@@ -299,29 +299,24 @@ impl Index {
         let unresolved = led.map(|it| self.unresolved(it)).unwrap_or_default();
         let mut unaccepted = vec![];
         let status = record.map(|record| {
+            let services = record.parents.iter().map(|it| {
+                let refusal = self.refusal(record, it);
+                (it.index, &it.written, refusal, unresolved.as_slice())
+            });
+            let servers = record.servers.iter().map(|it| {
+                let refusal = self.missing_server(record, it);
+                (it.index, &it.written, refusal, [].as_slice())
+            });
             let mut parents = vec![];
-            for parent in &record.parents {
-                let refusal = self.refusal(record, parent);
+            for (index, written, refusal, unresolved) in services.chain(servers) {
                 if let Some(refusal) = &refusal {
-                    let field = format!("spec.parentRefs[{}]", parent.index);
+                    let field = format!("spec.parentRefs[{index}]");
                     unaccepted.push(Fault::new(field, &refusal.message));
                 }
                 parents.push(ParentStatus {
-                    parent_ref: parent.written.clone(),
+                    parent_ref: written.clone(),
                     controller_name: CONTROLLER_NAME,
-                    conditions: self.conditions(record, refusal, &unresolved),
-                });
-            }
-            for parent in &record.servers {
-                let refusal = self.missing_server(record, parent);
-                if let Some(refusal) = &refusal {
-                    let field = format!("spec.parentRefs[{}]", parent.index);
-                    unaccepted.push(Fault::new(field, &refusal.message));
-                }
-                parents.push(ParentStatus {
-                    parent_ref: parent.written.clone(),
-                    controller_name: CONTROLLER_NAME,
-                    conditions: self.conditions(record, refusal, &[]),
+                    conditions: self.conditions(record, refusal, unresolved),
                 });
             }
             let refused = self.routes.refused.get(name);
