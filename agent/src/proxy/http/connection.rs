@@ -456,6 +456,8 @@ impl fmt::Debug for Http2 {
     }
 }
 
+/// Connections that turn out to be closed, of those that were kept, before a request fails.
+pub(super) const MOST_STALE: usize = 8;
 /// Exchanges on one connection of HTTP/2 before another one is made: as many as most servers allow.
 const MOST_STREAMS: usize = 100;
 /// How long the other side may take to end a connection too.

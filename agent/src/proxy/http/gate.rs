@@ -92,7 +92,7 @@ impl Gate {
         }
     }
 
-    /// Decides about a request, counts it, and does to its head what its route says. `end` is that of its
+    /// Decides about a request, counts it, says in its head who the client is, and does to that what its route says. `end` is that of its
     /// connection.
     ///
     /// # Errors
@@ -103,6 +103,8 @@ impl Gate {
         head: &mut Parts,
         end: &CancellationToken,
     ) -> Result<Pass, ExchangeError> {
+        // Before routes match by it, and again when they have changed it.
+        head::set_client(&mut head.headers, self.identity.as_ref());
         let mut known = self.known(context);
         let is_grpc = head::is_grpc(&head.headers);
         let mut entry = None;
@@ -141,6 +143,7 @@ impl Gate {
                 if let Some(rule) = passed.rule.filter(|it| !it.rule.filters.is_empty()) {
                     pass.original = Some(Box::new(head::line_and_headers(head)));
                     filter(&rule, head)?;
+                    head::set_client(&mut head.headers, self.identity.as_ref());
                     pass.filters.clone_from(&rule.rule.filters);
                 }
                 Ok(pass)

@@ -298,21 +298,13 @@ pub(super) fn has_closed(error: &hyper::Error) -> bool {
 
 /// Whether a request may be sent a second time when nobody knows what became of the first (RFC 9110,
 /// section 9.2.2), and all of it is there.
-pub(super) fn may_repeat(request: &Request<RequestBody>) -> bool {
-    const IDEMPOTENT: [Method; 6] = [
-        Method::GET,
-        Method::HEAD,
-        Method::OPTIONS,
-        Method::TRACE,
-        Method::PUT,
-        Method::DELETE,
-    ];
-    request.body().is_end_stream() && IDEMPOTENT.contains(request.method())
+pub(super) fn may_repeat<B: Body>(request: &Request<B>) -> bool {
+    request.body().is_end_stream() && request.method().is_idempotent()
 }
 
-/// The same request, of one that has nothing behind its head.
-pub(super) fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::empty());
+/// The same request with another body; of one that has nothing behind its head, with an empty one.
+pub(super) fn copy_of<B, C>(request: &Request<B>, body: C) -> Request<C> {
+    let mut copy = Request::new(body);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();

@@ -16,7 +16,7 @@ use weft_core::{Identity, PortProtocol, Verdict};
 use super::answer::ExchangeError;
 use super::application::Origin;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
-use super::connection::{Hold, Http1, Http2, Life, Route};
+use super::connection::{Hold, Http1, Http2, Life, MOST_STALE, Route};
 use super::gate::{Gate, Pass};
 use super::host::ByHost;
 use super::measure::Timers;
@@ -277,11 +277,8 @@ async fn try_exchange(
     let (mut parts, body) = request.into_parts();
     let purpose = head::accept(&mut parts)?;
     let context = &facts.flow.context;
-    // For routes that match by it; what their filters make of it does not count.
-    head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
     let pass = facts.gate.ask(context, &mut parts, &facts.end)?;
     let place = facts.party.enter(&parts.headers)?;
-    head::set_client(&mut parts.headers, facts.flow.identity.as_ref());
     let request = Request::from_parts(parts, RequestBody::of(body, &facts.party));
     match facts.version {
         Version::Http1 => exchange_http1(facts, (request, purpose), (place, pass), timers).await,
@@ -301,7 +298,8 @@ async fn exchange_http1(
     let (connection, response) = loop {
         let mut connection = facts.http1().await?;
         let was_reused = connection.is_reused;
-        let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
+        let again = (was_reused && head::may_repeat(&request))
+            .then(|| head::copy_of(&request, RequestBody::empty()));
         match pass.hold(connection.send(request)).await? {
             Ok(response) => break (connection, response),
             Err(mut error) => {
@@ -348,7 +346,8 @@ async fn exchange_http2(
         tries += 1;
         let (mut connection, was_reused) = facts.http2().await?;
         let was_reused = was_reused && tries <= MOST_STALE;
-        let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
+        let again = (was_reused && head::may_repeat(&request))
+            .then(|| head::copy_of(&request, RequestBody::empty()));
         match pass.hold(connection.send(request)).await? {
             Ok(response) => break response,
             // The application was closing the connection, as some do after so many requests.
@@ -367,6 +366,3 @@ async fn exchange_http2(
     let body = ResponseBody::of(incoming, None, ending).under(pass.entry);
     Ok(Response::from_parts(parts, body.charged(&facts.party)))
 }
-
-/// Connections that turn out to be closed, of those that were kept, before the request fails.
-const MOST_STALE: usize = 8;

@@ -203,7 +203,7 @@ fn http2(tasks: Tasks, window: &Window) -> http2::Builder<Tasks> {
 
 /// The exchanges of HTTP/2 are tasks of the pod.
 #[derive(Clone)]
-struct Tasks(Arc<LocalPod>);
+pub(super) struct Tasks(pub(super) Arc<LocalPod>);
 
 impl<F> Executor<F> for Tasks
 where

@@ -19,7 +19,6 @@ use http::{HeaderValue, Method};
 use http_body_util::{Either, Empty};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{http1 as client1, http2 as client2};
-use hyper::rt::Executor;
 use hyper::server::conn::{http1 as server1, http2 as server2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -33,7 +32,7 @@ use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer;
 use crate::proxy::http::head::{self, BadHead};
-use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES};
+use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES, Tasks};
 use crate::proxy::http::stream::Stream;
 use crate::proxy::tcp::FlowSocket;
 use crate::proxy::usage::{Party, Window};
@@ -149,11 +148,11 @@ impl Bridge {
     ) -> Result<Response<Passed>, Failure> {
         let (mut parts, body) = request.into_parts();
         request_to_http1(&mut parts, !body.is_end_stream())?;
-        let may_repeat = body.is_end_stream() && parts.method.is_idempotent();
         let mut request = Request::from_parts(parts, sent(body));
         loop {
             let (mut sender, was_used) = self.http1().await?;
-            let again = (was_used && may_repeat).then(|| copy_of(&request));
+            let again = (was_used && head::may_repeat(&request))
+                .then(|| head::copy_of(&request, Either::Right(Empty::new())));
             let mut error = match sender.try_send_request(request).await {
                 Ok(response) => {
                     if !was_used {
@@ -292,16 +291,6 @@ fn sent(body: Incoming) -> Sent {
     }
 }
 
-/// The same request, of one without a body.
-fn copy_of(request: &Request<Sent>) -> Request<Sent> {
-    let mut copy = Request::new(Either::Right(Empty::new()));
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    copy
-}
-
 impl Failure {
     fn reason(&self) -> &'static str {
         match self {
@@ -425,19 +414,6 @@ fn http2(pod: Arc<LocalPod>, window: &Window) -> server2::Builder<Tasks> {
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEAD_BYTES as u32);
     builder
-}
-
-/// Tasks of the pod.
-#[derive(Clone)]
-struct Tasks(Arc<LocalPod>);
-
-impl<F> Executor<F> for Tasks
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, exchange: F) {
-        self.0.spawn_flow(exchange);
-    }
 }
 
 /// As many as a client's side opens; each takes a connection of HTTP/1.

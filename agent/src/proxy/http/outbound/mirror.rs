@@ -14,6 +14,7 @@ use super::upstream::Upstream;
 use super::{Ending, Facts, home};
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::body::{RequestBody, ResponseBody, Used};
+use crate::proxy::http::head;
 
 /// Sends the request to another backend too, in a task of its own. Its body is what passes by: who does not
 /// keep up loses the rest.
@@ -30,11 +31,7 @@ pub(super) fn mirror(
     let Some(place) = client.pod.exchanges.mirror() else {
         return;
     };
-    let mut request = Request::new(body.copied());
-    *request.method_mut() = head.method.clone();
-    *request.uri_mut() = head.uri.clone();
-    *request.version_mut() = head.version;
-    *request.headers_mut() = head.headers.clone();
+    let request = Request::from_parts(head::line_and_headers(head), body.copied());
     let client = Arc::clone(client);
     let pod = Arc::clone(&client.pod);
     let ended = pod.end_flows.clone();

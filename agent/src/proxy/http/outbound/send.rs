@@ -15,11 +15,11 @@ use crate::discovery::{Balanced, ServicePortEntry};
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 use crate::proxy::http::body::RequestBody;
+use crate::proxy::http::connection::MOST_STALE;
 use crate::proxy::http::gate::Pass;
 use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::{Version, head, host};
 use crate::proxy::outbound::{self, Waiter};
-use crate::proxy::record::PathLabel;
 use crate::proxy::usage::Place;
 
 /// A try that failed. The request is there if nothing of it has left.
@@ -275,12 +275,9 @@ async fn send_to(
         }
     };
     // Of a request that may be sent twice and has nothing behind its head, a copy is enough.
-    let again = (was_reused && head::may_repeat(&request)).then(|| head::copy_of(&request));
+    let again = (was_reused && head::may_repeat(&request))
+        .then(|| head::copy_of(&request, RequestBody::empty()));
     request = adapt(request, client.version);
-    if upstream.route().path == PathLabel::SameNode {
-        // Here is nobody else to do it.
-        head::set_client(request.headers_mut(), Some(&client.pod.identity));
-    }
     let mut timers = match (counted, endpoint.2) {
         (Some(counted), _) => counted,
         (None, Some(kind)) => upstream.measure(client, kind, host::of(&request)),
@@ -346,8 +343,6 @@ fn ask(
     };
     let placeholder = Request::new(RequestBody::empty());
     let (mut parts, body) = std::mem::replace(request, placeholder).into_parts();
-    // For routes that match by it.
-    head::set_client(&mut parts.headers, Some(&client.pod.identity));
     let asked = gate.ask(&client.context, &mut parts, &client.end);
     *request = Request::from_parts(parts, body);
     asked
@@ -376,6 +371,3 @@ fn adapt(mut request: Request<RequestBody>, version: Version) -> Request<Request
     }
     request
 }
-
-/// Connections that turn out to be closed, of those that were kept, before the request fails.
-const MOST_STALE: usize = 8;
