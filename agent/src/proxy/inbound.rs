@@ -28,9 +28,10 @@ use self::peer::Peer;
 use super::ends::unless;
 use super::error::{FlowError, TunnelError};
 use super::http;
+use super::http::first::{self, Begun, Look};
 use super::live::LiveEntry;
 use super::record::Record;
-use super::tcp::{Broken, FlowSocket, Side};
+use super::tcp::{Broken, FlowSocket, Moved, Side};
 use super::tunnel::claim::OpaqueBy;
 use super::tunnel::server::Ends;
 use super::tunnel::weft1::channel::Channel;
@@ -205,12 +206,23 @@ impl Admission {
         self.requests_only.is_some()
     }
 
-    /// Why a flow was refused that is not what it must be: policy, where that lets requests in alone.
-    pub(super) fn not_what_it_must_be(&self, context: &Context, error: FlowError) -> FlowError {
-        match error {
+    /// Whether the flow is HTTP: see [`Look::at`].
+    ///
+    /// # Errors
+    /// One of the two connections failed, or the flow is not what it must be: that is policy's word, where that
+    /// lets requests in alone.
+    async fn look(
+        &self,
+        context: &Context,
+        look: Look<'_>,
+        (client, server): (first::Client<'_>, &mut FlowSocket),
+        moved: &Moved,
+    ) -> Result<Option<Begun>, FlowError> {
+        let looked = look.at(client, server, moved).await;
+        looked.map_err(|error| match error {
             FlowError::NotHttp => self.may_be_bytes(context).err().unwrap_or(error),
             error => error,
-        }
+        })
     }
 
     /// Whether the flow may be something else than requests, now that it is known to be.
@@ -396,8 +408,7 @@ async fn serve_http(
     let moved = Arc::new(std::mem::take(&mut record.moved));
     let stream = stream.metered(Arc::clone(&moved), Side::Client);
     let ended = {
-        let serving = Box::pin(flow.serve(stream, version, server));
-        let mut serving = serving;
+        let mut serving = Box::pin(flow.serve(stream, version, server));
         unless(pin!(admission.ended()), serving.as_mut()).await
     };
     record.moved = Arc::into_inner(moved).unwrap_or_default();

@@ -42,13 +42,10 @@ pub(in crate::proxy) async fn carry(
             ..context.look(declared, &admission)
         };
         let begun = {
-            let looking = look.at(Client::Socket(&client), &mut server, &record.moved);
+            let ends = (Client::Socket(&client), &mut server);
             // Boxed: nothing of it is needed while bytes are copied.
-            let mut looking = Box::pin(looking);
-            {
-                let looked = unless(end.as_mut(), looking.as_mut()).await?;
-                looked.map_err(|it| admission.not_what_it_must_be(context, it))?
-            }
+            let mut looking = Box::pin(admission.look(context, look, ends, &record.moved));
+            unless(end.as_mut(), looking.as_mut()).await??
         };
         if let Some((version, first)) = begun {
             let flow = http::inbound::Admitted {

@@ -127,12 +127,9 @@ async fn carry_tunnel_flow(
     {
         let begun = {
             let look = context.look(declared, &admission);
-            let looking = look.at(Client::Tunnel(&mut halves), &mut server, &record.moved);
-            let mut looking = Box::pin(looking);
-            {
-                let looked = unless(pin!(admission.ended()), looking.as_mut()).await?;
-                looked.map_err(|it| admission.not_what_it_must_be(context, it))?
-            }
+            let ends = (Client::Tunnel(&mut halves), &mut server);
+            let mut looking = Box::pin(admission.look(context, look, ends, &record.moved));
+            unless(pin!(admission.ended()), looking.as_mut()).await??
         };
         if let Some((version, first)) = begun {
             let flow = http::inbound::Admitted {

@@ -88,12 +88,9 @@ async fn serve(
     if http::may_be(declared) {
         let begun = {
             let look = context.look(declared, &admission);
-            let looking = look.at(Client::Socket(&client), &mut server, &record.moved);
-            let mut looking = Box::pin(looking);
-            {
-                let looked = unless(pin!(admission.ended()), looking.as_mut()).await?;
-                looked.map_err(|it| admission.not_what_it_must_be(context, it))?
-            }
+            let ends = (Client::Socket(&client), &mut server);
+            let mut looking = Box::pin(admission.look(context, look, ends, &record.moved));
+            unless(pin!(admission.ended()), looking.as_mut()).await??
         };
         if let Some((version, first)) = begun {
             let flow = http::inbound::Admitted {

@@ -185,10 +185,9 @@ async fn carry(
         let mut carrying = Box::pin(async {
             let mut io = ChannelIo::new(channel);
             let look = context.look(declared, &admission);
-            let looking = look.at(Client::Channel(&mut io), &mut server, &moved);
-            let looked = Box::pin(looking).await;
-            let looked = looked.map_err(|it| admission.not_what_it_must_be(context, it));
-            if let Some((version, first)) = looked? {
+            let ends = (Client::Channel(&mut io), &mut server);
+            let looking = Box::pin(admission.look(context, look, ends, &moved));
+            if let Some((version, first)) = looking.await? {
                 let flow = http::inbound::Admitted {
                     context: Arc::clone(context),
                     pod: Arc::clone(pod),
