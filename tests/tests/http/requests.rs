@@ -1,7 +1,5 @@
 //! Who may make which requests: policy for routes of a Server, on every way in.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_tests::apps::{Shown, curl_shop};
@@ -147,6 +145,20 @@ impl Scene {
         let is_shut_out = shown.code() == 403 || (shown.code() == 0 && shown.exit != 28);
         ensure!(is_shut_out, "{} got {shown:?}", pod.name());
         Ok(())
+    }
+
+    /// How many requests for a path the application has seen.
+    fn seen(&self, path: &str) -> Result<usize> {
+        let requests = self.http.requests()?;
+        Ok(requests.iter().filter(|it| it.path == path).count())
+    }
+
+    /// How many upgrades clients have got.
+    fn switched(&self) -> Result<f64> {
+        let labels = [("direction", "outbound"), ("status_code", "101")];
+        let nodes = self.cluster.nodes().iter();
+        let counts = nodes.map(|it| Ok(it.metrics()?.sum("response_total", &labels)));
+        counts.sum()
     }
 
     fn readers(&self) -> [&Pod; 2] {
@@ -378,6 +390,7 @@ fn live_change(scene: &Scene) -> Result<()> {
         ensure!(echoed.outcome == "ok", "{} got {echoed:?}", pod.name());
         let (stream, upgraded, unharmed) = std::thread::scope(|scope| {
             let long = "/stream?chunks=400&interval=50&bytes=10";
+            let before = (scene.seen(long)?, scene.switched()?);
             let stream = scope.spawn(|| scene.ask(pod, long));
             let unharmed =
                 scope.spawn(|| scene.ask(&scene.friend, "/stream?chunks=60&interval=50"));
@@ -385,13 +398,11 @@ fn live_change(scene: &Scene) -> Result<()> {
                 let target = scene.api.sockets(WEBSOCKET)[0];
                 raw(pod, target, &[UPGRADE], &["--quiet-ms", "20000"])
             });
-            eventually("the streams to have begun", || {
-                let seen = scene.http.requests()?;
-                let begun = seen.iter().filter(|it| it.path == long).count();
-                ensure!(begun >= 1, "nothing was asked yet");
+            eventually("the stream and the upgrade to have begun", || {
+                let now = (scene.seen(long)?, scene.switched()?);
+                ensure!(now.0 > before.0 && now.1 > before.1, "not yet: {now:?}");
                 Ok(())
             })?;
-            std::thread::sleep(Duration::from_millis(500));
             scene
                 .cluster
                 .apply(&open("HTTPRoute", "public", "nobody"))?;
@@ -426,12 +437,17 @@ fn next_request(scene: &Scene) -> Result<()> {
     for pod in scene.readers() {
         let get = "GET /stream?chunks=1 HTTP/1.1\\r\\nHost: shop\\r\\n\\r\\n";
         let asked = [get; 40];
+        let before = scene.seen("/stream?chunks=1")?;
         let raw = std::thread::scope(|scope| {
             let asking = scope.spawn(|| {
                 let target = scene.api.sockets(HTTP)[0];
                 raw(pod, target, &asked, &["--pause-ms", "100", "--half-close"])
             });
-            std::thread::sleep(Duration::from_millis(1500));
+            eventually("some to be answered", || {
+                let now = scene.seen("/stream?chunks=1")?;
+                ensure!(now > before + 5, "{now} after {before}");
+                Ok(())
+            })?;
             scene
                 .cluster
                 .apply(&open("HTTPRoute", "public", "nobody"))?;
