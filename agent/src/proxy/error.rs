@@ -279,6 +279,11 @@ impl FlowError {
             _ => false,
         }
     }
+
+    /// Whether nobody serves the destination now.
+    pub fn is_no_endpoint(&self) -> bool {
+        matches!(self, Self::NoEndpoint(..))
+    }
 }
 
 impl TunnelError {

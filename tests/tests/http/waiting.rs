@@ -9,7 +9,7 @@ use weft_tests::apps::{Shown, curl_shop};
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
 use weft_tests::testapp::{self, Server};
-use weft_tests::webapp::{GrpcServer, HttpServer, grpc_call};
+use weft_tests::webapp::{GrpcServer, HttpServer, grpc_call, raw};
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, wait_for};
 
 use crate::stage::expect_code;
@@ -138,6 +138,10 @@ fn fails(scene: &Scene) -> Result<()> {
     // From now on at once, for calls of gRPC too.
     let start = Instant::now();
     no_endpoint(&curl_shop(&scene.client, target, "/", &[])?)?;
+    // Also who is slow to ask, and whoever comes meanwhile.
+    let ask = r"GET / HTTP/1.1\r\nHost: nobody\r\nConnection: close\r\n\r\n";
+    let slow = raw(&scene.client, target, &["", ask], &["--pause-ms", "200"])?;
+    ensure!(slow.statuses == [503], "{slow:?}");
     let called = grpc_call(&scene.client, target, &[])?;
     ensure!(
         called.code == 14 && called.message == "no_endpoint",
@@ -150,7 +154,7 @@ fn fails(scene: &Scene) -> Result<()> {
     for (name, least) in [
         ("weft_balancer_fail_fast", 1.0),
         ("weft_balancer_fail_fasts_total", 1.0),
-        ("weft_balancer_unserved_total", 3.0),
+        ("weft_balancer_unserved_total", 4.0),
     ] {
         let sum = metrics.sum(name, &labels);
         ensure!(sum >= least, "{name} is {sum}");

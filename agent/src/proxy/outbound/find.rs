@@ -160,8 +160,9 @@ pub(super) async fn find(
     let (mut connected, in_flight) = match connected {
         Ok(connected) => connected,
         Err(error) => {
-            if error.nothing_listens() && !record.more_endpoints {
-                // Whoever only looks whether somebody listens must not wait for what the client has to say.
+            // Whoever only looks whether somebody listens must not wait for what the client has to say. Where there
+            // is no endpoint, that decides: clients of HTTP are told so, and not refused.
+            if error.nothing_listens() && !record.more_endpoints && !error.is_no_endpoint() {
                 remember_refused(context, pod, accepted.original);
             }
             let seen = seen_of_refused(detected, detecting, &error).await?;
