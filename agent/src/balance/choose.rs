@@ -46,6 +46,11 @@ impl Tries {
         self.range.len()
     }
 
+    /// Whether there are endpoints that were not tried: because there are too many, or because they are left out.
+    pub fn has_more(&self) -> bool {
+        self.tried < self.candidates()
+    }
+
     /// Leaves out an endpoint, if there is another one, and not too many were tried.
     pub fn leave_out(&mut self, to: SocketAddr) {
         let left = self.candidates() - self.tried;
@@ -416,6 +421,28 @@ mod tests {
         }
         // Six degrees of freedom: above 22.5 once in a thousand seeds.
         assert!(chi < 22.5, "{chi}: {counts:?}");
+    }
+
+    #[test]
+    fn those_that_are_left_out_were_not_tried() {
+        let mut below = seeded();
+        // How many there are, how many of them are left out, whether some were not tried in the end.
+        for (count, left_out, has_more) in [
+            (1, 0, false),
+            (3, 0, false),
+            (4, 0, true),
+            (3, 1, true),
+            (3, 3, true),
+            (0, 0, false),
+        ] {
+            let all = guarded(count);
+            for endpoint in &all[..left_out] {
+                judge(endpoint, Judgement::Failure, None);
+            }
+            let mut tries = Tries::new(Arc::clone(&all), 0..all.len());
+            while tries.begin(Instant::now(), &mut below).is_some() {}
+            assert_eq!(tries.has_more(), has_more, "{count} {left_out}");
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct Record {
     pub destination_identity: Option<Identity>,
     /// What inbound policy said, if it was asked here.
     pub verdict: Option<Verdict>,
-    /// The service has more endpoints than a flow tries.
+    /// The service has endpoints that were not tried: more than a flow tries, or some that are left out.
     pub more_endpoints: bool,
     /// Bytes, once connected.
     pub moved: Moved,

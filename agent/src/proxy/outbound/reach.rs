@@ -54,8 +54,9 @@ pub(super) async fn reach(
             loop {
                 waiter.looks();
                 let mut tries = port.tries(Balanced::Connections, original.ip());
-                record.more_endpoints = tries.candidates() > balance::MOST_TRIES;
-                if let Some(reached) = try_each(context, pod, from, &mut tries, record).await? {
+                let reached = try_each(context, pod, from, &mut tries, record).await;
+                record.more_endpoints = tries.has_more();
+                if let Some(reached) = reached? {
                     waiter.served();
                     return Ok(reached);
                 }
