@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -14,6 +14,7 @@ use super::{Accepted, Caller, Classified, Connected, count, remember_refused};
 use crate::balance::InFlight;
 use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
+use crate::proxy::http::Version;
 use crate::proxy::http::detect::{self, Detected};
 use crate::proxy::http::sniff::Sniffed;
 use crate::proxy::record::Record;
@@ -50,89 +51,124 @@ pub(super) async fn find(
     record: &mut Record,
 ) -> Result<Found, FlowError> {
     let generation = context.identities.generation();
-    let classified = classify(context, pod, accepted.original).await?;
-    let socket = accepted.socket.socket();
-    let client = Patient {
-        socket,
-        waits: Notify::new(),
+    let finding = Finding {
+        context,
+        pod,
+        accepted,
+        classified: classify(context, pod, accepted.original).await?,
+        client: Patient {
+            socket: accepted.socket.socket(),
+            waits: Notify::new(),
+        },
+        generation,
     };
-    let opaque = Caller {
-        address: accepted.client,
-        said: Some(socket),
-        is_left_alone: false,
-        service: None,
-    };
-    let http = |version, connected| {
-        let target = match &classified {
-            Classified::Service(port) => http::outbound::Target::Service(Arc::clone(port)),
-            Classified::Address => http::outbound::Target::Address,
-        };
-        let addresses = (accepted.client, accepted.original);
-        let client =
-            http::outbound::Client::new(context, pod, addresses, version, target, generation);
-        Found::Http(client, connected)
-    };
-    if !is_looked_at(context, pod, accepted, &classified) {
+    if !is_looked_at(context, pod, accepted, &finding.classified) {
         let from = Caller {
             is_left_alone: true,
-            ..opaque
+            ..finding.opaque()
         };
-        let to = (from, accepted.original, None);
-        let reached = reach(context, pod, &classified, to, &client, record).await?;
+        let reached = finding.reach(from, None, record).await?;
         return Ok(Found::Opaque(Box::new(reached), Looked::Not));
     }
-    let patience = context.config.detect_timeout;
-    let client_failed = |error| Broken::socket(Side::Client, error);
-    let mut seen = detect::at_once(socket).map_err(client_failed)?;
-    let looked = match &seen {
-        Some(_) => Looked::AtOnce,
-        None => Looked::Later,
-    };
-    let mut detecting = pin!(detect::from_client(socket, patience, &context.telemetry));
-    // Until then it is worth more to know what it is than to have connected.
-    let waits_until = Instant::now() + patience;
-    if seen.is_none() && has_names(pod, &classified) {
-        // Where it goes depends on the name that it asks for, if it speaks TLS.
-        let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
-        seen = found.ok().transpose().map_err(client_failed)?;
-    }
-    if let Some(seen) = &seen {
-        seen.count(&context.telemetry);
-    }
-    match seen.map(|it| it.protocol) {
-        Some(Sniffed::Http(version)) => return Ok(http(version, None)),
-        Some(other) => {
-            let name = match &other {
-                Sniffed::Tls { server_name } => server_name.as_deref(),
-                _ => None,
-            };
-            let to = (opaque, accepted.original, name);
-            let reached = reach(context, pod, &classified, to, &client, record).await?;
-            return Ok(Found::Opaque(Box::new(reached), looked));
+    finding.look(record).await
+}
+
+/// A flow that is being found out about.
+struct Finding<'a> {
+    context: &'a Arc<Context>,
+    pod: &'a Arc<LocalPod>,
+    accepted: &'a Accepted,
+    classified: Classified,
+    client: Patient<'a>,
+    /// Of trust roots and certificates, when it connected.
+    generation: u64,
+}
+
+/// What came first: what the client speaks, or a server.
+enum Meanwhile {
+    /// Its exchanges connect themselves.
+    Http(Version),
+    /// A server was connected to, or not. What the client speaks is known, or still to be found out.
+    Connected(Result<Reached, FlowError>, Option<Detected>),
+}
+
+impl<'a> Finding<'a> {
+    /// Looks at what the client says first.
+    async fn look(&self, record: &mut Record) -> Result<Found, FlowError> {
+        let (context, socket) = (self.context, self.client.socket);
+        let patience = context.config.detect_timeout;
+        let mut seen = detect::at_once(socket).map_err(client_failed)?;
+        let looked = match &seen {
+            Some(_) => Looked::AtOnce,
+            None => Looked::Later,
+        };
+        let mut detecting = pin!(detect::from_client(socket, patience, &context.telemetry));
+        // Until then it is worth more to know what it is than to have connected.
+        let waits_until = Instant::now() + patience;
+        if seen.is_none() && has_names(self.pod, &self.classified) {
+            // Where it goes depends on the name that it asks for, if it speaks TLS.
+            let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
+            seen = found.ok().transpose().map_err(client_failed)?;
         }
-        None => {}
-    }
-    // Nothing that it says may leave before it is known what that is.
-    let from = Caller {
-        said: None,
-        ..opaque
-    };
-    let mut detected = None;
-    if is_connected(pod, &classified, accepted.original) {
-        // HTTP was spoken there before; if it is, no other connection is needed.
-        let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
-        detected = found.ok().transpose().map_err(client_failed)?;
-        if let Some(seen) = &detected
-            && let Sniffed::Http(version) = &seen.protocol
-        {
+        if let Some(seen) = seen {
             seen.count(&context.telemetry);
-            return Ok(http(*version, None));
+            return self.seen(seen.protocol, looked, record).await;
+        }
+        let mut detected = None;
+        if is_connected(self.pod, &self.classified, self.accepted.original) {
+            // HTTP was spoken there before; if it is, no other connection is needed.
+            let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
+            detected = found.ok().transpose().map_err(client_failed)?;
+            if let Some(seen) = &detected
+                && let Sniffed::Http(version) = &seen.protocol
+            {
+                seen.count(&context.telemetry);
+                return Ok(self.http(*version, None));
+            }
+        }
+        let meanwhile = self.meanwhile(detecting.as_mut(), detected, record).await?;
+        match meanwhile {
+            Meanwhile::Http(version) => Ok(self.http(version, None)),
+            Meanwhile::Connected(Ok(reached), detected) => {
+                count(context, self.pod, record);
+                self.connected(reached, detecting, detected).await
+            }
+            Meanwhile::Connected(Err(error), detected) => {
+                self.refused(error, detecting, detected, record).await
+            }
         }
     }
-    let connected = {
-        let to = (from, accepted.original, None);
-        let mut reaching = pin!(reach(context, pod, &classified, to, &client, record));
-        tokio::select! {
+
+    /// What the client speaks was seen before anything was connected to.
+    async fn seen(
+        &self,
+        protocol: Sniffed,
+        looked: Looked,
+        record: &mut Record,
+    ) -> Result<Found, FlowError> {
+        let name = match &protocol {
+            Sniffed::Http(version) => return Ok(self.http(*version, None)),
+            Sniffed::Tls { server_name } => server_name.as_deref(),
+            _ => None,
+        };
+        let reached = self.reach(self.opaque(), name, record).await?;
+        Ok(Found::Opaque(Box::new(reached), looked))
+    }
+
+    /// Connects while the client is waited for.
+    async fn meanwhile(
+        &self,
+        mut detecting: Pin<&mut impl Future<Output = io::Result<Detected>>>,
+        mut detected: Option<Detected>,
+        record: &mut Record,
+    ) -> Result<Meanwhile, FlowError> {
+        // Nothing that it says may leave before it is known what that is.
+        let from = Caller {
+            said: None,
+            ..self.opaque()
+        };
+        let mut reaching = pin!(self.reach(from, None, record));
+        let connected = tokio::select! {
             biased;
             found = &mut detecting, if detected.is_none() => {
                 let found = found.map_err(client_failed)?;
@@ -144,9 +180,9 @@ pub(super) async fn find(
                             connected
                         }
                         // Its exchanges do so themselves.
-                        () = client.waits.notified() => {
-                            found.count(&context.telemetry);
-                            return Ok(http(*version, None));
+                        () = self.client.waits.notified() => {
+                            found.count(&self.context.telemetry);
+                            return Ok(Meanwhile::Http(*version));
                         }
                     }
                 } else {
@@ -155,45 +191,103 @@ pub(super) async fn find(
                 }
             }
             connected = &mut reaching => connected,
-        }
-    };
-    let (mut connected, in_flight) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            // Whoever only looks whether somebody listens must not wait for what the client has to say. Where there
-            // is no endpoint, that decides: clients of HTTP are told so, and not refused.
-            if error.nothing_listens() && !record.more_endpoints && !error.is_no_endpoint() {
-                remember_refused(context, pod, accepted.original);
-            }
-            let seen = seen_of_refused(detected, detecting, &error).await?;
-            seen.iter().for_each(|it| it.count(&context.telemetry));
-            return match seen.map(|it| it.protocol) {
-                // Its exchanges will hear so themselves.
-                Some(Sniffed::Http(version)) => Ok(http(version, None)),
-                _ => Err(error),
+        };
+        Ok(Meanwhile::Connected(connected, detected))
+    }
+
+    /// A server is there: it may be the one that says what is spoken.
+    async fn connected(
+        &self,
+        (mut connected, in_flight): Reached,
+        detecting: Pin<&mut impl Future<Output = io::Result<Detected>>>,
+        mut detected: Option<Detected>,
+    ) -> Result<Found, FlowError> {
+        if detected.is_none() {
+            detected = tokio::select! {
+                biased;
+                found = detecting => Some(found.map_err(client_failed)?),
+                spoken = connected.speaks() => {
+                    spoken.map_err(|error| Broken::socket(Side::Server, error))?;
+                    None
+                }
             };
         }
-    };
-    count(context, pod, record);
-    if detected.is_none() {
-        detected = tokio::select! {
-            biased;
-            found = detecting => Some(found.map_err(client_failed)?),
-            spoken = connected.speaks() => {
-                spoken.map_err(|error| Broken::socket(Side::Server, error))?;
-                None
+        let detected = detected.unwrap_or(Detected::SERVER_FIRST);
+        detected.count(&self.context.telemetry);
+        match detected.protocol {
+            Sniffed::Http(version) => Ok(self.http(version, Some(Box::new(connected)))),
+            _ => {
+                let reached = Box::new((connected, in_flight));
+                Ok(Found::Opaque(reached, Looked::Later))
             }
-        };
-    }
-    let detected = detected.unwrap_or(Detected::SERVER_FIRST);
-    detected.count(&context.telemetry);
-    match detected.protocol {
-        Sniffed::Http(version) => Ok(http(version, Some(Box::new(connected)))),
-        _ => {
-            let reached = Box::new((connected, in_flight));
-            Ok(Found::Opaque(reached, Looked::Later))
         }
     }
+
+    /// No server is there.
+    async fn refused(
+        &self,
+        error: FlowError,
+        detecting: Pin<&mut impl Future<Output = io::Result<Detected>>>,
+        detected: Option<Detected>,
+        record: &Record,
+    ) -> Result<Found, FlowError> {
+        // Whoever only looks whether somebody listens must not wait for what the client has to say. Where there
+        // is no endpoint, that decides: clients of HTTP are told so, and not refused.
+        if error.nothing_listens() && !record.more_endpoints && !error.is_no_endpoint() {
+            remember_refused(self.context, self.pod, self.accepted.original);
+        }
+        let seen = seen_of_refused(detected, detecting, &error).await?;
+        seen.iter().for_each(|it| it.count(&self.context.telemetry));
+        match seen.map(|it| it.protocol) {
+            // Its exchanges will hear so themselves.
+            Some(Sniffed::Http(version)) => Ok(self.http(version, None)),
+            _ => Err(error),
+        }
+    }
+
+    async fn reach(
+        &self,
+        from: Caller<'a>,
+        name: Option<&str>,
+        record: &mut Record,
+    ) -> Result<Reached, FlowError> {
+        let to = (from, self.accepted.original, name);
+        reach(
+            self.context,
+            self.pod,
+            &self.classified,
+            to,
+            &self.client,
+            record,
+        )
+        .await
+    }
+
+    /// The client of a flow of bytes.
+    fn opaque(&self) -> Caller<'a> {
+        Caller {
+            address: self.accepted.client,
+            said: Some(self.client.socket),
+            is_left_alone: false,
+            service: None,
+        }
+    }
+
+    fn http(&self, version: Version, connected: Option<Box<Connected>>) -> Found {
+        let target = match &self.classified {
+            Classified::Service(port) => http::outbound::Target::Service(Arc::clone(port)),
+            Classified::Address => http::outbound::Target::Address,
+        };
+        let addresses = (self.accepted.client, self.accepted.original);
+        let (context, pod) = (self.context, self.pod);
+        let client =
+            http::outbound::Client::new(context, pod, addresses, version, target, self.generation);
+        Found::Http(client, connected)
+    }
+}
+
+fn client_failed(error: io::Error) -> Broken {
+    Broken::socket(Side::Client, error)
 }
 
 /// What a client speaks that was refused: if it is to be told, it has a little more time to say so.
@@ -207,7 +301,7 @@ async fn seen_of_refused(
     }
     let found = tokio::time::timeout(http::refusal::GRACE, detecting).await;
     let found = found.ok().transpose();
-    found.map_err(|error| Broken::socket(Side::Client, error))
+    found.map_err(client_failed)
 }
 
 /// Whether the service's routes for flows of the pod look at the name that a TLS client asks for.
