@@ -29,6 +29,7 @@ fn http_retries() {
     check("calls by their status", calls);
     check("upgrades and expectations are not sent again", never);
     check("what a server has reset is not sent again", reset);
+    check("what cannot be in time is not sent again", too_late);
     check("to another endpoint", elsewhere);
     check("an outage is not amplified", outage);
     checks.finish();
@@ -274,6 +275,37 @@ fn slow(scene: &mut Scene) -> Result<()> {
             // The last try gets all the time that it needs.
             server.fail(2, 900, 200)?;
             expect_code(&scene.ask(target, &path, version)?, 200)?;
+        }
+    }
+    Ok(())
+}
+
+/// The next try could only begin when the time is up: the client gets the answer that there is.
+fn too_late(scene: &mut Scene) -> Result<()> {
+    for (server, app) in scene.both() {
+        let name = format!("too-late-{app}");
+        let target = scene.service(&name, ["app", app], &[])?;
+        let rules = json!([{
+            "timeouts": {"request": "2s"},
+            "retry": {"codes": [503], "attempts": 2, "backoff": "1m"},
+            "backendRefs": [backend(&name, 80, 1)],
+        }]);
+        let route = http_route("default", &name, &name, 80, &rules);
+        scene.cluster.apply(&route)?;
+        eventually("the route to be in effect", || {
+            expect_code(&scene.ask(target, "/delay/3000", &[])?, 504)
+        })?;
+        for (number, version) in VERSIONS.into_iter().enumerate() {
+            let path = format!("/{name}-{number}");
+            server.fail(1, 0, 503)?;
+            let shown = scene.ask(target, &path, version)?;
+            server.fail(0, 0, 200)?;
+            expect_code(&shown, 503)?;
+            ensure!(seen(&shown)?.path.ends_with(&path), "{shown:?}");
+            ensure!(server.count(&path)? == 1, "it was sent again");
+            // A connection that broke is no answer of a server, and better than none.
+            let shown = scene.ask(target, "/reset", version)?;
+            expect_code(&shown, 502)?;
         }
     }
     Ok(())

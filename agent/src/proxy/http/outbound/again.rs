@@ -33,8 +33,8 @@ use crate::telemetry::exchange::RetryEvent;
 enum Outcome {
     Answered(Box<Sent>),
     Failed(ExchangeError),
-    /// It was given up, as another one may follow and this one takes long.
-    GivenUp,
+    /// It was given up, as another one may follow at that time and this one takes long.
+    GivenUp(Instant),
 }
 
 /// What decides on further tries.
@@ -43,6 +43,8 @@ struct Again<'a> {
     budget: Option<Arc<Mutex<RetryBudget>>>,
     /// How many there were.
     count: u16,
+    /// When all of them must be over.
+    end: Option<Instant>,
     timers: Option<&'a Timers>,
     replay: Arc<Replay>,
 }
@@ -67,11 +69,12 @@ pub(super) async fn send_under(
         return match outcome {
             Outcome::Answered(sent) => Ok((*sent, held(deadlines, None))),
             Outcome::Failed(error) => Err(error),
-            Outcome::GivenUp => Err(Late::Request.into()),
+            Outcome::GivenUp(_) => Err(Late::Request.into()),
         };
     };
     let replay = Replay::new(body, MOST_REPLAYED_BYTES);
     let mut again = Again::new(retry, (client, kind), timers, &replay);
+    again.end = terms.end.map(|(end, _)| end);
     let tried = Tried::none();
     loop {
         let body = RequestBody::of_try(replay.attempt());
@@ -84,33 +87,26 @@ pub(super) async fn send_under(
             Outcome::Answered(_) => {}
             // If it was stopped: what has failed by itself is counted.
             Outcome::Failed(error) => kind.tries.take().answer(error, kind.is_grpc),
-            Outcome::GivenUp => kind.tries.take().fail(Late::Backend.label()),
+            Outcome::GivenUp(_) => kind.tries.take().fail(Late::Backend.label()),
         }
-        match outcome {
-            Outcome::Answered(mut sent) => {
-                let first = again.look_at(&mut sent, kind.is_grpc).await;
-                let (first, is_to_repeat) = match first {
-                    Ok(looked) => looked,
-                    Err(error) if again.is_for(&error, kind.is_grpc) && again.take() => {
-                        again.wait(terms).await?;
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                if !(is_to_repeat && again.take()) {
-                    again.settle(!is_to_repeat);
-                    replay.forget();
-                    return Ok((*sent, held(deadlines, first)));
+        let next = match outcome {
+            Outcome::Answered(mut sent) => match again.look_at(&mut sent, kind.is_grpc).await {
+                Ok((first, is_to_repeat)) => {
+                    let next = is_to_repeat.then(|| again.take()).flatten();
+                    let Some(next) = next else {
+                        again.settle(!is_to_repeat);
+                        replay.forget();
+                        return Ok((*sent, held(deadlines, first)));
+                    };
+                    let_go(client, *sent, first);
+                    next
                 }
-                let_go(client, *sent, first);
-            }
-            Outcome::Failed(error) if again.is_for(&error, kind.is_grpc) && again.take() => {
-                tracing::debug!(pod = %client.pod.id, %error, "a request is sent again");
-            }
-            Outcome::Failed(error) => return Err(error),
-            Outcome::GivenUp => {}
-        }
-        again.wait(terms).await?;
+                Err(error) => again.after(client, error, kind.is_grpc)?,
+            },
+            Outcome::Failed(error) => again.after(client, error, kind.is_grpc)?,
+            Outcome::GivenUp(next) => next,
+        };
+        sleep_until(next).await;
     }
 }
 
@@ -149,9 +145,9 @@ async fn one(
         {
             patience = None;
             // If there is nothing better, what there is gets all the time that it needs.
-            if again.as_mut().is_some_and(|it| it.take()) {
+            if let Some(next) = again.as_mut().and_then(|it| it.take()) {
                 deadlines.cancel();
-                return Poll::Ready(Outcome::GivenUp);
+                return Poll::Ready(Outcome::GivenUp(next));
             }
         }
         Poll::Pending
@@ -179,6 +175,7 @@ impl<'a> Again<'a> {
             retry,
             budget,
             count: 0,
+            end: None,
             timers,
             replay: Arc::clone(replay),
         }
@@ -194,14 +191,20 @@ impl<'a> Again<'a> {
         self.count < self.retry.limit && self.replay.is_whole()
     }
 
-    /// Takes another try, if there is one.
-    fn take(&mut self) -> bool {
+    /// Takes another try, if there is one, and says when it may begin. One that could only begin when the time is
+    /// up is none: the client gets what there is.
+    fn take(&mut self) -> Option<Instant> {
         if self.count >= self.retry.limit {
             self.count_event(RetryEvent::LimitExceeded);
-            return false;
+            return None;
         }
-        if !self.replay.is_whole() {
-            return false;
+        let wait = self
+            .retry
+            .backoff
+            .wait(u32::from(self.count), rand::random());
+        let next = Instant::now() + wait;
+        if self.end.is_some_and(|end| end <= next) || !self.replay.is_whole() {
+            return None;
         }
         let is_allowed = self.budget.as_ref().is_some_and(|budget| {
             let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,28 +212,29 @@ impl<'a> Again<'a> {
         });
         if !is_allowed {
             self.count_event(RetryEvent::Overflow);
-            return false;
+            return None;
         }
         if !self.replay.reserve() {
-            return false;
+            return None;
         }
         self.count += 1;
         self.count_event(RetryEvent::Request);
-        true
+        Some(next)
     }
 
-    /// Waits before the next try.
-    async fn wait(&self, terms: &Terms<'_>) -> Result<(), ExchangeError> {
-        let number = u32::from(self.count.saturating_sub(1));
-        let next = Instant::now() + self.retry.backoff.wait(number, rand::random());
-        if let Some((end, late)) = terms.end
-            && end <= next
-        {
-            sleep_until(end).await;
-            return Err(late.into());
-        }
-        sleep_until(next).await;
-        Ok(())
+    /// When the request may be sent again after a failure.
+    fn after(
+        &mut self,
+        client: &Facts,
+        error: ExchangeError,
+        is_grpc: bool,
+    ) -> Result<Instant, ExchangeError> {
+        let is_for = self.is_for(&error, is_grpc);
+        let Some(next) = is_for.then(|| self.take()).flatten() else {
+            return Err(error);
+        };
+        tracing::debug!(pod = %client.pod.id, %error, "a request is sent again");
+        Ok(next)
     }
 
     /// There will be no further try.
