@@ -5,8 +5,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use weft_core::Name;
 use weft_core::route::RouteKind;
-use weft_core::{Name, PolicyGroup};
 
 use super::policy::{
     AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
@@ -256,18 +256,7 @@ fn without_nulls(value: &Value) -> Value {
 fn supported_version(key: &ObjectKey, document: &Value) -> Result<(), Fault> {
     let written = document.pointer("/apiVersion").and_then(Value::as_str);
     let version = written.and_then(|it| it.rsplit('/').next()).unwrap_or("");
-    let supported: &[&str] = match key.kind {
-        ObjectKind::Server(PolicyGroup::Linkerd) => &["v1beta1", "v1beta2", "v1beta3"],
-        ObjectKind::Route(RouteKind::Http) => &["v1", "v1beta1"],
-        ObjectKind::Route(RouteKind::Grpc) => &["v1", "v1alpha2"],
-        ObjectKind::Route(RouteKind::LinkerdHttp) => &["v1beta1", "v1beta2", "v1beta3"],
-        ObjectKind::Route(RouteKind::Tls) => &["v1", "v1alpha2", "v1alpha3"],
-        ObjectKind::Route(RouteKind::Tcp) => &["v1", "v1alpha2"],
-        ObjectKind::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
-        ObjectKind::ServiceProfile => &["v1alpha2"],
-        kind if kind.policy_group().is_some() => &["v1alpha1"],
-        _ => &["v1"],
-    };
+    let supported = key.kind.versions();
     if supported.contains(&version) {
         Ok(())
     } else {

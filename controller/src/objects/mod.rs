@@ -196,6 +196,63 @@ impl ObjectKind {
         }
     }
 
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        let mut kinds = vec![
+            Self::Namespace,
+            Self::Node,
+            Self::Pod,
+            Self::Service,
+            Self::EndpointSlice,
+            Self::ServiceAccount,
+            Self::ReferenceGrant,
+            Self::ServiceProfile,
+        ];
+        for group in [PolicyGroup::Weft, PolicyGroup::Linkerd] {
+            kinds.extend([
+                Self::Server(group),
+                Self::AuthorizationPolicy(group),
+                Self::MeshTlsAuthentication(group),
+                Self::NetworkAuthentication(group),
+                Self::HttpLocalRateLimitPolicy(group),
+            ]);
+        }
+        kinds.extend(RouteKind::ALL.map(Self::Route));
+        kinds
+    }
+
+    /// Its API group; empty: the core's.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "",
+            Self::EndpointSlice => "discovery.k8s.io",
+            Self::Route(kind) => kind.group(),
+            Self::ReferenceGrant => GATEWAY_GROUP,
+            Self::ServiceProfile => PROFILE_GROUP,
+            Self::Server(group)
+            | Self::AuthorizationPolicy(group)
+            | Self::MeshTlsAuthentication(group)
+            | Self::NetworkAuthentication(group)
+            | Self::HttpLocalRateLimitPolicy(group) => group.as_str(),
+        }
+    }
+
+    /// The versions of its API group in which it can be read, newest first.
+    pub fn versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Server(PolicyGroup::Linkerd) => &["v1beta3", "v1beta2", "v1beta1"],
+            Self::Route(RouteKind::Http) => &["v1", "v1beta1"],
+            Self::Route(RouteKind::Grpc) => &["v1", "v1alpha2"],
+            Self::Route(RouteKind::LinkerdHttp) => &["v1beta3", "v1beta2", "v1beta1"],
+            Self::Route(RouteKind::Tls) => &["v1", "v1alpha3", "v1alpha2"],
+            Self::Route(RouteKind::Tcp) => &["v1", "v1alpha2"],
+            Self::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
+            Self::ServiceProfile => &["v1alpha2"],
+            kind if kind.policy_group().is_some() => &["v1alpha1"],
+            _ => &["v1"],
+        }
+    }
+
     /// The policy group, for policy kinds.
     pub fn policy_group(self) -> Option<PolicyGroup> {
         match self {
