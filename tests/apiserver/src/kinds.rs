@@ -1,0 +1,101 @@
+//! What the server can serve: built-in kinds, and those that a definition adds.
+
+/// A kind of objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Its API group; empty for the core's.
+    pub group: String,
+    /// The versions that are served, preferred one first.
+    pub versions: Vec<String>,
+    /// As in manifests: `EndpointSlice`.
+    pub kind: String,
+    /// As in paths: `endpointslices`.
+    pub plural: String,
+    /// Whether its objects are in namespaces.
+    pub namespaced: bool,
+    /// Whether a definition adds it. Lists of other kinds do not repeat the kind in items.
+    pub custom: bool,
+}
+
+impl Kind {
+    /// A kind that every API server has.
+    pub fn built_in(group: &str, version: &str, kind: &str, namespaced: bool) -> Self {
+        Self {
+            custom: false,
+            namespaced,
+            ..Self::custom(group, &[version], kind)
+        }
+    }
+
+    /// A kind of namespaced objects that a definition adds.
+    pub fn custom(group: &str, versions: &[&str], kind: &str) -> Self {
+        Self {
+            group: group.to_owned(),
+            versions: versions.iter().map(|&it| it.to_owned()).collect(),
+            kind: kind.to_owned(),
+            plural: plural(kind),
+            namespaced: true,
+            custom: true,
+        }
+    }
+
+    /// The kinds of a cluster that nothing was installed in.
+    pub fn all_built_in() -> Vec<Self> {
+        vec![
+            Self::built_in("", "v1", "Namespace", false),
+            Self::built_in("", "v1", "Node", false),
+            Self::built_in("", "v1", "Pod", true),
+            Self::built_in("", "v1", "Service", true),
+            Self::built_in("", "v1", "ServiceAccount", true),
+            Self::built_in("", "v1", "ConfigMap", true),
+            Self::built_in("discovery.k8s.io", "v1", "EndpointSlice", true),
+            Self::built_in("networking.k8s.io", "v1", "NetworkPolicy", true),
+        ]
+    }
+
+    /// The kinds that a mesh adds: Weft's own, Linkerd's, and the Gateway API's.
+    pub fn all_of_meshes() -> Vec<Self> {
+        const WEFT: &str = "policy.weft.dev";
+        const LINKERD: &str = "policy.linkerd.io";
+        const GATEWAY: &str = "gateway.networking.k8s.io";
+        let mut kinds = vec![];
+        for group in [WEFT, LINKERD] {
+            for kind in [
+                "AuthorizationPolicy",
+                "MeshTLSAuthentication",
+                "NetworkAuthentication",
+                "HTTPLocalRateLimitPolicy",
+            ] {
+                kinds.push(Self::custom(group, &["v1alpha1"], kind));
+            }
+        }
+        kinds.extend([
+            Self::custom(WEFT, &["v1alpha1"], "Server"),
+            Self::custom(LINKERD, &["v1beta3", "v1beta2", "v1beta1"], "Server"),
+            Self::custom(LINKERD, &["v1beta3", "v1beta2", "v1beta1"], "HTTPRoute"),
+            Self::custom("linkerd.io", &["v1alpha2"], "ServiceProfile"),
+            Self::custom(GATEWAY, &["v1", "v1beta1"], "HTTPRoute"),
+            Self::custom(GATEWAY, &["v1"], "GRPCRoute"),
+            Self::custom(GATEWAY, &["v1alpha3", "v1alpha2"], "TLSRoute"),
+            Self::custom(GATEWAY, &["v1alpha2"], "TCPRoute"),
+            Self::custom(GATEWAY, &["v1beta1"], "ReferenceGrant"),
+        ]);
+        kinds
+    }
+
+    /// `apiVersion` of its objects in a version.
+    pub fn api_version(&self, version: &str) -> String {
+        match self.group.as_str() {
+            "" => version.to_owned(),
+            group => format!("{group}/{version}"),
+        }
+    }
+}
+
+fn plural(kind: &str) -> String {
+    let name = kind.to_lowercase();
+    match name.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{name}s"),
+    }
+}

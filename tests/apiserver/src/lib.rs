@@ -1,0 +1,253 @@
+//! A small Kubernetes API server for tests: what a controller that lists and watches sees of a real one,
+//! over objects that a test or a folder of manifests gives it, and with its failures on request.
+//!
+//! No maintained library of this kind was found for Rust; what there is answers single requests from a
+//! script, and the point here is what happens between requests.
+//!
+//! | asked | answered as by the real one | not as the real one |
+//! |---|---|---|
+//! | `/readyz`, `/livez`, `/healthz`, `/version` | text, 500 while not ready | no list of single checks |
+//! | `/api`, `/api/v1`, `/apis`, `/apis/G`, `/apis/G/V` | the lists of discovery; kinds can come and go at any time | no aggregated discovery; the hash and order of versions are not computed |
+//! | GET of a collection, of a namespace or of all | pages by `limit` and `continue`, all of one `resourceVersion`; 410 `Expired` for a page of before a compaction; items of built-in kinds without `apiVersion` and `kind` | selectors are refused with 400 |
+//! | GET of an object | the object, or 404 | |
+//! | `watch=true` | changes after `resourceVersion`, whole objects, one per line; without one, first all that is there; `BOOKMARK`s, and one before `timeoutSeconds` end it; `ERROR` with code 410 for a version of before a compaction | bookmarks as often as a test wants; no `sendInitialEvents` |
+//! | several versions of a kind | one object, shown in the version that is asked for | nothing is converted but `apiVersion` |
+//! | without the token | 401 with a `Status` | no other way to say who one is |
+//! | kinds a test forbids | 403 with the real one's message | no roles, no bindings |
+//! | anything that writes | | 405: tests and folders write |
+//!
+//! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
+//! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves
+//! the rest: admission, defaults, roles, priority and fairness, caches of several API servers that are not
+//! equally fresh, and load.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod answer;
+pub mod folder;
+mod kinds;
+pub mod slices;
+mod store;
+mod tls;
+mod watching;
+
+pub use kinds::Kind;
+pub use store::Store;
+pub use tls::Tls;
+
+/// A running API server. Its objects outlive it: they are the store's.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    shared: Arc<Shared>,
+}
+
+/// How a server is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The bearer token that requests must carry; none: everybody may read.
+    pub token: Option<String>,
+    /// Serve over TLS.
+    pub tls: Option<Tls>,
+}
+
+/// What a server does beside what it should, and other things that tests choose.
+#[derive(Debug)]
+pub struct Behaviour {
+    /// Whether `/readyz` says so.
+    pub ready: bool,
+    /// Collections, by their plural name, that are refused with this status.
+    pub refused: HashMap<String, u16>,
+    /// What happens to the next events of watches, by the plural name of their collection.
+    pub cuts: HashMap<String, Vec<Cut>>,
+    /// API groups whose discovery fails with 503.
+    pub undiscoverable: Vec<String>,
+    /// No page is longer than this, whatever is asked for.
+    pub longest_page: usize,
+    /// How often watches get a bookmark.
+    pub bookmark_every: Duration,
+    /// Watches end after this, whatever is asked for.
+    pub longest_watch: Duration,
+}
+
+/// How a watch ends in the middle of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The connection breaks after half of the line.
+    Break,
+    /// The answer ends properly after half of the line.
+    End,
+    /// The connection breaks before the line.
+    BreakBefore,
+}
+
+/// What all connections of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) options: Options,
+    behaviour: Mutex<Behaviour>,
+    requests: Mutex<Vec<String>>,
+    /// Ends all connections when it is cancelled, and is replaced then.
+    connections: Mutex<CancellationToken>,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self {
+            ready: true,
+            refused: HashMap::new(),
+            cuts: HashMap::new(),
+            undiscoverable: vec![],
+            longest_page: usize::MAX,
+            bookmark_every: Duration::from_secs(60),
+            longest_watch: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Server {
+    /// Starts to serve a store.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn start(
+        store: Arc<Store>,
+        address: SocketAddr,
+        options: Options,
+    ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("listening on {address}"))?;
+        let server = Self {
+            address: listener.local_addr()?,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            shared: Arc::new(Shared {
+                store,
+                options,
+                behaviour: Mutex::default(),
+                requests: Mutex::default(),
+                connections: Mutex::default(),
+            }),
+        };
+        let (shared, stop) = (server.shared.clone(), server.stop.clone());
+        let tasks = server.tasks.clone();
+        server.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                        let connection = stop.child_token();
+                        tasks.spawn(serve(shared.clone(), stream, connection));
+                    }
+                }
+            }
+        });
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its address as clients write it.
+    pub fn url(&self) -> String {
+        let scheme = if self.shared.options.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// A kubeconfig for it.
+    pub fn kubeconfig(&self) -> String {
+        let options = &self.shared.options;
+        tls::kubeconfig(&self.url(), options.tls.as_ref(), options.token.as_deref())
+    }
+
+    /// Changes what it does.
+    pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.shared.behaviour());
+    }
+
+    /// Breaks all connections, as a load balancer does that forgets them.
+    pub fn disconnect(&self) {
+        let mut connections = locked(&self.shared.connections);
+        std::mem::take(&mut *connections).cancel();
+    }
+
+    /// The requests so far: path and query.
+    pub fn requests(&self) -> Vec<String> {
+        locked(&self.shared.requests).clone()
+    }
+
+    /// Ends it: nobody listens any more, and all connections break.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.disconnect();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.disconnect();
+    }
+}
+
+impl Shared {
+    pub(crate) fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
+        locked(&self.behaviour)
+    }
+
+    pub(crate) fn note(&self, request: String) {
+        locked(&self.requests).push(request);
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken) {
+    let broken = locked(&shared.connections).clone();
+    let tls = shared.options.tls.clone();
+    let serving = async {
+        match tls {
+            None => serve_http(shared, stream).await,
+            Some(tls) => {
+                if let Ok(stream) = TlsAcceptor::from(tls.server).accept(stream).await {
+                    serve_http(shared, stream).await;
+                }
+            }
+        }
+    };
+    tokio::select! { () = stop.cancelled() => {}, () = broken.cancelled() => {}, () = serving => {} }
+}
+
+async fn serve_http(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let answer = service_fn(|request| answer::answer(shared.clone(), request));
+    let connection = hyper::server::conn::http1::Builder::new();
+    // Who is served sees what fails.
+    let _ = connection
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,50 @@
+//! The API server as a program: serves the manifests of a folder, and the EndpointSlices that follow
+//! from them, until it is killed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use weft_apiserver::folder::Folder;
+use weft_apiserver::{Options, Server, Store, Tls};
+
+/// A small Kubernetes API server for tests.
+#[derive(Debug, Parser)]
+#[command(name = "weft-apiserver")]
+struct Arguments {
+    /// Folder of manifests; followed.
+    #[arg(long, value_name = "DIR")]
+    folder: PathBuf,
+    /// Where to listen (TLS).
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
+    listen: SocketAddr,
+    /// Where to write a kubeconfig, once the folder was read and the port is open. The server's certificate is kept
+    /// beside it, for the next one.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let store = Store::of_mesh();
+    let mut folder = Folder::new(arguments.folder);
+    folder.look(&store)?;
+    let address = arguments.listen.ip().to_string();
+    let names = [address.as_str()];
+    let options = Options {
+        token: Some("token-of-the-controller".to_owned()),
+        tls: Some(Tls::kept_in(
+            &arguments.kubeconfig.with_extension("pem"),
+            &names,
+        )?),
+    };
+    let server = Server::start(store.clone(), arguments.listen, options).await?;
+    let file = arguments.kubeconfig;
+    std::fs::write(&file, server.kubeconfig())
+        .with_context(|| format!("writing {}", file.display()))?;
+    println!("listening on {}", server.address());
+    folder.follow(&store).await;
+    Ok(())
+}

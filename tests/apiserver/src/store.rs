@@ -1,0 +1,277 @@
+//! The objects, and what happened to them: the part of etcd and of its cache.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::kinds::Kind;
+use crate::locked;
+
+/// Objects of any kinds, with a history.
+#[derive(Debug)]
+pub struct Store {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+/// Something that happened to an object.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    /// When: the object's `resourceVersion` after it.
+    pub(crate) revision: u64,
+    /// What: `ADDED`, `MODIFIED` or `DELETED`.
+    pub(crate) what: &'static str,
+    /// To which object.
+    pub(crate) id: Id,
+    /// The object after it, or, of a deletion, at last.
+    pub(crate) object: Arc<Value>,
+}
+
+/// Names an object: group, kind, namespace, name.
+pub(crate) type Id = (String, String, String, String);
+
+#[derive(Debug, Default)]
+struct State {
+    kinds: Vec<Kind>,
+    revision: u64,
+    objects: BTreeMap<Id, Arc<Value>>,
+    history: Vec<Change>,
+    /// What happened at this revision or before is forgotten.
+    compacted: u64,
+    /// The rest of lists of which a page was given, by their token.
+    rests: HashMap<String, (u64, Vec<Arc<Value>>)>,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) revision: u64,
+    pub(crate) items: Vec<Arc<Value>>,
+    /// How to ask for the next one, and how much is left.
+    pub(crate) rest: Option<(String, usize)>,
+}
+
+/// What was asked for is forgotten.
+#[derive(Debug)]
+pub(crate) struct Expired;
+
+impl Store {
+    /// A store for objects of these kinds.
+    pub fn new(kinds: Vec<Kind>) -> Arc<Self> {
+        let state = State {
+            kinds,
+            // The real one never begins at nothing, either.
+            revision: 100,
+            ..State::default()
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// A store for everything that a mesh looks at.
+    pub fn of_mesh() -> Arc<Self> {
+        let mut kinds = Kind::all_built_in();
+        kinds.extend(Kind::all_of_meshes());
+        Self::new(kinds)
+    }
+
+    /// The kinds that are served now.
+    pub fn kinds(&self) -> Vec<Kind> {
+        locked(&self.state).kinds.clone()
+    }
+
+    /// Installs a kind, or other versions of it. Objects that it had are still there.
+    pub fn install(&self, kind: Kind) {
+        let mut state = locked(&self.state);
+        state
+            .kinds
+            .retain(|it| (&it.group, &it.kind) != (&kind.group, &kind.kind));
+        state.kinds.push(kind);
+    }
+
+    /// Does not serve a kind any more; its objects stay, unseen. Whoever removes a definition
+    /// deletes them first.
+    pub fn uninstall(&self, group: &str, kind: &str) {
+        let mut state = locked(&self.state);
+        state
+            .kinds
+            .retain(|it| it.group != group || it.kind != kind);
+    }
+
+    /// Creates or replaces an object; one that is equal changes nothing.
+    ///
+    /// # Errors
+    /// It has no kind that is served, or no name.
+    pub fn apply(&self, object: &Value) -> anyhow::Result<()> {
+        let mut state = locked(&self.state);
+        let id = state.identify(object)?;
+        let before = state.objects.get(&id).cloned();
+        let mut object = object.clone();
+        let fields = object.get_mut("metadata").and_then(Value::as_object_mut);
+        let metadata = fields.context("no metadata")?;
+        let kept = |field: &str| before.as_ref().map(|it| it["metadata"][field].clone());
+        if !id.2.is_empty() {
+            metadata.insert("namespace".to_owned(), json!(id.2));
+        }
+        // Another one whenever the object is made anew.
+        let made = state.revision + 1;
+        let uid = || json!(format!("made-as-{made}"));
+        metadata
+            .entry("uid")
+            .or_insert_with(|| kept("uid").unwrap_or_else(uid));
+        metadata
+            .entry("creationTimestamp")
+            .or_insert_with(|| kept("creationTimestamp").unwrap_or(json!("2026-01-01T00:00:00Z")));
+        metadata.insert(
+            "resourceVersion".to_owned(),
+            kept("resourceVersion").unwrap_or_default(),
+        );
+        if before.as_deref() == Some(&object) {
+            return Ok(());
+        }
+        let what = if before.is_some() {
+            "MODIFIED"
+        } else {
+            "ADDED"
+        };
+        let object = state.record(what, id.clone(), object);
+        state.objects.insert(id, object);
+        self.announce(state.revision);
+        Ok(())
+    }
+
+    /// Deletes an object, named by another or the same with at least kind and name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn delete(&self, object: &Value) -> anyhow::Result<()> {
+        let mut state = locked(&self.state);
+        let id = state.identify(object)?;
+        let last = state.objects.remove(&id);
+        let last = last.with_context(|| format!("there is no {id:?}"))?;
+        state.record("DELETED", id, last.as_ref().clone());
+        self.announce(state.revision);
+        Ok(())
+    }
+
+    /// All objects.
+    pub fn objects(&self) -> Vec<Arc<Value>> {
+        locked(&self.state).objects.values().cloned().collect()
+    }
+
+    /// Forgets what happened until now, as etcd does every few minutes.
+    pub fn compact(&self) {
+        let mut state = locked(&self.state);
+        state.compacted = state.revision;
+        state.history.clear();
+        state.rests.clear();
+    }
+
+    /// The last revision.
+    pub fn revision(&self) -> u64 {
+        locked(&self.state).revision
+    }
+
+    /// Tells when there are new changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The objects of a kind, in one namespace or all, as pages.
+    pub(crate) fn list(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        limit: usize,
+        token: Option<&str>,
+    ) -> Result<Page, Expired> {
+        let mut state = locked(&self.state);
+        let (revision, mut items) = match token {
+            Some(token) => state.rests.remove(token).ok_or(Expired)?,
+            None => {
+                let objects = state.objects.iter();
+                let of_kind = objects.filter(|(id, _)| is_of(id, kind, namespace));
+                let items = of_kind.map(|(_, it)| it.clone()).collect();
+                (state.revision, items)
+            }
+        };
+        let mut rest = None;
+        if items.len() > limit {
+            let left = items.split_off(limit);
+            let token = format!("from-{}-{revision}-{}", state.rests.len(), left.len());
+            rest = Some((token.clone(), left.len()));
+            state.rests.insert(token, (revision, left));
+        }
+        Ok(Page {
+            revision,
+            items,
+            rest,
+        })
+    }
+
+    /// What happened to objects of a kind after a revision, and up to where that is.
+    pub(crate) fn since(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        revision: u64,
+    ) -> Result<(u64, Vec<Change>), Expired> {
+        let state = locked(&self.state);
+        if revision < state.compacted {
+            return Err(Expired);
+        }
+        let after = state.history.iter().filter(|it| it.revision > revision);
+        let of_kind = after.filter(|it| is_of(&it.id, kind, namespace));
+        Ok((state.revision, of_kind.cloned().collect()))
+    }
+
+    fn announce(&self, revision: u64) {
+        self.changed.send_replace(revision);
+    }
+}
+
+impl State {
+    fn identify(&self, object: &Value) -> anyhow::Result<Id> {
+        let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
+        let version = text("/apiVersion").context("no apiVersion")?;
+        let group = version.split_once('/').map_or("", |(group, _)| group);
+        let name = text("/kind").context("no kind")?;
+        let kind = self
+            .kinds
+            .iter()
+            .find(|it| it.group == group && it.kind == name);
+        let Some(kind) = kind else {
+            bail!("{name} of {group:?} is not served");
+        };
+        let namespace = text("/metadata/namespace").unwrap_or("default");
+        let namespace = if kind.namespaced { namespace } else { "" };
+        Ok((
+            group.to_owned(),
+            name.to_owned(),
+            namespace.to_owned(),
+            text("/metadata/name").context("no name")?.to_owned(),
+        ))
+    }
+
+    fn record(&mut self, what: &'static str, id: Id, mut object: Value) -> Arc<Value> {
+        self.revision += 1;
+        object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
+        let object = Arc::new(object);
+        self.history.push(Change {
+            revision: self.revision,
+            what,
+            id,
+            object: object.clone(),
+        });
+        object
+    }
+}
+
+fn is_of((group, name, of, _): &Id, kind: &Kind, namespace: Option<&str>) -> bool {
+    *group == kind.group && *name == kind.kind && namespace.is_none_or(|it| of == it)
+}
