@@ -1,7 +1,9 @@
 //! The command line: the one place where flags and environment variables are read.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -29,9 +31,21 @@ pub enum Command {
 /// Flags of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct Run {
-    /// Directory of manifests that describe the cluster; read again whenever they change.
-    #[arg(long, value_name = "DIR", env = "WEFT_SOURCE")]
-    pub source: PathBuf,
+    /// What describes the cluster: a directory of manifests, read again whenever they change; or
+    /// `kubernetes`, for a cluster's API server (a directory of that name is `./kubernetes`).
+    #[arg(long, value_name = "DIR|kubernetes", env = "WEFT_SOURCE")]
+    pub source: SourceChoice,
+    /// With `--source kubernetes`: a kubeconfig that says where the API server is. If it is not given, that is the
+    /// cluster that this runs in, or else what kubectl would use.
+    #[arg(long, value_name = "FILE", env = "WEFT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// With `--source kubernetes`: the context in the kubeconfig, in place of its current one.
+    #[arg(long, value_name = "NAME", env = "WEFT_KUBE_CONTEXT")]
+    pub kube_context: Option<String>,
+    /// With `--source kubernetes`: believe the annotation `weft.dev/netns` of pods. Only for clusters in which nobody
+    /// may write pods who may not see all traffic: a pod could take another's for its own.
+    #[arg(long, env = "WEFT_BELIEVE_NETNS_ANNOTATIONS")]
+    pub believe_netns_annotations: bool,
     /// Directory of the certificate authority: ca.crt, issuer.crt, issuer.key. Made on first start.
     #[arg(long, value_name = "DIR", env = "WEFT_CA")]
     pub ca: PathBuf,
@@ -116,6 +130,64 @@ pub struct Run {
     pub log_level: String,
 }
 
+/// What describes the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceChoice {
+    /// A directory of manifests.
+    Directory(PathBuf),
+    /// The API server of a cluster.
+    Kubernetes,
+}
+
+impl FromStr for SourceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a directory or `kubernetes` is needed".to_owned()),
+            "kubernetes" => Ok(Self::Kubernetes),
+            path => Ok(Self::Directory(path.into())),
+        }
+    }
+}
+
+/// As it is written.
+impl fmt::Display for SourceChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(formatter, "{}", path.display()),
+            Self::Kubernetes => formatter.write_str("kubernetes"),
+        }
+    }
+}
+
+impl Run {
+    /// Refuses flags that say something about another source than the one that is read.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.source == SourceChoice::Kubernetes {
+            return Ok(());
+        }
+        for (flag, given) in [
+            ("--kubeconfig", self.kubeconfig.is_some()),
+            ("--kube-context", self.kube_context.is_some()),
+            (
+                "--believe-netns-annotations",
+                self.believe_netns_annotations,
+            ),
+        ] {
+            anyhow::ensure!(
+                !given,
+                "{flag} is for --source kubernetes, and the source is the directory {}",
+                self.source
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Flags of `crds`.
 #[derive(Debug, Args)]
 pub struct Crds {
@@ -163,6 +235,52 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_another_source_are_refused() {
+        for (further, refused) in [
+            (&["--source", "kubernetes", "--kubeconfig", "a"][..], None),
+            (
+                &["--source", "kubernetes", "--believe-netns-annotations"],
+                None,
+            ),
+            (&["--source", "./kubernetes"], None),
+            (
+                &["--source", "./kubernetes", "--kubeconfig", "a"],
+                Some("--kubeconfig is for"),
+            ),
+            (
+                &["--source", "a", "--believe-netns-annotations"],
+                Some("--believe-netns-annotations is for"),
+            ),
+            (
+                &["--source", "a", "--kube-context", "b"],
+                Some("--kube-context is for"),
+            ),
+        ] {
+            let needed = [
+                "weft-controller",
+                "run",
+                "--ca",
+                "ca",
+                "--join-tokens",
+                "t",
+                "--listen",
+                "127.0.0.1:1",
+                "--admin",
+                "127.0.0.1:2",
+            ];
+            let cli = Cli::try_parse_from(needed.iter().chain(further)).expect("parsed");
+            let Command::Run(run) = cli.command else {
+                panic!("another command");
+            };
+            let fault = run.check().err().map(|it| it.to_string());
+            match refused {
+                None => assert_eq!(fault, None, "{further:?}"),
+                Some(text) => assert!(fault.is_some_and(|it| it.starts_with(text)), "{further:?}"),
+            }
+        }
     }
 
     #[test]

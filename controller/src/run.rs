@@ -13,7 +13,7 @@ use weft_proto::Resource;
 
 use crate::admin::Admin;
 use crate::authority::Authority;
-use crate::config::Run;
+use crate::config::{Run, SourceChoice};
 use crate::control::agents::Agents;
 use crate::control::tls::Serving;
 use crate::control::tokens::Tokens;
@@ -21,6 +21,7 @@ use crate::control::{self};
 use crate::index::{Index, Settings};
 use crate::problems::Problems;
 use crate::source::directory::Directory;
+use crate::source::kubernetes::{Connection, Kubernetes};
 use crate::source::{Batch, Source};
 use crate::statuses::RouteStatuses;
 use crate::telemetry::{Metrics, State};
@@ -41,6 +42,45 @@ pub struct Controller {
     serving_until: std::time::SystemTime,
     server: control::Server,
     problems: Problems,
+    source: AnySource,
+}
+
+/// A source of either kind, ready to run.
+#[derive(Debug)]
+enum AnySource {
+    Directory(Directory),
+    Kubernetes(Kubernetes),
+}
+
+impl AnySource {
+    async fn open(config: &Run, problems: Problems) -> anyhow::Result<Self> {
+        config.check()?;
+        Ok(match &config.source {
+            SourceChoice::Directory(path) => {
+                Self::Directory(Directory::new(path.clone(), problems))
+            }
+            SourceChoice::Kubernetes => {
+                let connection = Connection {
+                    kubeconfig: config.kubeconfig.clone(),
+                    context: config.kube_context.clone(),
+                };
+                let client = connection.client().await.context("--source kubernetes")?;
+                let believe = config.believe_netns_annotations;
+                Self::Kubernetes(Kubernetes::new(client, believe, problems))
+            }
+        })
+    }
+
+    fn start(
+        self,
+        batches: mpsc::Sender<Batch>,
+        stop: CancellationToken,
+    ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
+        match self {
+            Self::Directory(source) => tokio::spawn(source.run(batches, stop)),
+            Self::Kubernetes(source) => tokio::spawn(source.run(batches, stop)),
+        }
+    }
 }
 
 impl Controller {
@@ -51,6 +91,7 @@ impl Controller {
     pub async fn open(config: Run, stop: CancellationToken) -> anyhow::Result<Self> {
         let problems = Problems::default();
         let views = Arc::new(Views::default());
+        let source = AnySource::open(&config, problems.clone()).await?;
         let authority = Authority::open(
             config.ca.clone(),
             config.trust_domain.clone(),
@@ -87,6 +128,7 @@ impl Controller {
             serving_until,
             server,
             problems,
+            source,
         })
     }
 
@@ -119,14 +161,15 @@ impl Controller {
             service_ranges: self.config.service_range.clone(),
             default_policy: self.config.default_policy,
             force_tunnels: self.config.force_tunnels,
+            // Where there is Kubernetes, somebody writes EndpointSlices.
+            slices_only: self.config.source == SourceChoice::Kubernetes,
         };
         let views = self.server.views.clone();
         let index = Index::new(settings, views.clone(), self.problems.clone());
         let admin = self.admin(index.route_statuses());
         tasks.spawn(admin.serve(self.admin_listener, stop.clone()));
         let (sender, batches) = mpsc::channel(16);
-        let source = Directory::new(self.config.source.clone(), self.problems.clone());
-        let mut reading = tokio::spawn(source.run(sender, stop.clone()));
+        let mut reading = self.source.start(sender, stop.clone());
         let metrics = self.server.metrics.clone();
         // Translation is work for a processor, not for the tasks that serve.
         let indexing = std::thread::Builder::new()
@@ -197,7 +240,7 @@ pub async fn run(config: Run) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         listen = %controller.address()?,
         admin = %controller.admin_address()?,
-        source = %controller.config.source.display(),
+        source = %controller.config.source,
         "the controller starts"
     );
     tokio::spawn(async move {

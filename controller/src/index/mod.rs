@@ -65,6 +65,9 @@ pub struct Settings {
     pub default_policy: AccessPolicy,
     /// Use tunnels within a node too.
     pub force_tunnels: bool,
+    /// Take a Service's endpoints from EndpointSlices only. Else, of a Service that has none, from the pods that it
+    /// selects: where nobody writes slices.
+    pub slices_only: bool,
 }
 
 /// The index: all objects, what was made of them, and what is to be made anew.

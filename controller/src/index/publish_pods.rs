@@ -324,6 +324,9 @@ impl Index {
 
     fn endpoints_at(&self, pod: &PodRecord, addresses: &[IpAddr]) -> Vec<(EndpointName, Derived)> {
         let mut endpoints = vec![];
+        if self.settings.slices_only {
+            return endpoints;
+        }
         let names = self.services_in.get(&pod.id.0.namespace);
         for name in names.into_iter().flatten() {
             let Some(service) = self.services.get(name) else {

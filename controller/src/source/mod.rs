@@ -10,6 +10,7 @@ use crate::objects::{Fault, Object, ObjectKey};
 use crate::problems::Origin;
 
 pub mod directory;
+pub mod kubernetes;
 
 /// A source of objects.
 pub trait Source: Send + 'static {

@@ -38,6 +38,7 @@ impl Cluster {
                 .into(),
             default_policy: AccessPolicy::AllUnauthenticated,
             force_tunnels: false,
+            slices_only: false,
         };
         let (views, problems) = (Arc::new(Views::default()), Problems::default());
         let mut index = Index::new(settings, views.clone(), problems.clone());

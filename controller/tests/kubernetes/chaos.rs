@@ -1,0 +1,138 @@
+//! Whatever happens to connections and servers, nothing is lost: in the end, agents are told what a directory of the
+//! same objects says.
+
+use std::time::Duration;
+
+use weft_apiserver::Cut;
+
+use crate::stage::{SHOP, Stage, apply, pod, stored};
+
+/// Long lists come in pages, and watches go on where they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_in_pages() {
+    let store = stored(SHOP);
+    for number in 0..7 {
+        let address = format!("10.1.1.{}", 100 + number);
+        apply(
+            &store,
+            &pod(&format!("p{number}"), "one", &address, "web").to_string(),
+        );
+    }
+    let stage = Stage::with(store, |_| {}).await;
+    stage.controller.wait_complete().await;
+    stage.wait_same("pages").await;
+    let requests = stage.server().requests();
+    let of_pods = requests.iter().filter(|it| it.starts_with("/api/v1/pods?"));
+    let pages = of_pods.clone().filter(|it| it.contains("limit=2")).count();
+    assert_eq!(pages, 5, "{requests:?}");
+    let marked = |it: &&String| it.contains("watch=") && it.contains("allowWatchBookmarks=true");
+    assert!(of_pods.clone().any(|it| marked(&it)), "{requests:?}");
+}
+
+/// What changes while nobody watches is found by a list, if the server has forgotten it meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_forgot_is_found() {
+    let mut stage = Stage::of(SHOP).await;
+    stage.controller.wait_complete().await;
+    stage.stop().await;
+    stage.delete("{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: shop}}");
+    stage.apply(&pod("new", "two", "10.1.2.10", "web").to_string());
+    stage.store.compact();
+    stage.start().await;
+    stage.wait_same("after a compaction").await;
+    stage.controller.wait_reached().await;
+}
+
+/// A connection that breaks in the middle of an event, or ends there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_cut_is_told_again() {
+    for cut in [Cut::Break, Cut::End, Cut::BreakBefore] {
+        let stage = Stage::of(SHOP).await;
+        stage.controller.wait_complete().await;
+        stage.server().behave(|it| {
+            for plural in ["pods", "endpointslices", "servers"] {
+                it.cuts.insert(plural.to_owned(), vec![cut; 3]);
+            }
+        });
+        stage.apply(&pod("new", "one", "10.1.1.50", "web").to_string());
+        stage.wait_same("an event that was cut").await;
+        stage.delete("{apiVersion: policy.weft.dev/v1alpha1, kind: Server, metadata: {name: web, namespace: shop}}");
+        stage.wait_same("a deletion that was cut").await;
+    }
+}
+
+/// Everything at once, in an order that the number says.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost() {
+    for seed in [1, 2, 3] {
+        let mut stage = Stage::of(SHOP).await;
+        let mut dice = Dice(seed);
+        for _ in 0..120 {
+            happen(&mut stage, &mut dice).await;
+        }
+        if stage.server.is_none() {
+            stage.start().await;
+        }
+        stage.server().behave(|it| {
+            it.cuts.clear();
+            it.refused.clear();
+        });
+        stage.wait_same(&format!("the end of {seed}")).await;
+        stage.controller.wait_reached().await;
+    }
+}
+
+async fn happen(stage: &mut Stage, dice: &mut Dice) {
+    match dice.roll(16) {
+        0..6 => {
+            // Few names and addresses, so that they are used again.
+            let name = format!("p{}", dice.roll(5));
+            let node = ["one", "two"][dice.roll(2)];
+            let address = format!("10.1.1.{}", 100 + dice.roll(5));
+            let label = ["web", "other"][dice.roll(2)];
+            stage.apply(&pod(&name, node, &address, label).to_string());
+        }
+        6..9 => {
+            let name = format!("p{}", dice.roll(5));
+            let objects = stage.store.objects();
+            let found = objects.iter().find(|it| it["metadata"]["name"] == name);
+            if let Some(pod) = found {
+                stage.delete(&pod.to_string());
+            }
+        }
+        9 => stage.store.compact(),
+        10 => match stage.server.is_some() {
+            true => stage.stop().await,
+            false => stage.start().await,
+        },
+        what => {
+            let Some(server) = &stage.server else {
+                return stage.start().await;
+            };
+            let plural = ["pods", "endpointslices", "services"][dice.roll(3)].to_owned();
+            let cut = [Cut::Break, Cut::End, Cut::BreakBefore][dice.roll(3)];
+            let code = [410, 403, 500, 404][dice.roll(4)];
+            match what {
+                11 => server.disconnect(),
+                12 => server.behave(|it| it.cuts.entry(plural).or_default().push(cut)),
+                13 => server.behave(|it| {
+                    it.refused.insert(plural, code);
+                }),
+                14 => server.behave(|it| it.refused.clear()),
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+/// Numbers that look like chance and are the same each time (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap_or_default() % sides
+    }
+}

@@ -1,0 +1,163 @@
+//! What is served, when it is, and what follows for agents while it is not.
+
+use std::time::Duration;
+
+use weft_apiserver::{Kind, Store};
+
+use crate::stage::{SHOP, Stage, World, apply, has, stored, wait_for};
+
+const SERVER_IS_TOLD: &str = "Server";
+
+fn server_is_told(world: &World) -> bool {
+    let servers = world.values();
+    servers
+        .filter(|it| matches!(it, weft_proto::Resource::Server(_)))
+        .count()
+        > 0
+}
+
+/// Agents would open what a policy closes that could not be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_told_before_everything_was_listed() {
+    for (plural, code, problem) in [
+        (
+            "servers",
+            403,
+            "Server.policy.weft.dev: cannot list: servers is forbidden",
+        ),
+        (
+            "pods",
+            403,
+            "is Weft's ClusterRole bound to this controller's service account?",
+        ),
+        (
+            "httproutes",
+            500,
+            "HTTPRoute.gateway.networking.k8s.io: cannot list: ",
+        ),
+    ] {
+        let stage = Stage::with(stored(SHOP), |it| {
+            it.refused.insert(plural.to_owned(), code);
+        })
+        .await;
+        stage.controller.wait_problem(problem).await;
+        assert!(!stage.controller.is_complete());
+        stage.server().behave(|it| it.refused.clear());
+        stage.controller.wait_complete().await;
+        stage.wait_same(plural).await;
+        stage.controller.wait_reached().await;
+    }
+}
+
+/// A server that starts does not yet serve what definitions add.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_starts_is_waited_for() {
+    let stage = Stage::with(stored(SHOP), |it| it.ready = false).await;
+    let problem = "the API server cannot be asked what it serves: ";
+    stage.controller.wait_problem(problem).await;
+    assert!(!stage.controller.is_complete());
+    let group = "policy.weft.dev".to_owned();
+    stage.server().behave(|it| {
+        it.undiscoverable.push(group);
+        it.ready = true;
+    });
+    let asked = stage.server().requests().len();
+    let more = || match stage.server().requests().len() > asked + 20 {
+        true => Ok(()),
+        false => Err("not asked again".to_owned()),
+    };
+    wait_for("further requests", more).await;
+    assert!(!stage.controller.is_complete());
+    stage.server().behave(|it| it.undiscoverable.clear());
+    stage.controller.wait_complete().await;
+    stage.wait_same("a ready server").await;
+    stage.controller.wait_reached().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_too_old_is_told_so() {
+    let mut kinds = Kind::all_built_in();
+    kinds.retain(|it| it.kind != "EndpointSlice");
+    let stage = Stage::with(Store::new(kinds), |_| {}).await;
+    let problem = "EndpointSlice.discovery.k8s.io is not served in version v1: Weft needs \
+        Kubernetes 1.21 or later";
+    stage.controller.wait_problem(problem).await;
+    assert!(!stage.controller.is_complete());
+    stage.store.install(Kind::built_in(
+        "discovery.k8s.io",
+        "v1",
+        "EndpointSlice",
+        true,
+    ));
+    stage.controller.wait_complete().await;
+    stage.controller.wait_reached().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_come_and_go() {
+    let store = Store::new(Kind::all_built_in());
+    let objects = SHOP
+        .split("---")
+        .filter(|it| !it.contains("policy.weft.dev"));
+    apply(&store, &objects.collect::<Vec<_>>().join("---"));
+    let stage = Stage::with(store, |_| {}).await;
+    stage.controller.wait_complete().await;
+    assert!(has(&stage.controller.world(), "shop/web"));
+    let server = Kind::custom("policy.weft.dev", &["v1alpha1"], "Server");
+    stage.store.install(server.clone());
+    stage.apply(SHOP);
+    let told = server_is_told;
+    stage.controller.wait_told(SERVER_IS_TOLD, told).await;
+    // Not served for a moment, as by an API server that starts: a policy that did not hold then would be open.
+    stage.store.uninstall("policy.weft.dev", "Server");
+    stage.server().disconnect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(server_is_told(&stage.controller.world()));
+    stage.store.install(server.clone());
+    stage.wait_same("served again").await;
+    // Removed for good; its objects are seen no more.
+    stage.store.uninstall("policy.weft.dev", "Server");
+    let gone = |world: &World| !server_is_told(world);
+    stage.controller.wait_told("no Server", gone).await;
+    stage.controller.wait_reached().await;
+    stage.store.install(server);
+    stage.controller.wait_told(SERVER_IS_TOLD, told).await;
+}
+
+/// The newest version that can be read is read, whatever else is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_change() {
+    const GATEWAY: &str = "gateway.networking.k8s.io";
+    let store = stored(SHOP);
+    let route = "
+{apiVersion: gateway.networking.k8s.io/v1beta1, kind: HTTPRoute, metadata: {name: r, namespace: shop},
+ spec: {parentRefs: [{group: '', kind: Service, name: web, port: 80}],
+  rules: [{backendRefs: [{name: web, port: 80}]}]}}";
+    store.install(Kind::custom(GATEWAY, &["v1beta1"], "HTTPRoute"));
+    apply(&store, route);
+    let stage = Stage::with(store, |_| {}).await;
+    stage.controller.wait_complete().await;
+    stage.wait_same("the older version").await;
+    let told = stage.controller.world();
+    for versions in [&["v2", "v1", "v1beta1"][..], &["v1"], &["v1beta1"]] {
+        stage
+            .store
+            .install(Kind::custom(GATEWAY, versions, "HTTPRoute"));
+        let newest = if versions.contains(&"v1") {
+            "v1"
+        } else {
+            "v1beta1"
+        };
+        let path = format!("/apis/{GATEWAY}/{newest}/httproutes?");
+        let before = stage.server().requests().len();
+        let watched = || {
+            let requests = stage.server().requests();
+            let watched = requests[before..].iter().any(|it| it.starts_with(&path));
+            watched.then_some(()).ok_or_else(|| format!("{requests:?}"))
+        };
+        wait_for(&path, watched).await;
+        stage.wait_same(newest).await;
+        assert_eq!(stage.controller.world(), told);
+    }
+    stage.controller.wait_reached().await;
+}

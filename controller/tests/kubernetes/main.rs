@@ -1,0 +1,7 @@
+//! The Kubernetes source against a small API server in the same process, which fails on request in the ways in which
+//! real ones do.
+
+mod chaos;
+mod kinds;
+mod objects;
+mod stage;
