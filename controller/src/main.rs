@@ -21,7 +21,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn log(config: &Run) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level);
+    // Every failure of a request is reported here, with what it means: kube's own lines repeat it.
+    let filter = EnvFilter::try_new(format!("kube_client=off,{}", config.log_level));
     let filter = filter.with_context(|| format!("--log-level {:?}", config.log_level))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

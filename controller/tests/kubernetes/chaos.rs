@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use weft_apiserver::Cut;
+use weft_controller::source::kubernetes::Pace;
 
-use crate::stage::{SHOP, Stage, apply, pod, stored};
+use crate::stage::{PACE, SHOP, Stage, apply, pod, stored};
 
 /// Long lists come in pages, and watches go on where they were.
 #[tokio::test(flavor = "multi_thread")]
@@ -41,6 +42,28 @@ async fn what_the_server_forgot_is_found() {
     stage.start().await;
     stage.wait_same("after a compaction").await;
     stage.controller.wait_reached().await;
+}
+
+/// A cluster that is restored from a backup counts from an earlier version on: no watch hears what follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_cluster_is_found() {
+    let backup = stored(SHOP);
+    let mut stage = Stage::at_pace(
+        stored(&format!(
+            "{SHOP}\n---\n{}",
+            pod("new", "one", "10.1.1.50", "web")
+        )),
+        Pace {
+            anew: Duration::from_millis(300),
+            ..PACE
+        },
+    )
+    .await;
+    stage.controller.wait_complete().await;
+    stage.wait_same("before").await;
+    assert!(backup.revision() < stage.store.revision());
+    stage.replace(backup).await;
+    stage.wait_same("after").await;
 }
 
 /// A connection that breaks in the middle of an event, or ends there.

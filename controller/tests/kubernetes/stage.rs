@@ -20,6 +20,18 @@ use weft_controller::views::Views;
 use weft_core::AccessPolicy;
 use weft_proto::{Key, Resource};
 
+/// In more of a hurry than with clusters.
+pub(crate) const PACE: Pace = Pace {
+    look: Duration::from_millis(50),
+    removed: Duration::from_millis(400),
+    settle: Duration::from_millis(5),
+    shortest_pause: Duration::from_millis(10),
+    longest_pause: Duration::from_millis(100),
+    page: 2,
+    anew: Duration::from_secs(3600),
+    watch_seconds: 2,
+};
+
 /// Nothing here may take longer, on a machine that has much else to do.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -50,6 +62,15 @@ impl Stage {
 
     /// A store, served by a server that behaves from the beginning as it is told to.
     pub(crate) async fn with(store: Arc<Store>, behave: impl FnOnce(&mut Behaviour)) -> Self {
+        Self::made(store, behave, PACE).await
+    }
+
+    /// A store, read at a pace.
+    pub(crate) async fn at_pace(store: Arc<Store>, pace: Pace) -> Self {
+        Self::made(store, |_| {}, pace).await
+    }
+
+    async fn made(store: Arc<Store>, behave: impl FnOnce(&mut Behaviour), pace: Pace) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(store.clone(), any, Options::default()).await;
         let server = server.expect("started");
@@ -58,7 +79,7 @@ impl Stage {
         let folder = tempfile::tempdir().expect("made");
         let file = folder.path().join("kubeconfig");
         std::fs::write(&file, server.kubeconfig()).expect("written");
-        let controller = Fed::by_kubeconfig(&file).await;
+        let controller = Fed::at_pace(&file, true, pace).await;
         Self {
             store,
             server: Some(server),
@@ -76,6 +97,13 @@ impl Stage {
         if let Some(server) = self.server.take() {
             server.stop().await;
         }
+    }
+
+    /// Another store takes the place of the one that is served.
+    pub(crate) async fn replace(&mut self, store: Arc<Store>) {
+        self.stop().await;
+        self.store = store;
+        self.start().await;
     }
 
     /// Starts it again where it was.
@@ -129,21 +157,17 @@ impl Fed {
 
     /// The same, said whether annotations say where network namespaces are.
     pub(crate) async fn by_cluster(file: &Path, believe_netns: bool) -> Self {
+        Self::at_pace(file, believe_netns, PACE).await
+    }
+
+    /// The same, at a pace.
+    pub(crate) async fn at_pace(file: &Path, believe_netns: bool, pace: Pace) -> Self {
         let connection = Connection {
             kubeconfig: Some(file.to_owned()),
             context: None,
         };
         let client = connection.client().await.expect("a client");
         let problems = Problems::default();
-        let pace = Pace {
-            look: Duration::from_millis(50),
-            removed: Duration::from_millis(400),
-            settle: Duration::from_millis(5),
-            shortest_pause: Duration::from_millis(10),
-            longest_pause: Duration::from_millis(100),
-            page: 2,
-            watch_seconds: 2,
-        };
         let source = Kubernetes::new(client, believe_netns, problems.clone()).with_pace(pace);
         Self::by(source, problems, true)
     }

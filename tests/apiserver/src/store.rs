@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -61,10 +62,16 @@ pub(crate) struct Expired;
 impl Store {
     /// A store for objects of these kinds.
     pub fn new(kinds: Vec<Kind>) -> Arc<Self> {
+        // Later than all of an earlier store, as if what happened until now were forgotten: a program that is started
+        // again does not know it, and a cluster never counts backwards.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let revision = since.map_or(1, |it| {
+            it.as_secs() * 1_000_000 + u64::from(it.subsec_micros())
+        });
         let state = State {
             kinds,
-            // The real one never begins at nothing, either.
-            revision: 100,
+            revision,
+            compacted: revision,
             ..State::default()
         };
         Arc::new(Self {

@@ -62,6 +62,8 @@ pub struct Pace {
     pub longest_pause: Duration,
     /// Objects per page of a list.
     pub page: u32,
+    /// How often everything is listed anew, for what no watch can notice: a cluster that was restored from a backup.
+    pub anew: Duration,
     /// How long the server lets a watch last. A connection that is dead without a sign is noticed after this.
     pub watch_seconds: u32,
 }
@@ -77,6 +79,7 @@ impl Default for Pace {
             shortest_pause: Duration::from_millis(800),
             longest_pause: Duration::from_secs(30),
             page: 500,
+            anew: Duration::from_secs(3600),
             watch_seconds: WATCH_SECONDS,
         }
     }

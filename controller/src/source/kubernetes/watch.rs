@@ -74,6 +74,9 @@ impl Watch {
         let events = watcher(api, config);
         let mut events = std::pin::pin!(events);
         let mut failed = false;
+        let mut listed = false;
+        let anew = self.pace.anew.mul_f64(0.75 + rand::random::<f64>() / 2.0);
+        let anew = Instant::now() + anew;
         loop {
             // An outage that ended without any change since is noticed by its failures staying out.
             let event = tokio::select! {
@@ -83,6 +86,7 @@ impl Watch {
                     self.report(News::Recovered).await?;
                     continue;
                 }
+                () = tokio::time::sleep_until(anew), if listed => return Ok(()),
             };
             let told = match event {
                 // Says nothing about the server yet.
@@ -92,7 +96,10 @@ impl Watch {
                     match event {
                         Event::Init => Told::Began,
                         Event::InitApply(object) => Told::Found(object),
-                        Event::InitDone => Told::Complete,
+                        Event::InitDone => {
+                            listed = true;
+                            Told::Complete
+                        }
                         Event::Apply(object) => Told::Changed(object),
                         Event::Delete(object) => Told::Gone(object),
                     }
