@@ -21,6 +21,8 @@ use crate::wait::wait_for;
 #[derive(Debug)]
 pub struct Controller {
     process: Mutex<Option<Process>>,
+    /// The API server that it reads from, in place of the directory.
+    api_server: Option<ApiServer>,
     log_files: Mutex<Vec<PathBuf>>,
     netns: Netns,
     cgroup: Cgroup,
@@ -35,6 +37,7 @@ impl Controller {
         lan: &Netns,
         cgroup: Cgroup,
         source: &Path,
+        kubernetes: bool,
         tokens: &[(String, String)],
         further_args: &[String],
     ) -> Result<Controller> {
@@ -50,7 +53,14 @@ impl Controller {
         let text = |path: &Path| path.display().to_string();
         let mut args = vec!["run".to_owned()];
         let mut option = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
-        option("--source", &text(source));
+        let api_server = kubernetes.then(|| ApiServer::new(source, run.dir()));
+        match &api_server {
+            None => option("--source", &text(source)),
+            Some(server) => {
+                option("--source", "kubernetes");
+                option("--kubeconfig", &text(&server.kubeconfig));
+            }
+        }
         option("--ca", &text(&ca_dir));
         option("--join-tokens", &text(&tokens_file));
         option("--listen", &grpc_address().to_string());
@@ -62,10 +72,15 @@ impl Controller {
         SERVICE_RANGES
             .iter()
             .for_each(|range| option("--service-range", range));
+        if kubernetes {
+            // Tests say by it where the pods are, as no kubelet does.
+            args.push("--believe-netns-annotations".to_owned());
+        }
         args.extend_from_slice(further_args);
         let logs = run.dir().join("logs");
         Ok(Controller {
             process: Mutex::new(None),
+            api_server,
             log_files: Mutex::default(),
             netns,
             cgroup,
@@ -77,6 +92,9 @@ impl Controller {
 
     /// Starts the binary and waits until agents can connect.
     pub fn start(&self) -> Result<()> {
+        if self.api_server.as_ref().is_some_and(|it| !it.is_running()) {
+            self.start_api_server()?;
+        }
         let program = super::binary("weft-controller")?;
         let mut process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
             .args(&self.args)
@@ -101,6 +119,33 @@ impl Controller {
         });
         *lock(&self.process) = Some(process);
         ready?
+    }
+
+    /// Starts the API server of a cluster that has one, and waits until it serves.
+    pub fn start_api_server(&self) -> Result<()> {
+        let server = self.api_server.as_ref().context("there is no API server")?;
+        let program = super::binary("weft-apiserver")?;
+        let mut process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
+            .args(["--folder", &server.folder.display().to_string()])
+            .args(["--kubeconfig", &server.kubeconfig.display().to_string()])
+            .args(["--listen", API_SERVER])
+            .spawn()?;
+        lock(&self.log_files).extend(process.logs().map(Path::to_owned));
+        process.wait_for_line("listening on", START_DEADLINE)?;
+        *lock(&server.process) = Some(process);
+        Ok(())
+    }
+
+    /// Ends the API server with SIGKILL.
+    pub fn kill_api_server(&self) -> Result<()> {
+        let server = self.api_server.as_ref().context("there is no API server")?;
+        let process = lock(&server.process).take();
+        process.context("the API server is not running")?.kill()
+    }
+
+    /// What is wrong, as it tells.
+    pub fn problems(&self) -> Result<String> {
+        http::get(&self.netns, ADMIN, "/problems")?.ok()
     }
 
     /// Ends it with SIGTERM.
@@ -161,6 +206,28 @@ impl Controller {
     }
 }
 
+/// An API server over the manifests, in the controller's namespace.
+#[derive(Debug)]
+struct ApiServer {
+    process: Mutex<Option<Process>>,
+    folder: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+impl ApiServer {
+    fn new(folder: &Path, dir: &Path) -> ApiServer {
+        ApiServer {
+            process: Mutex::new(None),
+            folder: folder.to_owned(),
+            kubeconfig: dir.join("kubeconfig"),
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        lock(&self.process).is_some()
+    }
+}
+
 /// What agents connect to.
 pub(super) fn grpc_address() -> SocketAddr {
     (super::lan_v4(CONTROLLER_HOST), 15010).into()
@@ -182,4 +249,5 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub const TRUST_DOMAIN: &str = "cluster.local";
 const ADMIN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15014);
+const API_SERVER: &str = "127.0.0.1:6443";
 const STOP_DEADLINE: Duration = Duration::from_secs(15);

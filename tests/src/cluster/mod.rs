@@ -49,6 +49,8 @@ pub struct ClusterOptions {
     /// Whether every agent has a cgroup of its own beside that of the pods, as a service of the host
     /// has, rather than one for all agents inside of the one that is intercepted.
     pub separate_cgroups: bool,
+    /// Whether the controller reads the manifests from an API server, rather than from their directory.
+    pub kubernetes: bool,
 }
 
 impl Default for ClusterOptions {
@@ -61,6 +63,7 @@ impl Default for ClusterOptions {
             node_args: vec![],
             alternate_layouts: false,
             separate_cgroups: false,
+            kubernetes: false,
         }
     }
 }
@@ -248,6 +251,7 @@ impl Cluster {
             &self.lan,
             root.child("controller")?,
             self.manifests.dir(),
+            options.kubernetes,
             &tokens,
             &options.controller_args,
         )?;
