@@ -2,7 +2,7 @@
 //! address.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub struct ServicePortEntry {
     /// What backs the port for clients of this node, ordered by address; may be empty. An endpoint's
     /// entry, and what is known of its load, stays the same for as long as it is there.
     pub endpoints: ArcSwap<Vec<Arc<EndpointEntry>>>,
+    /// What backs it for clients of other nodes only; none: nothing.
+    elsewhere: ArcSwapOption<Vec<SocketAddr>>,
     /// What the endpoints share.
     pub health: Arc<Health>,
     /// The weight of the strongest, in percent; 0: all are ordinary ones.
@@ -70,6 +72,7 @@ impl ServicePortEntry {
             protocol: ArcSwap::from_pointee(protocol),
             routes: ArcSwapOption::new(routes),
             endpoints: ArcSwap::from_pointee(endpoints),
+            elsewhere: ArcSwapOption::empty(),
             health,
             heaviest: AtomicU32::new(0),
             balances: Default::default(),
@@ -80,6 +83,15 @@ impl ServicePortEntry {
     /// What the port speaks, as far as somebody said.
     pub fn protocol(&self) -> PortProtocol {
         **self.protocol.load()
+    }
+
+    /// Whether an address backs it, for clients of whatever node.
+    pub fn is_backed_by(&self, address: SocketAddr) -> bool {
+        let here = self.endpoints.load();
+        let elsewhere = self.elsewhere.load();
+        let elsewhere = elsewhere.as_deref();
+        here.iter().any(|it| it.to() == address)
+            || elsewhere.is_some_and(|it| it.contains(&address))
     }
 
     /// Begins the tries of an exchange, or a connection, whose client used an address of the same
@@ -191,6 +203,7 @@ impl ServiceEntry {
             let stays = next.and_then(|it| it.port(port.port));
             if !stays.is_some_and(|it| Arc::ptr_eq(it, port)) {
                 port.endpoints.store(Arc::default());
+                port.elsewhere.store(None);
                 port.routes.store(None);
             }
         }
@@ -407,6 +420,7 @@ impl Parts {
                     if !same(&before, &endpoints) {
                         entry.replace_endpoints(endpoints);
                     }
+                    entry.elsewhere.store(self.elsewhere(entry));
                     entry.compare_weights();
                     if entry.protocol() != port.protocol {
                         entry.protocol.store(Arc::new(port.protocol));
@@ -426,6 +440,7 @@ impl Parts {
                         routes,
                         (endpoints, health),
                     );
+                    entry.elsewhere.store(self.elsewhere(&entry));
                     entry.compare_weights();
                     Arc::new(entry)
                 }
@@ -470,15 +485,31 @@ impl Parts {
         endpoints
     }
 
+    /// All that backs a port, with the port there, ordered by address.
+    fn at_port(&self, service_port: u16) -> impl Iterator<Item = (&KnownEndpoint, u16)> {
+        self.endpoints.iter().filter_map(move |known| {
+            let mut ports = known.ports.iter();
+            let port = ports.find(|it| it.service_port == service_port)?;
+            Some((known, port.target_port))
+        })
+    }
+
+    /// What backs a port beside what it has for clients of this node.
+    fn elsewhere(&self, port: &ServicePortEntry) -> Option<Arc<Vec<SocketAddr>>> {
+        let here = port.endpoints.load();
+        let is_here = |it: &IpAddr| here.binary_search_by_key(it, |it| it.address).is_ok();
+        let at_port = self.at_port(port.port);
+        let elsewhere = at_port.filter(|(known, _)| !is_here(&known.address));
+        let elsewhere = elsewhere.map(|(known, port)| SocketAddr::new(known.address, port));
+        let elsewhere: Vec<_> = elsewhere.collect();
+        (!elsewhere.is_empty()).then(|| Arc::new(elsewhere))
+    }
+
     /// The endpoints that clients of this node may use, with the port there, ordered by address. Which
     /// those are is decided for each family by itself, as EndpointSlices are kept by family too.
     fn candidates<'a>(&'a self, service_port: u16, here: &Here) -> Vec<(&'a KnownEndpoint, u16)> {
         let policy = self.service.as_ref().map(|it| it.internal_traffic);
-        let at_port = self.endpoints.iter().filter_map(|known| {
-            let mut ports = known.ports.iter();
-            let port = ports.find(|it| it.service_port == service_port)?;
-            Some((known, port.target_port))
-        });
+        let at_port = self.at_port(service_port);
         let (v4, v6): (Vec<_>, Vec<_>) = at_port.partition(|(known, _)| known.address.is_ipv4());
         let mut candidates = Vec::with_capacity(v4.len() + v6.len());
         for family in [v4, v6] {

@@ -209,13 +209,28 @@ impl Store {
         })
     }
 
-    /// Whether this port of a service is declared opaque, and that address backs it.
-    pub fn is_declared_opaque(&self, name: &ObjectName, port: u16, backing: SocketAddr) -> bool {
-        let port = self.service_port(name, port);
-        port.is_some_and(|port| {
-            let endpoints = port.endpoints.load();
-            port.protocol().is_opaque() && endpoints.iter().any(|it| it.to() == backing)
-        })
+    /// The same for a flow whose client's agent has not looked into it because this port of that Service
+    /// is opaque, as it says. A Service is believed of pods in its own namespace, and what is said of it is
+    /// not: its declaration, and that the address backs it, are to be in the store.
+    pub fn inbound_protocol_by(
+        &self,
+        workload: &WorkloadId,
+        to: SocketAddr,
+        (service, port): (&Name, u16),
+    ) -> PortProtocol {
+        let declared = self.inbound_protocol(workload, to.port());
+        if declared != PortProtocol::Detect {
+            return declared;
+        }
+        let name = ObjectName {
+            namespace: workload.0.namespace.clone(),
+            name: service.clone(),
+        };
+        let port = self.service_port(&name, port);
+        match port.is_some_and(|it| it.protocol().is_opaque() && it.is_backed_by(to)) {
+            true => PortProtocol::Opaque,
+            false => declared,
+        }
     }
 
     /// Whether connections of a workload of this node to this port, wherever it is, are not to be

@@ -655,6 +655,60 @@ fn inbound_protocols() {
     }
 }
 
+/// What a client's agent says of a Service is found in the store, or not believed.
+#[test]
+fn opaque_by_a_service() {
+    let store = Store::new();
+    let speaking = |name, address, protocol| match service(name, address, &[80, 81]) {
+        Resource::Service(mut it) => {
+            it.ports[0].protocol = protocol;
+            Resource::Service(it)
+        }
+        other => other,
+    };
+    store.apply(
+        vec![
+            speaking("shop/web", "10.2.0.1", PortProtocol::Opaque),
+            speaking("shop/plain", "10.2.0.2", PortProtocol::Detect),
+            speaking("other/web", "10.2.0.3", PortProtocol::Opaque),
+            endpoint("shop/web", "10.1.0.1", &[(80, 8080), (81, 8081)]),
+            endpoint("shop/plain", "10.1.0.1", &[(80, 8080)]),
+            endpoint("other/web", "10.1.0.9", &[(80, 8080)]),
+            // For clients of another zone.
+            placed("10.1.0.1", "n", "west"),
+            placed("10.1.0.2", "n", "east"),
+            zoned_pod(Some("east")),
+        ],
+        vec![],
+    );
+    let web = store.service_port(&"shop/web".parse().expect("valid"), 80);
+    let ours = web.expect("there is one").endpoints.load_full();
+    assert_eq!(ours.len(), 1, "one is left out for clients of this node");
+    for (pod, to, by, is_opaque) in [
+        ("shop/web-0", "10.1.0.1:8080", ("web", 80), true),
+        ("shop/web-0", "10.1.0.2:8080", ("web", 80), true),
+        ("shop/web-0", "10.1.0.3:8080", ("web", 80), false),
+        ("shop/web-0", "10.1.0.1:8081", ("web", 80), false),
+        ("shop/web-0", "10.1.0.1:8081", ("web", 81), false),
+        ("shop/web-0", "10.1.0.1:8080", ("web", 82), false),
+        ("shop/web-0", "10.1.0.1:8080", ("plain", 80), false),
+        ("shop/web-0", "10.1.0.1:8080", ("none", 80), false),
+        ("other/web-0", "10.1.0.1:8080", ("web", 80), false),
+        ("other/web-0", "10.1.0.9:8080", ("web", 80), true),
+        ("shop/web-0", "10.1.0.9:8080", ("web", 80), false),
+    ] {
+        let name = by.0.parse().expect("valid");
+        let to = to.parse().expect("valid");
+        let found = store.inbound_protocol_by(&id(pod), to, (&name, by.1));
+        assert_eq!(found.is_opaque(), is_opaque, "{pod} at {to} by {by:?}");
+    }
+    store.apply(vec![], vec![key(Kind::Service, "shop/web")]);
+    let name = "web".parse().expect("valid");
+    let to = "10.1.0.1:8080".parse().expect("valid");
+    let found = store.inbound_protocol_by(&id("shop/web-0"), to, (&name, 80));
+    assert_eq!(found, PortProtocol::Detect);
+}
+
 /// An endpoint that is meant for a zone, on a node.
 fn placed(address: &str, node: &str, zone: &str) -> Resource {
     let Resource::Endpoint(mut it) = endpoint("shop/web", address, &[(80, 8080)]) else {

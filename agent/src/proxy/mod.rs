@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use weft_core::{ObjectName, PortProtocol, PortRanges};
+use weft_core::{PortProtocol, PortRanges};
 
 use crate::balance::queue::QueueLimits;
 use crate::bpf::Bpf;
@@ -162,25 +162,20 @@ impl Context {
         }
     }
 
-    /// What is declared of a port of a pod of this node, for a flow whose client's agent says so of a
-    /// Service. A Service is believed of pods in its own namespace, and what is said of it is not.
+    /// What is declared of a port of a pod of this node, for a flow whose client's agent says that of a
+    /// Service, or nothing.
     fn declared_here(
         &self,
         pod: &LocalPod,
         to: SocketAddr,
         claim: Option<&OpaqueBy>,
     ) -> PortProtocol {
-        let declared = self.store.inbound_protocol(&pod.id, to.port());
-        let is_so = |claim: &OpaqueBy| {
-            let name = ObjectName {
-                namespace: pod.id.0.namespace.clone(),
-                name: claim.service.clone(),
-            };
-            self.store.is_declared_opaque(&name, claim.port.get(), to)
-        };
-        match (declared, claim) {
-            (PortProtocol::Detect, Some(claim)) if is_so(claim) => PortProtocol::Opaque,
-            _ => declared,
+        match claim {
+            Some(OpaqueBy { service, port }) => {
+                let by = (service, port.get());
+                self.store.inbound_protocol_by(&pod.id, to, by)
+            }
+            None => self.store.inbound_protocol(&pod.id, to.port()),
         }
     }
 
