@@ -45,7 +45,9 @@ impl Detected {
             Sniffed::Http(super::Version::Http1) => ProtocolLabel::Http1,
             Sniffed::Http(super::Version::Http2) => ProtocolLabel::Http2,
             Sniffed::Tls { .. } => ProtocolLabel::Tls,
-            Sniffed::More | Sniffed::Doubtful | Sniffed::Opaque => ProtocolLabel::Opaque,
+            Sniffed::More | Sniffed::Doubtful | Sniffed::Strange | Sniffed::Opaque => {
+                ProtocolLabel::Opaque
+            }
         };
         telemetry.detection(protocol, self.how);
     }
@@ -135,9 +137,9 @@ pub(in crate::proxy) async fn from_client(
     }
 }
 
-/// Ends when the server has said something that tells what it speaks, or has ended: that is nothing. Servers of HTTP/2 may send
-/// their settings before the client has said anything (RFC 9113, section 3.4): then it is for the client
-/// to say what this is.
+/// Ends when the server has said something that tells what it speaks, or has ended: that is nothing. Servers of
+/// HTTP/2 may send their settings before the client has said anything (RFC 9113, section 3.4): then it is for
+/// the client to say what this is, and only the server's end is waited for.
 ///
 /// # Errors
 /// The connection failed.
@@ -152,12 +154,22 @@ pub(in crate::proxy) async fn server_speaks(server: &FlowSocket) -> io::Result<u
             peeked => {
                 let peeked = peeked?;
                 if is_for_client_to_say(&head[..peeked]) {
-                    std::future::pending::<()>().await;
+                    ended(server).await?;
+                    return Ok(0);
                 }
                 return Ok(peeked);
             }
         }
     }
+}
+
+/// Ends when the peer has ended, with bytes of it unread.
+async fn ended(socket: &TcpStream) -> io::Result<()> {
+    while !socket.ready(Interest::READABLE).await?.is_read_closed() {
+        // What it has said keeps the socket ready, and whoever reads it is to find it so.
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
 }
 
 /// Whether what a server says first leaves it to its client to say what they speak.
@@ -176,6 +188,7 @@ fn is_http2_settings(head: &[u8; HTTP2_HEAD_BYTES]) -> bool {
 }
 
 const HTTP2_HEAD_BYTES: usize = 9;
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Enough for most request lines.
 const AT_ONCE_BYTES: usize = 2048;
 #[cfg(test)]
@@ -259,6 +272,23 @@ mod tests {
         ] {
             assert_eq!(is_http2_settings(&head), is, "{head:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_of_http2_that_leaves() {
+        let (mut server, seen) = pair().await;
+        let seen = FlowSocket::accepted(seen);
+        let mut watching = tokio::spawn(async move { server_speaks(&seen).await });
+        for settings in [[0, 0, 0, 4, 0, 0, 0, 0, 0], [0, 0, 0, 4, 1, 0, 0, 0, 0]] {
+            server.write_all(&settings).await.expect("writes");
+            let soon = Duration::from_millis(50);
+            let watched = tokio::time::timeout(soon, &mut watching).await;
+            assert!(watched.is_err(), "it is the client's to say");
+        }
+        drop(server);
+        let watched = tokio::time::timeout(PATIENCE, watching).await;
+        let spoken = watched.expect("ends").expect("no panic").expect("no error");
+        assert_eq!(spoken, 0);
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use weft_core::PortProtocol;
 
 use super::Version;
 use super::detect::{self, Detected};
-use super::sniff::{MOST_BYTES, Sniffed, sniff};
+use super::sniff::{MOST_BYTES, Sniffed, blank, sniff};
 use crate::proxy::error::FlowError;
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side, TunnelHalves};
 use crate::proxy::tunnel::weft1::frame::MOST_DATA_BYTES;
@@ -87,7 +87,7 @@ impl Look<'_> {
             taken.pass(&mut client, server, moved).await?;
             return Ok(None);
         };
-        if taken.passed > 0 {
+        if taken.has_passed {
             return Err(FlowError::HttpInPieces);
         }
         Ok(Some((version, taken.bytes.freeze())))
@@ -107,9 +107,14 @@ impl Look<'_> {
                 biased;
                 count = client.take(&mut taken.bytes) => count?,
                 spoken = detect::server_speaks(server) => {
-                    let spoken = spoken.map_err(|error| Broken::socket(Side::Server, error))?;
-                    if spoken > 0 && self.is_http() {
-                        return Err(FlowError::NotHttp);
+                    let failed = |error| Broken::socket(Side::Server, error);
+                    let spoken = spoken.map_err(failed)?;
+                    if self.is_http() {
+                        if spoken > 0 || !taken.bytes.is_empty() {
+                            return Err(FlowError::NotHttp);
+                        }
+                        // It has ended. So has its client: nothing may reach the server any more.
+                        server.end().map_err(failed)?;
                     }
                     return Ok(Detected::SERVER_FIRST);
                 }
@@ -126,19 +131,27 @@ impl Look<'_> {
                     continue;
                 }
             };
-            if is_late && taken.passed == 0 {
+            if is_late && !taken.has_passed {
                 // It has begun at last, and has as long for the rest.
                 deadline.as_mut().reset(Instant::now() + self.patience);
                 is_late = false;
             }
-            let is_all = count == 0 || taken.bytes.len() >= MOST_BYTES;
+            let looked_at = match self.is_http() {
+                true => taken.bytes.len(),
+                // Servers skip empty lines before a request, some without end.
+                false => taken.bytes.len() - blank(&taken.bytes),
+            };
+            let is_all = count == 0 || looked_at >= MOST_BYTES;
             match sniff(&taken.bytes) {
-                Sniffed::More | Sniffed::Doubtful if is_all => {
+                Sniffed::More | Sniffed::Doubtful | Sniffed::Strange if is_all => {
                     return Ok(Detected::seen(Sniffed::Opaque));
                 }
+                Sniffed::Strange if self.is_http() => return Err(FlowError::NotHttp),
                 Sniffed::Doubtful if self.is_http() => {}
-                Sniffed::More if taken.passed == 0 => {}
-                Sniffed::More | Sniffed::Doubtful => taken.pass(client, server, moved).await?,
+                Sniffed::More if !taken.has_passed => {}
+                Sniffed::More | Sniffed::Doubtful | Sniffed::Strange => {
+                    taken.pass(client, server, moved).await?;
+                }
                 protocol => return Ok(Detected::seen(protocol)),
             }
         }
@@ -146,7 +159,7 @@ impl Look<'_> {
 
     /// Whether nothing but HTTP is to pass.
     fn is_http(self) -> bool {
-        self.requests_only || matches!(self.declared, PortProtocol::Http1 | PortProtocol::Http2)
+        self.requests_only || super::takes_nothing_else(self.declared)
     }
 
     fn count(self, found: &Detected) {
@@ -159,9 +172,12 @@ impl Look<'_> {
 /// First bytes.
 #[derive(Default)]
 struct Taken {
+    /// Without empty lines that were passed on.
     bytes: BytesMut,
     /// So many of them the server has been sent.
     passed: usize,
+    /// It has been sent something.
+    has_passed: bool,
 }
 
 impl Taken {
@@ -180,9 +196,10 @@ impl Taken {
         written.map_err(|error| Broken::socket(Side::Server, error))?;
         moved.way(Side::Client).add(rest.len());
         client.release(rest.len())?;
-        self.passed = self.bytes.len();
         // What may be waited with for long takes no more room than it needs.
-        self.bytes = BytesMut::from(&self.bytes[..]);
+        self.bytes = BytesMut::from(&self.bytes[blank(&self.bytes)..]);
+        self.passed = self.bytes.len();
+        self.has_passed = true;
         Ok(())
     }
 }

@@ -107,6 +107,24 @@ async fn what_is_doubtful_is_passed_on_at_once_and_must_not_become_a_request() {
 }
 
 #[tokio::test]
+async fn no_odd_beginning_hides_a_request() {
+    let blank = "\r\n".repeat(MOST_BYTES);
+    for odd in [&blank, "\u{b}", "GET\u{b}", "{", "\0"] {
+        let mut scene = Scene::new(PortProtocol::Detect, LONG).await;
+        scene.says(odd).await;
+        scene.is_passed(odd).await;
+        // That is looked at too, and the rest of its line.
+        scene.says(REQUEST).await;
+        let found = scene.found().await;
+        assert!(
+            matches!(found, Err(FlowError::HttpInPieces)),
+            "{:.9?}: {found:?}",
+            odd
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_is_doubtful_may_become_something_else() {
     let mut scene = Scene::new(PortProtocol::Detect, LONG).await;
     scene.says("hello").await;
@@ -164,4 +182,16 @@ async fn where_http_is_declared_nothing_else_passes() {
         .expect("writes");
     let found = scene.found().await;
     assert!(matches!(found, Err(FlowError::NotHttp)), "{found:?}");
+}
+
+/// A server that has ended before its client began can answer nothing, so nothing is sent to it.
+#[tokio::test]
+async fn where_http_is_declared_a_server_that_leaves_hears_no_more() {
+    let mut scene = Scene::new(PortProtocol::Http1, LONG).await;
+    scene.server.shutdown().await.expect("shuts down");
+    let mut server = scene.server;
+    let read = tokio::time::timeout(SOON, server.read_u8()).await;
+    assert!(read.expect("ends soon").is_err(), "it is told nothing");
+    let found = scene.looking.await.expect("no panic");
+    assert!(found.expect("works").is_none());
 }

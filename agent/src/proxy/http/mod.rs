@@ -78,6 +78,11 @@ pub(super) fn may_be(declared: PortProtocol) -> bool {
     !declared.is_opaque()
 }
 
+/// Whether nothing but HTTP may pass a port that has this declaration.
+pub(super) fn takes_nothing_else(declared: PortProtocol) -> bool {
+    matches!(declared, PortProtocol::Http1 | PortProtocol::Http2)
+}
+
 /// Whether a server whose port has this declaration takes this version.
 pub(super) fn is_taken(declared: PortProtocol, version: Version) -> bool {
     match declared {

@@ -20,6 +20,8 @@ pub enum Sniffed {
     },
     /// Nothing worth waiting for; but a generous server may take it for a request once its first line is there.
     Doubtful,
+    /// The same of what has bytes that belong into no first line: a strict server never takes it.
+    Strange,
     /// Something else.
     Opaque,
 }
@@ -40,9 +42,7 @@ pub fn sniff(bytes: &[u8]) -> Sniffed {
 /// to pass it on to somebody who takes it. Until then it is HTTP if it looks so far beyond what other
 /// protocols begin with.
 fn sniff_http1(bytes: &[u8]) -> Sniffed {
-    // Empty lines before it are to be ignored (section 2.2).
-    let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n'));
-    let blank = blank.count();
+    let blank = blank(bytes);
     let line = &bytes[blank..];
     if line.is_empty() {
         return match blank > MOST_BLANK_BYTES {
@@ -57,10 +57,17 @@ fn sniff_http1(bytes: &[u8]) -> Sniffed {
     }
 }
 
+/// How many bytes of empty lines it begins with: those before a request are to be ignored (RFC 9112, section 2.2).
+pub fn blank(bytes: &[u8]) -> usize {
+    let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n'));
+    blank.count()
+}
+
 /// Whether a line has several words, and the last is a version of HTTP.
 fn ends_with_version(line: &[u8]) -> bool {
+    // Some servers read it as Latin-1, which has spaces beyond ASCII.
     let mut words = line
-        .split(|it| it.is_ascii_whitespace() || it.is_ascii_control())
+        .split(|it| it.is_ascii_whitespace() || it.is_ascii_control() || !it.is_ascii())
         .filter(|it| !it.is_empty());
     let last = words.next_back().unwrap_or_default();
     let Some((name, number)) = last.split_at_checked(HTTP_SLASH.len()) else {
@@ -74,10 +81,11 @@ fn ends_with_version(line: &[u8]) -> bool {
         && numbers.iter().all(is_number)
 }
 
-/// The same of a line that has no end yet, and is not empty.
+/// The same of a line that has no end yet, and is not empty. Never [`Sniffed::Opaque`]: how a line ends
+/// decides what it is, so that cutting it changes nothing.
 fn sniff_beginning(line: &[u8]) -> Sniffed {
     if !line.iter().copied().all(is_of_line) {
-        return Sniffed::Opaque;
+        return Sniffed::Strange;
     }
     let method = line.iter().take_while(|it| is_token(**it)).count();
     let (method, after) = line.split_at(method);
@@ -87,7 +95,7 @@ fn sniff_beginning(line: &[u8]) -> Sniffed {
         None => return Sniffed::Doubtful,
         // Servers that skip what is before a request begin with what no other protocol does.
         Some(b' ' | b'\t') => {}
-        Some(_) => return Sniffed::Opaque,
+        Some(_) => return Sniffed::Strange,
     }
     let target = &after[1..];
     let is_known = METHODS.contains(&method) && after[0] == b' ';
@@ -158,7 +166,7 @@ impl Sniffed {
             Self::Http(Version::Http1) => "http1",
             Self::Http(Version::Http2) => "http2",
             Self::Tls { .. } => "tls",
-            Self::Doubtful | Self::Opaque => "opaque",
+            Self::Doubtful | Self::Strange | Self::Opaque => "opaque",
         })
     }
 }
@@ -237,10 +245,15 @@ mod tests {
             (b"EHLO example.org\r\n", Sniffed::Opaque),
             (b"OPTIONS rtsp://a RTSP/1.0\r\n", Sniffed::Opaque),
             (b"*1\r\n$4\r\nPING\r\n", Sniffed::Opaque),
-            (b"\0\0\0\x08", Sniffed::Opaque),
-            (b"GET\0/", Sniffed::Opaque),
-            (b"GET /\x01", Sniffed::Opaque),
-            (b"{\"a\":", Sniffed::Opaque),
+            (b"\0\0\0\x08", Sniffed::Strange),
+            (b"GET\0/", Sniffed::Strange),
+            (b"GET /\x01", Sniffed::Strange),
+            (b"\x0b", Sniffed::Strange),
+            (b"\x0bGET / HTTP/1.1\r\n", http1.clone()),
+            (b"GET\x0b/ HTTP/1.1\r\n", http1.clone()),
+            (b"GET / HTTP/1.1\xa0\r\n", http1.clone()),
+            (b"{\"a\":", Sniffed::Strange),
+            (b"{\"a\": 1}\n", Sniffed::Opaque),
             (b"THISISNOMETHODOFANYKINDATALL", Sniffed::Doubtful),
             (&[b'\n'; 40], Sniffed::Doubtful),
             (b"\x16\x03\x01", Sniffed::More),
@@ -273,6 +286,22 @@ mod tests {
         ) {
             let line = format!("{method} {path} HTTP/1.{minor}\n");
             prop_assert!(is_told_from_whole(&line), "{line:?}");
+        }
+
+        #[test]
+        fn nor_is_an_odd_one(
+            before in prop::collection::vec(any::<u8>(), 0..4),
+            between in prop::collection::vec(any::<u8>(), 1..4),
+            after in prop::collection::vec(any::<u8>(), 0..4),
+        ) {
+            let mut line = [&before[..], b"GET", &between, b"/", &between, b"HTTP/1.1", &after, b"\n"].concat();
+            // Bytes of a line's end make two of it.
+            line.truncate(line.iter().position(|it| *it == b'\n').map_or(0, |it| it + 1));
+            if sniff(&line) == Sniffed::Http(Version::Http1) {
+                for at in 1..line.len() {
+                    prop_assert_ne!(sniff(&line[..at]), Sniffed::Opaque, "{:?}", line.escape_ascii().to_string());
+                }
+            }
         }
 
         #[test]
