@@ -137,6 +137,10 @@ pub async fn admit(
         );
     }
     let server = socket::deliver(context, pod, to, from).await?;
+    let declared = context.declared_here(pod, to, opaque_by.as_ref());
+    if http::takes_nothing_else(declared) {
+        live.is_http();
+    }
     let meter = context.telemetry.flow(FlowLabels {
         direction: Direction::Inbound,
         pod: pod.labels.clone(),
@@ -151,7 +155,7 @@ pub async fn admit(
         server,
         verdict,
         meter,
-        declared: context.declared_here(pod, to, opaque_by.as_ref()),
+        declared,
         live,
         labels: Box::new(labels),
         pod: Arc::clone(pod),
@@ -201,6 +205,11 @@ impl Admission {
         &self.pod.usage
     }
 
+    /// Nothing but HTTP passes from now on.
+    pub(super) fn is_http(&self) {
+        self.live.is_http();
+    }
+
     /// Whether policy allows requests and nothing else.
     pub(super) fn is_requests_only(&self) -> bool {
         self.requests_only.is_some()
@@ -219,6 +228,9 @@ impl Admission {
         moved: &Moved,
     ) -> Result<Option<Begun>, FlowError> {
         let looked = look.at(client, server, moved).await;
+        if let Ok(Some(_)) = looked {
+            self.is_http();
+        }
         looked.map_err(|error| match error {
             FlowError::NotHttp => self.may_be_bytes(context).err().unwrap_or(error),
             error => error,
@@ -254,7 +266,7 @@ impl Admission {
         tokio::select! {
             biased;
             () = self.pod.end_flows.cancelled() => FlowError::Drained,
-            verdict = self.live.revoked() => FlowError::PolicyChanged(verdict),
+            revoked = self.live.revoked() => revoked,
         }
     }
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tokio::sync::Notify;
 use weft_core::{Client, Identity, Verdict, WorkloadId};
 
+use super::error::FlowError;
+use super::http;
 use super::live_requests::LiveRequests;
 use crate::discovery::Store;
 
@@ -32,8 +34,19 @@ struct LiveFlow {
     identity: Option<Identity>,
     /// Each of its requests is asked about.
     requests_only: AtomicBool,
-    denied: OnceLock<Verdict>,
+    /// Nothing passes that is no request, whatever its port was declared to be when it began.
+    is_http: AtomicBool,
+    revoked: OnceLock<Revoked>,
     ended: Notify,
+}
+
+/// Why a flow has to end.
+#[derive(Clone, Debug)]
+enum Revoked {
+    /// It would be denied now.
+    Denied(Verdict),
+    /// Its port takes nothing but HTTP now, and nobody knows what it carries.
+    NotHttp,
 }
 
 /// A flow's entry; dropping it takes it out.
@@ -63,7 +76,8 @@ impl LiveFlows {
             client: client.address,
             identity: client.identity.cloned(),
             requests_only: AtomicBool::new(false),
-            denied: OnceLock::new(),
+            is_http: AtomicBool::new(false),
+            revoked: OnceLock::new(),
             ended: Notify::new(),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -105,11 +119,18 @@ impl LiveFlows {
                 true => verdict.admits_requests(),
                 false => verdict.is_allowed(),
             };
-            if !holds {
-                // It may have been denied before and be about to end.
-                let _ = flow.denied.set(verdict);
-                flow.ended.notify_waiters();
-            }
+            let revoked = if !holds {
+                Revoked::Denied(verdict)
+            } else if !flow.is_http.load(Ordering::Acquire)
+                && http::takes_nothing_else(store.inbound_protocol(&pod, flow.port))
+            {
+                Revoked::NotHttp
+            } else {
+                continue;
+            };
+            // It may have been before, and be about to end.
+            let _ = flow.revoked.set(revoked);
+            flow.ended.notify_waiters();
         }
     }
 
@@ -124,15 +145,21 @@ impl LiveEntry {
         self.flow.requests_only.store(true, Ordering::Release);
     }
 
+    /// Nothing but HTTP passes.
+    pub(super) fn is_http(&self) {
+        self.flow.is_http.store(true, Ordering::Release);
+    }
+
     /// Ends when policy no longer allows the flow, with what it says instead.
-    pub(super) async fn revoked(&self) -> Verdict {
+    pub(super) async fn revoked(&self) -> FlowError {
         loop {
             // Counts as waiting from here on: what is said after looking wakes it.
             let ended = self.flow.ended.notified();
-            if let Some(verdict) = self.flow.denied.get() {
-                return verdict.clone();
+            match self.flow.revoked.get() {
+                Some(Revoked::Denied(verdict)) => return FlowError::PolicyChanged(verdict.clone()),
+                Some(Revoked::NotHttp) => return FlowError::NotHttp,
+                None => ended.await,
             }
-            ended.await;
         }
     }
 }
@@ -166,7 +193,10 @@ pub(super) async fn end_flows_no_longer_allowed(live: Weak<LiveFlows>, store: Ar
 
 #[cfg(test)]
 mod tests {
-    use weft_core::{AccessPolicy, ClusterSettings, WorkloadPolicy};
+    use weft_core::{
+        AccessPolicy, ClusterSettings, PolicyGroup, ProxyProtocol, Server, ServerBinding,
+        ServerName, WorkloadPolicy,
+    };
     use weft_proto::Resource;
 
     use super::*;
@@ -227,11 +257,59 @@ mod tests {
         change(&store, AccessPolicy::AllAuthenticated);
         let soon = std::time::Duration::from_secs(10);
         let verdict = tokio::time::timeout(soon, unknown.revoked()).await;
-        assert!(!verdict.expect("ends").is_allowed());
-        assert!(known.flow.denied.get().is_none());
+        let ended = verdict.expect("ends");
+        assert!(
+            matches!(&ended, FlowError::PolicyChanged(verdict) if !verdict.is_allowed()),
+            "{ended:?}"
+        );
+        assert!(known.flow.revoked.get().is_none());
         change(&store, AccessPolicy::Deny);
         let verdict = tokio::time::timeout(soon, known.revoked()).await;
-        assert_eq!(verdict.expect("ends").by(), "default:deny");
+        let ended = verdict.expect("ends");
+        assert!(
+            matches!(&ended, FlowError::PolicyChanged(verdict) if verdict.by() == "default:deny"),
+            "{ended:?}"
+        );
+    }
+
+    /// What nobody looks at must not go on where nothing but HTTP may pass now.
+    #[tokio::test]
+    async fn a_declaration_ends_what_passes_unseen() {
+        let store = store(AccessPolicy::AllUnauthenticated);
+        let live = LiveFlows::new();
+        let seen = live.enter(&pod(), 80, client(), 10).expect("there is room");
+        let unseen = live.enter(&pod(), 80, client(), 10).expect("there is room");
+        let other = live.enter(&pod(), 81, client(), 10).expect("there is room");
+        seen.is_http();
+        let name = ServerName {
+            group: PolicyGroup::Weft,
+            name: "shop/web".parse().expect("valid"),
+        };
+        let policy = WorkloadPolicy {
+            workload: pod(),
+            default: AccessPolicy::AllUnauthenticated,
+            servers: vec![ServerBinding {
+                port: 80,
+                server: name.clone(),
+            }],
+        };
+        let server = Server {
+            name,
+            access_policy: AccessPolicy::AllUnauthenticated,
+            proxy_protocol: ProxyProtocol::Http1,
+            authorizations: vec![],
+            routes: None,
+            rate_limit: None,
+        };
+        store.apply(
+            vec![Resource::WorkloadPolicy(policy), Resource::Server(server)],
+            vec![],
+        );
+        live.recheck(&store);
+        let ended = unseen.revoked().await;
+        assert!(matches!(ended, FlowError::NotHttp), "{ended:?}");
+        assert!(seen.flow.revoked.get().is_none());
+        assert!(other.flow.revoked.get().is_none());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
+use super::http::refusal::MOST_TOLD_PER_POD;
 use super::limits::Limits;
 use super::turns::CpuShare;
 pub(super) use party::{Charger, From, Hold, Party, Piece, Place, Window};
@@ -41,6 +42,8 @@ pub struct Usage {
     most_exchanges: usize,
     /// What its connections of HTTP/2 may receive before somebody takes it.
     windows: AtomicUsize,
+    /// Who was refused by the pod and is being told why.
+    pub(super) told: Semaphore,
     /// Who has exchanges with the pod.
     sources: Mutex<HashMap<From, Weak<party::Source>>>,
 }
@@ -106,6 +109,7 @@ impl Usage {
             dials_to: Mutex::default(),
             most_dials_to_one: limits.dials_per_pod.div_ceil(16),
             waiting: Arc::default(),
+            told: Semaphore::new(MOST_TOLD_PER_POD),
             most_cpus: limits.cpus_per_pod_when_short,
             inbound_exchanges: AtomicUsize::new(0),
             outbound_exchanges: AtomicUsize::new(0),

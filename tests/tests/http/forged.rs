@@ -1,12 +1,14 @@
 //! Who the client is, said by clients that do their best not to be looked at: they wait, cut what they say in
 //! pieces, write methods that nobody knows, and have their own side leave them alone.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_tests::apps::curl_shop;
 use weft_tests::manifests::{ServiceSpec, server};
 use weft_tests::scenario::eventually;
-use weft_tests::testapp::Server;
+use weft_tests::testapp::{Pulse, Server, say};
 use weft_tests::webapp::{HttpServer, Raw, raw};
 use weft_tests::{Checks, Pod, PodSpec};
 
@@ -40,6 +42,8 @@ fn run(name: &str, agent_args: &[&str]) {
         check("a client outside of the mesh", outside);
         check("a Service that is declared opaque", by_service);
         check("what is declared to be HTTP", declared);
+        check("a tunnel through what is declared to be HTTP", tunnelled);
+        check("what is declared to be HTTP later", declared_later);
     }
     checks.finish();
 }
@@ -92,6 +96,17 @@ impl Scene {
         );
         self.expect_nobody_was_fooled()?;
         Ok(got)
+    }
+
+    /// A Server that says what the port speaks, and lets everybody in.
+    fn declare(&self, pair: Pair<'_>, port: u16, protocol: &str) -> Result<Value> {
+        let app = pair.server.name();
+        let name = format!("{app}-{port}");
+        let mut declared = server("default", &name, app, port);
+        declared["spec"]["proxyProtocol"] = json!(protocol);
+        declared["spec"]["accessPolicy"] = json!("all-unauthenticated");
+        self.stage.cluster.apply(&declared)?;
+        Ok(declared)
     }
 
     fn refused(&self, reason: &str) -> Result<f64> {
@@ -189,8 +204,12 @@ fn pieces(scene: &Scene, pair: Pair<'_>) -> Result<()> {
     let rest = rest();
     let (target, end) = rest.split_at(2);
     let blank = "\\n".repeat(20);
+    let very_blank = "\\r\\n".repeat(10_000);
     for (segments, pause) in [
-        (&["frob", &rest][..], 300),
+        (&["\\x0b", &request("GET")][..], 300),
+        (&["{", &rest], 300),
+        (&[&very_blank, &request("GET")], 300),
+        (&["frob", &rest], 300),
         (&["frob", target, end], 300),
         (&["Get /", end], 300),
         (&[&blank, "GET", &rest], 300),
@@ -198,12 +217,21 @@ fn pieces(scene: &Scene, pair: Pair<'_>) -> Result<()> {
         (&["GET", &rest], 4000),
         (&["", "frob", &rest], 2500),
     ] {
-        let got = scene.expect_harmless(pair.client, pair, segments, pause)?;
-        ensure!(got.statuses.is_empty(), "{segments:?}: {got:?}");
+        let mut pause = pause;
+        loop {
+            let got = scene.expect_harmless(pair.client, pair, segments, pause)?;
+            // The application may have found its beginning bad by itself.
+            if !got.statuses.contains(&200) {
+                break;
+            }
+            // On a busy machine the pieces may be found together.
+            pause *= 4;
+            ensure!(pause < 10_000, "{segments:.20?}: {got:?}");
+        }
     }
     eventually("it to be counted", || {
         let refused = scene.refused("http_in_pieces")? - before;
-        ensure!(refused >= 6.0, "{refused} were counted");
+        ensure!(refused >= 7.0, "{refused} were counted");
         Ok(())
     })
 }
@@ -276,7 +304,6 @@ fn by_service(scene: &Scene, pair: Pair<'_>) -> Result<()> {
 
 /// What a Server declares is all that is taken.
 fn declared(scene: &Scene, pair: Pair<'_>) -> Result<()> {
-    let name = pair.server.name();
     let before = scene.refused("not_http")?;
     let old = "--http1.1";
     let new = "--http2-prior-knowledge";
@@ -286,11 +313,7 @@ fn declared(scene: &Scene, pair: Pair<'_>) -> Result<()> {
         (8303, "gRPC", new, old),
     ] {
         let _server = HttpServer::start(pair.server, port, &[])?;
-        let server_name = format!("{name}-{port}");
-        let mut declared = server("default", &server_name, name, port);
-        declared["spec"]["proxyProtocol"] = json!(protocol);
-        declared["spec"]["accessPolicy"] = json!("all-unauthenticated");
-        scene.stage.cluster.apply(&declared)?;
+        scene.declare(pair, port, protocol)?;
         for client in [pair.client, &scene.sly] {
             let expect_reset = |bytes: &str| -> Result<()> {
                 let got = raw(client, pair.at(port), &[bytes], &["--half-close"])?;
@@ -317,6 +340,51 @@ fn declared(scene: &Scene, pair: Pair<'_>) -> Result<()> {
     })
 }
 
+/// An application that answers CONNECT like any other request would take what follows for its next one.
+fn tunnelled(scene: &Scene, pair: Pair<'_>) -> Result<()> {
+    let server = HttpServer::start(pair.server, TUNNELLED, &[])?;
+    scene.declare(pair, TUNNELLED, "HTTP/1")?;
+    for client in [pair.client, &scene.sly] {
+        let connect = "CONNECT shop:443 HTTP/1.1\\r\\nHost: shop:443\\r\\n\\r\\n";
+        let segments = [connect, &request("GET")];
+        eventually("the declaration to be in force", || {
+            let got = raw(
+                client,
+                pair.at(TUNNELLED),
+                &segments,
+                &["--pause-ms", "100"],
+            )?;
+            ensure!(got.statuses.first() == Some(&405), "{got:?}");
+            ensure!(got.received.contains("connect_not_allowed"), "{got:?}");
+            Ok(())
+        })?;
+    }
+    for seen in server.requests()? {
+        ensure!(!is_forged(&seen), "the application was told: {seen:?}");
+    }
+    Ok(())
+}
+
+/// Connections that pass unseen do not outlive the declaration, and whoever has said nothing yet must say HTTP.
+fn declared_later(scene: &Scene, pair: Pair<'_>) -> Result<()> {
+    let _server = Server::start(pair.server, LATER, "echo", &[])?;
+    for client in [pair.client, &scene.sly] {
+        let mut pulse = Pulse::start(client, pair.at(LATER))?;
+        let declared = scene.declare(pair, LATER, "HTTP/1")?;
+        let ended = pulse.wait_broken(Duration::from_secs(20))?;
+        ensure!(ended.outcome == "reset", "{ended:?}");
+        scene.stage.cluster.remove(&declared)?;
+        eventually("the declaration to be gone", || {
+            let said = say(client, pair.at(LATER), "hello")?;
+            ensure!(said.text == "hello", "{said:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 const HTTP: u16 = 8080;
 const OPAQUE: u16 = 8208;
 const ECHO: u16 = 8209;
+const TUNNELLED: u16 = 8210;
+const LATER: u16 = 8211;

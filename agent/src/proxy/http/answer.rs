@@ -56,6 +56,7 @@ impl ExchangeError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => StatusCode::BAD_GATEWAY,
+            Self::Head(BadHead::ConnectUnseen) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Head(_) => StatusCode::BAD_REQUEST,
             Self::NoRule => StatusCode::NOT_FOUND,
             Self::NoBackend | Self::Filter => StatusCode::INTERNAL_SERVER_ERROR,
@@ -108,6 +109,7 @@ impl ExchangeError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => "server_failed",
+            Self::Head(BadHead::ConnectUnseen) => "connect_not_allowed",
             Self::Head(_) => "bad_request",
             Self::NoRule => "no_rule",
             Self::NoBackend => "no_backend",

@@ -4,6 +4,9 @@
 //! What is allowed may still be more than the Server takes: its limit is asked last, so that nobody uses it up
 //! with requests that are denied.
 //!
+//! What follows an accepted CONNECT is no longer asked about. So where each request is looked at it is refused:
+//! an application that answers it as any other request would be told what nobody has seen.
+//!
 //! There is one gate for a client's connection to a port of a pod. What it knows of policy is kept until policy
 //! changes, so that a port without routes or a limit costs a comparison of two numbers for each request.
 
@@ -12,13 +15,16 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::request::Parts;
-use http::{Request, response};
+use http::{Method, Request, response};
 use tokio_util::sync::CancellationToken;
 use weft_core::route::{Filter, InboundMatch, Place, RouteName, apply_to_request};
-use weft_core::{AuthorizationName, Client, Identity, RequestDenial, Server, Verdict};
+use weft_core::{
+    AuthorizationName, Client, Identity, PortProtocol, RequestDenial, Server, Verdict,
+};
 
 use super::answer::ExchangeError;
-use super::head;
+use super::head::{self, BadHead};
+use super::{Version, is_taken, takes_nothing_else};
 use crate::discovery::RequestPolicy;
 use crate::node::LocalPod;
 use crate::proxy::Context;
@@ -46,6 +52,8 @@ pub(in crate::proxy) struct Gate {
 #[derive(Debug)]
 struct Known {
     number: u64,
+    /// What is declared of the port.
+    declared: PortProtocol,
     /// About the client's connection.
     connection: Verdict,
     requests: Option<RequestPolicy>,
@@ -70,6 +78,8 @@ pub(super) struct Pass {
     pub(super) filters: Vec<Filter>,
     /// The request's head before its route has changed it, if that was to.
     original: Option<Box<Parts>>,
+    /// Its head says who the client is.
+    is_told: bool,
     /// Ends it if policy changes; none: its connection is ended.
     pub(super) entry: Option<RequestEntry>,
 }
@@ -92,20 +102,27 @@ impl Gate {
         }
     }
 
-    /// Decides about a request, counts it, says in its head who the client is, and does to that what its route says. `end` is that of its
-    /// connection.
+    /// Decides about a request that comes by `version`, counts it, says in its head who the client is, and does
+    /// to that what its route says. `end` is that of its connection.
     ///
     /// # Errors
-    /// It is denied, no route is for it, or its route answers it.
+    /// It is denied, no route is for it, its route answers it, or the port is declared not to take it.
     pub(super) fn ask(
         &self,
         context: &Context,
+        version: Version,
         head: &mut Parts,
         end: &CancellationToken,
     ) -> Result<Pass, ExchangeError> {
         // Before routes match by it, and again when they have changed it.
         head::set_client(&mut head.headers, self.identity.as_ref());
         let mut known = self.known(context);
+        if !is_taken(known.declared, version) {
+            return Err(FlowError::NotHttp.into());
+        }
+        if head.method == Method::CONNECT && known.looks_at_each() {
+            return Err(BadHead::ConnectUnseen.into());
+        }
         let is_grpc = head::is_grpc(&head.headers);
         let mut entry = None;
         let has_routes = |it: &RequestPolicy| it.server().routes.is_some();
@@ -121,10 +138,7 @@ impl Gate {
         let Some(policy) = &known.requests else {
             // All of one moment: without routes nobody is let in for requests only.
             known.counted.count();
-            return Ok(Pass {
-                entry,
-                ..Pass::default()
-            });
+            return Ok(Pass::of(entry));
         };
         match policy.authorize(self.client(), head, is_grpc) {
             Ok(passed) => {
@@ -136,10 +150,7 @@ impl Gate {
                 let verdict = || passed.verdict(policy.server());
                 self.count(context, &known, decided, route, verdict);
                 self.limit(context, &known)?;
-                let mut pass = Pass {
-                    entry,
-                    ..Pass::default()
-                };
+                let mut pass = Pass::of(entry);
                 if let Some(rule) = passed.rule.filter(|it| !it.rule.filters.is_empty()) {
                     pass.original = Some(Box::new(head::line_and_headers(head)));
                     filter(&rule, head)?;
@@ -187,6 +198,7 @@ impl Gate {
         let labels = self.labels(&connection);
         let made = Arc::new(Known {
             number,
+            declared: store.inbound_protocol(&self.pod.id, self.port),
             limiter: requests.as_ref().and_then(|it| {
                 let Server {
                     name, rate_limit, ..
@@ -258,6 +270,13 @@ impl Gate {
     }
 }
 
+impl Known {
+    /// Whether nothing may pass the port that is no request.
+    fn looks_at_each(&self) -> bool {
+        self.requests.is_some() || takes_nothing_else(self.declared)
+    }
+}
+
 /// Does to the head what the rule says.
 fn filter(rule: &InboundMatch<'_>, head: &mut Parts) -> Result<(), ExchangeError> {
     let place = Place {
@@ -283,12 +302,25 @@ fn route_ref(route: Option<&RouteName>) -> RouteRef {
 }
 
 impl Pass {
-    /// Gives a request back its own head.
+    /// Of a request that a gate was asked about.
+    fn of(entry: Option<RequestEntry>) -> Self {
+        Self {
+            is_told: true,
+            entry,
+            ..Self::default()
+        }
+    }
+
+    /// Gives a request back its own head. Where it goes next may be outside of the mesh, and nobody's to know
+    /// who the client is: what the client itself said of that is lost.
     pub(super) fn undo<B>(&self, mut request: Request<B>) -> Request<B> {
         if let Some(original) = &self.original {
             *request.method_mut() = original.method.clone();
             *request.uri_mut() = original.uri.clone();
             *request.headers_mut() = original.headers.clone();
+        }
+        if self.is_told {
+            head::remove_own(request.headers_mut());
         }
         request
     }

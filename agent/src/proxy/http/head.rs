@@ -37,6 +37,9 @@ pub(super) enum BadHead {
     /// RFC 9113, section 8.5: there is nothing in between that would make the connection.
     #[error("CONNECT is not served by HTTP/2")]
     Connect,
+    /// What follows it would pass unseen.
+    #[error("CONNECT is not served where each request is looked at")]
+    ConnectUnseen,
     /// RFC 9113, section 8.3.1.
     #[error("the request's Host is not the authority of its target")]
     OtherHost,
@@ -171,8 +174,8 @@ fn purpose(head: &request::Parts) -> Purpose {
     }
 }
 
-/// Whether another version of HTTP is asked for. Requests of that would pass unseen, and nobody needs it (RFC 9113,
-/// section 3.1).
+/// Whether another version of HTTP is asked for, or TLS, in which it would go on (RFC 2817). Requests of that
+/// would pass unseen, and nobody needs it (RFC 9113, section 3.1).
 fn upgrades_to_http(headers: &HeaderMap) -> bool {
     let values = headers.get_all(UPGRADE).iter();
     let mut protocols = values.flat_map(|it| it.as_bytes().split(|byte| *byte == b','));
@@ -182,7 +185,7 @@ fn upgrades_to_http(headers: &HeaderMap) -> bool {
             .next()
             .unwrap_or(it)
             .trim_ascii();
-        [&b"h2c"[..], b"h2", b"http"]
+        [&b"h2c"[..], b"h2", b"http", b"tls"]
             .iter()
             .any(|http| name.eq_ignore_ascii_case(http))
     })

@@ -128,9 +128,12 @@ impl Admitted {
             http2: tokio::sync::Mutex::default(),
             end,
         });
-        let started = facts.start(server).await;
-        if let Err(error) = started {
-            tracing::debug!(pod = %pod.id, %error, "HTTP with an application");
+        // Who does not take the version is not spoken to.
+        if is_taken(facts.flow.declared, version) {
+            let started = facts.start(server).await;
+            if let Err(error) = started {
+                tracing::debug!(pod = %pod.id, %error, "HTTP with an application");
+            }
         }
         let kept = Arc::clone(&facts.http1);
         let leave = &pod.stop_accepting;
@@ -271,13 +274,12 @@ async fn try_exchange(
     request: Request<Incoming>,
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
-    if !is_taken(facts.flow.declared, facts.version) {
-        return Err(FlowError::NotHttp.into());
-    }
     let (mut parts, body) = request.into_parts();
     let purpose = head::accept(&mut parts)?;
     let context = &facts.flow.context;
-    let pass = facts.gate.ask(context, &mut parts, &facts.end)?;
+    let pass = facts
+        .gate
+        .ask(context, facts.version, &mut parts, &facts.end)?;
     let place = facts.party.enter(&parts.headers)?;
     let request = Request::from_parts(parts, RequestBody::of(body, &facts.party));
     match facts.version {

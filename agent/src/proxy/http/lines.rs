@@ -42,7 +42,10 @@ enum Place {
 struct Head {
     length: u64,
     is_chunked: bool,
-    switches: bool,
+    /// It is a CONNECT, or names a protocol to change to, and asks for that.
+    is_connect: bool,
+    names_other: bool,
+    upgrades: bool,
 }
 
 /// The beginning of a line.
@@ -158,7 +161,7 @@ impl Lines {
             Place::First if line.is_empty() => Place::First,
             Place::First => {
                 self.head = Head {
-                    switches: line.starts_with(b"CONNECT"),
+                    is_connect: line.starts_with(b"CONNECT"),
                     ..Head::default()
                 };
                 Place::Fields
@@ -193,9 +196,18 @@ impl Head {
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            self.switches = true;
+            self.names_other = true;
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            // Of a long list it is not known: it may be in there.
+            let value = value.get(1..).unwrap_or_default();
+            let mut options = value.split(|it| *it == b',').map(<[u8]>::trim_ascii);
+            self.upgrades |= !is_whole || options.any(|it| it.eq_ignore_ascii_case(b"upgrade"));
         }
         Some(())
+    }
+
+    fn switches(self) -> bool {
+        self.is_connect || self.names_other && self.upgrades
     }
 
     /// What follows it.
@@ -205,11 +217,7 @@ impl Head {
                 is_chunked: true, ..
             } => Place::Size,
             // A body belongs to what nobody knows yet.
-            Self {
-                switches: true,
-                length,
-                ..
-            } if length > 0 => Place::Lost,
+            Self { length, .. } if length > 0 && self.switches() => Place::Lost,
             Self { length: 0, .. } => self.behind(),
             Self { length, .. } => Place::Body(length),
         }
@@ -217,7 +225,7 @@ impl Head {
 
     /// What follows its body.
     fn behind(self) -> Place {
-        if self.switches {
+        if self.switches() {
             Place::Undecided
         } else {
             Place::First
@@ -280,6 +288,9 @@ mod tests {
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
             3;x\r\n\n\n\n\r\na\r\n0123456\n89\r\n0\r\nt: 1\r\n\r\n";
         let upgrade = "GET / HTTP/1.1\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n";
+        // Nothing comes of a protocol that is named and not asked for.
+        let named =
+            "POST / HTTP/1.1\r\nupgrade: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\n";
         for (text, is) in [
             ("\n", "!"),
             ("GET / HTTP/1.1\n", "GET / HTTP/1.1!"),
@@ -302,6 +313,10 @@ mod tests {
                 &chunked.replace("t: 1\r\n", "t: 1!"),
             ),
             (&format!("{upgrade}{get}\n"), &format!("{upgrade}{get}!")),
+            (
+                &format!("{named}a\nb\nc{get}\n"),
+                &format!("{named}a\nb\nc{get}!"),
+            ),
         ] {
             for piece in [1, 2, 3, 7, 1000] {
                 // The answer to an upgrade is not there yet for what comes with it.

@@ -47,7 +47,10 @@ pub(in crate::proxy) async fn tell(
     mut client: Refused,
     refusal: Refusal<'_>,
 ) {
-    // Those who are refused must not take what others need.
+    // Those who are refused must not take what others need, nor those of one pod what others' have use for.
+    let Ok(_place_of_pod) = pod.usage.told.try_acquire() else {
+        return;
+    };
     let Ok(_place) = context.refusals.try_acquire() else {
         return;
     };
@@ -120,3 +123,5 @@ const MOST_TIME: Duration = Duration::from_secs(5);
 const MOST_SWALLOWED_BYTES: usize = 64 * 1024;
 /// Clients that are told at a time; more are reset.
 pub(in crate::proxy) const MOST_TOLD: usize = 256;
+/// The same of those that one pod has refused.
+pub(in crate::proxy) const MOST_TOLD_PER_POD: usize = MOST_TOLD / 4;

@@ -3,6 +3,7 @@
 //! if HTTP closed it, else reset.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -14,6 +15,7 @@ use bytes::{Buf, Bytes};
 use futures::future::BoxFuture;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 use tokio_util::sync::DropGuard;
 
 use super::Version;
@@ -351,11 +353,11 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        // After an upgrade that was declined HTTP drops a connection instead of closing it.
+        let is_over = self.progress.as_ref();
+        let is_over = self.is_flushed && is_over.is_some_and(|it| it.is_over());
         match &mut self.kind {
             Kind::Socket(socket) => {
-                // After an upgrade that was declined HTTP drops a connection instead of closing it.
-                let is_over = self.progress.as_ref();
-                let is_over = self.is_flushed && is_over.is_some_and(|it| it.is_over());
                 if self.ended || is_over {
                     socket.close_in_order();
                 }
@@ -369,12 +371,21 @@ impl Drop for Stream {
             }
             // It knows itself.
             Kind::Channel(_) => {}
-            Kind::Tunnel(tunnel) => {
-                // What is left to be received ends by itself.
-                if !self.ended {
-                    tunnel.send.send_reset(Reason::CANCEL);
+            // What is left to be received ends by itself.
+            Kind::Tunnel(_) if self.ended => {}
+            Kind::Tunnel(_) if is_over => {
+                let gone = ChannelStream::gone();
+                if let (Ok(runtime), Kind::Tunnel(mut tunnel)) = (
+                    Handle::try_current(),
+                    std::mem::replace(&mut self.kind, Kind::Channel(gone)),
+                ) {
+                    runtime.spawn(async move {
+                        let ending = poll_fn(|context| tunnel.poll_end(context));
+                        let _ = tokio::time::timeout(END_PATIENCE, ending).await;
+                    });
                 }
             }
+            Kind::Tunnel(tunnel) => tunnel.send.send_reset(Reason::CANCEL),
         }
     }
 }
@@ -383,6 +394,16 @@ impl Drop for Stream {
 struct ChannelStream {
     io: Option<ChannelIo>,
     returned: Returned,
+}
+
+impl ChannelStream {
+    /// Nothing is left of it.
+    fn gone() -> Self {
+        Self {
+            io: None,
+            returned: Returned::default(),
+        }
+    }
 }
 
 impl Drop for ChannelStream {

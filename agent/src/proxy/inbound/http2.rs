@@ -8,7 +8,6 @@ use ::http::StatusCode;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use weft_core::PortProtocol;
 
 use super::peer::{Peer, tunnel_arrival, tunnel_record};
 use super::{Admitted, admit, serve_http};
@@ -77,12 +76,12 @@ pub(super) async fn tunnel_flow(
     record.finish(&context.telemetry, &result);
 }
 
-/// Whether the port is declared to be HTTP's, so that there is an answer in HTTP to wait for.
+/// Whether policy refused it at a port that is declared to be HTTP's, so that there is an answer in HTTP to wait
+/// for. Of an endpoint that cannot be reached the peer itself has to know: it may try another one.
 fn is_told_by_http(context: &Context, pod: &LocalPod, error: &FlowError, record: &Record) -> bool {
     let declared = record.original;
     let declared = declared.map(|to| context.store.inbound_protocol(&pod.id, to.port()));
-    let is_http = matches!(declared, Some(PortProtocol::Http1 | PortProtocol::Http2));
-    is_http && error.is_told()
+    declared.is_some_and(http::takes_nothing_else) && matches!(error, FlowError::Denied(_))
 }
 
 async fn open_tunnel_flow(

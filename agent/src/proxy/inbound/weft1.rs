@@ -235,10 +235,20 @@ async fn last_words(
     let server_failed = |error| Broken::socket(Side::Server, error);
     let client_failed = |error| Broken::socket(Side::Client, error);
     server.end().map_err(server_failed)?;
+    let channel = io.socket();
+    let mut has_left = pin!(async {
+        match &channel {
+            Some(socket) => failed(socket).await,
+            None => std::future::pending().await,
+        }
+    });
     let mut bytes = vec![0; 16 * 1024];
     loop {
         let count = loop {
-            server.socket().readable().await.map_err(server_failed)?;
+            tokio::select! {
+                readable = server.socket().readable() => readable.map_err(server_failed)?,
+                () = &mut has_left => return Err(Broken::Reset(Side::Client)),
+            }
             match server.socket().try_read(&mut bytes) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 other => break other.map_err(server_failed)?,

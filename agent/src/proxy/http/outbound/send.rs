@@ -343,7 +343,7 @@ fn ask(
     };
     let placeholder = Request::new(RequestBody::empty());
     let (mut parts, body) = std::mem::replace(request, placeholder).into_parts();
-    let asked = gate.ask(&client.context, &mut parts, &client.end);
+    let asked = gate.ask(&client.context, client.version, &mut parts, &client.end);
     *request = Request::from_parts(parts, body);
     asked
 }

@@ -45,6 +45,16 @@ pub(super) async fn upstream(
     let way = outbound::decide(context, pod, endpoint).await;
     let way = way.inspect_err(|error| refused(client, error))?;
     let route = outbound::route(context, &way, endpoint);
+    if let Some(local) = &route.local
+        && !is_taken(
+            context.store.inbound_protocol(&local.id, endpoint.port()),
+            *version,
+        )
+    {
+        // Its application is not bothered.
+        refused(client, &FlowError::NotHttp);
+        return Err(FlowError::NotHttp.into());
+    }
     match version {
         Version::Http1 => {
             if let Some(connection) = pod.exchanges.take_http1(&route) {
@@ -127,12 +137,16 @@ pub(super) async fn start(
             (stream, Hold::Nothing)
         }
         Connected::SameNode(admitted, _) if !is_taken(admitted.declared, client.version) => {
+            record.moved = moved;
+            let result = Err(FlowError::NotHttp);
+            record.finish(&context.telemetry, &result);
             return Err(FlowError::NotHttp.into());
         }
         Connected::SameNode(admitted, tracked) => {
             let (server, inbound_meter, verdict, admission) = admitted.part();
             record.verdict = Some(verdict);
             moved.meter_too(inbound_meter);
+            admission.is_http();
             let hold = Hold::SameNode {
                 admission,
                 _counted: tracked,
