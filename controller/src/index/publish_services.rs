@@ -11,7 +11,7 @@ use super::Index;
 use super::ports::PortsChoice;
 use super::publish_pods::Derived;
 use super::reliability::ReliabilitySaid;
-use super::services::{ServiceRecord, SliceRecord};
+use super::services::{Family, ServiceRecord, SliceRecord};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use crate::views::Audience;
@@ -186,6 +186,9 @@ impl Index {
         let names = self.slices_of.get(&service.name);
         let slices = names.into_iter().flatten();
         let mut endpoints: Vec<Endpoint> = vec![];
+        // Those of which no slice says that they stay.
+        let mut leaving: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut staying: BTreeSet<IpAddr> = BTreeSet::new();
         let mut known: std::collections::HashMap<IpAddr, usize> = Default::default();
         for slice in slices.filter_map(|it| self.slices.get(it)) {
             let ports = service.ports_of(slice);
@@ -205,6 +208,10 @@ impl Index {
                 let Some(endpoint) = endpoints.get_mut(at) else {
                     continue;
                 };
+                match listed.leaving {
+                    true => leaving.insert(listed.address),
+                    false => staying.insert(listed.address),
+                };
                 for port in &ports {
                     let taken = |it: &EndpointPort| it.service_port == port.service_port;
                     if !endpoint.ports.iter().any(taken) {
@@ -214,6 +221,8 @@ impl Index {
             }
         }
         endpoints.retain(|it| !it.ports.is_empty());
+        leaving.retain(|it| !staying.contains(it));
+        only_who_stays(&mut endpoints, &leaving);
         for endpoint in &mut endpoints {
             endpoint.ports.sort_by_key(|it| it.service_port);
         }
@@ -276,6 +285,18 @@ impl Index {
             pod.is_some_and(|it| record.selects(&it.labels))
         });
         self.dirty.pods.extend(behind.cloned());
+    }
+}
+
+/// Leaves out endpoints that are terminating, if there are others of their family: as kube-proxy does, so that the last
+/// pod of a Service serves until it ends.
+fn only_who_stays(endpoints: &mut Vec<Endpoint>, leaving: &BTreeSet<IpAddr>) {
+    let stays = |it: &Endpoint| !leaving.contains(&it.name.address);
+    for family in [Family::V4, Family::V6] {
+        let of_family = |it: &Endpoint| Family::of(it.name.address) == family;
+        if endpoints.iter().any(|it| of_family(it) && stays(it)) {
+            endpoints.retain(|it| !of_family(it) || stays(it));
+        }
     }
 }
 

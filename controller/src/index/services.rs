@@ -91,7 +91,7 @@ pub(super) enum Target {
 pub(super) struct SliceRecord {
     /// The service that it belongs to.
     pub(super) service: ObjectName,
-    /// The addresses that are ready.
+    /// The addresses that serve.
     pub(super) addresses: Vec<SliceAddress>,
     /// Its TCP ports: the name of the service's port, and the number at the endpoints.
     pub(super) ports: Vec<(String, u16)>,
@@ -106,6 +106,8 @@ pub(super) struct SliceAddress {
     pub(super) place: EndpointPlace,
     /// The pod that has it, if one has.
     pub(super) pod: Option<ObjectName>,
+    /// Whether it is terminating: it still serves, for when nobody else does.
+    pub(super) leaving: bool,
 }
 
 /// In place of `spec.trafficDistribution`: zones are allocated then, by who writes EndpointSlices. The
@@ -317,16 +319,19 @@ impl SliceRecord {
             let conditions = endpoint.conditions.as_ref();
             let ready = conditions.and_then(|it| it.ready).unwrap_or(true);
             let terminating = conditions.and_then(|it| it.terminating).unwrap_or(false);
+            // As it is read where `serving` is newer than who writes slices.
+            let serving = conditions.and_then(|it| it.serving).unwrap_or(ready);
             let place = slice_place(index, endpoint)?;
             let pod = target_pod(&service.namespace, endpoint);
             for text in &endpoint.addresses {
                 let field = format!("endpoints[{index}].addresses");
                 let address = super::address(&field, text)?;
-                if ready && !terminating {
+                if (ready && !terminating) || (serving && terminating) {
                     addresses.push(SliceAddress {
                         address,
                         place: place.clone(),
                         pod: pod.clone(),
+                        leaving: terminating,
                     });
                 }
             }
@@ -348,7 +353,8 @@ impl SliceRecord {
 }
 
 impl Family {
-    fn of(address: IpAddr) -> Self {
+    /// That of an address.
+    pub(super) fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::V4,
             IpAddr::V6(_) => Self::V6,

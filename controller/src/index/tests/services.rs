@@ -242,6 +242,56 @@ ports: [{name: http, port: 9090}, {name: other, port: 1}]
     assert_eq!(cluster.endpoints(), derived);
 }
 
+/// As kube-proxy does: the last pod of a Service serves until it ends.
+#[test]
+fn who_is_terminating_serves_if_nobody_else_does() {
+    let slice = |name: &str, family: &str, endpoints: &[&str]| {
+        format!(
+            "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
+addressType: {family}
+endpoints: [{}]
+ports: [{{name: http, port: 9090}}]
+",
+            endpoints.join(", ")
+        )
+    };
+    const STAYS: &str = "{addresses: [10.1.0.1], conditions: {ready: true, serving: true}}";
+    const LEAVES: &str = "{addresses: [10.1.0.2], \
+        conditions: {ready: false, serving: true, terminating: true}}";
+    const FAILS: &str = "{addresses: [10.1.0.3], \
+        conditions: {ready: false, serving: false, terminating: true}}";
+    const PUBLISHED: &str = "{addresses: [10.1.0.4], \
+        conditions: {ready: true, terminating: true}}";
+    const LEAVES_TOO: &str = "{addresses: ['fd01::2'], \
+        conditions: {ready: false, serving: true, terminating: true}}";
+    let none: &[&str] = &[];
+    for (v4, v6, expected) in [
+        (&[STAYS, LEAVES, FAILS][..], none, vec!["10.1.0.1:80>9090"]),
+        (&[LEAVES, FAILS], none, vec!["10.1.0.2:80>9090"]),
+        (&[FAILS], none, vec![]),
+        (&[PUBLISHED], none, vec!["10.1.0.4:80>9090"]),
+        (&[PUBLISHED, STAYS], none, vec!["10.1.0.1:80>9090"]),
+        (
+            &[STAYS, LEAVES],
+            &[LEAVES_TOO],
+            vec!["10.1.0.1:80>9090", "fd01::2:80>9090"],
+        ),
+    ] {
+        let manifests = service("ports: [{name: http, port: 80}]")
+            + &slice("web-4", "IPv4", v4)
+            + &slice("web-6", "IPv6", v6);
+        assert_eq!(Cluster::of(&manifests).endpoints(), expected, "{v4:?}");
+    }
+    // Of two slices, one may be older: who stays by one, stays.
+    let manifests = service("ports: [{name: http, port: 80}]")
+        + &slice("web-4", "IPv4", &[STAYS, LEAVES])
+        + &slice("web-5", "IPv4", &[&LEAVES.replace("0.2", "0.1")]);
+    assert_eq!(Cluster::of(&manifests).endpoints(), ["10.1.0.1:80>9090"]);
+}
+
 #[test]
 fn endpoints_go_with_pod_service_label_or_address() {
     let everything =
