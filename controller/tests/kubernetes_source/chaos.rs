@@ -33,15 +33,37 @@ async fn lists_come_in_pages() {
 /// What changes while nobody watches is found by a list, if the server has forgotten it meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_forgot_is_found() {
+    for refused in [false, true] {
+        let stage = Stage::of(SHOP).await;
+        stage.controller.wait_complete().await;
+        // Nobody hears of what follows before it is forgotten.
+        stage.server().behave(|it| {
+            it.expired_is_refused = refused;
+            it.refused.insert("pods".to_owned(), 500);
+        });
+        stage.server().disconnect();
+        let problem = "Pod: cannot watch: refused by the test";
+        stage.controller.wait_problem(problem).await;
+        stage.delete("{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: shop}}");
+        stage.apply(&pod("new", "two", "10.1.2.10", "web").to_string());
+        stage.store.compact();
+        stage.server().behave(|it| it.refused.clear());
+        stage.wait_same("after a compaction").await;
+        stage.controller.wait_no_problem().await;
+    }
+}
+
+/// The server is away for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_while_the_server_is_away_is_found() {
     let mut stage = Stage::of(SHOP).await;
     stage.controller.wait_complete().await;
     stage.stop().await;
     stage.delete("{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: shop}}");
     stage.apply(&pod("new", "two", "10.1.2.10", "web").to_string());
-    stage.store.compact();
     stage.start().await;
-    stage.wait_same("after a compaction").await;
-    stage.controller.wait_reached().await;
+    stage.wait_same("after an outage").await;
+    stage.controller.wait_no_problem().await;
 }
 
 /// A cluster that is restored from a backup counts from an earlier version on: no watch hears what follows.

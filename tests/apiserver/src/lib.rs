@@ -82,6 +82,9 @@ pub struct Behaviour {
     pub bookmark_every: Duration,
     /// Watches end after this, whatever is asked for.
     pub longest_watch: Duration,
+    /// Whether a watch from a forgotten version is refused with 410, as by what stands before some servers, rather than
+    /// begun with an event that says so.
+    pub expired_is_refused: bool,
 }
 
 /// How a watch ends in the middle of an event.
@@ -116,6 +119,7 @@ impl Default for Behaviour {
             longest_page: usize::MAX,
             bookmark_every: Duration::from_secs(60),
             longest_watch: Duration::from_secs(3600),
+            expired_is_refused: false,
         }
     }
 }

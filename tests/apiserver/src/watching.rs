@@ -40,7 +40,15 @@ pub(crate) fn watch(
             (StatusCode::BAD_REQUEST, "BadRequest", message)
         })?,
     };
-    let longest = shared.behaviour().longest_watch;
+    let (longest, refuses) = {
+        let behaviour = shared.behaviour();
+        (behaviour.longest_watch, behaviour.expired_is_refused)
+    };
+    let namespace = of.namespace.as_deref();
+    if refuses && from > 0 && shared.store.since(&of.kind, namespace, from).is_err() {
+        let message = format!("too old resource version: {from}");
+        return Err((StatusCode::GONE, "Expired", message));
+    }
     let asked = query.get("timeoutSeconds").and_then(|it| it.parse().ok());
     let time = asked.map_or(longest, |it| longest.min(Duration::from_secs(it)));
     let (lines, received) = mpsc::channel(16);
