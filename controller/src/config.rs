@@ -112,6 +112,14 @@ pub struct Run {
     /// Use tunnels between pods of one node too, instead of handing flows over in the process.
     #[arg(long, env = "WEFT_FORCE_TUNNELS")]
     pub force_tunnels: bool,
+    /// The namespace whose EgressNetworks hold for the pods of all namespaces that have none of their own.
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "WEFT_EGRESS_NAMESPACE",
+        default_value = "linkerd-egress"
+    )]
+    pub egress_namespace: Name,
     /// Form of the log.
     #[arg(
         long,

@@ -159,6 +159,7 @@ impl Controller {
             trust_domain: self.config.trust_domain.clone(),
             pod_ranges: self.config.pod_range.clone(),
             service_ranges: self.config.service_range.clone(),
+            egress_namespace: self.config.egress_namespace.clone(),
             default_policy: self.config.default_policy,
             force_tunnels: self.config.force_tunnels,
             // Where there is Kubernetes, somebody writes EndpointSlices.

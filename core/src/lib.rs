@@ -6,6 +6,7 @@
 
 mod accrual;
 mod cluster;
+mod egress;
 mod identity;
 mod names;
 mod policy;
@@ -16,6 +17,9 @@ mod workload;
 
 pub use accrual::{FailureAccrual, SuccessRate};
 pub use cluster::{ClusterSettings, TrustBundle};
+pub use egress::{
+    EgressName, EgressNetwork, EgressNetworks, EgressRoute, EgressSettings, TrafficPolicy,
+};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use names::{Name, NameError, ObjectName, TUNNEL_PORT};
 pub use policy::{

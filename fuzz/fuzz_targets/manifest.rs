@@ -67,5 +67,7 @@ fn settings() -> Settings {
         service_ranges: vec!["10.2.0.0/16".parse().expect("valid")],
         default_policy: AccessPolicy::AllUnauthenticated,
         force_tunnels: false,
+        slices_only: false,
+        egress_namespace: "linkerd-egress".parse().expect("valid"),
     }
 }

@@ -55,6 +55,7 @@ impl TryFrom<v1::Resource> for Resource {
             Body::WorkloadPolicy(it) => Self::WorkloadPolicy(it.try_into()?),
             Body::Server(it) => Self::Server(it.try_into()?),
             Body::RouteTable(it) => Self::RouteTable(it.try_into()?),
+            Body::EgressNetwork(it) => Self::EgressNetwork(it.try_into()?),
         };
         if resource.key() == key {
             Ok(resource)
@@ -76,6 +77,7 @@ impl From<Key> for v1::Key {
             Kind::WorkloadPolicy => v1::Kind::WorkloadPolicy,
             Kind::Server => v1::Kind::Server,
             Kind::RouteTable => v1::Kind::RouteTable,
+            Kind::EgressNetwork => v1::Kind::EgressNetwork,
         };
         Self {
             kind: kind.into(),
@@ -101,6 +103,7 @@ impl TryFrom<v1::Key> for Key {
             v1::Kind::WorkloadPolicy => Kind::WorkloadPolicy,
             v1::Kind::Server => Kind::Server,
             v1::Kind::RouteTable => Kind::RouteTable,
+            v1::Kind::EgressNetwork => Kind::EgressNetwork,
         };
         Ok(Self {
             kind,
@@ -144,6 +147,7 @@ fn body(resource: Resource) -> v1::resource::Body {
         Resource::WorkloadPolicy(it) => Body::WorkloadPolicy(it.into()),
         Resource::Server(it) => Body::Server(it.into()),
         Resource::RouteTable(it) => Body::RouteTable(it.into()),
+        Resource::EgressNetwork(it) => Body::EgressNetwork(it.into()),
     }
 }
 
@@ -243,6 +247,7 @@ fn object_name(field: &str, message: Option<v1::ObjectName>) -> Converted<core::
 }
 
 mod cluster;
+mod egress;
 mod filter;
 mod policy;
 mod profile;

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use weft_core::{
-    ClusterSettings, Endpoint, NodePod, Server, Service, TrustBundle, Workload, WorkloadPolicy,
-    route::RouteTable,
+    ClusterSettings, EgressNetwork, Endpoint, NodePod, Server, Service, TrustBundle, Workload,
+    WorkloadPolicy, route::RouteTable,
 };
 
 /// A resource: what is pushed, versioned, accepted or rejected as one.
@@ -28,6 +28,8 @@ pub enum Resource {
     Server(Server),
     /// The routes of a port of a service.
     RouteTable(RouteTable),
+    /// What may leave the cluster.
+    EgressNetwork(EgressNetwork),
 }
 
 /// The kinds of [`Resource`].
@@ -43,6 +45,7 @@ pub enum Kind {
     WorkloadPolicy,
     Server,
     RouteTable,
+    EgressNetwork,
 }
 
 /// Names a resource.
@@ -67,6 +70,7 @@ impl Resource {
             Self::WorkloadPolicy(it) => (Kind::WorkloadPolicy, it.workload.to_string()),
             Self::Server(it) => (Kind::Server, it.name.to_string()),
             Self::RouteTable(it) => (Kind::RouteTable, it.name().to_string()),
+            Self::EgressNetwork(it) => (Kind::EgressNetwork, it.name().to_string()),
         };
         Key { kind, name }
     }
@@ -84,6 +88,7 @@ impl fmt::Display for Kind {
             Self::WorkloadPolicy => "workload policy",
             Self::Server => "server",
             Self::RouteTable => "route table",
+            Self::EgressNetwork => "egress network",
         })
     }
 }

@@ -8,8 +8,9 @@ use std::time::Instant;
 use serde::{Serialize, Serializer};
 use weft_core::route::{InboundRoutes, RouteTable};
 use weft_core::{
-    AccessPolicy, Authorization, ClusterSettings, Mesh, Name, ObjectName, Owner, PolicyGroup,
-    PortProtocol, ProxyProtocol, RateLimit, Server, ServerBinding, Workload, WorkloadPolicy,
+    AccessPolicy, Authorization, ClusterSettings, EgressNetwork, Mesh, Name, ObjectName, Owner,
+    PolicyGroup, PortProtocol, ProxyProtocol, RateLimit, Server, ServerBinding, Workload,
+    WorkloadPolicy,
 };
 
 use crate::balance::EndpointEntry;
@@ -65,11 +66,14 @@ pub(super) struct ShownRoutes(pub(super) Arc<RouteTable>);
 pub(super) struct ShownPolicies {
     pub(super) workloads: Vec<ShownWorkloadPolicy>,
     pub(super) servers: Vec<ShownServer>,
+    pub(super) egress_networks: Vec<ShownEgress>,
 }
 
 pub(super) struct ShownWorkloadPolicy(pub(super) Arc<WorkloadPolicy>);
 
 pub(super) struct ShownServer(pub(super) Arc<Server>);
+
+pub(super) struct ShownEgress(pub(super) Arc<EgressNetwork>);
 
 impl ShownEndpoint {
     pub(super) fn new(endpoint: &EndpointEntry, now: Instant) -> Self {
@@ -141,6 +145,12 @@ impl Serialize for ShownWorkloadPolicy {
             servers,
         };
         shown.serialize(serializer)
+    }
+}
+
+impl Serialize for ShownEgress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
     }
 }
 

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use weft_core::{
-    Client, ClusterSettings, DenyReason, Passed, PortProtocol, RequestDenial, Server, ServerName,
-    Verdict, WorkloadId, WorkloadPolicy,
+    Client, ClusterSettings, DenyReason, EgressNetworks, Passed, PortProtocol, RequestDenial,
+    Server, ServerName, Verdict, WorkloadId, WorkloadPolicy,
 };
 
-use super::dump::{ShownPolicies, ShownServer, ShownWorkloadPolicy};
+use super::dump::{ShownEgress, ShownPolicies, ShownServer, ShownWorkloadPolicy};
 
 /// What is asked about each request at a port: the Server that governs it, which has routes or a limit.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub(super) struct Policies {
     pub(super) cluster: Option<Arc<ClusterSettings>>,
     pub(super) workloads: HashMap<WorkloadId, Arc<WorkloadPolicy>>,
     pub(super) servers: HashMap<ServerName, Arc<Server>>,
+    /// What the pods may reach outside of the cluster.
+    pub(super) egress: EgressNetworks,
 }
 
 impl Policies {
@@ -119,6 +121,7 @@ impl Policies {
         ShownPolicies {
             workloads: workloads.into_iter().map(ShownWorkloadPolicy).collect(),
             servers: servers.into_iter().map(ShownServer).collect(),
+            egress_networks: self.egress.list().into_iter().map(ShownEgress).collect(),
         }
     }
 }

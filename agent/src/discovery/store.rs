@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use weft_core::{
-    Client, ClusterSettings, EndpointName, Name, NodePod, ObjectName, PortProtocol, PortRanges,
-    TrustBundle, TrustDomain, Verdict, Workload, WorkloadId,
+    Client, ClusterSettings, EgressName, EgressNetwork, EndpointName, Name, NodePod, ObjectName,
+    PortProtocol, PortRanges, TrustBundle, TrustDomain, Verdict, Workload, WorkloadId,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -106,6 +106,7 @@ struct Sorted {
 
 enum PolicyChange {
     Put(Resource),
+    RemoveEgress(EgressName),
     RemoveWorkload(WorkloadId),
     RemoveServer(String),
 }
@@ -270,6 +271,28 @@ impl Store {
         self.policies.load().number
     }
 
+    /// Whether there are EgressNetworks.
+    pub fn has_egress(&self) -> bool {
+        !self.policies.load().egress.is_empty()
+    }
+
+    /// The EgressNetwork that a destination belongs to, for clients in a namespace; none: it belongs to none, or
+    /// is not outside of the cluster.
+    pub fn egress(&self, client: &Name, to: SocketAddr) -> Option<Arc<EgressNetwork>> {
+        let policies = self.policies.load();
+        if policies.egress.is_empty() {
+            return None;
+        }
+        let is_outside = self.is_outside(to);
+        let network = is_outside.then(|| policies.egress.find(client, to.ip()));
+        network.flatten().cloned()
+    }
+
+    /// Whether a destination is outside of the cluster.
+    pub fn is_outside(&self, to: SocketAddr) -> bool {
+        matches!(self.classify(to), Destination::Outside)
+    }
+
     /// The pods of this node, by name.
     pub fn node_pods(&self) -> Vec<Arc<NodePod>> {
         self.node_pods.load().values().cloned().collect()
@@ -378,7 +401,9 @@ impl Store {
                     let name = server.name.clone();
                     policies.servers.insert(name, Arc::new(server));
                 }
+                PolicyChange::Put(Resource::EgressNetwork(network)) => policies.egress.put(network),
                 PolicyChange::Put(_) => {}
+                PolicyChange::RemoveEgress(name) => policies.egress.remove(&name),
                 PolicyChange::RemoveWorkload(id) => {
                     policies.workloads.remove(&id);
                 }
@@ -500,7 +525,9 @@ impl Sorted {
             Resource::RouteTable(it) => {
                 self.services.insert(services.put_routes(it));
             }
-            it @ (Resource::WorkloadPolicy(_) | Resource::Server(_)) => {
+            it @ (Resource::WorkloadPolicy(_)
+            | Resource::Server(_)
+            | Resource::EgressNetwork(_)) => {
                 self.policies.push(PolicyChange::Put(it));
             }
         }
@@ -545,6 +572,10 @@ impl Sorted {
                 self.policies.extend(id);
             }
             Kind::Server => self.policies.push(PolicyChange::RemoveServer(key.name)),
+            Kind::EgressNetwork => {
+                let name = key.name.parse().ok().map(PolicyChange::RemoveEgress);
+                self.policies.extend(name);
+            }
         }
     }
 }

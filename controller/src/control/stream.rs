@@ -340,7 +340,7 @@ fn order(resource: &v1::Resource) -> u8 {
     use v1::resource::Body;
     match &resource.body {
         Some(Body::Cluster(_) | Body::TrustBundle(_)) => 0,
-        Some(Body::Server(_)) => 1,
+        Some(Body::Server(_) | Body::EgressNetwork(_)) => 1,
         Some(Body::WorkloadPolicy(_)) => 2,
         Some(Body::Workload(_)) => 3,
         Some(Body::Service(_)) => 4,

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use weft_core::route::RouteName;
 use weft_core::{
-    AccessPolicy, AuthorizationName, ClusterSettings, EndpointName, IdentityMatch, Name,
-    NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
+    AccessPolicy, AuthorizationName, ClusterSettings, EgressName, EndpointName, IdentityMatch,
+    Name, NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
 };
 use weft_proto::{Key, Resource};
 
@@ -23,6 +23,7 @@ use crate::source::{Batch, Event};
 use crate::statuses::RouteStatuses;
 use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
+use egress::{EgressRecord, PublishedEgress};
 use limits::{LimitRecord, Limits};
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
@@ -33,6 +34,7 @@ use services::{ServiceRecord, SliceRecord};
 
 mod accrual;
 mod claims;
+mod egress;
 mod limits;
 mod pods;
 mod policies;
@@ -68,6 +70,8 @@ pub struct Settings {
     /// Take a Service's endpoints from EndpointSlices only. Else, of a Service that has none, from the pods that it
     /// selects: where nobody writes slices.
     pub slices_only: bool,
+    /// The namespace whose EgressNetworks hold for all namespaces that have none of their own.
+    pub egress_namespace: Name,
 }
 
 /// The index: all objects, what was made of them, and what is to be made anew.
@@ -118,6 +122,7 @@ struct Policies {
     mesh_tls: HashMap<(PolicyGroup, ObjectName), Vec<IdentityMatch>>,
     networks: HashMap<(PolicyGroup, ObjectName), Vec<NetworkMatch>>,
     limits: Limits,
+    egress: HashMap<EgressName, EgressRecord>,
 }
 
 /// What was made of objects, to see what is to be taken back.
@@ -134,6 +139,8 @@ struct Published {
     overlaps: BTreeMap<ServerName, BTreeMap<(ObjectName, u16), ServerName>>,
     /// Tables of routes, by Service.
     tables: HashMap<ObjectName, publish_routes::PublishedTables>,
+    /// EgressNetworks.
+    egress: HashMap<EgressName, PublishedEgress>,
     /// What agents are not told as it is too large.
     too_large: BTreeSet<Key>,
 }
@@ -149,6 +156,7 @@ struct Dirty {
     limits: BTreeSet<AuthorizationName>,
     /// Services whose routes changed.
     tables: BTreeSet<ObjectName>,
+    egress: BTreeSet<EgressName>,
     routes: BTreeSet<RouteName>,
     cluster: bool,
 }
@@ -348,7 +356,7 @@ impl Index {
                 Ok(vec![])
             }
             Object::NetworkAuthentication(group, authentication) => {
-                let networks = policies::check_networks(&authentication.spec)?;
+                let networks = policies::check_networks(&authentication.spec.networks)?;
                 self.policies
                     .networks
                     .insert((*group, name.clone()), networks);
@@ -363,6 +371,17 @@ impl Index {
                 let created = policy.metadata.creation_timestamp.clone();
                 let record = LimitRecord::check(id.clone(), created, &policy.spec, setting)?;
                 self.set_limit(&id, Some(record));
+                Ok(vec![])
+            }
+            Object::EgressNetwork(group, network) => {
+                let id = EgressName {
+                    name: name.clone(),
+                    group: *group,
+                };
+                let created = network.metadata.creation_timestamp.clone();
+                let global = &self.settings.egress_namespace;
+                let record = EgressRecord::check(id.clone(), created, &network.spec, global)?;
+                self.set_egress(&id, Some(record));
                 Ok(vec![])
             }
             // All others are handled by the caller.
@@ -390,6 +409,10 @@ impl Index {
                 let name = object_name(key);
                 self.set_limit(&AuthorizationName { group, name }, None);
             }
+            ObjectKind::EgressNetwork(group) => {
+                let name = object_name(key);
+                self.set_egress(&EgressName { name, group }, None);
+            }
             ObjectKind::MeshTlsAuthentication(group) => {
                 let name = object_name(key);
                 self.policies.mesh_tls.remove(&(group, name.clone()));
@@ -413,8 +436,8 @@ impl Index {
     }
 
     /// An object exists and cannot be used: what was in force stays. Of what never was, as after a
-    /// restart, that holds which closes: a Server closes what it may have meant, a namespace and a
-    /// pod stay in the mesh.
+    /// restart, that holds which closes: a Server and an EgressNetwork close what they may have meant, a
+    /// namespace and a pod stay in the mesh.
     fn refuse(&mut self, key: &ObjectKey, fault: Fault, document: &Value) {
         let mut effect = if self.holds(key) {
             "what was in force before stays"
@@ -432,6 +455,18 @@ impl Index {
                 let spec = document.get("spec").unwrap_or(&Value::Null);
                 let record = ServerRecord::closed(name.clone(), None, spec);
                 self.set_server(&name, Some(record));
+            }
+        }
+        if let ObjectKind::EgressNetwork(group) = key.kind {
+            let name = object_name(key);
+            let name = EgressName { name, group };
+            let readable = self.policies.egress.get(&name);
+            if readable.is_none_or(|it| it.closed) {
+                effect = "nothing leaves the cluster for the addresses that it may mean";
+                let spec = document.get("spec").unwrap_or(&Value::Null);
+                let global = &self.settings.egress_namespace;
+                let record = EgressRecord::closed(name.clone(), spec, global);
+                self.set_egress(&name, Some(record));
             }
         }
         if let ObjectKind::Route(kind) = key.kind {
@@ -495,6 +530,12 @@ impl Index {
                 let limits = &self.policies.limits;
                 limits.contains_key(&AuthorizationName { group, name })
             }
+            ObjectKind::EgressNetwork(group) => {
+                let name = object_name(key);
+                self.policies
+                    .egress
+                    .contains_key(&EgressName { name, group })
+            }
             ObjectKind::MeshTlsAuthentication(group) => {
                 let name = (group, object_name(key));
                 self.policies.mesh_tls.contains_key(&name)
@@ -536,7 +577,10 @@ impl Index {
         for service in std::mem::take(&mut self.dirty.tables) {
             self.publish_tables(&service);
         }
-        // After tables, which say which routes are in force.
+        for network in std::mem::take(&mut self.dirty.egress) {
+            self.publish_egress(&network);
+        }
+        // After tables and networks, which say which routes are in force.
         for route in std::mem::take(&mut self.dirty.routes) {
             self.report_route(&route);
         }
@@ -705,6 +749,7 @@ fn object_name(key: &ObjectKey) -> ObjectName {
 fn document(object: &Object) -> Value {
     let written = match object {
         Object::Server(_, server) => serde_json::to_value(server),
+        Object::EgressNetwork(_, network) => serde_json::to_value(network),
         Object::Pod(pod) => serde_json::to_value(pod),
         Object::Route(_, route) => Ok(json!({
             "metadata": {"generation": route.metadata.generation},

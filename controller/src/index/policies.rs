@@ -227,21 +227,19 @@ pub(super) fn check_mesh_tls(
     Ok(matches)
 }
 
-/// Checks a NetworkAuthentication.
+/// Checks the networks of a NetworkAuthentication or an EgressNetwork.
 ///
 /// # Errors
 /// The first field that cannot be used.
-pub(super) fn check_networks(
-    spec: &written::NetworkAuthenticationSpec,
-) -> Result<Vec<NetworkMatch>, Fault> {
-    if spec.networks.is_empty() {
+pub(super) fn check_networks(written: &[written::Network]) -> Result<Vec<NetworkMatch>, Fault> {
+    if written.is_empty() {
         return Err(Fault::new("spec.networks", "empty"));
     }
     let excepted = |it: &written::Network| it.except.as_ref().map_or(0, Vec::len);
-    let count = spec.networks.iter().map(|it| 1 + excepted(it)).sum();
+    let count = written.iter().map(|it| 1 + excepted(it)).sum();
     few("spec.networks", count, MAX_MATCHES)?;
     let mut networks = vec![];
-    for (index, written) in spec.networks.iter().enumerate() {
+    for (index, written) in written.iter().enumerate() {
         let field = format!("spec.networks[{index}]");
         let cidr = network(&format!("{field}.cidr"), &written.cidr)?;
         let mut except = vec![];

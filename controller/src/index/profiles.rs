@@ -98,7 +98,7 @@ impl ProfileRecord {
         let backends = self.profile.backends.iter().enumerate();
         backends.filter_map(|(index, it)| match &it.target {
             Target::Service { name, port } => Some((index, name, *port)),
-            Target::Invalid(_) => None,
+            Target::Egress(_) | Target::Invalid(_) => None,
         })
     }
 }

@@ -11,12 +11,14 @@ use prost::Message;
 use weft_core::route::{
     HttpMatch, Route, RouteName, RouteRules, RouteTable, RouteTableName, RouteType,
 };
-use weft_core::{Name, ObjectName};
+use weft_core::{EgressName, Name, ObjectName};
 use weft_proto::{Key, Kind, Resource, v1};
 
 use super::Index;
 use super::reliability::ReliabilitySaid;
-use super::routes::{GrantRecord, ParentRecord, RouteRecord, ServerParent, Unresolved};
+use super::routes::{
+    GrantRecord, OTHER_NETWORK, Parent, ParentRecord, RouteRecord, ServerParent, Unresolved,
+};
 use super::services::ServiceRecord;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
@@ -33,29 +35,31 @@ pub(super) struct PublishedTables {
 
 /// Why a route is not in force at a parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Refusal {
-    reason: &'static str,
-    message: String,
+pub(super) struct Refusal {
+    /// In one word, as a condition has it.
+    pub(super) reason: &'static str,
+    /// For people.
+    pub(super) message: String,
 }
 
 /// What routes may take of a table.
 #[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    bytes: usize,
-    patterns: usize,
+pub(super) struct Share {
+    pub(super) bytes: usize,
+    pub(super) patterns: usize,
 }
 
 /// Of the Service's own namespace; of each other; of all others together. In all less than a resource may
 /// take, and no more regular expressions than agents take.
-const OWN_SHARE: Share = Share {
+pub(super) const OWN_SHARE: Share = Share {
     bytes: 512 * 1024,
     patterns: 512,
 };
-const OTHERS_SHARE: Share = Share {
+pub(super) const OTHERS_SHARE: Share = Share {
     bytes: 64 * 1024,
     patterns: 64,
 };
-const ALL_OTHERS_SHARE: Share = Share {
+pub(super) const ALL_OTHERS_SHARE: Share = Share {
     bytes: 384 * 1024,
     patterns: 512,
 };
@@ -76,11 +80,25 @@ impl Index {
         };
         let (parents_before, parents) = (parents(&before), parents(&record));
         let (named_before, named) = (named(&before), named(&record));
+        let networks = |it: &Option<RouteRecord>| {
+            let record = it.as_ref();
+            record.map(RouteRecord::parent_networks).unwrap_or_default()
+        };
+        let (networks_before, networks) = (networks(&before), networks(&record));
         relink(&mut self.routes.of_parent, name, &parents_before, &parents);
+        relink(
+            &mut self.routes.of_egress,
+            name,
+            &networks_before,
+            &networks,
+        );
         relink(&mut self.routes.naming, name, &named_before, &named);
         self.servers_of_route_changed(name, before.as_ref(), record.as_ref());
         self.dirty.tables.extend(parents_before);
         self.dirty.tables.extend(parents);
+        for network in networks_before.union(&networks) {
+            self.dirty_egress(network);
+        }
         self.dirty.routes.insert(name.clone());
     }
 
@@ -122,7 +140,9 @@ impl Index {
     fn dirty_routes(&mut self, names: BTreeSet<RouteName>) {
         for name in names {
             if let Some(record) = self.routes.records.get(&name) {
+                let networks = record.parent_networks();
                 self.dirty.tables.extend(record.parent_services());
+                networks.iter().for_each(|it| self.dirty_egress(it));
             }
             self.dirty.routes.insert(name);
         }
@@ -230,7 +250,7 @@ impl Index {
                 continue;
             }
             let resolve = |name: &ObjectName, port| self.resolve(it, name, port);
-            let route = it.resolved(parent, port, resolve);
+            let route = it.resolved(Parent::Service(parent, port), resolve);
             let cost = Share::of(&route);
             let own = name.name.namespace == service.namespace;
             let taken = taken.entry(namespace(it)).or_default();
@@ -254,7 +274,7 @@ impl Index {
     }
 
     /// Where a reference of a route leads.
-    fn resolve(
+    pub(super) fn resolve(
         &self,
         route: &RouteRecord,
         service: &ObjectName,
@@ -293,22 +313,31 @@ impl Index {
             name: name.name.name.clone(),
         };
         let record = self.routes.records.get(name);
-        let record = record.filter(|it| !(it.parents.is_empty() && it.servers.is_empty()));
-        // Where requests go is settled when they have arrived at a Server.
-        let led = record.filter(|it| !it.parents.is_empty());
-        let unresolved = led.map(|it| self.unresolved(it)).unwrap_or_default();
+        let is_ours = |it: &&RouteRecord| {
+            !(it.parents.is_empty() && it.servers.is_empty() && it.egress.is_empty())
+        };
+        let record = record.filter(is_ours);
+        let mut unresolved = vec![];
         let mut unaccepted = vec![];
         let status = record.map(|record| {
             let services = record.parents.iter().map(|it| {
                 let refusal = self.refusal(record, it);
-                (it.index, &it.written, refusal, unresolved.as_slice())
+                let unresolved = self.unresolved(record, None);
+                (it.index, &it.written, refusal, unresolved)
             });
+            let networks = record.egress.iter().map(|it| {
+                let refusal = self.missing_egress(record, it);
+                let unresolved = self.unresolved(record, Some(&self.egress_of(it)));
+                (it.index, &it.written, refusal, unresolved)
+            });
+            // Where requests go is settled when they have arrived at a Server.
             let servers = record.servers.iter().map(|it| {
                 let refusal = self.missing_server(record, it);
-                (it.index, &it.written, refusal, [].as_slice())
+                (it.index, &it.written, refusal, vec![])
             });
             let mut parents = vec![];
-            for (index, written, refusal, unresolved) in services.chain(servers) {
+            let all = services.chain(networks).chain(servers);
+            for (index, written, refusal, of_parent) in all {
                 if let Some(refusal) = &refusal {
                     let field = format!("spec.parentRefs[{index}]");
                     unaccepted.push(Fault::new(field, &refusal.message));
@@ -316,8 +345,13 @@ impl Index {
                 parents.push(ParentStatus {
                     parent_ref: written.clone(),
                     controller_name: CONTROLLER_NAME,
-                    conditions: self.conditions(record, refusal, unresolved),
+                    conditions: self.conditions(record, refusal, &of_parent),
                 });
+                for it in of_parent {
+                    if !unresolved.contains(&it) {
+                        unresolved.push(it);
+                    }
+                }
             }
             let refused = self.routes.refused.get(name);
             RouteStatus {
@@ -423,15 +457,25 @@ impl Index {
         refusals.all(|it| it.is_some()).then(|| first.clone())
     }
 
-    /// References that lead nowhere.
-    fn unresolved(&self, record: &RouteRecord) -> Vec<(Unresolved, Fault)> {
+    /// References that lead nowhere, for a Service, or for this EgressNetwork, as the parent.
+    fn unresolved(
+        &self,
+        record: &RouteRecord,
+        parent: Option<&EgressName>,
+    ) -> Vec<(Unresolved, Fault)> {
         let invalid = record.aside.invalid.iter();
         let invalid = invalid.map(|it| (Unresolved::InvalidKind, it.clone()));
         let references = record.aside.references.iter().filter_map(|it| {
             let (kind, reason) = self.resolve(record, &it.service, it.port).err()?;
             Some((kind, Fault::new(&it.field, reason)))
         });
-        let mut all: Vec<_> = references.chain(invalid).collect();
+        let others = record.aside.egress.iter();
+        let others = others.filter(|(_, network)| parent != Some(network));
+        let others = others.map(|(field, _)| {
+            let fault = Fault::new(field, OTHER_NETWORK);
+            (Unresolved::InvalidKind, fault)
+        });
+        let mut all: Vec<_> = references.chain(invalid).chain(others).collect();
         all.sort_by_key(|(kind, _)| *kind);
         all
     }
@@ -490,7 +534,7 @@ fn listed<'a>(faults: impl ExactSizeIterator<Item = &'a Fault>) -> String {
 const SHOWN_FAULTS: usize = 8;
 
 impl Share {
-    fn of(route: &Route) -> Self {
+    pub(super) fn of(route: &Route) -> Self {
         let patterns = match &route.rules {
             RouteRules::Http(rules) => {
                 let matches = rules.iter().flat_map(|it| &it.matches);
@@ -504,14 +548,14 @@ impl Share {
         }
     }
 
-    fn with(self, other: Self) -> Self {
+    pub(super) fn with(self, other: Self) -> Self {
         Self {
             bytes: self.bytes + other.bytes,
             patterns: self.patterns + other.patterns,
         }
     }
 
-    fn fits(self, most: Self) -> bool {
+    pub(super) fn fits(self, most: Self) -> bool {
         self.bytes <= most.bytes && self.patterns <= most.patterns
     }
 }

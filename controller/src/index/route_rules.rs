@@ -7,11 +7,11 @@ use weft_core::route::{
     PathPrefix, PathRewrite, Pattern, QueryMatch, Redirect, RedirectScheme, Rewrite, Rule, Share,
     Target, TextMatch, hostname,
 };
-use weft_core::{Name, ObjectName};
+use weft_core::{EgressName, Name, ObjectName};
 
 use super::reliability::{Annotated, ReliabilitySaid};
-use crate::objects::Fault;
 use crate::objects::routes as written;
+use crate::objects::{Fault, ObjectKind};
 
 /// Reads the rules of one route, and collects what is to be said about them besides.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub(super) struct Aside {
     pub(super) invalid: Vec<Fault>,
     /// Services that are referred to, with where.
     pub(super) references: Vec<Reference>,
+    /// EgressNetworks that are referred to, with the field that each stands in.
+    pub(super) egress: Vec<(String, EgressName)>,
     /// What each rule for requests says about how long they may take, and of retries.
     pub(super) reliability: Vec<ReliabilitySaid>,
 }
@@ -207,21 +209,28 @@ impl<'a> Reader<'a> {
     fn target(&mut self, field: &str, it: &written::BackendRef) -> Read<Target> {
         let kind = it.kind.as_deref().unwrap_or("Service");
         let group = it.group.as_deref().unwrap_or("");
-        if kind != "Service" || !matches!(group, "" | "core") {
+        let network = ObjectKind::policy_group_named(group).filter(|_| kind == "EgressNetwork");
+        let is_service = kind == "Service" && matches!(group, "" | "core");
+        if !is_service && network.is_none() {
             let reason = format!(
-                "{} can be no backend: only a Service can",
+                "{} can be no backend: only a Service, or an EgressNetwork of its own routes, can",
                 kind_of(group, kind)
             );
             self.aside.invalid.push(Fault::new(field, &reason));
             return Ok(Target::Invalid(reason));
         }
-        let service = ObjectName {
+        let name = ObjectName {
             namespace: match &it.namespace {
                 Some(text) => parsed(&format!("{field}.namespace"), text)?,
                 None => self.namespace.clone(),
             },
             name: parsed(&format!("{field}.name"), &it.name)?,
         };
+        if let Some(group) = network {
+            let name = EgressName { name, group };
+            self.aside.egress.push((field.to_owned(), name.clone()));
+            return Ok(Target::Egress(name));
+        }
         let number = it.port.and_then(|it| u16::try_from(it).ok());
         let port = number.filter(|it| *it != 0).ok_or_else(|| {
             let reason = "missing, or no port: 1 to 65535";
@@ -229,13 +238,22 @@ impl<'a> Reader<'a> {
         })?;
         self.aside.references.push(Reference {
             field: field.to_owned(),
-            service: service.clone(),
+            service: name.clone(),
             port,
         });
-        Ok(Target::Service {
-            name: service,
-            port,
-        })
+        Ok(Target::Service { name, port })
+    }
+
+    /// Where copies of requests go: where the requests went they would be no copies.
+    fn mirror_target(&mut self, field: &str, it: &written::BackendRef) -> Read<Target> {
+        let target = self.target(field, it)?;
+        if !matches!(target, Target::Egress(_)) {
+            return Ok(target);
+        }
+        self.aside.egress.pop();
+        let reason = "requests are mirrored to Services only";
+        self.aside.invalid.push(Fault::new(field, reason));
+        Ok(Target::Invalid(reason.to_owned()))
     }
 
     fn filters(
@@ -311,7 +329,8 @@ impl<'a> Reader<'a> {
                 let mirror = mirror.ok_or_else(|| missing("requestMirror"))?;
                 let field = format!("{field}.requestMirror");
                 Filter::Mirror(Mirror {
-                    target: self.target(&format!("{field}.backendRef"), &mirror.backend_ref)?,
+                    target: self
+                        .mirror_target(&format!("{field}.backendRef"), &mirror.backend_ref)?,
                     share: share(&field, mirror)?,
                 })
             }

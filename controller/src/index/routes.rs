@@ -4,10 +4,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use weft_core::route::{Filter, HostMatch, Route, RouteKind, RouteName, RouteRules, Rule, Target};
-use weft_core::{Name, ObjectName, PolicyGroup};
+use weft_core::route::{
+    Backend, Filter, HostMatch, Route, RouteKind, RouteName, RouteRules, Rule, Target,
+};
+use weft_core::{EgressName, Name, ObjectName, PolicyGroup};
 
-use super::reliability::Annotated;
+use super::reliability::{Annotated, ReliabilitySaid};
 use super::route_rules::{Aside, FiltersOf, MAX_HOSTNAMES, Reader, few, parsed};
 use super::services::ServiceRecord;
 use crate::objects::routes::{self as written, RouteSpec};
@@ -24,6 +26,8 @@ pub(super) struct Routes {
     pub(super) of_parent: HashMap<ObjectName, BTreeSet<RouteName>>,
     /// Routes by the Servers that they are attached to, of whichever group.
     pub(super) of_server: HashMap<ObjectName, BTreeSet<RouteName>>,
+    /// Routes by the EgressNetworks that they are attached to, of whichever group.
+    pub(super) of_egress: HashMap<ObjectName, BTreeSet<RouteName>>,
     /// Routes by the Services that they refer to.
     pub(super) naming: HashMap<ObjectName, BTreeSet<RouteName>>,
     /// Grants by namespace and name.
@@ -61,7 +65,9 @@ pub(super) struct RouteRecord {
     pub(super) parents: Vec<ParentRecord>,
     /// The Servers that it is attached to.
     pub(super) servers: Vec<ServerParent>,
-    /// The hosts that it is for, where Servers are its parents; none: all.
+    /// The EgressNetworks that it is attached to.
+    pub(super) egress: Vec<EgressParent>,
+    /// The hosts that it is for, where Servers or EgressNetworks are its parents; none: all.
     pub(super) hostnames: Vec<HostMatch>,
     /// What was found in its rules besides.
     pub(super) aside: Aside,
@@ -78,6 +84,30 @@ pub(super) struct ServerParent {
     pub(super) name: Name,
     /// As it is written.
     pub(super) written: written::ParentRef,
+}
+
+/// An EgressNetwork that a route is attached to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct EgressParent {
+    /// Which of the parents it is.
+    pub(super) index: usize,
+    /// Its group; none: whichever has it.
+    pub(super) group: Option<PolicyGroup>,
+    /// Its name.
+    pub(super) network: ObjectName,
+    /// Only connections to this port.
+    pub(super) port: Option<u16>,
+    /// As it is written.
+    pub(super) written: written::ParentRef,
+}
+
+/// Whose route it is told as.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Parent<'a> {
+    /// That of a port of a Service.
+    Service(&'a ServiceRecord, u16),
+    /// That of an EgressNetwork.
+    Egress(&'a EgressName),
 }
 
 /// A Service that a route is attached to.
@@ -115,6 +145,8 @@ pub(super) enum Unresolved {
     NotFound,
 }
 
+/// Why a route leads nowhere that names an EgressNetwork which it is not one of.
+pub(super) const OTHER_NETWORK: &str = "only routes of the same EgressNetwork can lead to it";
 const NO_MIRROR: &str = "requests that have arrived at a Server are not mirrored";
 const MAX_PARENTS: usize = 32;
 const MAX_GRANTS: usize = 16;
@@ -130,11 +162,17 @@ impl RouteRecord {
         spec: &RouteSpec,
     ) -> Result<(Self, Vec<Fault>), Fault> {
         let namespace = name.name.namespace.clone();
-        let (parents, servers, mut ignored) = parents(&name, spec.parent_refs())?;
-        let hostnames = match servers.is_empty() {
+        let Parents {
+            services: parents,
+            servers,
+            egress,
+            mut ignored,
+        } = Parents::read(&name, spec.parent_refs())?;
+        let hostnames = match servers.is_empty() && egress.is_empty() {
             true => vec![],
             false => hostnames(spec)?,
         };
+        let is_led = !(parents.is_empty() && egress.is_empty());
         let mut reader = Reader::new(
             &namespace,
             match spec {
@@ -144,15 +182,13 @@ impl RouteRecord {
             },
             match spec {
                 // Nor are annotations of routes that are not the mesh's.
-                RouteSpec::Http(_) | RouteSpec::Grpc(_) if !parents.is_empty() => {
-                    Annotated::of_route(metadata)?
-                }
+                RouteSpec::Http(_) | RouteSpec::Grpc(_) if is_led => Annotated::of_route(metadata)?,
                 _ => Annotated::default(),
             },
         );
         // Routes of gateways are not read further: see `decode`.
         let rules = match spec {
-            _ if parents.is_empty() && servers.is_empty() => RouteRules::Http(vec![]),
+            _ if !is_led && servers.is_empty() => RouteRules::Http(vec![]),
             RouteSpec::Http(spec) => RouteRules::Http(reader.http_rules(spec.rules.as_deref())?),
             RouteSpec::Grpc(spec) => RouteRules::Http(reader.grpc_rules(&spec.rules)?),
             RouteSpec::Tls(spec) => {
@@ -176,6 +212,7 @@ impl RouteRecord {
             generation: metadata.generation,
             parents,
             servers,
+            egress,
             hostnames,
             aside,
         };
@@ -192,20 +229,29 @@ impl RouteRecord {
         meant.map(|it| it.number).collect()
     }
 
-    /// The route as agents are told it for a port of a Service, given where references lead.
+    /// The route as agents are told it for one of its parents, given where references lead.
     pub(super) fn resolved(
         &self,
-        parent: &ServiceRecord,
-        port: u16,
+        parent: Parent<'_>,
         resolve: impl Fn(&ObjectName, u16) -> Result<(), (Unresolved, String)>,
     ) -> Route {
-        let follow = |target: &mut Target| {
-            if let Target::Service { name, port } = target
-                && let Err((_, reason)) = resolve(name, *port)
-            {
-                *target = Target::Invalid(reason);
+        let follow = |target: &mut Target| match target {
+            Target::Service { name, port } => {
+                if let Err((_, reason)) = resolve(name, *port) {
+                    *target = Target::Invalid(reason);
+                }
             }
+            Target::Egress(name) if !parent.is_egress(name) => {
+                *target = Target::Invalid(OTHER_NETWORK.to_owned());
+            }
+            Target::Egress(_) | Target::Invalid(_) => {}
         };
+        let silent = ReliabilitySaid::default();
+        let said_by_parent = match parent {
+            Parent::Service(service, _) => &service.reliability,
+            Parent::Egress(_) => &silent,
+        };
+        let by_default = parent.default_backend(self.route.name.kind);
         let follow_filters = |filters: &mut Vec<Filter>| {
             for filter in filters {
                 if let Filter::Mirror(mirror) = filter {
@@ -217,29 +263,24 @@ impl RouteRecord {
         match &mut route.rules {
             RouteRules::Http(rules) => {
                 for (rule, said) in rules.iter_mut().zip(&self.aside.reliability) {
-                    let reliability = said.over(&parent.reliability);
+                    let reliability = said.over(said_by_parent);
                     rule.reliability = reliability.is_any().then(|| Box::new(reliability));
                     follow_filters(&mut rule.filters);
                     for backend in &mut rule.backends {
                         follow(&mut backend.target);
                         follow_filters(&mut backend.filters);
                     }
-                    // Linkerd's routes go to their parent where they do not say where to.
-                    if rule.backends.is_empty() && route.name.kind == RouteKind::LinkerdHttp {
-                        rule.backends.push(weft_core::route::Backend {
-                            weight: 1,
-                            target: Target::Service {
-                                name: parent.name.clone(),
-                                port,
-                            },
-                            filters: vec![],
-                        });
+                    if rule.backends.is_empty() {
+                        rule.backends.extend(by_default.clone());
                     }
                 }
             }
             RouteRules::Flow(rule) => {
                 for backend in &mut rule.backends {
                     follow(&mut backend.target);
+                }
+                if rule.backends.is_empty() {
+                    rule.backends.extend(by_default);
                 }
             }
         }
@@ -271,6 +312,11 @@ impl RouteRecord {
         servers.collect()
     }
 
+    /// The names of the EgressNetworks that it is attached to.
+    pub(super) fn parent_networks(&self) -> BTreeSet<ObjectName> {
+        self.egress.iter().map(|it| it.network.clone()).collect()
+    }
+
     /// The Services that it is attached to.
     pub(super) fn parent_services(&self) -> BTreeSet<ObjectName> {
         self.parents.iter().map(|it| it.service.clone()).collect()
@@ -280,6 +326,30 @@ impl RouteRecord {
     pub(super) fn named_services(&self) -> BTreeSet<ObjectName> {
         let references = self.aside.references.iter();
         references.map(|it| it.service.clone()).collect()
+    }
+}
+
+impl Parent<'_> {
+    fn is_egress(self, name: &EgressName) -> bool {
+        matches!(self, Self::Egress(it) if it == name)
+    }
+
+    /// Where a rule leads that does not say where to; none: nowhere. Linkerd's routes go to their parent, and all
+    /// of an EgressNetwork to where the client wanted to go.
+    fn default_backend(self, kind: RouteKind) -> Option<Backend> {
+        let target = match self {
+            Self::Service(service, port) if kind == RouteKind::LinkerdHttp => Target::Service {
+                name: service.name.clone(),
+                port,
+            },
+            Self::Service(..) => return None,
+            Self::Egress(name) => Target::Egress(name.clone()),
+        };
+        Some(Backend {
+            weight: 1,
+            target,
+            filters: vec![],
+        })
     }
 }
 
@@ -343,51 +413,85 @@ fn server_parent(
     })
 }
 
-type Parents = (Vec<ParentRecord>, Vec<ServerParent>, Vec<Fault>);
-
-fn parents(name: &RouteName, list: &[written::ParentRef]) -> Result<Parents, Fault> {
-    few("spec.parentRefs", list.len(), MAX_PARENTS)?;
-    let mut ignored = vec![];
-    let mut parents = vec![];
-    let mut servers = vec![];
-    for (index, it) in list.iter().enumerate() {
-        let field = format!("spec.parentRefs[{index}]");
-        if it.is_server() {
-            servers.push(server_parent(name, index, it)?);
-            continue;
-        }
-        if !it.is_service() {
-            // Gateways are somebody else's; of Linkerd's kind, nobody's.
-            if name.kind == RouteKind::LinkerdHttp {
-                let reason = "only a Service or a Server can be a parent";
-                ignored.push(Fault::new(field, reason));
-            }
-            continue;
-        }
-        parents.push(ParentRecord {
-            index,
-            service: ObjectName {
-                namespace: match &it.namespace {
-                    Some(text) => parsed(&format!("{field}.namespace"), text)?,
-                    None => name.name.namespace.clone(),
-                },
-                name: parsed(&format!("{field}.name"), &it.name)?,
-            },
-            port: match it.port.map(u16::try_from) {
-                None => None,
-                Some(Ok(port)) if port != 0 => Some(port),
-                Some(_) => {
-                    return Err(Fault::new(format!("{field}.port"), "no port: 1 to 65535"));
-                }
-            },
-            section: match it.section_name.as_deref().filter(|it| !it.is_empty()) {
-                Some(text) => Some(parsed(&format!("{field}.sectionName"), text)?),
-                None => None,
-            },
-            written: it.clone(),
-        });
+fn egress_parent(
+    name: &RouteName,
+    index: usize,
+    it: &written::ParentRef,
+) -> Result<EgressParent, Fault> {
+    let field = format!("spec.parentRefs[{index}]");
+    if it.section_name.as_deref().is_some_and(|it| !it.is_empty()) {
+        let reason = "an EgressNetwork has no sections";
+        return Err(Fault::new(format!("{field}.sectionName"), reason));
     }
-    Ok((parents, servers, ignored))
+    Ok(EgressParent {
+        index,
+        group: it.group.as_deref().and_then(ObjectKind::policy_group_named),
+        network: parent_name(name, &field, it)?,
+        port: parent_port(&field, it)?,
+        written: it.clone(),
+    })
+}
+
+fn parent_name(
+    route: &RouteName,
+    field: &str,
+    it: &written::ParentRef,
+) -> Result<ObjectName, Fault> {
+    Ok(ObjectName {
+        namespace: match &it.namespace {
+            Some(text) => parsed(&format!("{field}.namespace"), text)?,
+            None => route.name.namespace.clone(),
+        },
+        name: parsed(&format!("{field}.name"), &it.name)?,
+    })
+}
+
+fn parent_port(field: &str, it: &written::ParentRef) -> Result<Option<u16>, Fault> {
+    match it.port.map(u16::try_from) {
+        None => Ok(None),
+        Some(Ok(port)) if port != 0 => Ok(Some(port)),
+        Some(_) => Err(Fault::new(format!("{field}.port"), "no port: 1 to 65535")),
+    }
+}
+
+/// What a route is attached to, by kind; and what is not the mesh's, and has no effect.
+#[derive(Default)]
+struct Parents {
+    services: Vec<ParentRecord>,
+    servers: Vec<ServerParent>,
+    egress: Vec<EgressParent>,
+    ignored: Vec<Fault>,
+}
+
+impl Parents {
+    fn read(name: &RouteName, list: &[written::ParentRef]) -> Result<Self, Fault> {
+        few("spec.parentRefs", list.len(), MAX_PARENTS)?;
+        let mut parents = Self::default();
+        for (index, it) in list.iter().enumerate() {
+            let field = format!("spec.parentRefs[{index}]");
+            if it.is_server() {
+                parents.servers.push(server_parent(name, index, it)?);
+            } else if it.is_egress_network() {
+                parents.egress.push(egress_parent(name, index, it)?);
+            } else if it.is_service() {
+                parents.services.push(ParentRecord {
+                    index,
+                    service: parent_name(name, &field, it)?,
+                    port: parent_port(&field, it)?,
+                    section: match it.section_name.as_deref().filter(|it| !it.is_empty()) {
+                        Some(text) => Some(parsed(&format!("{field}.sectionName"), text)?),
+                        None => None,
+                    },
+                    written: it.clone(),
+                });
+            } else if name.kind == RouteKind::LinkerdHttp {
+                // Gateways are somebody else's; of Linkerd's kind, nobody's.
+                let reason = "only a Service, a Server or an EgressNetwork can be a parent";
+                parents.ignored.push(Fault::new(field, reason));
+            }
+        }
+        Ok(parents)
+    }
 }
 
 impl GrantRecord {

@@ -9,8 +9,8 @@ use kube::CustomResourceExt;
 use serde_json::Value;
 
 use super::policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
-    Server,
+    AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
+    NetworkAuthentication, Server,
 };
 
 /// The definitions.
@@ -21,6 +21,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         MeshTlsAuthentication::crd(),
         NetworkAuthentication::crd(),
         HttpLocalRateLimitPolicy::crd(),
+        EgressNetwork::crd(),
     ]
 }
 

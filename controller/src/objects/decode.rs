@@ -9,8 +9,8 @@ use weft_core::Name;
 use weft_core::route::RouteKind;
 
 use super::policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
-    Server,
+    AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
+    NetworkAuthentication, Server,
 };
 use super::profiles::ServiceProfile;
 use super::routes::{self, ReferenceGrant, Route, RouteSpec, Written};
@@ -75,7 +75,7 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
 }
 
 /// Kinds of Linkerd's policy group that exist and mean nothing here.
-const UNSUPPORTED: &[&str] = &["ServerAuthorization", "EgressNetwork"];
+const UNSUPPORTED: &[&str] = &["ServerAuthorization"];
 
 /// Says so of a document of a kind that its author may take for one with an effect.
 pub fn unsupported(document: &Value) -> Option<Fault> {
@@ -187,6 +187,11 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
             known_fields(document, &policy.spec)?;
             Object::HttpLocalRateLimitPolicy(group, policy)
         }
+        ObjectKind::EgressNetwork(group) => {
+            let network: EgressNetwork = lenient(document)?;
+            known_fields(document, &network.spec)?;
+            Object::EgressNetwork(group, network)
+        }
         ObjectKind::Route(kind) => Object::Route(kind, Box::new(route(kind, document)?)),
         ObjectKind::ReferenceGrant => {
             let Written { metadata, spec } = lenient(document)?;
@@ -220,10 +225,12 @@ where
 {
     let parents = document.pointer("/spec/parentRefs");
     let mut parents = parents.and_then(Value::as_array).into_iter().flatten();
-    // One that cannot be read may be meant to be a Service, or a Server.
+    // One that cannot be read may be meant to be a Service, a Server or an EgressNetwork.
     let is_ours = parents.any(|it| {
         let parent = serde_json::from_value::<routes::ParentRef>(it.clone());
-        parent.map_or(true, |it| it.is_service() || it.is_server())
+        parent.map_or(true, |it| {
+            it.is_service() || it.is_server() || it.is_egress_network()
+        })
     });
     if !is_ours {
         let Written { metadata, .. } = lenient::<Written<Value>>(document)?;

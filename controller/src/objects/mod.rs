@@ -11,8 +11,8 @@ use weft_core::route::RouteKind;
 use weft_core::{Name, PolicyGroup};
 
 use policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTlsAuthentication, NetworkAuthentication,
-    Server,
+    AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
+    NetworkAuthentication, Server,
 };
 use profiles::ServiceProfile;
 use routes::{ReferenceGrant, Route};
@@ -38,6 +38,7 @@ pub enum Object {
     MeshTlsAuthentication(PolicyGroup, MeshTlsAuthentication),
     NetworkAuthentication(PolicyGroup, NetworkAuthentication),
     HttpLocalRateLimitPolicy(PolicyGroup, HttpLocalRateLimitPolicy),
+    EgressNetwork(PolicyGroup, EgressNetwork),
     Route(RouteKind, Box<Route>),
     ReferenceGrant(ReferenceGrant),
     ServiceProfile(Box<ServiceProfile>),
@@ -58,6 +59,7 @@ pub enum ObjectKind {
     MeshTlsAuthentication(PolicyGroup),
     NetworkAuthentication(PolicyGroup),
     HttpLocalRateLimitPolicy(PolicyGroup),
+    EgressNetwork(PolicyGroup),
     Route(RouteKind),
     ReferenceGrant,
     ServiceProfile,
@@ -109,6 +111,7 @@ impl Object {
             Self::MeshTlsAuthentication(_, it) => &it.metadata,
             Self::NetworkAuthentication(_, it) => &it.metadata,
             Self::HttpLocalRateLimitPolicy(_, it) => &it.metadata,
+            Self::EgressNetwork(_, it) => &it.metadata,
             Self::Route(_, it) => &it.metadata,
             Self::ReferenceGrant(it) => &it.metadata,
             Self::ServiceProfile(it) => &it.metadata,
@@ -134,6 +137,7 @@ impl ObjectKind {
             (_, "HTTPLocalRateLimitPolicy", Some(group)) => {
                 Some(Self::HttpLocalRateLimitPolicy(group))
             }
+            (_, "EgressNetwork", Some(group)) => Some(Self::EgressNetwork(group)),
             (GATEWAY_GROUP, "ReferenceGrant", _) => Some(Self::ReferenceGrant),
             (PROFILE_GROUP, "ServiceProfile", _) => Some(Self::ServiceProfile),
             _ => {
@@ -145,12 +149,13 @@ impl ObjectKind {
     }
 
     /// The kinds of the policy groups.
-    pub const POLICY_KINDS: [&str; 5] = [
+    pub const POLICY_KINDS: [&str; 6] = [
         "Server",
         "AuthorizationPolicy",
         "MeshTLSAuthentication",
         "NetworkAuthentication",
         "HTTPLocalRateLimitPolicy",
+        "EgressNetwork",
     ];
 
     /// The kinds of the Gateway API that are understood.
@@ -190,6 +195,7 @@ impl ObjectKind {
             Self::MeshTlsAuthentication(_) => "MeshTLSAuthentication",
             Self::NetworkAuthentication(_) => "NetworkAuthentication",
             Self::HttpLocalRateLimitPolicy(_) => "HTTPLocalRateLimitPolicy",
+            Self::EgressNetwork(_) => "EgressNetwork",
             Self::Route(kind) => kind.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
             Self::ServiceProfile => "ServiceProfile",
@@ -215,6 +221,7 @@ impl ObjectKind {
                 Self::MeshTlsAuthentication(group),
                 Self::NetworkAuthentication(group),
                 Self::HttpLocalRateLimitPolicy(group),
+                Self::EgressNetwork(group),
             ]);
         }
         kinds.extend(RouteKind::ALL.map(Self::Route));
@@ -233,7 +240,8 @@ impl ObjectKind {
             | Self::AuthorizationPolicy(group)
             | Self::MeshTlsAuthentication(group)
             | Self::NetworkAuthentication(group)
-            | Self::HttpLocalRateLimitPolicy(group) => group.as_str(),
+            | Self::HttpLocalRateLimitPolicy(group)
+            | Self::EgressNetwork(group) => group.as_str(),
         }
     }
 
@@ -260,7 +268,8 @@ impl ObjectKind {
             | Self::AuthorizationPolicy(group)
             | Self::MeshTlsAuthentication(group)
             | Self::NetworkAuthentication(group)
-            | Self::HttpLocalRateLimitPolicy(group) => Some(group),
+            | Self::HttpLocalRateLimitPolicy(group)
+            | Self::EgressNetwork(group) => Some(group),
             _ => None,
         }
     }

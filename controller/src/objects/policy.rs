@@ -265,6 +265,48 @@ pub struct NetworkAuthenticationSpec {
     pub networks: Vec<Network>,
 }
 
+/// An EgressNetwork: addresses outside of the cluster, and what pods of its namespace may send there.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "policy.weft.dev",
+    version = "v1alpha1",
+    kind = "EgressNetwork",
+    doc = "Addresses outside of the cluster, and what pods of its namespace may send there.",
+    plural = "egressnetworks",
+    singular = "egressnetwork",
+    namespaced,
+    category = "weft",
+    shortname = "wegress",
+    derive = "PartialEq",
+    printcolumn(
+        json_path = ".spec.trafficPolicy",
+        name = "Traffic Policy",
+        type_ = "string"
+    ),
+    printcolumn(
+        json_path = ".metadata.creationTimestamp",
+        name = "Age",
+        type_ = "date"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNetworkSpec {
+    /// Its addresses; absent: all that are outside of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub networks: Option<Vec<Network>>,
+    /// What holds for traffic that no route is for.
+    pub traffic_policy: TrafficPolicy,
+}
+
+/// What happens to traffic that no route is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum TrafficPolicy {
+    Allow,
+    Deny,
+}
+
 /// A network and exceptions within it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

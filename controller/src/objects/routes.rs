@@ -468,8 +468,17 @@ impl ParentRef {
 
     /// Whether it is a Server. The group may be left out here too.
     pub fn is_server(&self) -> bool {
+        self.is_policy("Server")
+    }
+
+    /// Whether it is an EgressNetwork. The group may be left out here too.
+    pub fn is_egress_network(&self) -> bool {
+        self.is_policy("EgressNetwork")
+    }
+
+    fn is_policy(&self, kind: &str) -> bool {
         let group = self.group.as_deref().unwrap_or("");
         let ours = group.is_empty() || ObjectKind::policy_group_named(group).is_some();
-        self.kind.as_deref() == Some("Server") && ours
+        self.kind.as_deref() == Some(kind) && ours
     }
 }

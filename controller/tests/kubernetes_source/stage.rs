@@ -189,6 +189,7 @@ impl Fed {
             default_policy: AccessPolicy::AllUnauthenticated,
             force_tunnels: false,
             slices_only,
+            egress_namespace: "linkerd-egress".parse().expect("valid"),
         };
         let views = Arc::new(Views::default());
         let stop = CancellationToken::new();

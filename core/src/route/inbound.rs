@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::filters::host_of;
 use super::matches::{HttpMatch, PathMatch, PathPrefix};
-use super::table::{Entry, http_match, key, rules};
+use super::table::{Entry, HostEntry, for_hosts, http_match, key, rules};
 use super::{HostMatch, Route, RouteName, RouteRules, RouteType, Rule};
 use crate::policy::Authorization;
 
@@ -57,13 +57,6 @@ pub struct InboundMatch<'a> {
 struct Given {
     hostnames: Vec<HostMatch>,
     authorizations: Vec<Authorization>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct HostEntry {
-    entry: Entry,
-    /// Which of the route's hostnames; none: it has none.
-    host: Option<usize>,
 }
 
 impl InboundRoutes {
@@ -151,10 +144,6 @@ impl InboundRoutes {
     }
 
     fn enter(&mut self, route: &Route, hostnames: usize, ordinal: &mut usize) {
-        let hosts: Vec<Option<usize>> = match hostnames {
-            0 => vec![None],
-            count => (0..count).map(Some).collect(),
-        };
         for (number, rule) in rules(route).iter().enumerate() {
             for at in 0..rule.matches.len() {
                 let entry = Entry {
@@ -163,8 +152,7 @@ impl InboundRoutes {
                     at,
                     ordinal: *ordinal,
                 };
-                let entries = hosts.iter().map(|host| HostEntry { entry, host: *host });
-                self.entries.extend(entries);
+                self.entries.extend(for_hosts(entry, hostnames));
             }
             *ordinal += 1;
         }

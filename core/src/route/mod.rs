@@ -1,6 +1,6 @@
-//! Routes: where a request, or a flow, that was sent to a port of a Service goes.
+//! Routes: where a request, or a flow, that was sent to a port of a Service, or out of the cluster, goes.
 //!
-//! A [`RouteTable`] holds the routes of one port of one Service, as the controller made them out of
+//! A [`RouteTable`] holds the routes of one port of one Service or EgressNetwork, as the controller made them out of
 //! Gateway API objects: references followed, what cannot be used replaced by what answers with an error.
 //! The table orders them once, by the precedence that the Gateway API prescribes; to select for a request
 //! is to go down that order to the first match, without allocation. What the selected rule does to a
@@ -10,6 +10,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::egress::EgressName;
 use crate::names::{Name, NameError, ObjectName};
 
 mod filters;
@@ -160,6 +161,8 @@ pub enum Target {
         /// Its port.
         port: u16,
     },
+    /// To where the client wanted to go. Only for routes of this very EgressNetwork.
+    Egress(EgressName),
     /// Nowhere, for this reason: they are answered with 500 (gRPC: UNAVAILABLE), and flows are reset.
     Invalid(String),
 }

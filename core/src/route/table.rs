@@ -1,7 +1,7 @@
 //! The routes of one port of a Service, ordered, and the decision over them.
 //!
-//! Hostnames of HTTPRoutes and GRPCRoutes do not occur here: for Services as parents they are ignored
-//! (GEP-1426, "hostnames field").
+//! Hostnames of HTTPRoutes and GRPCRoutes count for EgressNetworks as parents, whose clients mean many hosts. For
+//! Services they are ignored (GEP-1426, "hostnames field").
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -11,8 +11,11 @@ use http::request::Parts;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use super::filters::host_of;
 use super::matches::{HttpMatch, PathMatch, TextMatch};
-use super::{FlowRule, Profile, Reliability, Route, RouteName, RouteRules, RouteType, Rule};
+use super::{
+    FlowRule, HostMatch, Profile, Reliability, Route, RouteName, RouteRules, RouteType, Rule,
+};
 use crate::names::{Name, ObjectName};
 
 /// The routes of one port of a Service.
@@ -24,6 +27,8 @@ use crate::names::{Name, ObjectName};
 pub struct RouteTable {
     name: RouteTableName,
     routes: Vec<Route>,
+    /// The hosts that each route is for; as many as routes, or none at all: all are for all.
+    hosts: Vec<Vec<HostMatch>>,
     producer: Scope,
     consumers: HashMap<Name, Scope>,
     rules: usize,
@@ -89,9 +94,10 @@ pub enum SelectedFlow<'a> {
 #[derive(Clone, Debug, Default)]
 struct Scope {
     route_type: Option<RouteType>,
-    /// Matches of HTTP rules. Those of exact paths first, by path, then in order of precedence.
-    entries: Vec<Entry>,
-    /// How many are of exact paths.
+    /// Matches of HTTP rules. Those of exact paths first, by path, then in order of precedence; all in that order
+    /// where hosts count.
+    entries: Vec<HostEntry>,
+    /// How many are of exact paths, and found by them.
     exact: usize,
     /// Conditions of TLSRoutes in order of precedence; of TCPRoutes the one that is in force.
     flows: Vec<FlowEntry>,
@@ -105,6 +111,14 @@ pub(super) struct Entry {
     pub(super) ordinal: usize,
 }
 
+/// A match of a route that is for a host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostEntry {
+    pub(super) entry: Entry,
+    /// Which of the route's hostnames; none: it has none.
+    pub(super) host: Option<usize>,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct FlowEntry {
     route: usize,
@@ -116,7 +130,19 @@ struct FlowEntry {
 impl RouteTable {
     /// Orders routes. Those that lose against a more specific type, or have nothing for their type, are
     /// kept and never selected.
-    pub fn new(name: RouteTableName, mut routes: Vec<Route>) -> Self {
+    pub fn new(name: RouteTableName, routes: Vec<Route>) -> Self {
+        Self::ordered(name, routes, vec![])
+    }
+
+    /// Orders routes of which each is for some hosts; for none: for all. The most specific host comes before all
+    /// else that orders routes of requests.
+    pub fn with_hosts(name: RouteTableName, routes: Vec<(Route, Vec<HostMatch>)>) -> Self {
+        let (routes, hosts): (Vec<_>, Vec<_>) = routes.into_iter().unzip();
+        let any = hosts.iter().any(|it: &Vec<HostMatch>| !it.is_empty());
+        Self::ordered(name, routes, if any { hosts } else { vec![] })
+    }
+
+    fn ordered(name: RouteTableName, mut routes: Vec<Route>, hosts: Vec<Vec<HostMatch>>) -> Self {
         for route in &mut routes {
             if let RouteRules::Http(rules) = &mut route.rules {
                 let matches = rules.iter_mut().flat_map(|it| &mut it.matches);
@@ -138,7 +164,7 @@ impl RouteTable {
             let namespace = by_namespace.entry(&route.name.name.namespace).or_default();
             namespace.push(index);
         }
-        let scope = |indexes: Vec<usize>| Scope::new(&routes, indexes, &first_ordinals);
+        let scope = |indexes: Vec<usize>| Scope::new((&routes, &hosts), indexes, &first_ordinals);
         let own = by_namespace.remove(&name.service.namespace);
         let producer = scope(own.unwrap_or_default());
         let consumers = by_namespace.into_iter();
@@ -149,6 +175,7 @@ impl RouteTable {
             name,
             rules,
             routes,
+            hosts,
             unrouted: None,
             profiles: vec![],
         }
@@ -217,11 +244,15 @@ impl RouteTable {
         let start = exact.partition_point(|it| self.exact_path(it) < path);
         let same_path = exact[start..].iter();
         let mut same_path = same_path.take_while(|it| self.exact_path(it) == path);
+        let is_of_host = |it: &HostEntry| self.hosts.is_empty() || self.is_of_host(it, head);
         let found = same_path
             .find(|it| self.http_match(it).is_match_but_for_path(head))
-            .or_else(|| others.iter().find(|it| self.http_match(it).is_match(head)));
+            .or_else(|| {
+                let mut others = others.iter();
+                others.find(|it| is_of_host(it) && self.http_match(it).is_match(head))
+            });
         found
-            .and_then(|it| self.matched(it))
+            .and_then(|it| self.matched(&it.entry))
             .map_or(Selected::NotFound, Selected::Rule)
     }
 
@@ -287,21 +318,32 @@ impl RouteTable {
         })
     }
 
-    fn http_match(&self, entry: &Entry) -> &HttpMatch {
-        http_match(&self.routes, entry)
+    fn is_of_host(&self, entry: &HostEntry, head: &Parts) -> bool {
+        // Servers take the dot at a name's end for nothing.
+        let asked = host_of(head).map(|it| it.strip_suffix('.').unwrap_or(it));
+        host_of_entry(&self.hosts, entry)
+            .is_none_or(|it| asked.is_some_and(|asked| it.is_match(asked)))
     }
 
-    fn exact_path(&self, entry: &Entry) -> &str {
+    fn http_match(&self, entry: &HostEntry) -> &HttpMatch {
+        http_match(&self.routes, &entry.entry)
+    }
+
+    fn exact_path(&self, entry: &HostEntry) -> &str {
         exact_path(self.http_match(entry))
     }
 
-    fn host(&self, entry: &FlowEntry) -> Option<&super::HostMatch> {
+    fn host(&self, entry: &FlowEntry) -> Option<&HostMatch> {
         host(&self.routes, entry)
     }
 }
 
 impl Scope {
-    fn new(routes: &[Route], indexes: Vec<usize>, first_ordinals: &[usize]) -> Self {
+    fn new(
+        (routes, hosts): (&[Route], &[Vec<HostMatch>]),
+        indexes: Vec<usize>,
+        first_ordinals: &[usize],
+    ) -> Self {
         let types = indexes.iter().map(|it| routes[*it].name.kind.route_type());
         let Some(route_type) = types.min() else {
             return Self::default();
@@ -312,18 +354,25 @@ impl Scope {
         };
         let in_force = |it: &usize| routes[*it].name.kind.route_type() == route_type;
         for route in indexes.into_iter().filter(in_force) {
-            scope.add(route, &routes[route], first_ordinals[route]);
+            let hosts = hosts.get(route).map_or(0, Vec::len);
+            scope.add((route, hosts), &routes[route], first_ordinals[route]);
         }
-        scope.entries.sort_by_cached_key(|it| key(routes, it));
-        let is_exact = |it: &Entry| matches!(http_match(routes, it).path, PathMatch::Exact(_));
-        scope.exact = scope.entries.partition_point(is_exact);
+        scope.entries.sort_by_cached_key(|it| {
+            let host = host_of_entry(hosts, it).map(HostMatch::rank);
+            (Reverse(host), key(routes, &it.entry))
+        });
+        if hosts.is_empty() {
+            let path = |it: &HostEntry| &http_match(routes, &it.entry).path;
+            let is_exact = |it: &HostEntry| matches!(path(it), PathMatch::Exact(_));
+            scope.exact = scope.entries.partition_point(is_exact);
+        }
         scope
             .flows
             .sort_by_cached_key(|it| (Reverse(host_rank(routes, it)), age(&routes[it.route])));
         scope
     }
 
-    fn add(&mut self, index: usize, route: &Route, first_ordinal: usize) {
+    fn add(&mut self, (index, hosts): (usize, usize), route: &Route, first_ordinal: usize) {
         if let RouteRules::Flow(rule) = &route.rules {
             let mut hosts: Vec<Option<usize>> = (0..rule.hostnames.len()).map(Some).collect();
             if hosts.is_empty() {
@@ -336,14 +385,26 @@ impl Scope {
             }));
         }
         for (number, rule) in rules(route).iter().enumerate() {
-            self.entries.extend((0..rule.matches.len()).map(|at| Entry {
-                route: index,
-                rule: number,
-                at,
-                ordinal: first_ordinal + number,
-            }));
+            for at in 0..rule.matches.len() {
+                let entry = Entry {
+                    route: index,
+                    rule: number,
+                    at,
+                    ordinal: first_ordinal + number,
+                };
+                self.entries.extend(for_hosts(entry, hosts));
+            }
         }
     }
+}
+
+/// A match for each of so many hosts of its route; of none: for all.
+pub(super) fn for_hosts(entry: Entry, hosts: usize) -> impl Iterator<Item = HostEntry> {
+    let all = (hosts == 0).then_some(None);
+    let each = (0..hosts).map(Some);
+    all.into_iter()
+        .chain(each)
+        .map(move |host| HostEntry { entry, host })
 }
 
 /// What orders matches: what is smaller comes first.
@@ -419,7 +480,11 @@ fn exact_path(it: &HttpMatch) -> &str {
     }
 }
 
-fn host<'a>(routes: &'a [Route], entry: &FlowEntry) -> Option<&'a super::HostMatch> {
+fn host_of_entry<'a>(hosts: &'a [Vec<HostMatch>], entry: &HostEntry) -> Option<&'a HostMatch> {
+    hosts.get(entry.entry.route)?.get(entry.host?)
+}
+
+fn host<'a>(routes: &'a [Route], entry: &FlowEntry) -> Option<&'a HostMatch> {
     match &routes[entry.route].rules {
         RouteRules::Flow(rule) => rule.hostnames.get(entry.host?),
         RouteRules::Http(_) => None,
@@ -427,7 +492,7 @@ fn host<'a>(routes: &'a [Route], entry: &FlowEntry) -> Option<&'a super::HostMat
 }
 
 fn host_rank(routes: &[Route], entry: &FlowEntry) -> Option<(bool, usize)> {
-    host(routes, entry).map(super::HostMatch::rank)
+    host(routes, entry).map(HostMatch::rank)
 }
 
 /// The rest follows from these.
@@ -435,6 +500,7 @@ impl PartialEq for RouteTable {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
             && self.routes == other.routes
+            && self.hosts == other.hosts
             && self.unrouted == other.unrouted
             && self.profiles == other.profiles
     }

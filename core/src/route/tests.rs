@@ -446,6 +446,42 @@ fn consumers_have_their_own_routes() {
 }
 
 /// Of several types, the most specific is in force, and no other.
+/// (request) -> route, of a table of which some are for hosts
+#[test]
+fn hosts_come_before_all_else() {
+    let hosts = |it: &[&str]| it.iter().map(|it| it.parse().expect("a host")).collect();
+    let of_hosts = |name, matches, of: &[&str]| (http(name, vec![vec![matches]]), hosts(of));
+    let routes = vec![
+        of_hosts("shop/any", exact("/a"), &[]),
+        of_hosts("shop/below", prefix("/"), &["*.example.com"]),
+        of_hosts("shop/deep", prefix("/"), &["*.a.example.com"]),
+        of_hosts("shop/one", prefix("/a"), &["api.example.com", "x.test"]),
+    ];
+    let table = RouteTable::with_hosts("shop/out:0".parse().expect("a name"), routes);
+    for (uri, host, expected) in [
+        ("/a", "other.test", "any#0"),
+        ("/b", "other.test", "404"),
+        ("/a", "", "any#0"),
+        ("/a", "x.test", "one#0"),
+        ("/a", "X.Test.", "one#0"),
+        ("/a", "x.test:8080", "one#0"),
+        ("/b", "x.test", "404"),
+        ("/a", "api.example.com", "one#0"),
+        // The next best host has a rule for it.
+        ("/b", "api.example.com", "below#0"),
+        ("/a", "b.a.example.com", "deep#0"),
+        ("/a", "example.com", "any#0"),
+        ("http://x.test/a", "", "one#0"),
+        // What a request is sent to counts, not what its header says.
+        ("http://x.test/b", "b.example.com", "404"),
+    ] {
+        let headers = [("host", host)];
+        let headers = if host.is_empty() { &[][..] } else { &headers };
+        let head = head("GET", uri, headers);
+        assert_eq!(selected(&table, "shop", &head), expected, "{uri} {host}");
+    }
+}
+
 #[test]
 fn one_type_of_routes_is_in_force() {
     let grpc = || {

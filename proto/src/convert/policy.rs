@@ -55,7 +55,7 @@ impl From<core::PolicyGroup> for v1::PolicyGroup {
     }
 }
 
-fn group(field: &str, message: v1::PolicyGroup) -> Converted<core::PolicyGroup> {
+pub(super) fn group(field: &str, message: v1::PolicyGroup) -> Converted<core::PolicyGroup> {
     match message {
         v1::PolicyGroup::Weft => Ok(core::PolicyGroup::Weft),
         v1::PolicyGroup::Linkerd => Ok(core::PolicyGroup::Linkerd),

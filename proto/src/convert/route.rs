@@ -324,6 +324,7 @@ impl From<Target> for v1::Target {
                 name: Some(name.into()),
                 port: port.into(),
             }),
+            Target::Egress(name) => Kind::Egress(name.into()),
             Target::Invalid(reason) => Kind::Invalid(reason),
         };
         Self { kind: Some(kind) }
@@ -340,6 +341,7 @@ impl TryFrom<v1::Target> for Target {
                 name: object_name("target.service.name", service.name)?,
                 port: port("target.service.port", service.port)?,
             },
+            Kind::Egress(name) => Self::Egress(name.try_into()?),
             Kind::Invalid(reason) => Self::Invalid(reason),
         })
     }

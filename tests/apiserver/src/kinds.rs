@@ -65,6 +65,7 @@ impl Kind {
                 "MeshTLSAuthentication",
                 "NetworkAuthentication",
                 "HTTPLocalRateLimitPolicy",
+                "EgressNetwork",
             ] {
                 kinds.push(Self::custom(group, &["v1alpha1"], kind));
             }

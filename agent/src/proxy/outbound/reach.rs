@@ -313,7 +313,7 @@ fn lead(
                     let found = context.store.service_port(name, *port);
                     found.map(Some).ok_or_else(nowhere)
                 }
-                Some(Target::Invalid(_)) | None => Err(nowhere()),
+                Some(Target::Egress(_) | Target::Invalid(_)) | None => Err(nowhere()),
             }
         }
     }

@@ -9,6 +9,7 @@ use weft_proto::{Key, Kind};
 use super::*;
 use crate::objects::decode;
 
+mod egress;
 mod inbound;
 mod incremental;
 mod invalid;
@@ -39,6 +40,7 @@ impl Cluster {
             default_policy: AccessPolicy::AllUnauthenticated,
             force_tunnels: false,
             slices_only: false,
+            egress_namespace: "linkerd-egress".parse().expect("valid"),
         };
         let (views, problems) = (Arc::new(Views::default()), Problems::default());
         let mut index = Index::new(settings, views.clone(), problems.clone());

@@ -64,6 +64,7 @@ impl Cluster {
                 };
                 let backends = backends.iter().map(|it| match &it.target {
                     Target::Service { name, port } => format!("{name}:{port}*{}", it.weight),
+                    Target::Egress(name) => format!("{name}*{}", it.weight),
                     Target::Invalid(_) => format!("invalid*{}", it.weight),
                 });
                 let backends: Vec<String> = backends.collect();

@@ -48,6 +48,7 @@ fn kept(kind: ObjectKind) -> &'static Keep {
         | ObjectKind::MeshTlsAuthentication(_)
         | ObjectKind::NetworkAuthentication(_)
         | ObjectKind::HttpLocalRateLimitPolicy(_)
+        | ObjectKind::EgressNetwork(_)
         | ObjectKind::Route(_)
         | ObjectKind::ReferenceGrant
         | ObjectKind::ServiceProfile => &WITH_SPEC,

@@ -128,6 +128,6 @@ pub(super) fn backend_port(
             let found = client.context.store.service_port(name, *port);
             found.ok_or(ExchangeError::NoBackend)
         }
-        route::Target::Invalid(_) => Err(ExchangeError::NoBackend),
+        route::Target::Egress(_) | route::Target::Invalid(_) => Err(ExchangeError::NoBackend),
     }
 }
