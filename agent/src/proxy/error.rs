@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::StatusCode;
-use weft_core::{Identity, ObjectName, TUNNEL_PORT, Verdict};
+use weft_core::{EgressName, Identity, ObjectName, TUNNEL_PORT, Verdict};
 
 use super::tcp::Broken;
 use super::tunnel::weft1;
@@ -74,6 +74,12 @@ pub enum FlowError {
     /// Policy denies the client.
     #[error("denied: {}", .0.by())]
     Denied(Verdict),
+    /// It may not leave the cluster.
+    #[error("the EgressNetwork {0} denies it")]
+    EgressDenied(EgressName),
+    /// It was allowed to leave the cluster and no longer is.
+    #[error("policy changed: the EgressNetwork {0} denies it")]
+    EgressRevoked(EgressName),
     /// The server is declared to speak HTTP, and the client speaks something else, or another version.
     #[error("the client does not speak what the server's port is declared to")]
     NotHttp,
@@ -196,7 +202,8 @@ impl FlowError {
             Self::RefusedByPeer { .. } if self.nothing_listens() => Refusal::ConnectRefused,
             Self::RefusedByPeer { .. } => Refusal::ConnectFailed,
             Self::Denied(_) => Refusal::Denied,
-            Self::PolicyChanged(_) => Refusal::PolicyChanged,
+            Self::PolicyChanged(_) | Self::EgressRevoked(_) => Refusal::PolicyChanged,
+            Self::EgressDenied(_) => Refusal::EgressDenied,
             Self::NotHttp => Refusal::NotHttp,
             Self::HttpInPieces => Refusal::HttpInPieces,
             Self::BadRequest(_) => Refusal::BadRequest,

@@ -1,5 +1,6 @@
-//! The requests that are being served by Servers that have routes, so that a change of policy can end
-//! those which it no longer allows: streams, long answers, and what a connection was upgraded to.
+//! The requests that are being served by Servers that have routes, and what leaves the cluster, so that a
+//! change of policy can end what it no longer allows: streams, long answers, and what a connection was
+//! upgraded to.
 //!
 //! As with flows, a request is entered before it is decided.
 
@@ -12,13 +13,23 @@ use http::request::Parts;
 use tokio_util::sync::CancellationToken;
 use weft_core::{Client, Identity, WorkloadId};
 
+use super::egress::LiveEgress;
 use crate::discovery::Store;
 
 /// All of them, in parts, each with a lock of its own.
 #[derive(Debug, Default)]
 pub(super) struct LiveRequests {
-    parts: [Mutex<HashMap<u64, Arc<LiveRequest>>>; PARTS],
+    parts: [Mutex<HashMap<u64, Arc<Live>>>; PARTS],
     next: AtomicU64,
+}
+
+/// What may have to end.
+#[derive(Debug)]
+pub(super) enum Live {
+    /// A request that has arrived.
+    Request(Box<LiveRequest>),
+    /// What leaves the cluster.
+    Egress(LiveEgress),
 }
 
 /// What a decision depends on, and how to end the request.
@@ -49,11 +60,11 @@ pub(super) struct RequestEntry {
 }
 
 impl LiveRequests {
-    /// Enters a request.
-    pub(super) fn enter(self: &Arc<Self>, request: LiveRequest) -> RequestEntry {
+    /// Enters something.
+    pub(super) fn enter(self: &Arc<Self>, live: Live) -> RequestEntry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let end = request.end.clone();
-        self.part(number).insert(number, Arc::new(request));
+        let end = live.end().clone();
+        self.part(number).insert(number, Arc::new(live));
         RequestEntry {
             all: Arc::clone(self),
             number,
@@ -61,21 +72,37 @@ impl LiveRequests {
         }
     }
 
-    /// Decides anew about every request, and ends those that are denied.
+    /// Decides anew about all of them, and ends those that are denied.
     pub(super) fn recheck(&self, store: &Store) {
         for number in 0..PARTS as u64 {
-            let all: Vec<Arc<LiveRequest>> = self.part(number).values().cloned().collect();
-            for request in all {
-                if !request.is_allowed(store) {
-                    request.end.cancel();
+            let all: Vec<Arc<Live>> = self.part(number).values().cloned().collect();
+            for live in all {
+                if !live.is_allowed(store) {
+                    live.end().cancel();
                 }
             }
         }
     }
 
-    fn part(&self, number: u64) -> MutexGuard<'_, HashMap<u64, Arc<LiveRequest>>> {
+    fn part(&self, number: u64) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
         let part = &self.parts[(number % PARTS as u64) as usize];
         part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    fn is_allowed(&self, store: &Store) -> bool {
+        match self {
+            Self::Request(it) => it.is_allowed(store),
+            Self::Egress(it) => it.is_allowed(store),
+        }
+    }
+
+    fn end(&self) -> &CancellationToken {
+        match self {
+            Self::Request(it) => &it.end,
+            Self::Egress(it) => &it.end,
+        }
     }
 }
 
@@ -197,7 +224,7 @@ mod tests {
         let live = Arc::new(LiveRequests::default());
         let enter = |path: &str| {
             let request = http::Request::get(path).body(()).expect("valid");
-            live.enter(LiveRequest {
+            live.enter(Live::Request(Box::new(LiveRequest {
                 pod: "shop/web-0".parse().expect("valid"),
                 port: 80,
                 client: "10.1.2.3".parse().expect("valid"),
@@ -205,7 +232,7 @@ mod tests {
                 head: request.into_parts().0,
                 is_grpc: false,
                 end: CancellationToken::new(),
-            })
+            })))
         };
         let (one, other) = (enter("/a/x"), enter("/b/x"));
         live.recheck(&store);

@@ -15,8 +15,9 @@
 //! nodes `tunnel` joins them, on one node the outbound half calls the inbound half directly.
 
 mod descriptors;
+pub mod egress;
 mod ends;
-pub mod error;
+mod error;
 pub mod http;
 pub mod inbound;
 pub(crate) mod limiters;

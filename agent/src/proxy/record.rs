@@ -6,6 +6,7 @@ use std::time::Instant;
 use weft_core::{Identity, ObjectName, Verdict, WorkloadId};
 
 use super::error::FlowError;
+use super::live_requests::RequestEntry;
 use super::tcp::Moved;
 use crate::telemetry::{Direction, Telemetry};
 
@@ -38,6 +39,8 @@ pub struct Record {
     pub verdict: Option<Verdict>,
     /// The service has endpoints that were not tried: more than a flow tries, or some that are left out.
     pub more_endpoints: bool,
+    /// That it leaves the cluster.
+    pub(super) egress: Option<Box<RequestEntry>>,
     /// Bytes, once connected.
     pub moved: Moved,
     /// Others tell of what became of it, unless it failed.
@@ -77,6 +80,7 @@ impl Record {
             destination_identity: None,
             verdict: None,
             more_endpoints: false,
+            egress: None,
             moved: Moved::default(),
             is_told_elsewhere: false,
             started: Instant::now(),

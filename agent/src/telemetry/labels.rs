@@ -3,7 +3,7 @@
 //! Every value comes from the control plane or from an authenticated certificate, never from
 //! bytes that a client chose, so the number of series is bounded by what exists in the cluster.
 
-use weft_core::{Identity, ObjectName, Owner, Verdict, WorkloadId};
+use weft_core::{EgressName, Identity, ObjectName, Owner, Verdict, WorkloadId};
 
 /// Label names with their values, in the order in which they are written.
 pub(super) type Rendered = Vec<(&'static str, String)>;
@@ -80,6 +80,28 @@ pub struct AuthzLabels {
     tls: TlsLabel,
     client: Option<Identity>,
     verdict: Verdict,
+}
+
+/// The labels of what an EgressNetwork keeps from leaving the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EgressLabels {
+    /// The client.
+    pub pod: PodLabels,
+    /// The network.
+    pub network: EgressName,
+}
+
+impl EgressLabels {
+    pub(super) fn render(&self) -> Rendered {
+        let mut labels = vec![];
+        self.pod.render(&mut labels);
+        let EgressName { name, group } = &self.network;
+        labels.push(("parent_group", group.as_str().to_owned()));
+        labels.push(("parent_kind", "EgressNetwork".to_owned()));
+        labels.push(("parent_namespace", name.namespace.to_string()));
+        labels.push(("parent_name", name.name.to_string()));
+        labels
+    }
 }
 
 impl AuthzLabels {

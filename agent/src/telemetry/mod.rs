@@ -20,7 +20,7 @@ mod samples;
 
 pub use detection::{DetectedBy, ProtocolLabel};
 pub use flow::{FlowHandle, PeerCounters};
-pub use labels::{AuthzLabels, Direction, FlowLabels, Peer, PodLabels, TlsLabel};
+pub use labels::{AuthzLabels, Direction, EgressLabels, FlowLabels, Peer, PodLabels, TlsLabel};
 pub use refusal::Refusal;
 pub use samples::{HistogramSample, Kind, Samples, Source};
 
@@ -55,6 +55,7 @@ struct Counts {
     flows: RwLock<HashMap<FlowLabels, Arc<FlowCounters>>>,
     authz: RwLock<HashMap<(bool, AuthzLabels), Arc<AtomicU64>>>,
     refusals: RwLock<HashMap<(WorkloadId, Refusal), Arc<Refused>>>,
+    egress: RwLock<HashMap<EgressLabels, Arc<AtomicU64>>>,
     detections: Detections,
 }
 
@@ -163,6 +164,11 @@ impl Telemetry {
         }
     }
 
+    /// Counts what an EgressNetwork keeps from leaving the cluster.
+    pub fn egress_denied(&self, labels: EgressLabels) {
+        entry(&self.counts.egress, labels).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How often something was refused or ended for that reason, over all pods there are.
     pub fn refusals(&self, reason: Refusal) -> u64 {
         let counts = &self.counts.refusals;
@@ -178,6 +184,7 @@ impl Telemetry {
         retain(&self.counts.flows, |labels| labels.pod.id != *pod);
         retain(&self.counts.authz, |(_, labels)| labels.pod.id != *pod);
         retain(&self.counts.refusals, |(id, _)| id != pod);
+        retain(&self.counts.egress, |labels| labels.pod.id != *pod);
         self.exchanges.forget_pod(pod);
     }
 
@@ -234,6 +241,18 @@ impl Source for Counts {
             let help = "Connections that the proxy refused or ended, by reason";
             let count = count.count.load(Ordering::Relaxed) as f64;
             samples.add(Kind::Counter, "weft_refused", help, labels, count);
+        }
+        let egress = self.egress.read().unwrap_or_else(PoisonError::into_inner);
+        for (labels, count) in egress.iter() {
+            let help = "Connections and requests that an EgressNetwork refused";
+            let count = count.load(Ordering::Relaxed) as f64;
+            samples.add(
+                Kind::Counter,
+                "weft_egress_denied",
+                help,
+                labels.render(),
+                count,
+            );
         }
         self.detections.collect(samples);
     }

@@ -33,8 +33,10 @@ pub enum Refusal {
     IdentityMismatch,
     /// Inbound policy denies the client.
     Denied,
-    /// Inbound policy changed and no longer allows the client.
+    /// Policy changed and no longer allows it.
     PolicyChanged,
+    /// An EgressNetwork keeps it from leaving the cluster.
+    EgressDenied,
     /// The client does not speak what the server's port is declared to.
     NotHttp,
     /// A request in pieces of which the first looked like something else.
@@ -94,6 +96,7 @@ impl Refusal {
             Self::IdentityMismatch => "identity_mismatch",
             Self::Denied => "denied",
             Self::PolicyChanged => "policy_changed",
+            Self::EgressDenied => "egress_denied",
             Self::NotHttp => "not_http",
             Self::HttpInPieces => "http_in_pieces",
             Self::BadRequest => "bad_request",

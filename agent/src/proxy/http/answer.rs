@@ -259,7 +259,10 @@ pub(super) fn is_about_client(headers: &HeaderMap) -> bool {
 
 fn is_denied(error: &FlowError) -> bool {
     match error {
-        FlowError::Denied(_) | FlowError::PolicyChanged(_) => true,
+        FlowError::Denied(_)
+        | FlowError::PolicyChanged(_)
+        | FlowError::EgressDenied(_)
+        | FlowError::EgressRevoked(_) => true,
         FlowError::RefusedByPeer { status, .. } => *status == StatusCode::UNAUTHORIZED,
         _ => false,
     }
@@ -316,6 +319,12 @@ mod tests {
             (denied.into(), 403, "7", "denied"),
             (by_peer.into(), 403, "7", "denied"),
             (none.into(), 503, "14", "no_endpoint"),
+            (
+                FlowError::EgressDenied("policy.weft.dev/shop/out".parse().expect("valid")).into(),
+                403,
+                "7",
+                "egress_denied",
+            ),
             (
                 FlowError::TooManyExchanges.into(),
                 503,

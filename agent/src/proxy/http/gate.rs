@@ -30,7 +30,7 @@ use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
 use crate::proxy::limiters::Limiter;
-use crate::proxy::live_requests::{LiveRequest, RequestEntry};
+use crate::proxy::live_requests::{Live, LiveRequest, RequestEntry};
 use crate::telemetry::exchange::{HttpAuthz, RouteRef, Stopped};
 use crate::telemetry::{AuthzLabels, TlsLabel};
 
@@ -222,15 +222,18 @@ impl Gate {
         is_grpc: bool,
         end: &CancellationToken,
     ) -> RequestEntry {
-        context.live.requests.enter(LiveRequest {
-            pod: self.pod.id.clone(),
-            port: self.port,
-            client: self.client,
-            identity: self.identity.clone(),
-            head: head::line_and_headers(head),
-            is_grpc,
-            end: end.child_token(),
-        })
+        context
+            .live
+            .requests
+            .enter(Live::Request(Box::new(LiveRequest {
+                pod: self.pod.id.clone(),
+                port: self.port,
+                client: self.client,
+                identity: self.identity.clone(),
+                head: head::line_and_headers(head),
+                is_grpc,
+                end: end.child_token(),
+            })))
     }
 
     fn count(

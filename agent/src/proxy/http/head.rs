@@ -316,7 +316,7 @@ pub(super) fn copy_of<B, C>(request: &Request<B>, body: C) -> Request<C> {
 }
 
 /// What decisions about a request go by.
-pub(super) fn line_and_headers(head: &request::Parts) -> request::Parts {
+pub(in crate::proxy) fn line_and_headers(head: &request::Parts) -> request::Parts {
     let (mut copy, ()) = Request::new(()).into_parts();
     copy.method = head.method.clone();
     copy.uri = head.uri.clone();

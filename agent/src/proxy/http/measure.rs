@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, StatusCode};
 use weft_core::route::{Matched, RouteTable};
-use weft_core::{Identity, Verdict, WorkloadId};
+use weft_core::{EgressName, EgressNetwork, Identity, Verdict, WorkloadId};
 
 use super::answer::{self, GRPC_STATUS};
 use super::connection::Route;
@@ -27,7 +27,9 @@ use crate::telemetry::{AuthzLabels, Direction, TlsLabel};
 pub(super) struct Kind<'a> {
     /// The port of a service that was asked for.
     pub(super) parent: Option<&'a Arc<ServicePortEntry>>,
-    /// Its routes.
+    /// The EgressNetwork that the request leaves the cluster by.
+    pub(super) egress: Option<Egress<'a>>,
+    /// The routes of either.
     pub(super) table: Option<&'a Arc<RouteTable>>,
     /// The rule of them.
     pub(super) matched: Option<Matched<'a>>,
@@ -37,6 +39,13 @@ pub(super) struct Kind<'a> {
     pub(super) is_grpc: bool,
     /// Its tries.
     pub(super) tries: &'a Tries,
+}
+
+/// An EgressNetwork, and the port that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Egress<'a> {
+    pub(super) network: &'a Arc<EgressNetwork>,
+    pub(super) port: u16,
 }
 
 /// What is known of an exchange's tries: more than who makes them, who may be stopped in one.
@@ -60,6 +69,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 struct KnownKind {
     parent: Option<Arc<ServicePortEntry>>,
+    egress: Option<Arc<EgressNetwork>>,
     table: Option<Arc<RouteTable>>,
     ordinal: Option<usize>,
     backend: Option<Arc<ServicePortEntry>>,
@@ -85,13 +95,13 @@ pub(super) struct Timers {
 impl Kind<'_> {
     /// The series of the rule, as the client sees it.
     pub(super) fn of_rule(&self, context: &Context, pod: &LocalPod, known: &mut Known) -> Timers {
-        let Some(parent) = self.parent else {
+        let Some(parent) = self.parent_ref() else {
             return Timers::default();
         };
         let series = known.find(self, || {
             context.telemetry.route(RouteLabels {
                 pod: pod.labels.clone(),
-                parent: port_ref(parent),
+                parent,
                 route: self.route(),
             })
         });
@@ -134,15 +144,25 @@ impl Kind<'_> {
             tls: tls(to.path),
             server: to.identity.clone(),
             backend: self
-                .parent
-                .zip(self.backend)
+                .parent_ref()
+                .zip(self.backend_ref())
                 .map(|(parent, backend)| BackendLabels {
-                    parent: port_ref(parent),
+                    parent,
                     route: self.route(),
-                    backend: port_ref(backend),
+                    backend,
                 }),
             ..ExchangeLabels::new(Direction::Outbound, &pod.labels)
         }
+    }
+
+    fn parent_ref(&self) -> Option<PortRef> {
+        let egress = || self.egress.map(Egress::port_ref);
+        self.parent.map(|it| port_ref(it)).or_else(egress)
+    }
+
+    fn backend_ref(&self) -> Option<PortRef> {
+        let egress = || self.egress.map(Egress::port_ref);
+        self.backend.map(|it| port_ref(it)).or_else(egress)
     }
 
     fn route(&self) -> RouteRef {
@@ -152,8 +172,35 @@ impl Kind<'_> {
                 kind: matched.route.kind.as_str(),
                 name: matched.route.name.clone(),
             },
+            None if self.egress.is_some() => {
+                let allows = self.egress.is_some_and(|it| it.network.allows_unrouted());
+                // As Linkerd calls them.
+                RouteRef::Default(match (self.is_grpc, allows) {
+                    (true, true) => "grpc-egress-allow",
+                    (true, false) => "grpc-egress-deny",
+                    (false, true) => "http-egress-allow",
+                    (false, false) => "http-egress-deny",
+                })
+            }
             None if self.is_grpc => RouteRef::Default("grpc"),
             None => RouteRef::Default("http"),
+        }
+    }
+}
+
+impl Egress<'_> {
+    fn port_ref(self) -> PortRef {
+        let EgressName { name, group } = self.network.name().clone();
+        // A port that no route names is whatever a client tried: one series for all of them.
+        let is_named = |port: &u16| {
+            let mut routes = self.network.routes().iter();
+            routes.any(|it| it.ports.contains(port))
+        };
+        PortRef {
+            group: group.as_str(),
+            kind: "EgressNetwork",
+            name,
+            port: Some(self.port).filter(is_named).unwrap_or_default(),
         }
     }
 }
@@ -193,6 +240,7 @@ impl Known {
                 self.kinds.truncate(MOST_KINDS - 1);
                 let new = KnownKind {
                     parent: kind.parent.cloned(),
+                    egress: kind.egress.map(|it| Arc::clone(it.network)),
                     table: kind.table.cloned(),
                     ordinal: kind.matched.map(|it| it.ordinal),
                     backend: kind.backend.cloned(),
@@ -209,6 +257,7 @@ impl Known {
 impl KnownKind {
     fn is_of(&self, kind: &Kind<'_>) -> bool {
         is_same(self.parent.as_ref(), kind.parent)
+            && is_same(self.egress.as_ref(), kind.egress.map(|it| it.network))
             && is_same(self.table.as_ref(), kind.table)
             && is_same(self.backend.as_ref(), kind.backend)
             && self.ordinal == kind.matched.map(|it| it.ordinal)

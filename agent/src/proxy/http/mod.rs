@@ -37,7 +37,7 @@ mod deadlines;
 pub(super) mod detect;
 pub(super) mod first;
 pub(super) mod gate;
-mod head;
+pub(super) mod head;
 mod host;
 pub(super) mod inbound;
 pub mod lines;

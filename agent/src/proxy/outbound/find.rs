@@ -13,6 +13,7 @@ use super::reach::{Patient, classify, reach};
 use super::{Accepted, Caller, Classified, Connected, count, remember_refused};
 use crate::balance::InFlight;
 use crate::node::LocalPod;
+use crate::proxy::egress;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::Version;
 use crate::proxy::http::detect::{self, Detected};
@@ -105,8 +106,9 @@ impl<'a> Finding<'a> {
         let mut detecting = pin!(detect::from_client(socket, patience, &context.telemetry));
         // Until then it is worth more to know what it is than to have connected.
         let waits_until = Instant::now() + patience;
-        if seen.is_none() && has_names(self.pod, &self.classified) {
-            // Where it goes depends on the name that it asks for, if it speaks TLS.
+        if seen.is_none() && self.must_be_known() {
+            // Where it goes depends on the name that it asks for, if it speaks TLS, or whether it goes anywhere on
+            // what it speaks.
             let found = tokio::time::timeout_at(waits_until, detecting.as_mut()).await;
             seen = found.ok().transpose().map_err(client_failed)?;
         }
@@ -137,6 +139,10 @@ impl<'a> Finding<'a> {
                 self.refused(error, detecting, detected, record).await
             }
         }
+    }
+
+    fn must_be_known(&self) -> bool {
+        must_be_known(self.context, self.pod, self.accepted, &self.classified)
     }
 
     /// What the client speaks was seen before anything was connected to.
@@ -304,10 +310,16 @@ async fn seen_of_refused(
     found.map_err(client_failed)
 }
 
-/// Whether the service's routes for flows of the pod look at the name that a TLS client asks for.
-fn has_names(pod: &LocalPod, classified: &Classified) -> bool {
+/// Whether routes of the pod's flows look at what a client says: the name that one of TLS asks for, or, out of the
+/// cluster, requests.
+fn must_be_known(
+    context: &Context,
+    pod: &LocalPod,
+    accepted: &Accepted,
+    classified: &Classified,
+) -> bool {
     let Classified::Service(port) = classified else {
-        return false;
+        return egress::must_be_known(context, pod, accepted.original);
     };
     let routes = port.routes.load();
     let namespace = &pod.id.0.namespace;
@@ -328,7 +340,7 @@ fn is_connected(pod: &LocalPod, classified: &Classified, original: SocketAddr) -
     }
 }
 
-/// Whether it is worth a look: it may be HTTP, or TLS that is routed.
+/// Whether it is worth a look: it may be HTTP, or is routed by what it says.
 fn is_looked_at(
     context: &Context,
     pod: &LocalPod,
@@ -339,7 +351,8 @@ fn is_looked_at(
     if pod.has_address(accepted.original.ip()) {
         return false;
     }
-    http::may_be(context.declared(pod, classified, accepted.original)) || has_names(pod, classified)
+    http::may_be(context.declared(pod, classified, accepted.original))
+        || must_be_known(context, pod, accepted, classified)
 }
 
 impl Connected {

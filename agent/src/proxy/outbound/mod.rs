@@ -33,7 +33,7 @@ use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel};
 use super::tunnel::claim::OpaqueBy;
 use super::tunnel::client::Opened;
-use super::{Context, http, socket};
+use super::{Context, egress, http, socket};
 use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::identity::Alpn;
@@ -257,6 +257,13 @@ fn carry<'a>(
 ) -> BoxFuture<'a, Result<(), FlowError>> {
     count(context, pod, record);
     match connected {
+        Connected::Socket(server) if record.egress.is_some() => {
+            let record = &*record;
+            Box::pin(async move {
+                let copying = pin!(join_sockets(client, server, &record.moved));
+                Ok(unless(pin!(kept_inside(context, pod, record)), copying).await??)
+            })
+        }
         Connected::Socket(server) => {
             let moved = &record.moved;
             Box::pin(async move {
@@ -289,6 +296,17 @@ fn carry<'a>(
 pub(super) async fn drained(pod: &LocalPod) -> FlowError {
     pod.end_flows.cancelled().await;
     FlowError::Drained
+}
+
+/// Ends when a flow may not leave the cluster any more, or the pod's flows must end.
+async fn kept_inside(context: &Context, pod: &LocalPod, record: &Record) -> FlowError {
+    match (&record.egress, record.original) {
+        (Some(entry), Some(to)) => {
+            entry.end().cancelled().await;
+            egress::ended(context, pod, to)
+        }
+        _ => drained(pod).await,
+    }
 }
 
 pub(super) fn labels(pod: &LocalPod, record: &Record) -> FlowLabels {
@@ -345,7 +363,7 @@ mod tests {
                 asked.carry(client, pod_and_moved.0, pod_and_moved.1)
             };
         let sizes = [
-            ("a flow", yielded(flow), 1152),
+            ("a flow", yielded(flow), 1160),
             ("copying between sockets", yielded(sockets), 448),
             ("copying into a stream", yielded_by(tunnel), 1400),
             ("copying into a channel", yielded(channel), 1400),

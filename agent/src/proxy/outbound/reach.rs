@@ -18,6 +18,7 @@ use crate::config::TunnelProtocol;
 use crate::discovery::{Balanced, Destination, ServicePortEntry};
 use crate::identity::Alpn;
 use crate::node::LocalPod;
+use crate::proxy::egress::{self, Led};
 use crate::proxy::error::FlowError;
 use crate::proxy::http::connection::Route;
 use crate::proxy::inbound::{self, Arrival};
@@ -38,35 +39,53 @@ pub(super) async fn reach(
 ) -> Result<Reached, FlowError> {
     let (from, original, name) = to;
     match classified {
-        Classified::Address => {
-            let connected = connect(context, pod, from, original, record).await?;
-            Ok((connected, None))
-        }
+        Classified::Address => match egress::lead(context, pod, original, name)? {
+            Led::Original => {
+                let connected = connect(context, pod, from, original, record).await?;
+                egress::enter_flow(context, pod, original, name, record)?;
+                Ok((connected, None))
+            }
+            Led::Service(port) => {
+                reach_port(context, pod, &port, (from, original), client, record).await
+            }
+        },
         Classified::Service(port) => {
             record.service = Some(port.service.clone());
             let led = lead(context, pod, port, name)?;
             let port = led.as_ref().unwrap_or(port);
-            let from = Caller {
-                service: Some(port),
-                ..from
-            };
-            let mut waiter = Waiter::new(context, pod, port, original.ip());
-            loop {
-                waiter.looks();
-                let mut tries = port.tries(Balanced::Connections, original.ip());
-                let reached = try_each(context, pod, from, &mut tries, record).await;
-                record.more_endpoints = tries.has_more();
-                if let Some(reached) = reached? {
-                    waiter.served();
-                    return Ok(reached);
-                }
-                client.waits.notify_one();
-                let are_any = tries.candidates() > 0;
-                waiter
-                    .flow_found_nobody(are_any, client.socket, original)
-                    .await?;
-            }
+            reach_port(context, pod, port, (from, original), client, record).await
         }
+    }
+}
+
+/// Any endpoint of a service's port, and whoever is there first if there is none now.
+async fn reach_port(
+    context: &Arc<Context>,
+    pod: &Arc<LocalPod>,
+    port: &Arc<ServicePortEntry>,
+    (from, original): (Caller<'_>, SocketAddr),
+    client: &Patient<'_>,
+    record: &mut Record,
+) -> Result<Reached, FlowError> {
+    let from = Caller {
+        service: Some(port),
+        ..from
+    };
+    let mut waiter = Waiter::new(context, pod, port, original.ip());
+    loop {
+        waiter.looks();
+        let mut tries = port.tries(Balanced::Connections, original.ip());
+        let reached = try_each(context, pod, from, &mut tries, record).await;
+        record.more_endpoints = tries.has_more();
+        if let Some(reached) = reached? {
+            waiter.served();
+            return Ok(reached);
+        }
+        client.waits.notify_one();
+        let are_any = tries.candidates() > 0;
+        waiter
+            .flow_found_nobody(are_any, client.socket, original)
+            .await?;
     }
 }
 

@@ -86,7 +86,8 @@ pub struct PortRef {
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RouteRef {
-    /// That of a parent without any, as Linkerd names it: `default` (inbound), `http` or `grpc`.
+    /// That of a parent without any, as Linkerd names it: `default` (inbound), `http` or `grpc`; of an
+    /// EgressNetwork `http-egress-deny` and the like.
     Default(&'static str),
     /// A resource.
     Resource {
@@ -115,7 +116,7 @@ impl RouteRef {
     /// Whether its exchanges are gRPC calls by declaration.
     pub(super) fn is_grpc(&self) -> bool {
         match self {
-            Self::Default(name) => *name == "grpc",
+            Self::Default(name) => name.starts_with("grpc"),
             Self::Resource { kind, .. } => *kind == "GRPCRoute",
         }
     }

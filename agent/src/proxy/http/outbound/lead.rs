@@ -1,15 +1,17 @@
-//! Where the routes of a service lead a request.
+//! Where the routes of a service, or of an EgressNetwork, lead a request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{request, response};
+use weft_core::EgressNetwork;
 use weft_core::route::{
     self, Filter, Matched, Place, RouteTable, Selected, SelectedFlow, apply_to_request, pick,
 };
 
-use super::{Facts, Target};
+use super::{Facts, Target, refused};
 use crate::discovery::ServicePortEntry;
+use crate::proxy::egress;
 use crate::proxy::http::answer::ExchangeError;
 
 /// Where a request is led.
@@ -34,22 +36,14 @@ pub(super) enum Way<'a> {
     Answered(response::Parts),
 }
 
-/// Where the routes of the service lead the request, which is changed as they say.
+/// Where the routes of the service, or of the network by which the request leaves the cluster, lead the request,
+/// which is changed as they say.
 pub(super) fn lead<'a>(
     client: &Facts,
-    table: Option<&'a RouteTable>,
+    (table, egress): (Option<&'a RouteTable>, Option<&EgressNetwork>),
     head: &mut request::Parts,
     found: &mut Option<Matched<'a>>,
 ) -> Result<Way<'a>, ExchangeError> {
-    let port = match &client.target {
-        Target::Address => {
-            return Ok(Way::To(Led {
-                goal: Goal::Address(client.original),
-                filters: [&[], &[]],
-            }));
-        }
-        Target::Service(port) => port,
-    };
     let selected = table.map_or(Selected::Service, |it| {
         it.select(&client.pod.id.0.namespace, head)
     });
@@ -59,17 +53,23 @@ pub(super) fn lead<'a>(
             let flow = table.map_or(SelectedFlow::Service, |it| {
                 it.select_flow(&client.pod.id.0.namespace, None)
             });
-            let port = match flow {
-                SelectedFlow::Service => of_profile(client, table, port)?,
+            let goal = match flow {
+                SelectedFlow::Service => unrouted(client, table, egress)?,
                 SelectedFlow::NotFound => return Err(ExchangeError::NoRule),
                 SelectedFlow::Rule { rule, .. } => {
                     let backend = pick(&rule.backends, rand::random());
                     let backend = backend.ok_or(ExchangeError::NoBackend)?;
-                    backend_port(client, &backend.target)?
+                    goal(client, egress, &backend.target)?
                 }
             };
             return Ok(Way::To(Led {
-                goal: Goal::Port(port),
+                goal,
+                filters: [&[], &[]],
+            }));
+        }
+        Selected::NotFound if egress.is_some() => {
+            return Ok(Way::To(Led {
+                goal: unrouted(client, None, egress)?,
                 filters: [&[], &[]],
             }));
         }
@@ -79,7 +79,7 @@ pub(super) fn lead<'a>(
     *found = Some(matched);
     let place = Place {
         prefix: matched.prefix,
-        port: port.port,
+        port: client.original.port(),
     };
     let of_rule = matched.rule.filters.as_slice();
     if let Some(answer) = apply_to_request(of_rule, head, place) {
@@ -92,9 +92,40 @@ pub(super) fn lead<'a>(
         return answered(answer);
     }
     Ok(Way::To(Led {
-        goal: Goal::Port(backend_port(client, &backend.target)?),
+        goal: goal(client, egress, &backend.target)?,
         filters: [of_rule, &backend.filters],
     }))
+}
+
+/// Where a request goes that no route is for.
+fn unrouted(
+    client: &Facts,
+    table: Option<&RouteTable>,
+    egress: Option<&EgressNetwork>,
+) -> Result<Goal, ExchangeError> {
+    match (&client.target, egress) {
+        (Target::Service(port), _) => of_profile(client, table, port).map(Goal::Port),
+        (Target::Address, Some(network)) if !network.allows_unrouted() => {
+            let error = egress::denied(&client.context, &client.pod, network);
+            refused(client, &error);
+            Err(error.into())
+        }
+        (Target::Address, _) => Ok(Goal::Address(client.original)),
+    }
+}
+
+/// Where a backend is. To where the client wanted to go leads only a route of the network that it wanted to go by.
+fn goal(
+    client: &Facts,
+    egress: Option<&EgressNetwork>,
+    target: &route::Target,
+) -> Result<Goal, ExchangeError> {
+    match (target, egress) {
+        (route::Target::Egress(name), Some(network)) if name == network.name() => {
+            Ok(Goal::Address(client.original))
+        }
+        _ => backend_port(client, target).map(Goal::Port),
+    }
 }
 
 /// Where a ServiceProfile sends what no route is for.

@@ -13,8 +13,10 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use http::request::Parts;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use weft_core::EgressNetwork;
 use weft_core::route::{Filter, apply_to_response};
 
 use self::again::send_under;
@@ -27,7 +29,7 @@ use self::upstream::{Upstream, refused, start};
 use super::Version;
 use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
-use super::measure::{Kind, Known, Timers, Tries, without_endpoint};
+use super::measure::{Egress, Kind, Known, Timers, Tries, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
 use super::{head, serve, upgrade};
@@ -35,9 +37,11 @@ use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
 use crate::proxy::Context;
+use crate::proxy::egress;
 use crate::proxy::ends::unless;
 use crate::proxy::error::FlowError;
-use crate::proxy::outbound::{self, Connected};
+use crate::proxy::live_requests::RequestEntry;
+use crate::proxy::outbound::Connected;
 use crate::proxy::record::Record;
 use crate::proxy::tcp::FlowSocket;
 use crate::proxy::usage::Party;
@@ -67,8 +71,10 @@ struct Facts {
     without_endpoint: OnceLock<Arc<ExchangeSeries>>,
     /// What is answered here.
     errors: HttpErrors,
-    /// Ends what its connection was upgraded to.
+    /// Ends it, and what its connection was upgraded to.
     end: tokio_util::sync::CancellationToken,
+    /// That requests left the cluster which nobody asked about.
+    unasked: OnceLock<RequestEntry>,
 }
 
 /// What a client wants to reach.
@@ -105,6 +111,7 @@ impl Client {
                 .telemetry
                 .http_errors(Direction::Outbound, &pod.labels),
             end: pod.end_flows.child_token(),
+            unasked: OnceLock::new(),
         }))
     }
 
@@ -133,7 +140,12 @@ impl Client {
         let (pod, version) = (Arc::clone(&self.0.pod), self.0.version);
         let party = self.0.party.clone();
         let end = self.0.end.clone();
-        let _end = end.drop_guard();
+        let _end = end.clone().drop_guard();
+        let (context, original) = (Arc::clone(&self.0.context), self.0.original);
+        let ending = pin!(async {
+            end.cancelled().await;
+            egress::ended(&context, &pod, original)
+        });
         let serving = pin!(serve::serve(
             Stream::socket(socket),
             version,
@@ -141,7 +153,7 @@ impl Client {
             (&party, &pod.stop_accepting),
             move |request| exchange(Arc::clone(&self.0), request)
         ));
-        let ended = unless(pin!(outbound::drained(&pod)), serving).await?;
+        let ended = unless(ending, serving).await?;
         if let Err(error) = ended {
             tracing::debug!(pod = %pod.id, %error, "a client's connection ended");
         }
@@ -211,20 +223,28 @@ async fn try_exchange(
     let purpose = head::accept(&mut parts)?;
     let place = client.party.enter(&parts.headers);
     let place = place.inspect_err(|error| refused(client, error))?;
+    let (network, leaving) = client.leave(&parts);
+    let network = network.as_ref();
     // Held as long as anything of it is used: what is changed meanwhile holds for the next exchange.
-    let table = match &client.target {
-        Target::Service(port) => port.routes.load_full(),
-        Target::Address => None,
+    let table = match (&client.target, network) {
+        (Target::Service(port), _) => port.routes.load_full(),
+        (Target::Address, Some(network)) => network.routes_at(client.original.port()).cloned(),
+        (Target::Address, None) => None,
     };
     let mut kind = Kind {
         parent: client.target.port(),
+        egress: network.map(|network| Egress {
+            network,
+            port: client.original.port(),
+        }),
         table: table.as_ref(),
         matched: None,
         backend: None,
         is_grpc,
         tries: &whole.tries,
     };
-    let way = lead(client, table.as_deref(), &mut parts, &mut kind.matched);
+    let routes = (table.as_deref(), network.map(|it| &**it));
+    let way = lead(client, routes, &mut parts, &mut kind.matched);
     *timers = Some(kind.of_rule(&client.context, &client.pod, &mut client.known()));
     let led = match way? {
         Way::To(led) => led,
@@ -256,26 +276,35 @@ async fn try_exchange(
     let mut request = Request::from_parts(parts, body);
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
     heed_expectation(&mut request);
-    let (sent, held) = match &terms {
-        None => {
-            let sending = send(client, &led.goal, Some(&kind), &Tried::ONCE, request);
-            (Box::pin(sending).await?, None)
-        }
-        Some(terms) => {
-            let timers = timers.as_ref();
-            let sending = send_under(client, &led.goal, &kind, terms, timers, request);
-            let (sent, held) = Box::pin(sending).await?;
-            (sent, Some(held))
-        }
+    let sending = async {
+        Ok::<_, ExchangeError>(match &terms {
+            None => {
+                let sending = send(client, &led.goal, Some(&kind), &Tried::ONCE, request);
+                (Box::pin(sending).await?, None)
+            }
+            Some(terms) => {
+                let timers = timers.as_ref();
+                let sending = send_under(client, &led.goal, &kind, terms, timers, request);
+                let (sent, held) = Box::pin(sending).await?;
+                (sent, Some(held))
+            }
+        })
+    };
+    let (sent, held) = match &leaving {
+        None => sending.await?,
+        Some(entry) => hold(entry, sending).await?,
     };
     let Sent {
         upstream,
         mut in_flight,
         response,
         timers: of_try,
-        pass,
+        mut pass,
         place: of_server,
     } = sent;
+    if pass.entry.is_none() {
+        pass.entry = leaving;
+    }
     *timers = timers.take().map(|it| of_try.and(it));
     let (mut parts, incoming) = response.into_parts();
     if let Some(upgrading) = upgrading
@@ -335,7 +364,42 @@ fn home(client: &Facts) -> Home {
     Home::Pool(Arc::clone(&pod.exchanges), pod.stop_accepting.clone())
 }
 
+/// Waits for an answer as long as the request may leave the cluster.
+async fn hold<T>(
+    entry: &RequestEntry,
+    sending: impl Future<Output = Result<T, ExchangeError>>,
+) -> Result<T, ExchangeError> {
+    tokio::select! {
+        biased;
+        () = entry.end().cancelled() => Err(ExchangeError::Revoked),
+        sent = sending => sent,
+    }
+}
+
 impl Facts {
+    /// The EgressNetwork by which a request leaves the cluster, if one is for it; and the request's entry, where such
+    /// networks are known.
+    fn leave(&self, head: &Parts) -> (Option<Arc<EgressNetwork>>, Option<RequestEntry>) {
+        if matches!(self.target, Target::Service(_)) {
+            return (None, None);
+        }
+        let (context, pod) = (&*self.context, &*self.pod);
+        if !context.store.has_egress() {
+            self.unasked
+                .get_or_init(|| egress::enter_requests(context, pod, self.original, &self.end));
+            // Only now: a change in between must not be missed.
+            if !context.store.has_egress() {
+                return (None, None);
+            }
+        }
+        if !context.store.is_outside(self.original) {
+            return (None, None);
+        }
+        let entry = egress::enter_request(context, pod, self.original, head, &self.end);
+        let network = context.store.egress(&pod.id.0.namespace, self.original);
+        (network, Some(entry))
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
