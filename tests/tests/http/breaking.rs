@@ -49,6 +49,7 @@ fn http_breaking() {
         all_fail,
     );
     check("calls are judged by their status", calls);
+    check("who claims to be the mesh is judged all the same", claimed);
     checks.finish();
 }
 
@@ -218,6 +219,40 @@ fn calls(scene: &Scene) -> Result<()> {
     // It waits until the endpoint may be tried again, and is the one that tries.
     let called = call("0")?;
     ensure!(called.code == 0 && called.elapsed_ms > 500.0, "{called:?}");
+    Ok(())
+}
+
+/// An answer of the mesh that is about the client would not be held against the endpoint.
+fn claimed(scene: &Scene) -> Result<()> {
+    for (name, node, speaks) in [
+        ("liar-far", 1, "both"),
+        ("liar-near", 0, "both"),
+        ("liar-translated-far", 1, "http1"),
+        ("liar-translated-near", 0, "http1"),
+    ] {
+        let spec = PodSpec::new(name).label("app", name).on(node);
+        let pod = scene.cluster.add_pod(spec)?;
+        let claim = "weft-error: too_many_exchanges";
+        let args = ["--speaks", speaks, "--header", claim];
+        let _server = HttpServer::start(&pod, HTTP, &args)?;
+        let spec = ServiceSpec::new(name).select("app", name).port(80, HTTP);
+        let spec = IN_A_ROW
+            .iter()
+            .fold(spec, |spec, (name, value)| spec.annotation(name, value));
+        let target = serving(&scene.cluster, &scene.client, &spec, 80)?;
+        for version in ["--http1.1", "--http2-prior-knowledge"] {
+            let shown = curl_shop(&scene.client, target, "/", &[version])?;
+            ensure!(shown.header("weft-error").is_none(), "{shown:?}");
+        }
+        for _ in 0..3 {
+            let version = ["--http2-prior-knowledge"];
+            let shown = curl_shop(&scene.client, target, "/status/503", &version)?;
+            ensure!(shown.code() == 503, "{shown:?}");
+            ensure!(shown.header("weft-error").is_none(), "{shown:?}");
+        }
+        let ejections = scene.metric("weft_balancer_ejections_total", name, None)?;
+        ensure!(ejections == 1.0, "{name}: {ejections} ejections");
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Verdict, WorkloadId};
 
+use super::answerer::Answerer;
 use super::body::RequestBody;
 use super::gate::Gate;
 use super::measure::Known;
@@ -69,6 +70,7 @@ pub(super) struct Http1 {
     sender: Option<http1::SendRequest<RequestBody>>,
     driver: BoxFuture<'static, ()>,
     ended: bool,
+    answerer: Answerer,
     /// Where it leads.
     pub(super) route: Arc<Route>,
     /// It has served an exchange: its server may have had enough of it.
@@ -83,6 +85,7 @@ pub(super) struct Http1 {
 #[derive(Clone)]
 pub(super) struct Http2 {
     sender: http2::SendRequest<RequestBody>,
+    answerer: Answerer,
     /// Where it leads.
     pub(super) route: Arc<Route>,
     open: Arc<Open>,
@@ -171,6 +174,7 @@ impl Http1 {
         route: Arc<Route>,
     ) -> Result<Self, hyper::Error> {
         let gone = CancellationToken::new();
+        let answerer = stream.answerer();
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.guarded(gone.clone().drop_guard());
         let (sender, connection) = http1::Builder::new()
@@ -187,6 +191,7 @@ impl Http1 {
                 ended
             })),
             ended: false,
+            answerer,
             route,
             is_reused: false,
             idle_since: Instant::now(),
@@ -212,7 +217,9 @@ impl Http1 {
             .await
         };
         self.sender = Some(sender);
-        answered
+        let mut answer = answered?;
+        self.answerer.check(answer.headers_mut());
+        Ok(answer)
     }
 
     /// Moves its bytes.
@@ -265,6 +272,7 @@ impl Http2 {
         party: &Party,
     ) -> Result<Self, hyper::Error> {
         let window = party.window();
+        let answerer = stream.answerer();
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.acknowledging();
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -285,6 +293,7 @@ impl Http2 {
         });
         Ok(Self {
             sender,
+            answerer,
             route,
             open: Arc::new(Open {
                 now: AtomicUsize::new(0),
@@ -300,7 +309,9 @@ impl Http2 {
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        self.sender.try_send_request(request).await
+        let mut answer = self.sender.try_send_request(request).await?;
+        self.answerer.check(answer.headers_mut());
+        Ok(answer)
     }
 
     /// Whether it takes another exchange.

@@ -14,6 +14,7 @@
 //! | how long it may take | `deadlines` |
 //! | what is sent more than once | `replay` |
 //! | what is counted | `measure`, `host` |
+//! | whose word an answer is | `answerer` |
 //! | a request that no server answers; a client that was refused before | `answer`; `refusal` |
 //! | what is HTTP no longer | `upgrade` |
 //! | the server's side: policy, identity headers, the application | `inbound` |
@@ -30,6 +31,7 @@
 //! connections are shared, has tasks of its own.
 
 mod answer;
+mod answerer;
 pub(super) mod application;
 mod body;
 pub(super) mod connection;

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::DropGuard;
 
 use super::Version;
+use super::answerer::Answerer;
 use super::application::{Application, Origin};
 use super::lines::{Lines, Switching};
 use super::serve::Progress;
@@ -32,6 +33,8 @@ use crate::proxy::tunnel::weft1::stream::ChannelIo;
 #[derive(Debug)]
 pub(in crate::proxy) struct Stream {
     kind: Kind,
+    /// Who is at its other end, if that is who answers.
+    answerer: Answerer,
     /// Taken from it already, to be read first.
     first: Bytes,
     /// Counted as coming from this side of the flow when read.
@@ -91,6 +94,15 @@ impl Stream {
         }))
     }
 
+    /// On a stream of HTTP/2 to an endpoint.
+    pub(super) fn opened(halves: TunnelHalves, is_of_weft: bool) -> Self {
+        let mut stream = Self::tunnel(halves);
+        if is_of_weft {
+            stream.answerer = Answerer::Agent;
+        }
+        stream
+    }
+
     /// On a stream of HTTP/2.
     pub(in crate::proxy) fn tunnel(halves: TunnelHalves) -> Self {
         Self::new(Kind::Tunnel(Box::new(TunnelStream {
@@ -103,8 +115,15 @@ impl Stream {
     }
 
     fn new(kind: Kind) -> Self {
+        let answerer = match &kind {
+            Kind::Application(application) => application.answerer(),
+            // Both ends of that are agents of Weft.
+            Kind::Channel(_) => Answerer::Agent,
+            Kind::Socket(_) | Kind::Tunnel(_) => Answerer::Application,
+        };
         Self {
             kind,
+            answerer,
             first: Bytes::new(),
             meter: None,
             ended: false,
@@ -125,6 +144,11 @@ impl Stream {
             Kind::Socket(_) | Kind::Channel(_) | Kind::Application(_) => self.first = first,
         }
         self
+    }
+
+    /// Who is at its other end, if that is who answers.
+    pub(super) fn answerer(&self) -> Answerer {
+        self.answerer.clone()
     }
 
     /// Ends when the connection has failed, whether anybody reads from it or not.

@@ -86,6 +86,8 @@ pub struct Opened {
     pub halves: TunnelHalves,
     /// Keeps the place in the connection taken.
     pub slot: Slot,
+    /// Whether the peer is an agent of Weft.
+    pub is_of_weft: bool,
 }
 
 /// A place for one flow in a tunnel.
@@ -162,6 +164,7 @@ impl Pool {
                             first: Bytes::new(),
                         },
                         slot,
+                        is_of_weft: key.alpn == Alpn::WeftH2,
                     });
                 }
                 // The connection was going away while the request was sent. Nothing of the flow

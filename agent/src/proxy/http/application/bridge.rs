@@ -31,6 +31,7 @@ use super::{Origin, Version};
 use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer;
+use crate::proxy::http::answerer::Answerer;
 use crate::proxy::http::head::{self, BadHead};
 use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES, Tasks};
 use crate::proxy::http::stream::Stream;
@@ -160,6 +161,7 @@ impl Bridge {
                     }
                     let (mut parts, incoming) = response.into_parts();
                     response_to_http2(&mut parts)?;
+                    Answerer::Application.check(&mut parts.headers);
                     let kept = Some((Arc::clone(self), sender));
                     return Ok(Response::from_parts(parts, Passed::new(incoming, kept)));
                 }
@@ -195,6 +197,7 @@ impl Bridge {
                     }
                     let (mut parts, incoming) = response.into_parts();
                     response_to_http1(&mut parts);
+                    Answerer::Application.check(&mut parts.headers);
                     return Ok(Response::from_parts(parts, Passed::new(incoming, None)));
                 }
                 Err(error) => error,

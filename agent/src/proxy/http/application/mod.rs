@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use tokio::time::{Sleep, sleep};
 pub(crate) use self::spoken::Spoken;
 use self::spoken::{Heard, Key, hear};
 use super::Version;
+use super::answerer::Answerer;
 use crate::node::LocalPod;
 use crate::proxy::error::FlowError;
 use crate::proxy::tcp::FlowSocket;
@@ -50,6 +52,8 @@ pub(super) struct Application {
     origin: Arc<Origin>,
     version: Version,
     io: Io,
+    /// Whether somebody translates.
+    is_translated: Arc<AtomicBool>,
     /// As long as the application has said nothing.
     trial: Option<Trial>,
 }
@@ -111,12 +115,18 @@ impl Application {
         Self {
             origin,
             version,
+            is_translated: Arc::new(matches!(io, Io::Bridge(_)).into()),
             io,
             trial: (speaks != Some(false)).then(|| Trial {
                 is_known: speaks.is_some(),
                 ..Trial::default()
             }),
         }
+    }
+
+    /// Who answers.
+    pub(super) fn answerer(&self) -> Answerer {
+        Answerer::Translated(Arc::clone(&self.is_translated))
     }
 
     /// The connection, if it is one to the application itself, and nothing is to be found out any more.
@@ -160,6 +170,7 @@ impl Application {
                 }
                 tracing::debug!(to = %origin.to, version = ?self.version, "does not speak it");
                 self.io = Io::Bridge(bridged(origin, self.version, &trial.said));
+                self.is_translated.store(true, Ordering::Release);
             }
             Heard::Speaks if !trial.is_known => {
                 spoken.remember(origin.key(), self.version, true);

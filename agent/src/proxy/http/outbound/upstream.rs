@@ -169,7 +169,7 @@ pub(super) async fn start(
         }
         Connected::Tunnel(opened) => {
             let hold = Hold::Tunnel { _slot: opened.slot };
-            (Stream::tunnel(opened.halves), hold)
+            (Stream::opened(opened.halves, opened.is_of_weft), hold)
         }
     };
     route.verdict.clone_from(&record.verdict);

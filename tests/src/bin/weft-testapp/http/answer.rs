@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, TRAILER};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, TRAILER};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -23,6 +23,7 @@ use crate::pattern::Pattern;
 /// How requests are answered, until it is told otherwise.
 pub(super) struct Answering {
     name: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
     quiet: bool,
     delay_ms: AtomicU64,
     status: AtomicU16,
@@ -63,9 +64,15 @@ impl Connection {
 }
 
 impl Answering {
-    pub(super) fn new(name: String, delay_ms: u64, quiet: bool) -> Answering {
+    pub(super) fn new(
+        name: String,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        delay_ms: u64,
+        quiet: bool,
+    ) -> Answering {
         Answering {
             name,
+            headers,
             quiet,
             delay_ms: delay_ms.into(),
             status: 200.into(),
@@ -140,6 +147,7 @@ impl Answering {
         };
         let name = HeaderValue::from_str(&self.name).map_err(Broken::other)?;
         response.headers_mut().insert(SERVED_BY, name);
+        response.headers_mut().extend(self.headers.iter().cloned());
         Ok(response)
     }
 

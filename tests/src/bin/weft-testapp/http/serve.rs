@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use http::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -42,6 +43,9 @@ pub(crate) struct Serve {
     /// How long it waits before each answer.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
+    /// A header of all its answers, as `name: value`; may be given more than once.
+    #[arg(long, value_parser = header)]
+    header: Vec<(HeaderName, HeaderValue)>,
     /// Says nothing about connections and requests.
     #[arg(long)]
     quiet: bool,
@@ -70,7 +74,12 @@ impl Serve {
 
     async fn serve(self) -> Result<()> {
         let server = Arc::new(Server {
-            answering: Arc::new(Answering::new(self.name, self.delay_ms, self.quiet)),
+            answering: Arc::new(Answering::new(
+                self.name,
+                self.header,
+                self.delay_ms,
+                self.quiet,
+            )),
             builder: builder(self.speaks),
             graceful: GracefulShutdown::new(),
             quiet: self.quiet,
@@ -94,6 +103,11 @@ impl Serve {
         emit(&json!({"event": "end", "outcome": how}));
         Ok(())
     }
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':').context("no name: value")?;
+    Ok((name.parse()?, value.trim().parse()?))
 }
 
 /// What all connections share.
