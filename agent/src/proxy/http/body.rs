@@ -17,11 +17,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::Http1;
+use super::connection::{Http1, OpenStream};
 use super::deadlines::Deadlines;
 use super::head;
 use super::replay::Attempt;
 use super::serve::Progress;
+use super::upload::{Upload, Watch};
 use crate::proxy::live_requests::RequestEntry;
 use crate::proxy::usage::{Charger, Hold, Party, Piece};
 use crate::telemetry::exchange::RequestEnd;
@@ -36,6 +37,8 @@ pub(in crate::proxy) struct RequestBody {
     copies: Vec<mpsc::Sender<Copied>>,
     /// Told when it has ended.
     end: Option<Arc<OnceLock<Instant>>>,
+    /// What others know of it, and may end it.
+    upload: Option<Arc<Upload>>,
     /// For what is on its way, and for the copies of it.
     charger: Charger,
     of_copies: Charger,
@@ -93,12 +96,14 @@ pub(in crate::proxy) struct ResponseBody {
     held: Option<Box<Held>>,
     /// Ends it before.
     revocation: Option<Revocation>,
+    /// Stops the request's body with it.
+    upload: Option<Watch>,
     charger: Charger,
 }
 
 /// What policy has to do with a response.
 struct Revocation {
-    _entry: RequestEntry,
+    _entry: Arc<RequestEntry>,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -154,6 +159,12 @@ impl RequestBody {
     }
 
     #[cfg(test)]
+    pub(super) fn watched_by(&mut self, upload: &Arc<Upload>) -> Watch {
+        self.upload = Some(Arc::clone(upload));
+        Watch::new(self.upload.clone())
+    }
+
+    #[cfg(test)]
     pub(super) fn of_frames(frames: impl IntoIterator<Item = Frame<Bytes>>) -> Self {
         Self::from(Source::Frames(frames.into_iter().collect()))
     }
@@ -164,6 +175,7 @@ impl RequestBody {
             expects: None,
             copies: Vec::new(),
             end: None,
+            upload: None,
             charger: Charger::default(),
             of_copies: Charger::default(),
         }
@@ -175,6 +187,18 @@ impl RequestBody {
             return RequestEnd::At(Instant::now());
         }
         RequestEnd::Told(Arc::clone(self.end.get_or_insert_default()))
+    }
+
+    /// Watches over it while it is sent: for a request that policy may end, and that has a place in a connection.
+    pub(super) fn watch(
+        &mut self,
+        entry: Option<&Arc<RequestEntry>>,
+        stream: Option<&OpenStream>,
+    ) -> Watch {
+        if !self.is_end_stream() {
+            self.upload = Some(Upload::new(entry, stream.cloned()));
+        }
+        Watch::new(self.upload.clone())
     }
 
     /// The same once more, as it passes by.
@@ -235,6 +259,11 @@ impl Body for RequestBody {
             self.expects = None;
         }
         let this = &mut *self;
+        if let Some(upload) = &this.upload
+            && !upload.goes_on()
+        {
+            return Poll::Ready(Some(Err(cancelled())));
+        }
         let frame = match &mut this.source {
             Source::Nothing => return Poll::Ready(None),
             Source::Client(incoming) => {
@@ -332,6 +361,7 @@ impl ResponseBody {
             progress: None,
             held: None,
             revocation: None,
+            upload: None,
             charger: Charger::default(),
         }
     }
@@ -355,6 +385,7 @@ impl ResponseBody {
             progress: None,
             held,
             revocation: None,
+            upload: None,
             charger: Charger::default(),
         };
         if body.is_end_stream() {
@@ -364,12 +395,22 @@ impl ResponseBody {
     }
 
     /// Ends it when policy no longer allows its request.
-    pub(super) fn under(mut self, entry: Option<RequestEntry>) -> Self {
+    pub(super) fn under(mut self, entry: Option<Arc<RequestEntry>>) -> Self {
         if !self.is_end_stream() {
             self.revocation = entry.map(|entry| Revocation {
                 revoked: Box::pin(entry.end().clone().cancelled_owned()),
                 _entry: entry,
             });
+        }
+        self
+    }
+
+    /// Stops the request's body, unless it comes to its own end before.
+    pub(super) fn watching(mut self, upload: Watch) -> Self {
+        if self.is_end_stream() {
+            upload.leave();
+        } else {
+            self.upload = Some(upload);
         }
         self
     }
@@ -392,6 +433,9 @@ impl ResponseBody {
     /// All of it has come.
     fn finish(&mut self) {
         self.revocation = None;
+        if let Some(upload) = self.upload.take() {
+            upload.leave();
+        }
         if let Some(progress) = self.progress.take() {
             progress.answered();
         }
@@ -418,16 +462,22 @@ impl ResponseBody {
         self.held = None;
         self.connection = None;
         self.incoming = None;
+        self.upload = None;
         if let Some(ending) = self.ending.take() {
             ending.late(late);
         }
         // The client hears that it gets no more: by a reset of its stream, or the end of its connection.
-        Some(Err(h2::Error::from(h2::Reason::CANCEL).into()))
+        Some(Err(cancelled()))
     }
 }
 
-/// Why a response's body is cut off.
+/// Why a body is cut off.
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Nobody wants the rest.
+fn cancelled() -> BodyError {
+    h2::Error::from(h2::Reason::CANCEL).into()
+}
 
 impl Used {
     /// The exchange is over.
@@ -459,9 +509,10 @@ impl Body for ResponseBody {
             this.revocation = None;
             this.incoming = None;
             this.connection = None;
+            this.upload = None;
             // Counted as given up.
             this.ending = None;
-            return Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
+            return Poll::Ready(Some(Err(cancelled())));
         }
         if let Some(used) = &mut this.connection {
             used.connection.poll(context);
@@ -502,6 +553,7 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 this.connection = None;
+                this.upload = None;
                 if let Some(ending) = this.ending.take() {
                     ending.failed(error);
                 }

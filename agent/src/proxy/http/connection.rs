@@ -17,7 +17,7 @@ use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -29,6 +29,7 @@ use super::gate::Gate;
 use super::measure::Known;
 use super::serve::{FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES};
 use super::stream::{Returned, Stream};
+use super::upload::{Sends, dispatch};
 use crate::node::LocalPod;
 use crate::proxy::Context as Proxy;
 use crate::proxy::ends::unless;
@@ -93,9 +94,15 @@ pub(super) struct Http2 {
     pub(super) known: Arc<Mutex<Known>>,
 }
 
-/// An exchange on a connection of HTTP/2.
+/// An exchange on a connection of HTTP/2: open until the last of those who have to do with it is done.
+#[derive(Clone, Debug)]
+pub(super) struct OpenStream {
+    _place: Arc<Place>,
+}
+
+/// A place in a connection of HTTP/2.
 #[derive(Debug)]
-pub(super) struct OpenStream(Arc<Open>);
+struct Place(Arc<Open>);
 
 /// The exchanges on a connection of HTTP/2.
 #[derive(Debug)]
@@ -184,12 +191,15 @@ impl Http1 {
             .await?;
         Ok(Self {
             sender: Some(sender),
-            driver: Box::pin(life.drive(async move {
-                let ended = connection.with_upgrades().await;
-                // Of an upgrade, the rest.
-                gone.cancelled().await;
-                ended
-            })),
+            driver: Box::pin(async move {
+                let connection = async move {
+                    let ended = connection.with_upgrades().await;
+                    // Of an upgrade, the rest.
+                    gone.cancelled().await;
+                    ended
+                };
+                life.drive(connection).await;
+            }),
             ended: false,
             answerer,
             route,
@@ -275,7 +285,9 @@ impl Http2 {
         let answerer = stream.answerer();
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.acknowledging();
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        let sends = Sends::default();
+        let over = sends.over.clone();
+        let (sender, connection) = http2::Builder::new(sends)
             .timer(TokioTimer::new())
             .initial_stream_window_size(window.stream_bytes)
             .initial_connection_window_size(window.connection_bytes)
@@ -288,7 +300,10 @@ impl Http2 {
             .await?;
         let pod = Arc::clone(&life.pod);
         pod.spawn_flow(async move {
-            life.drive(connection).await;
+            if !life.drive(dispatch(connection)).await {
+                // It has tasks that would go on for as long as there are open streams.
+                over.cancel();
+            }
             drop(window);
         });
         Ok(Self {
@@ -334,11 +349,13 @@ impl Http2 {
     /// Takes a place in it.
     pub(super) fn open(&self) -> OpenStream {
         self.open.now.fetch_add(1, Ordering::Relaxed);
-        OpenStream(Arc::clone(&self.open))
+        OpenStream {
+            _place: Arc::new(Place(Arc::clone(&self.open))),
+        }
     }
 }
 
-impl Drop for OpenStream {
+impl Drop for Place {
     fn drop(&mut self) {
         let since = self.0.idle_since.lock();
         *since.unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -377,8 +394,8 @@ impl Life {
         }
     }
 
-    /// Speaks HTTP until the connection ends, or has to.
-    async fn drive(mut self, connection: impl Future<Output = Result<(), hyper::Error>>) {
+    /// Speaks HTTP until the connection ends, or has to. Says whether it has ended by itself.
+    async fn drive(mut self, connection: impl Future<Output = Result<(), hyper::Error>>) -> bool {
         // Boxed, so that it is gone before this is.
         let mut connection = Box::pin(connection);
         let ended = {
@@ -391,6 +408,7 @@ impl Life {
             Err(error) => self.ended = Some(error),
         }
         drop(connection);
+        self.ended.is_none()
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) struct Pass {
     /// Its head says who the client is.
     is_told: bool,
     /// Ends it if policy changes; none: its connection is ended.
-    pub(super) entry: Option<RequestEntry>,
+    pub(super) entry: Option<Arc<RequestEntry>>,
 }
 
 impl Gate {
@@ -128,7 +128,7 @@ impl Gate {
         let has_routes = |it: &RequestPolicy| it.server().routes.is_some();
         if known.requests.as_ref().is_some_and(has_routes) {
             // Before it is decided: a change in between must not be missed.
-            entry = Some(self.enter(context, head, is_grpc, end));
+            entry = Some(Arc::new(self.enter(context, head, is_grpc, end)));
             known = self.known(context);
         }
         if !known.connection.admits_requests() {
@@ -306,7 +306,7 @@ fn route_ref(route: Option<&RouteName>) -> RouteRef {
 
 impl Pass {
     /// Of a request that a gate was asked about.
-    fn of(entry: Option<RequestEntry>) -> Self {
+    fn of(entry: Option<Arc<RequestEntry>>) -> Self {
         Self {
             is_told: true,
             entry,

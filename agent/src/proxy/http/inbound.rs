@@ -297,6 +297,7 @@ async fn exchange_http1(
     let method = request.method().clone();
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
     heed_expectation(&mut request);
+    let upload = request.body_mut().watch(pass.entry.as_ref(), None);
     let (connection, response) = loop {
         let mut connection = facts.http1().await?;
         let was_reused = connection.is_reused;
@@ -318,6 +319,7 @@ async fn exchange_http1(
         && head::is_upgraded(&method, parts.status)
     {
         Ending::measured(timers.take(), &parts).ended();
+        upload.leave();
         let driver = Some(connection.into_driver());
         let response = Response::from_parts(parts, incoming);
         let (pod, end) = (&facts.flow.pod, (facts.end.clone(), pass.entry));
@@ -333,7 +335,8 @@ async fn exchange_http1(
     parts.version = http::Version::HTTP_11;
     apply_to_response(&pass.filters, &mut parts);
     let ending = Ending::measured(timers.take(), &parts).holding(place);
-    let body = ResponseBody::of(incoming, Some(used), ending).under(pass.entry);
+    let body = ResponseBody::of(incoming, Some(used), ending);
+    let body = body.watching(upload).under(pass.entry);
     Ok(Response::from_parts(parts, body.charged(&facts.party)))
 }
 
@@ -343,6 +346,7 @@ async fn exchange_http2(
     (place, pass): (Place, Pass),
     timers: &mut Option<Timers>,
 ) -> Result<Response<ResponseBody>, ExchangeError> {
+    let upload = request.body_mut().watch(pass.entry.as_ref(), None);
     let mut tries = 0;
     let response = loop {
         tries += 1;
@@ -365,6 +369,7 @@ async fn exchange_http2(
     let (mut parts, incoming) = response.into_parts();
     apply_to_response(&pass.filters, &mut parts);
     let ending = Ending::measured(timers.take(), &parts).holding(place);
-    let body = ResponseBody::of(incoming, None, ending).under(pass.entry);
+    let body = ResponseBody::of(incoming, None, ending);
+    let body = body.watching(upload).under(pass.entry);
     Ok(Response::from_parts(parts, body.charged(&facts.party)))
 }

@@ -11,6 +11,7 @@
 //! | on which connection | `pool`, `connection`, `stream` |
 //! | the application speaks another version | `application` |
 //! | the bodies, and the end of the exchange | `body` |
+//! | the end of a request's body before its time | `upload` |
 //! | how long it may take | `deadlines` |
 //! | what is sent more than once | `replay` |
 //! | what is counted | `measure`, `host` |
@@ -52,6 +53,7 @@ mod serve;
 pub mod sniff;
 mod stream;
 mod upgrade;
+mod upload;
 
 use weft_core::PortProtocol;
 

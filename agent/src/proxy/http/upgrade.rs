@@ -38,7 +38,7 @@ pub(super) fn switch(
     mut response: Response<Incoming>,
     driver: Option<BoxFuture<'static, ()>>,
     in_flight: Option<InFlight>,
-    (end, entry): (CancellationToken, Option<RequestEntry>),
+    (end, entry): (CancellationToken, Option<Arc<RequestEntry>>),
 ) -> Response<ResponseBody> {
     let connection = hyper::upgrade::on(&mut response);
     let server = Server {
@@ -59,7 +59,7 @@ fn join(
     pod: &Arc<LocalPod>,
     client: OnUpgrade,
     server: Server,
-    (end, entry): (CancellationToken, Option<RequestEntry>),
+    (end, entry): (CancellationToken, Option<Arc<RequestEntry>>),
 ) {
     let drained = pod.end_flows.clone();
     pod.spawn_flow(async move {

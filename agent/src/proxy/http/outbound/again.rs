@@ -354,6 +354,7 @@ async fn peek(sent: &mut Sent) -> Result<Option<Frame<Bytes>>, ExchangeError> {
 
 /// Reads the rest of a response that nobody gets, if it is short, so that its connection can be used again.
 fn let_go(client: &Arc<Facts>, sent: Sent, first: Option<Frame<Bytes>>) {
+    drop(sent.upload);
     let (parts, incoming) = sent.response.into_parts();
     let mut ending = Ending::measured(Some(sent.timers), &parts);
     ending.hold(sent.in_flight, &parts);

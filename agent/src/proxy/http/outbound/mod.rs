@@ -300,10 +300,11 @@ async fn try_exchange(
         response,
         timers: of_try,
         mut pass,
+        upload,
         place: of_server,
     } = sent;
     if pass.entry.is_none() {
-        pass.entry = leaving;
+        pass.entry = leaving.map(Arc::new);
     }
     *timers = timers.take().map(|it| of_try.and(it));
     let (mut parts, incoming) = response.into_parts();
@@ -311,6 +312,7 @@ async fn try_exchange(
         && head::is_upgraded(&method, parts.status)
     {
         Ending::measured(timers.take(), &parts).ended();
+        upload.leave();
         if let Some(in_flight) = &mut in_flight {
             in_flight.judge(Judgement::Success, None);
         }
@@ -355,7 +357,8 @@ async fn try_exchange(
             ResponseBody::of_held(incoming, None, ending, held)
         }
     };
-    let body = body.under(pass.entry).charged(&client.party);
+    let body = body.watching(upload).under(pass.entry);
+    let body = body.charged(&client.party);
     Ok(Response::from_parts(parts, body))
 }
 

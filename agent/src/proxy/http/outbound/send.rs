@@ -18,6 +18,7 @@ use crate::proxy::http::body::RequestBody;
 use crate::proxy::http::connection::MOST_STALE;
 use crate::proxy::http::gate::Pass;
 use crate::proxy::http::measure::{Kind, Timers};
+use crate::proxy::http::upload::Watch;
 use crate::proxy::http::{Version, head, host};
 use crate::proxy::outbound::{self, Waiter};
 use crate::proxy::usage::Place;
@@ -199,6 +200,8 @@ pub(super) struct Sent {
     pub(super) timers: Timers,
     /// What policy of the server's pod has to do with it, on one node.
     pub(super) pass: Pass,
+    /// Stops the request's body.
+    pub(super) upload: Watch,
     /// In the limits of the server's pod, where that is this agent's to count.
     pub(super) place: Option<Place>,
 }
@@ -284,6 +287,9 @@ async fn send_to(
         (None, None) => Timers::default(),
     };
     timers.request_ended(&request.body_mut().end());
+    let upload = request
+        .body_mut()
+        .watch(pass.entry.as_ref(), upstream.stream());
     if let Some(kind) = endpoint.2 {
         kind.tries.begin(timers);
     }
@@ -315,6 +321,7 @@ async fn send_to(
             response,
             timers,
             pass,
+            upload,
             place,
         }),
         Err(mut error) => {

@@ -246,6 +246,14 @@ impl Upstream {
         }
     }
 
+    /// The exchange's place in a connection that is shared.
+    pub(super) fn stream(&self) -> Option<&OpenStream> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2 { stream, .. } => Some(stream),
+        }
+    }
+
     /// Begins to measure an exchange.
     pub(super) fn measure(
         &mut self,
