@@ -60,6 +60,10 @@ fn run(title: &str, agent_args: &[&str]) {
     check("limits", limits);
     check("a change ends streams and upgrades", live_change);
     check("a change holds for the next request", next_request);
+    check(
+        "changes end what began while there were no routes",
+        unrouted,
+    );
     checks.finish();
 }
 
@@ -425,6 +429,62 @@ fn live_change(scene: &Scene) -> Result<()> {
             let policy = open("HTTPRoute", route, "readers");
             scene.cluster.apply(&policy)?;
         }
+        eventually("the reader to be let in again", || {
+            scene.expect(pod, "/stream?chunks=1", 200).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+/// The connection was let in for requests, stays when there are no routes, and when there are some again: what has
+/// begun meanwhile must not stay with it.
+fn unrouted(scene: &Scene) -> Result<()> {
+    let cluster = &scene.cluster;
+    let none = json!([]);
+    let routes = [
+        ("public", "/stream"),
+        ("moved", "/moved"),
+        ("marked", "/marked"),
+    ];
+    let routes = routes.map(|(name, prefix)| prefix_route(name, "http", prefix, &none));
+    let admin = prefix_route("admin", "http", "/admin", &none);
+    let mut everything = authorization("default", "everything", "http", &[]);
+    everything["spec"]["requiredAuthenticationRefs"] =
+        json!([{"kind": "MeshTLSAuthentication", "name": "readers"}]);
+    for pod in scene.readers() {
+        scene.expect(pod, "/stream?chunks=1", 200)?;
+        cluster.apply(&everything)?;
+        for route in routes.iter().chain([&admin]) {
+            cluster.remove(route)?;
+        }
+        eventually("all to be let in", || {
+            scene.expect(pod, "/anything", 200).map(drop)
+        })?;
+        let long = "/stream?chunks=400&interval=50&bytes=11";
+        let before = scene.seen(long)?;
+        let stream = std::thread::scope(|scope| {
+            let stream = scope.spawn(|| scene.ask(pod, long));
+            eventually("the stream to have begun", || {
+                ensure!(scene.seen(long)? > before, "not yet");
+                Ok(())
+            })?;
+            cluster.apply(&open("HTTPRoute", "public", "nobody"))?;
+            for route in routes.iter().chain([&admin]) {
+                cluster.apply(route)?;
+            }
+            eventually("routes to be in effect", || {
+                scene.expect(pod, "/anything", 404).map(drop)
+            })?;
+            cluster.remove(&everything)?;
+            stream
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread failed"))?
+        })?;
+        let name = pod.name();
+        // Its head was overwritten by that of those who asked meanwhile.
+        let has_begun = stream.body.starts_with("chunk 0");
+        ensure!(has_begun && stream.exit != 0, "{name}: {stream:?}");
+        cluster.apply(&open("HTTPRoute", "public", "readers"))?;
         eventually("the reader to be let in again", || {
             scene.expect(pod, "/stream?chunks=1", 200).map(drop)
         })?;

@@ -45,6 +45,8 @@ pub(in crate::proxy) struct Gate {
     tls: TlsLabel,
     /// Who it is, if proven.
     identity: Option<Identity>,
+    /// The connection was let in for requests: it stays when policy no longer allows some of them.
+    is_for_requests: bool,
     known: Mutex<Option<Arc<Known>>>,
 }
 
@@ -80,19 +82,21 @@ pub(super) struct Pass {
     original: Option<Box<Parts>>,
     /// Its head says who the client is.
     is_told: bool,
-    /// Ends it if policy changes; none: its connection is ended.
+    /// Ends it if policy changes; none: its connection is ended, whatever of it is no longer allowed.
     pub(super) entry: Option<Arc<RequestEntry>>,
 }
 
 impl Gate {
-    /// The gate of a client that connects to a port of a pod.
+    /// The gate of a client that connects to a port of a pod, and was let in by this verdict.
     pub(in crate::proxy) fn new(
         pod: Arc<LocalPod>,
         port: u16,
         (client, tls): (IpAddr, TlsLabel),
         identity: Option<Identity>,
+        verdict: Option<&Verdict>,
     ) -> Self {
         Self {
+            is_for_requests: verdict.is_some_and(Verdict::requests_only),
             pod,
             port,
             client,
@@ -126,7 +130,7 @@ impl Gate {
         let is_grpc = head::is_grpc(&head.headers);
         let mut entry = None;
         let has_routes = |it: &RequestPolicy| it.server().routes.is_some();
-        if known.requests.as_ref().is_some_and(has_routes) {
+        if self.is_for_requests || known.requests.as_ref().is_some_and(has_routes) {
             // Before it is decided: a change in between must not be missed.
             entry = Some(Arc::new(self.enter(context, head, is_grpc, end)));
             known = self.known(context);

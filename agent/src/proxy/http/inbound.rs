@@ -108,6 +108,7 @@ impl Admitted {
             self.to.port(),
             from,
             self.identity.clone(),
+            self.verdict.as_ref(),
         );
         let errors = self
             .context

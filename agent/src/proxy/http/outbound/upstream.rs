@@ -122,11 +122,6 @@ pub(super) async fn start(
 ) -> Result<Upstream, ExchangeError> {
     let Facts { context, pod, .. } = &**client;
     let mut route = route_of(pod, &record, &connected, generation);
-    route.gate = route.local.as_ref().map(|local| {
-        let from = (client.address.ip(), TlsLabel::SameNode);
-        let (port, identity) = (route.endpoint.port(), pod.identity.clone());
-        Gate::new(Arc::clone(local), port, from, Some(identity))
-    });
     outbound::count(context, pod, &mut record);
     let mut moved = std::mem::take(&mut record.moved);
     let (stream, hold) = match connected {
@@ -173,6 +168,12 @@ pub(super) async fn start(
         }
     };
     route.verdict.clone_from(&record.verdict);
+    route.gate = route.local.as_ref().map(|local| {
+        let from = (client.address.ip(), TlsLabel::SameNode);
+        let (port, identity) = (route.endpoint.port(), pod.identity.clone());
+        let verdict = route.verdict.as_ref();
+        Gate::new(Arc::clone(local), port, from, Some(identity), verdict)
+    });
     let route = Arc::new(route);
     let life = Life::new(context, pod, record, moved, hold);
     match client.version {
