@@ -12,6 +12,7 @@ use super::body::ResponseBody;
 use super::deadlines::Late;
 use super::gate::Answer;
 use super::head::BadHead;
+use super::upload::Watch;
 use crate::proxy::error::FlowError;
 use crate::proxy::tcp::Broken;
 use crate::telemetry::{Refusal, exchange};
@@ -46,25 +47,35 @@ pub(super) enum ExchangeError {
     /// Policy has changed while the server was waited for.
     #[error("policy no longer allows the request")]
     Revoked,
+    /// The client has broken off what it had to say.
+    #[error("the request's body broke off: {0}")]
+    BrokenOff(#[source] hyper::Error),
     /// The connection to the server failed before it answered.
     #[error("the server's connection failed: {0}")]
     Server(#[source] hyper::Error),
 }
 
 impl ExchangeError {
+    /// Of a request that was sent, with this body.
+    pub(super) fn of_sent(error: hyper::Error, upload: &Watch) -> Self {
+        if error.is_user() || upload.is_broken() {
+            Self::BrokenOff(error)
+        } else {
+            Self::Server(error)
+        }
+    }
+
     /// The status that HTTP has for it.
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => StatusCode::BAD_GATEWAY,
             Self::Head(BadHead::ConnectUnseen) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Head(_) => StatusCode::BAD_REQUEST,
+            Self::Head(_) | Self::BrokenOff(_) => StatusCode::BAD_REQUEST,
             Self::NoRule => StatusCode::NOT_FOUND,
             Self::NoBackend | Self::Filter => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Answered(answer) => answer.status,
             Self::Revoked => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
-            // The request's body is no such thing.
-            Self::Server(error) if error.is_user() => StatusCode::BAD_REQUEST,
             Self::Server(_) => StatusCode::BAD_GATEWAY,
             Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Flow(error) => status_of_flow(error),
@@ -83,6 +94,8 @@ impl ExchangeError {
     pub(super) fn label(&self) -> exchange::ExchangeError {
         match self {
             Self::Late(late) => late.label(),
+            // It did not come to its end, and whether the client still hears of it is chance.
+            Self::BrokenOff(_) => exchange::ExchangeError::Cancel,
             Self::Server(error) => broken(error),
             Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
             Self::Flow(
@@ -110,14 +123,13 @@ impl ExchangeError {
         match self {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => "server_failed",
             Self::Head(BadHead::ConnectUnseen) => "connect_not_allowed",
-            Self::Head(_) => "bad_request",
+            Self::Head(_) | Self::BrokenOff(_) => BAD_REQUEST,
             Self::NoRule => "no_rule",
             Self::NoBackend => "no_backend",
             Self::Answered(_) => "answered",
             Self::Revoked => "denied",
             Self::Limited(_) => "rate_limited",
             Self::Filter => "bad_filter",
-            Self::Server(error) if error.is_user() => "bad_request",
             Self::Server(_) => "server_failed",
             Self::Late(late) => late.reason(),
             Self::Flow(error) => reason_of_flow(error),
@@ -186,10 +198,6 @@ impl Told {
 
 /// How an exchange broke: its stream, or its connection.
 pub(super) fn broken(error: &hyper::Error) -> exchange::ExchangeError {
-    if error.is_user() {
-        // The request's body did not come to its end.
-        return exchange::ExchangeError::Cancel;
-    }
     let mut source = error.source();
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
@@ -245,16 +253,17 @@ pub(super) fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
 }
 
-/// Whether it is an agent's answer that is about the client: there is no room for its request, or it speaks what
-/// the server's port is not declared to.
+/// Whether it is an agent's answer that is about the client: there is no room for its request, it speaks what
+/// the server's port is not declared to, or its request is none.
 pub(super) fn is_about_client(headers: &HeaderMap) -> bool {
     let reasons = [
-        Refusal::TooManyExchanges,
-        Refusal::TooManyBytes,
-        Refusal::NotHttp,
+        Refusal::TooManyExchanges.as_str(),
+        Refusal::TooManyBytes.as_str(),
+        Refusal::NotHttp.as_str(),
+        BAD_REQUEST,
     ];
     let why = headers.get(ERROR);
-    why.is_some_and(|why| reasons.iter().any(|it| why == it.as_str()))
+    why.is_some_and(|why| reasons.iter().any(|it| why == it))
 }
 
 fn is_denied(error: &FlowError) -> bool {
@@ -270,6 +279,8 @@ fn is_denied(error: &FlowError) -> bool {
 
 /// Why the mesh answered in a server's place (response).
 pub(super) const ERROR: HeaderName = HeaderName::from_static("weft-error");
+/// What cannot be passed on.
+pub(super) const BAD_REQUEST: &str = "bad_request";
 /// The status of a call of gRPC.
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -290,8 +301,12 @@ mod tests {
     #[test]
     fn what_is_about_the_client_is_said_to_be() {
         for is_grpc in [false, true] {
-            for error in [FlowError::TooManyExchanges, FlowError::NotHttp] {
-                let answer = ExchangeError::from(error).answer(is_grpc);
+            for error in [
+                FlowError::TooManyExchanges.into(),
+                FlowError::NotHttp.into(),
+                ExchangeError::Head(BadHead::NoHost),
+            ] {
+                let answer = error.answer(is_grpc);
                 assert!(is_about_client(answer.headers()));
             }
             let other = ExchangeError::from(FlowError::PodGone).answer(is_grpc);

@@ -55,7 +55,7 @@ enum Source {
     /// One try of several, or one that may be given up.
     Attempt(Attempt),
     #[cfg(test)]
-    Frames(std::collections::VecDeque<Frame<Bytes>>),
+    Frames(std::collections::VecDeque<Result<Frame<Bytes>, CutOff>>),
 }
 
 /// A part of a body that is sent elsewhere too.
@@ -166,7 +166,13 @@ impl RequestBody {
 
     #[cfg(test)]
     pub(super) fn of_frames(frames: impl IntoIterator<Item = Frame<Bytes>>) -> Self {
-        Self::from(Source::Frames(frames.into_iter().collect()))
+        Self::from(Source::Frames(frames.into_iter().map(Ok).collect()))
+    }
+
+    /// One that its client breaks off.
+    #[cfg(test)]
+    pub(super) fn broken_after(frame: Frame<Bytes>) -> Self {
+        Self::from(Source::Frames([Ok(frame), Err(CutOff)].into()))
     }
 
     fn from(source: Source) -> Self {
@@ -278,7 +284,8 @@ impl Body for RequestBody {
             #[cfg(test)]
             Source::Frames(frames) => {
                 let frame = frames.pop_front();
-                frame.map(|it| Ok(it.map_data(Piece::free)))
+                let charge = |it: Frame<_>| it.map_data(Piece::free);
+                frame.map(|it| it.map(charge).map_err(Self::Error::from))
             }
             Source::Copy(receiver, _) => {
                 return Poll::Ready(match ready!(receiver.poll_recv(context)) {
@@ -301,7 +308,14 @@ impl Body for RequestBody {
                 }
             }
             None => this.copies.retain(|it| it.try_send(Copied::End).is_ok()),
-            Some(Err(_)) => this.copies.clear(),
+            Some(Err(_)) => {
+                this.copies.clear();
+                if let Some(upload) = &this.upload
+                    && !this.source.is_given_up()
+                {
+                    upload.breaks();
+                }
+            }
         }
         let ended = this.is_end_stream();
         let has_ended = frame.is_none() || ended;
@@ -337,6 +351,13 @@ impl Body for RequestBody {
             #[cfg(test)]
             Source::Frames(_) => SizeHint::default(),
         }
+    }
+}
+
+impl Source {
+    /// Whether it ends because another try has taken its place, or none has.
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::Attempt(attempt) if attempt.is_given_up())
     }
 }
 
@@ -553,9 +574,11 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 this.connection = None;
-                this.upload = None;
-                if let Some(ending) = this.ending.take() {
-                    ending.failed(error);
+                let is_of_client = this.upload.take().is_some_and(|it| it.is_broken());
+                match this.ending.take() {
+                    Some(ending) if is_of_client => ending.broken_off(),
+                    Some(ending) => ending.failed(error),
+                    None => {}
                 }
             }
             None => this.finish(),

@@ -310,7 +310,7 @@ async fn exchange_http1(
                 let back = error.take_message().or(again);
                 match back {
                     Some(back) if was_reused => request = back,
-                    _ => return Err(ExchangeError::Server(error.into_error())),
+                    _ => return Err(ExchangeError::of_sent(error.into_error(), &upload)),
                 }
             }
         }
@@ -362,7 +362,7 @@ async fn exchange_http2(
                 let again = again.filter(|_| head::has_closed(error.error()));
                 match error.take_message().or(again) {
                     Some(back) if was_reused => request = back,
-                    _ => return Err(ExchangeError::Server(error.into_error())),
+                    _ => return Err(ExchangeError::of_sent(error.into_error(), &upload)),
                 }
             }
         }

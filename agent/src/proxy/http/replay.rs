@@ -234,6 +234,11 @@ impl Attempt {
         Poll::Ready(frame)
     }
 
+    /// Whether it is the newest try's no more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.replay.state().turn != self.turn
+    }
+
     /// Whether all of it was given.
     pub(super) fn is_end_stream(&self) -> bool {
         let state = self.replay.state();

@@ -1,4 +1,5 @@
-//! The end of a request's body before its time, while a connection to a server sends it: nobody wants the rest.
+//! The end of a request's body before its time, while a connection to a server sends it: nobody wants the rest, or the
+//! client has broken it off.
 //!
 //! In HTTP/2 hyper sends a body in a task of its own, which waits for the server's window with a part of it in its
 //! hands, and looks at the body no more until it is rid of that: a body that ends with an error would not be heard, and
@@ -11,6 +12,7 @@ use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::rt::Executor;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,7 @@ use crate::proxy::live_requests::RequestEntry;
 #[derive(Debug)]
 pub(super) struct Upload {
     stop: CancellationToken,
+    is_broken: AtomicBool,
     /// Policy ends it, too, also after the response has ended.
     _entry: Option<Arc<RequestEntry>>,
     /// Its place in a connection of HTTP/2.
@@ -38,6 +41,7 @@ impl Upload {
         let stop = entry.map_or_else(CancellationToken::new, |it| it.end().child_token());
         Arc::new(Self {
             stop,
+            is_broken: AtomicBool::new(false),
             _entry: entry.cloned(),
             _stream: stream,
         })
@@ -50,12 +54,24 @@ impl Upload {
         }
         !self.stop.is_cancelled()
     }
+
+    /// The client has broken it off.
+    pub(super) fn breaks(&self) {
+        self.is_broken.store(true, Ordering::Release);
+    }
 }
 
 impl Watch {
     /// Of a request's body; none: there is none.
     pub(super) fn new(upload: Option<Arc<Upload>>) -> Self {
         Self(upload)
+    }
+
+    /// Whether the client has broken it off: what fails then fails because of that. HTTP/2 does not tell it from
+    /// failures of the server.
+    pub(super) fn is_broken(&self) -> bool {
+        let upload = self.0.as_ref();
+        upload.is_some_and(|it| it.is_broken.load(Ordering::Acquire))
     }
 
     /// All of the response has come: the server may take the rest of the request still.
@@ -150,6 +166,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::proxy::http::answer::ExchangeError;
     use crate::proxy::http::body::RequestBody;
 
     /// What becomes of the rest of a request whose server takes no more of it.
@@ -230,6 +247,32 @@ mod tests {
             }
             driver.abort();
         }
+    }
+
+    /// In HTTP/2 it looks like a failure of the server's stream, for it is reset.
+    #[tokio::test]
+    async fn what_the_client_breaks_off_is_not_the_servers_failure() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let server = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(far).await.expect("HTTP/2");
+            let accepted = connection.accept().await.expect("one");
+            let _unanswered: (_, h2::server::SendResponse<Bytes>) = accepted.expect("a request");
+            let _ = connection.accept().await;
+        });
+        let (mut sender, connection) = http2::Builder::new(Sends::default())
+            .handshake(TokioIo::new(near))
+            .await
+            .expect("HTTP/2");
+        let driver = tokio::spawn(dispatch(connection));
+        let mut body = RequestBody::broken_after(Frame::data(Bytes::from_static(b"half")));
+        let watch = body.watch(None, None);
+        let request = Request::post("http://shop/").body(body).expect("valid");
+        let error = sender.send_request(request).await.expect_err("no answer");
+        assert!(!error.is_user(), "hyper knows: {error:?}");
+        let error = ExchangeError::of_sent(error, &watch);
+        assert!(matches!(error, ExchangeError::BrokenOff(_)), "{error:?}");
+        server.abort();
+        driver.abort();
     }
 
     const WINDOW: u32 = 10;

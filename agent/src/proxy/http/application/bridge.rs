@@ -298,8 +298,8 @@ impl Failure {
     fn reason(&self) -> &'static str {
         match self {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => "server_failed",
-            Self::Head(_) => "bad_request",
-            Self::Server(error) if error.is_user() => "bad_request",
+            Self::Head(_) => answer::BAD_REQUEST,
+            Self::Server(error) if error.is_user() => answer::BAD_REQUEST,
             Self::Server(_) => "server_failed",
             Self::Flow(error) => error.refusal().map_or("reset", |it| it.as_str()),
             Self::OnlyHttp1 => "only_http1",
@@ -316,7 +316,7 @@ impl Failure {
             answer::say_grpc(headers, answer::GRPC_UNAVAILABLE, reason);
         } else {
             *response.status_mut() = match reason {
-                "bad_request" => StatusCode::BAD_REQUEST,
+                answer::BAD_REQUEST => StatusCode::BAD_REQUEST,
                 _ => StatusCode::BAD_GATEWAY,
             };
         }

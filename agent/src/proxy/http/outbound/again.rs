@@ -247,7 +247,7 @@ impl<'a> Again<'a> {
     /// Whether a failure is to be tried again: as what it would be answered with, or as all failures of connections.
     fn is_for(&self, error: &ExchangeError, is_grpc: bool) -> bool {
         let may = match error {
-            ExchangeError::Server(error) => !error.is_user(),
+            ExchangeError::Server(_) => true,
             ExchangeError::Late(late) => *late == Late::Backend,
             ExchangeError::Flow(error) => matches!(
                 error,
@@ -347,7 +347,7 @@ async fn peek(sent: &mut Sent) -> Result<Option<Frame<Bytes>>, ExchangeError> {
     });
     match tokio::time::timeout(MOST_PEEK, first).await {
         Ok(Some(Ok(frame))) => Ok(Some(frame)),
-        Ok(Some(Err(error))) => Err(ExchangeError::Server(error)),
+        Ok(Some(Err(error))) => Err(ExchangeError::of_sent(error, &sent.upload)),
         Ok(None) | Err(_) => Ok(None),
     }
 }

@@ -106,6 +106,11 @@ impl Ending {
         self.timers.fail(late.label());
     }
 
+    /// The client broke its request off, and so it failed.
+    pub(in crate::proxy::http) fn broken_off(self) {
+        self.timers.fail(exchange::ExchangeError::Cancel);
+    }
+
     /// The server failed in the middle of it.
     pub(in crate::proxy::http) fn failed(mut self, error: &hyper::Error) {
         self.judge(Judgement::Failure, None);

@@ -155,9 +155,8 @@ async fn try_each(
         };
         match &failed.error {
             ExchangeError::Flow(error) if !outbound::is_of_endpoint(error) => in_flight.forget(),
-            // The request's body broke off.
-            ExchangeError::Server(error) if error.is_user() => in_flight.forget(),
-            ExchangeError::NoRule
+            ExchangeError::BrokenOff(_)
+            | ExchangeError::NoRule
             | ExchangeError::Answered(_)
             | ExchangeError::Revoked
             | ExchangeError::Limited(_) => {
@@ -333,7 +332,7 @@ async fn send_to(
                 request: back.map(|it| pass.undo(it)),
                 was_reused,
                 timers,
-                error: ExchangeError::Server(error.into_error()),
+                error: ExchangeError::of_sent(error.into_error(), &upload),
             })
         }
     }
