@@ -8,7 +8,9 @@ use anyhow::{Result, ensure};
 use weft_tests::apps::{Nginx, curl_shop, python_http_server, url};
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
-use weft_tests::webapp::{HttpServer, Seen, grpc_call, http_load, raw};
+use weft_tests::webapp::{
+    GrpcServer, HttpServer, Seen, grpc_call, http_load, raw, websocket_echo, websocket_server,
+};
 use weft_tests::{Checks, Cluster, DEADLINE, Pod, PodSpec, wait_for};
 
 use crate::stage::{CLIENT_ID, Pair, Stage, expect_code, seen, serving};
@@ -100,6 +102,58 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// What has no form in the version that one endpoint speaks is for the other one, from the first request on.
+#[test]
+fn http_other_versions() {
+    let cluster = Cluster::start().expect("a cluster");
+    let client = cluster
+        .add_pod(PodSpec::new("client").on(0))
+        .expect("a pod");
+    let mut checks = Checks::new("http other versions");
+    for (place, node) in [("across nodes", 1), ("on one node", 0)] {
+        for (kind, speaks) in [("calls", "http1"), ("upgrades", "http2")] {
+            checks.check(&format!("{kind}, {place}"), || {
+                let app = format!("{kind}-{node}");
+                let pod = |name: &str| {
+                    let spec = PodSpec::new(&format!("{app}-{name}")).on(node);
+                    cluster.add_pod(spec.label("mixed", &app))
+                };
+                let (other, right) = (pod("other")?, pod("right")?);
+                let _other = HttpServer::start(&other, HTTP, &["--speaks", speaks])?;
+                let calls = (kind == "calls").then(|| GrpcServer::start(&right, HTTP));
+                let upgrades = (kind != "calls").then(|| websocket_server(&right, HTTP));
+                let _right = (calls.transpose()?, upgrades.transpose()?);
+                let spec = ServiceSpec::new(&app).select("mixed", &app).port(80, HTTP);
+                let [address, _] = cluster.add_service(&spec)?;
+                let target = SocketAddr::new(address, 80);
+                let ask = || match kind {
+                    "calls" => {
+                        let called = grpc_call(&client, target, &[])?;
+                        ensure!(called.code == 0, "{called:?}");
+                        Ok(())
+                    }
+                    _ => {
+                        let echoed = websocket_echo(&client, target, &["--messages", "2"])?;
+                        ensure!(echoed.outcome == "ok", "{echoed:?}");
+                        Ok(())
+                    }
+                };
+                eventually("both endpoints to be known", || {
+                    ask()?;
+                    let metrics = cluster.node(0).metrics()?;
+                    let labels = [("backend_name", app.as_str()), ("endpoint_state", "ready")];
+                    let ready = metrics.sum("outbound_http_balancer_endpoints", &labels);
+                    // Of both families.
+                    ensure!(ready == 4.0, "{ready} endpoints");
+                    Ok(())
+                })?;
+                (0..30).try_for_each(|_| ask())
+            });
+        }
+    }
+    checks.finish();
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub(super) enum ExchangeError {
     /// Policy has changed while the server was waited for.
     #[error("policy no longer allows the request")]
     Revoked,
+    /// The endpoint does not speak the version in which the request has a form, and has seen nothing of it.
+    #[error("the application speaks another version of HTTP: {0}")]
+    OtherVersion(&'static str),
     /// The client has broken off what it had to say.
     #[error("the request's body broke off: {0}")]
     BrokenOff(#[source] hyper::Error),
@@ -76,7 +79,7 @@ impl ExchangeError {
             Self::Answered(answer) => answer.status,
             Self::Revoked => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Server(_) => StatusCode::BAD_GATEWAY,
+            Self::Server(_) | Self::OtherVersion(_) => StatusCode::BAD_GATEWAY,
             Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Flow(error) => status_of_flow(error),
         }
@@ -112,6 +115,7 @@ impl ExchangeError {
             | Self::NoRule
             | Self::NoBackend
             | Self::Filter
+            | Self::OtherVersion(_)
             | Self::Answered(_)
             | Self::Revoked
             | Self::Limited(_) => exchange::ExchangeError::Unknown,
@@ -131,6 +135,7 @@ impl ExchangeError {
             Self::Limited(_) => "rate_limited",
             Self::Filter => "bad_filter",
             Self::Server(_) => "server_failed",
+            Self::OtherVersion(reason) => reason,
             Self::Late(late) => late.reason(),
             Self::Flow(error) => reason_of_flow(error),
         }
@@ -266,6 +271,13 @@ pub(super) fn is_about_client(headers: &HeaderMap) -> bool {
     why.is_some_and(|why| reasons.iter().any(|it| why == it))
 }
 
+/// Which version the endpoint speaks only, if it is for that that the mesh has answered in its place: it has
+/// seen nothing of the request.
+pub(super) fn other_version(headers: &HeaderMap) -> Option<&'static str> {
+    let why = headers.get(ERROR)?;
+    [ONLY_HTTP1, ONLY_HTTP2].into_iter().find(|it| why == it)
+}
+
 fn is_denied(error: &FlowError) -> bool {
     match error {
         FlowError::Denied(_)
@@ -279,6 +291,10 @@ fn is_denied(error: &FlowError) -> bool {
 
 /// Why the mesh answered in a server's place (response).
 pub(super) const ERROR: HeaderName = HeaderName::from_static("weft-error");
+/// The application speaks that, in which a call of gRPC has no form.
+pub(super) const ONLY_HTTP1: &str = "only_http1";
+/// The application speaks that, in which CONNECT and upgrades have none.
+pub(super) const ONLY_HTTP2: &str = "only_http2";
 /// What cannot be passed on.
 pub(super) const BAD_REQUEST: &str = "bad_request";
 /// The status of a call of gRPC.

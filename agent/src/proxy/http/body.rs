@@ -58,6 +58,10 @@ enum Source {
     Frames(std::collections::VecDeque<Result<Frame<Bytes>, CutOff>>),
 }
 
+/// What a body can be made again from; none: there is nothing.
+#[derive(Debug)]
+pub(super) struct Repeat(Option<Attempt>);
+
 /// A part of a body that is sent elsewhere too.
 #[derive(Debug)]
 enum Copied {
@@ -207,6 +211,15 @@ impl RequestBody {
         Watch::new(self.upload.clone())
     }
 
+    /// What makes the same again, once this one is with a server that has seen nothing of it. None: nothing does.
+    pub(super) fn repeat(&self) -> Option<Repeat> {
+        match &self.source {
+            Source::Attempt(attempt) => Some(Repeat(Some(attempt.view()))),
+            _ if self.is_end_stream() => Some(Repeat(None)),
+            _ => None,
+        }
+    }
+
     /// The same once more, as it passes by.
     pub(super) fn copied(&mut self) -> Self {
         if self.is_end_stream() {
@@ -350,6 +363,16 @@ impl Body for RequestBody {
             Source::Attempt(attempt) => attempt.size_hint(),
             #[cfg(test)]
             Source::Frames(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Repeat {
+    /// The body for another server. None: too much of it has passed, or somebody else has got it.
+    pub(super) fn body(&self) -> Option<RequestBody> {
+        match &self.0 {
+            None => Some(RequestBody::empty()),
+            Some(attempt) => attempt.again().map(RequestBody::of_try),
         }
     }
 }

@@ -174,6 +174,12 @@ fn purpose(head: &request::Parts) -> Purpose {
     }
 }
 
+/// Whether a request that was taken in may make something else of its connection.
+pub(super) fn is_upgrade<B>(request: &Request<B>) -> bool {
+    // Of others it was taken out.
+    request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE)
+}
+
 /// Whether another version of HTTP is asked for, or TLS, in which it would go on (RFC 2817). Requests of that
 /// would pass unseen, and nobody needs it (RFC 9113, section 3.1).
 fn upgrades_to_http(headers: &HeaderMap) -> bool {

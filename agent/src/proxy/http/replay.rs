@@ -234,6 +234,21 @@ impl Attempt {
         Poll::Ready(frame)
     }
 
+    /// The same for another try in its place, if all that has passed can be sent again.
+    pub(super) fn again(&self) -> Option<Self> {
+        let is_newest = !self.is_given_up();
+        (is_newest && self.replay.reserve()).then(|| self.replay.attempt())
+    }
+
+    /// Another view of it.
+    pub(super) fn view(&self) -> Self {
+        Self {
+            replay: Arc::clone(&self.replay),
+            turn: self.turn,
+            hint: self.hint,
+        }
+    }
+
     /// Whether it is the newest try's no more.
     pub(super) fn is_given_up(&self) -> bool {
         self.replay.state().turn != self.turn

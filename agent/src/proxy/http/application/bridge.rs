@@ -302,8 +302,8 @@ impl Failure {
             Self::Server(error) if error.is_user() => answer::BAD_REQUEST,
             Self::Server(_) => "server_failed",
             Self::Flow(error) => error.refusal().map_or("reset", |it| it.as_str()),
-            Self::OnlyHttp1 => "only_http1",
-            Self::OnlyHttp2 => "only_http2",
+            Self::OnlyHttp1 => answer::ONLY_HTTP1,
+            Self::OnlyHttp2 => answer::ONLY_HTTP2,
         }
     }
 

@@ -49,6 +49,34 @@ struct Again<'a> {
     replay: Arc<Replay>,
 }
 
+/// Sends a request without terms: once, but to another endpoint where one has no form for it.
+pub(super) async fn send_once(
+    client: &Arc<Facts>,
+    goal: &Goal,
+    kind: &Kind<'_>,
+    request: Request<RequestBody>,
+) -> Result<Sent, ExchangeError> {
+    let room = room(goal, kind);
+    if room == 0 {
+        return send(client, goal, Some(kind), &Tried::ONCE, request).await;
+    }
+    let (head, body) = request.into_parts();
+    let replay = Replay::new(body, room);
+    let request = Request::from_parts(head, RequestBody::of_try(replay.attempt()));
+    let sent = send(client, goal, Some(kind), &Tried::ONCE, request).await;
+    replay.forget();
+    sent
+}
+
+/// How much of a request's body is kept until it is answered, where nobody says that it is to be sent again: an
+/// endpoint that speaks HTTP/1 has no form for a call of gRPC, and says so when some of it has left.
+fn room(goal: &Goal, kind: &Kind<'_>) -> usize {
+    match goal {
+        Goal::Port(port) if kind.is_grpc && port.endpoints.load().len() > 1 => MOST_REPLAYED_BYTES,
+        _ => 0,
+    }
+}
+
 /// Sends a request under terms. `timers` count the retries.
 pub(super) async fn send_under(
     client: &Arc<Facts>,
@@ -60,12 +88,13 @@ pub(super) async fn send_under(
 ) -> Result<(Sent, Box<Held>), ExchangeError> {
     let (head, body) = request.into_parts();
     let Some(retry) = terms.retry else {
-        let replay = Replay::new(body, 0);
+        let replay = Replay::new(body, room(goal, kind));
         let mut request = Request::from_parts(head, RequestBody::of_try(replay.attempt()));
         terms.tell_server(request.headers_mut(), true);
         let mut deadlines = begin(terms, &replay);
         let sending = Box::pin(send(client, goal, Some(kind), &Tried::ONCE, request));
         let outcome = one(sending, &mut deadlines, None).await;
+        replay.forget();
         return match outcome {
             Outcome::Answered(sent) => Ok((*sent, held(deadlines, None))),
             Outcome::Failed(error) => Err(error),

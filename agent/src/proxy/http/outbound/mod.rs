@@ -19,11 +19,11 @@ use hyper::{Request, Response};
 use weft_core::EgressNetwork;
 use weft_core::route::{Filter, apply_to_response};
 
-use self::again::send_under;
+use self::again::{send_once, send_under};
 pub(super) use self::ending::Ending;
 use self::lead::{Goal, Way, lead};
 use self::mirror::mirror;
-use self::send::{Sent, Tried, send};
+use self::send::Sent;
 use self::terms::Terms;
 use self::upstream::{Upstream, refused, start};
 use super::Version;
@@ -279,7 +279,7 @@ async fn try_exchange(
     let sending = async {
         Ok::<_, ExchangeError>(match &terms {
             None => {
-                let sending = send(client, &led.goal, Some(&kind), &Tried::ONCE, request);
+                let sending = send_once(client, &led.goal, &kind, request);
                 (Box::pin(sending).await?, None)
             }
             Some(terms) => {

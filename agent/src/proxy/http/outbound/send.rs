@@ -13,8 +13,8 @@ use super::upstream::{Upstream, refused, upstream};
 use crate::balance::{self, InFlight, Tries};
 use crate::discovery::{Balanced, ServicePortEntry};
 use crate::proxy::error::FlowError;
-use crate::proxy::http::answer::ExchangeError;
-use crate::proxy::http::body::RequestBody;
+use crate::proxy::http::answer::{self, ExchangeError};
+use crate::proxy::http::body::{Repeat, RequestBody};
 use crate::proxy::http::connection::MOST_STALE;
 use crate::proxy::http::gate::Pass;
 use crate::proxy::http::measure::{Kind, Timers};
@@ -156,6 +156,7 @@ async fn try_each(
         match &failed.error {
             ExchangeError::Flow(error) if !outbound::is_of_endpoint(error) => in_flight.forget(),
             ExchangeError::BrokenOff(_)
+            | ExchangeError::OtherVersion(_)
             | ExchangeError::NoRule
             | ExchangeError::Answered(_)
             | ExchangeError::Revoked
@@ -181,7 +182,37 @@ fn is_nobody(error: &ExchangeError) -> bool {
 }
 
 fn may_try_another(error: &ExchangeError) -> bool {
-    matches!(error, ExchangeError::Flow(error) if error.may_try_another())
+    match error {
+        ExchangeError::Flow(error) => error.may_try_another(),
+        ExchangeError::OtherVersion(_) => true,
+        _ => false,
+    }
+}
+
+/// A request of which an endpoint may have no form, to be sent to another one then.
+struct Elsewhere {
+    head: Request<()>,
+    body: Repeat,
+}
+
+impl Elsewhere {
+    /// None: every endpoint takes it, or it is not to be had again, or there is no other endpoint.
+    fn of(request: &Request<RequestBody>, (_, of, kind): Endpoint<'_>) -> Option<Self> {
+        let is_grpc = kind.is_some_and(|it| it.is_grpc);
+        let has_form = !is_grpc && !head::is_upgrade(request);
+        if has_form || of.is_none_or(|(_, is_only)| is_only) {
+            return None;
+        }
+        Some(Self {
+            head: head::copy_of(request, ()),
+            body: request.body().repeat()?,
+        })
+    }
+
+    fn request(self) -> Option<Request<RequestBody>> {
+        let body = self.body.body()?;
+        Some(self.head.map(|()| body))
+    }
 }
 
 /// An endpoint; the port of a service that it is of, and whether it is the only one; how it is counted.
@@ -279,6 +310,7 @@ async fn send_to(
     // Of a request that may be sent twice and has nothing behind its head, a copy is enough.
     let again = (was_reused && head::may_repeat(&request))
         .then(|| head::copy_of(&request, RequestBody::empty()));
+    let elsewhere = Elsewhere::of(&request, endpoint);
     request = adapt(request, client.version);
     let mut timers = match (counted, endpoint.2) {
         (Some(counted), _) => counted,
@@ -313,6 +345,16 @@ async fn send_to(
             });
         }
     };
+    let other = sent.as_ref().ok().map(|it| it.headers());
+    if let Some(reason) = other.and_then(answer::other_version) {
+        let back = elsewhere.and_then(Elsewhere::request);
+        return Err(Failed {
+            request: back.map(|it| pass.undo(it)),
+            was_reused: false,
+            timers,
+            error: ExchangeError::OtherVersion(reason),
+        });
+    }
     match sent {
         Ok(response) => Ok(Sent {
             upstream,
