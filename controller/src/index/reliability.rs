@@ -54,7 +54,8 @@ const RETRY_HTTP: [&str; 2] = ["weft.dev/retry-http", "retry.linkerd.io/http"];
 const RETRY_GRPC: [&str; 2] = ["weft.dev/retry-grpc", "retry.linkerd.io/grpc"];
 const RETRY_LIMIT: [&str; 2] = ["weft.dev/retry-limit", "retry.linkerd.io/limit"];
 const RETRY_TIMEOUT: [&str; 2] = ["weft.dev/retry-timeout", "retry.linkerd.io/timeout"];
-const HEADERS: &str = "weft.dev/timeout-headers";
+/// The second one is an older name.
+const HEADERS: [&str; 2] = ["weft.dev/request-headers", "weft.dev/timeout-headers"];
 /// Codes of one rule: there are no more.
 const MAX_CODES: usize = 200;
 
@@ -272,7 +273,7 @@ fn retry(metadata: &ObjectMeta) -> Read<Option<Option<Retry>>> {
 }
 
 fn heeds_headers(metadata: &ObjectMeta) -> Read<Option<bool>> {
-    read(metadata, [HEADERS, HEADERS], |text| match text {
+    read(metadata, HEADERS, |text| match text {
         "enabled" => Ok(true),
         "disabled" => Ok(false),
         _ => Err("neither enabled nor disabled"),

@@ -30,6 +30,7 @@ fn http_retries() {
     check("upgrades and expectations are not sent again", never);
     check("what a server has reset is not sent again", reset);
     check("what cannot be in time is not sent again", too_late);
+    check("clients say what is sent again, where they may", headers);
     check("to another endpoint", elsewhere);
     check("an outage is not amplified", outage);
     checks.finish();
@@ -306,6 +307,35 @@ fn too_late(scene: &mut Scene) -> Result<()> {
             // A connection that broke is no answer of a server, and better than none.
             let shown = scene.ask(target, "/reset", version)?;
             expect_code(&shown, 502)?;
+        }
+    }
+    Ok(())
+}
+
+fn headers(scene: &mut Scene) -> Result<()> {
+    let allowed = [("weft.dev/request-headers", "enabled")];
+    let allowed = scene.service("heeds", ["app", "far"], &allowed)?;
+    let ignored = scene.service("ignores", ["app", "far"], &[])?;
+    let server = &scene.far;
+    for (number, prefix) in ["l5d", "weft"].into_iter().enumerate() {
+        let said = [
+            format!("{prefix}-retry-http: 5xx"),
+            format!("{prefix}-retry-limit: 2"),
+        ];
+        let args = ["-H", &said[0], "-H", &said[1]];
+        for (target, code, count) in [(allowed, 200, 3), (ignored, 503, 1)] {
+            server.fail(2, 0, 503)?;
+            let path = format!("/said-{number}-{code}");
+            let shown = scene.ask(target, &path, &args)?;
+            server.fail(0, 0, 200)?;
+            expect_code(&shown, code)?;
+            ensure!(server.count(&path)? == count, "{prefix}: {shown:?}");
+            let seen = seen(&shown)?;
+            let mut names = seen.headers.iter().map(|(name, _)| name);
+            let is_there = names.any(|it| it.contains("-retry-"));
+            // Only the mesh may say what begins with its name, wherever it goes.
+            let stays = target == ignored && prefix == "l5d";
+            ensure!(is_there == stays, "{prefix}: {seen:?}");
         }
     }
     Ok(())

@@ -181,7 +181,7 @@ fn idle(scene: &Scene) -> Result<()> {
 }
 
 fn headers(scene: &Scene) -> Result<()> {
-    let allowed = [("weft.dev/timeout-headers", "enabled")];
+    let allowed = [("weft.dev/request-headers", "enabled")];
     let allowed = scene.service("heeds", "far", &allowed)?;
     let ignored = scene.service("ignores", "far", &[("timeout.linkerd.io/request", "20s")])?;
     let header = ["-H", "l5d-timeout: 300ms"];

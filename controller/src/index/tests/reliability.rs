@@ -77,6 +77,7 @@ fn services_say_what_holds_for_all_of_their_requests() {
         ),
         ("retry.linkerd.io/limit: '3'", None),
         ("retry.linkerd.io/http: 5xx, retry.linkerd.io/limit: '0'", None),
+        ("weft.dev/request-headers: enabled", Some("- - - - headers")),
         ("weft.dev/timeout-headers: enabled", Some("- - - - headers")),
         ("weft.dev/timeout-headers: disabled", None),
     ] {

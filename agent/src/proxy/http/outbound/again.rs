@@ -87,7 +87,7 @@ pub(super) async fn send_under(
     request: Request<RequestBody>,
 ) -> Result<(Sent, Box<Held>), ExchangeError> {
     let (head, body) = request.into_parts();
-    let Some(retry) = terms.retry else {
+    let Some(retry) = terms.retry.as_deref() else {
         let replay = Replay::new(body, room(goal, kind));
         let mut request = Request::from_parts(head, RequestBody::of_try(replay.attempt()));
         terms.tell_server(request.headers_mut(), true);

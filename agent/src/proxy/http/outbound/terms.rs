@@ -1,13 +1,15 @@
 //! How long an exchange may take, and whether its request may be sent again: what the route or the Service says,
 //! and what the client does.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::{HeaderMap, request};
 use tokio::time::Instant;
 use weft_core::route::{
-    Reliability, Retry, Timeouts, annotated_duration, grpc_timeout, write_grpc_timeout,
+    GrpcCodes, Reliability, Retry, StatusRange, Timeouts, annotated_duration, grpc_timeout,
+    write_grpc_timeout,
 };
 
 use crate::proxy::http::deadlines::Late;
@@ -21,7 +23,7 @@ pub(super) struct Terms<'a> {
     /// What holds for its parts.
     pub(super) timeouts: Timeouts,
     /// When its request is sent again.
-    pub(super) retry: Option<&'a Retry>,
+    pub(super) retry: Option<Cow<'a, Retry>>,
     /// The client has said how long it waits, and is to be heard by the server.
     tells_server: bool,
 }
@@ -44,8 +46,9 @@ impl<'a> Terms<'a> {
         let now = Instant::now();
         let of_client = of_client.and_then(|it| grpc_timeout(it.to_str().ok()?));
         let mut timeouts = said.map(|it| it.timeouts).unwrap_or_default();
+        let mut retry = said.and_then(|it| it.retry.as_ref()).map(Cow::Borrowed);
         if said.is_some_and(|it| it.heeds_headers) {
-            heed(&mut timeouts, &mut head.headers);
+            heed(&mut timeouts, &mut retry, &mut head.headers);
         }
         if purpose == Purpose::Upgrade {
             // What it becomes takes as long as it does.
@@ -58,7 +61,7 @@ impl<'a> Terms<'a> {
         let may_repeat = purpose == Purpose::Exchange && !head.headers.contains_key(EXPECT);
         let terms = Self {
             end: ends.min_by_key(|(at, _)| *at),
-            retry: said.and_then(|it| it.retry.as_ref()).filter(|_| may_repeat),
+            retry: retry.filter(|_| may_repeat),
             timeouts,
             tells_server,
         };
@@ -93,23 +96,54 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// Takes what the client says in place of what the route does, where it may.
-fn heed(timeouts: &mut Timeouts, headers: &mut HeaderMap) {
-    let mut said = |name: HeaderName| {
-        let value = headers.remove(name)?;
-        annotated_duration(value.to_str().ok()?).ok()
-    };
-    if let Some(request) = said(L5D_TIMEOUT) {
+/// Takes what the client says in place of what the route does, where it may. What cannot be read says nothing.
+fn heed(timeouts: &mut Timeouts, retry: &mut Option<Cow<'_, Retry>>, headers: &mut HeaderMap) {
+    if let Some(request) = said(headers, TIMEOUT, annotated_duration) {
         timeouts.request = request;
     }
-    if let Some(response) = said(L5D_RESPONSE_TIMEOUT) {
+    if let Some(response) = said(headers, RESPONSE_TIMEOUT, annotated_duration) {
         timeouts.response = response;
     }
+    let http = said(headers, RETRY_HTTP, StatusRange::list);
+    let grpc = said(headers, RETRY_GRPC, GrpcCodes::list);
+    let limit = said(headers, RETRY_LIMIT, |it| it.trim().parse());
+    let try_timeout = said(headers, RETRY_TIMEOUT, annotated_duration);
+    if http.is_none() && grpc.is_none() && limit.is_none() && try_timeout.is_none() {
+        return;
+    }
+    let mut own = retry.take().map_or_else(Retry::new, Cow::into_owned);
+    own.http = http.unwrap_or(own.http);
+    own.grpc = grpc.unwrap_or(own.grpc);
+    own.limit = limit.unwrap_or(own.limit);
+    own.try_timeout = try_timeout.unwrap_or(own.try_timeout);
+    *retry = (own.limit > 0).then_some(Cow::Owned(own));
+}
+
+/// Takes out a header that is said to the mesh, of whichever name, and reads it; Weft's own name comes first.
+fn said<T, E>(
+    headers: &mut HeaderMap,
+    names: [HeaderName; 2],
+    read: impl FnOnce(&str) -> Result<T, E>,
+) -> Option<T> {
+    let [own, linkerds] = names.map(|name| headers.remove(name));
+    read(own.or(linkerds)?.to_str().ok()?).ok()
 }
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const L5D_TIMEOUT: HeaderName = HeaderName::from_static("l5d-timeout");
-const L5D_RESPONSE_TIMEOUT: HeaderName = HeaderName::from_static("l5d-response-timeout");
+const TIMEOUT: [HeaderName; 2] = names("weft-timeout", "l5d-timeout");
+const RESPONSE_TIMEOUT: [HeaderName; 2] = names("weft-response-timeout", "l5d-response-timeout");
+const RETRY_HTTP: [HeaderName; 2] = names("weft-retry-http", "l5d-retry-http");
+const RETRY_GRPC: [HeaderName; 2] = names("weft-retry-grpc", "l5d-retry-grpc");
+const RETRY_LIMIT: [HeaderName; 2] = names("weft-retry-limit", "l5d-retry-limit");
+const RETRY_TIMEOUT: [HeaderName; 2] = names("weft-retry-timeout", "l5d-retry-timeout");
+
+const fn names(own: &'static str, linkerds: &'static str) -> [HeaderName; 2] {
+    [
+        HeaderName::from_static(own),
+        HeaderName::from_static(linkerds),
+    ]
+}
+
 /// A clock can be that far ahead; eight digits of hours are more than it may hold.
 const MOST_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -201,6 +235,79 @@ mod tests {
             });
             assert_eq!(found, end, "{request:?} {headers:?}");
             assert_eq!(head.headers.len(), left, "{headers:?}");
+        }
+    }
+
+    /// (retries of the route, headers) -> (statuses, codes, limit, milliseconds of a try); what is said to the mesh
+    /// never goes on.
+    #[test]
+    fn what_the_client_says_of_retries_comes_before_the_route() {
+        let of_route = || Retry {
+            http: StatusRange::list("500").expect("valid"),
+            limit: 3,
+            ..Retry::new()
+        };
+        let own = ("weft-retry-limit", "7");
+        for (route, headers, expected) in [
+            (None, &[][..], None),
+            (Some(of_route()), &[], Some(("500-500", false, 3, None))),
+            (
+                None,
+                &[("l5d-retry-http", "5xx")],
+                Some(("500-599", false, 1, None)),
+            ),
+            (
+                None,
+                &[
+                    ("l5d-retry-grpc", "unavailable"),
+                    ("l5d-retry-timeout", "50ms"),
+                ],
+                Some(("", true, 1, Some(50))),
+            ),
+            (
+                Some(of_route()),
+                &[("l5d-retry-limit", "5"), own],
+                Some(("500-500", false, 7, None)),
+            ),
+            (Some(of_route()), &[("l5d-retry-limit", "0")], None),
+            (
+                Some(of_route()),
+                &[("l5d-retry-http", "7xx"), ("l5d-retry-limit", "many")],
+                Some(("500-500", false, 3, None)),
+            ),
+            (
+                Some(of_route()),
+                &[("weft-retry-http", "503"), ("weft-retry-timeout", "1s")],
+                Some(("503-503", false, 3, Some(1000))),
+            ),
+        ] {
+            for heeds_headers in [true, false] {
+                let said = Reliability {
+                    retry: route.clone(),
+                    heeds_headers,
+                    ..Reliability::default()
+                };
+                let mut head = head(headers);
+                let terms = Terms::of(Some(&said), &mut head, false, Purpose::Exchange);
+                let found = terms.and_then(|it| it.retry);
+                if !heeds_headers {
+                    assert_eq!(found.as_deref(), route.as_ref(), "{headers:?}");
+                    assert_eq!(head.headers.len(), headers.len(), "{headers:?}");
+                    continue;
+                }
+                assert!(head.headers.is_empty(), "{headers:?}");
+                let shown = found.map(|it| {
+                    let ranges = it.http.iter();
+                    let ranges: Vec<_> = ranges
+                        .map(|it| format!("{}-{}", it.first, it.last))
+                        .collect();
+                    let time = it.try_timeout.map(|it| it.as_millis());
+                    (ranges.join(","), it.is_for_code(14), it.limit, time)
+                });
+                let expected = expected
+                    .map(|(http, grpc, limit, time)| (str::to_owned(http), grpc, limit, time));
+                assert_eq!(shown, expected, "{headers:?}");
+            }
         }
     }
 
