@@ -35,7 +35,8 @@ pub enum RequestDenial {
 ///
 /// If the Server has routes, the request must be one's, and then be allowed by an authorization of the route,
 /// one of the Server (which has those of its namespace too), or its access policy. `is_grpc` is whether the
-/// request is a call of gRPC.
+/// request is a call of gRPC. One that is not, but may be taken for one, must also be allowed by the GRPCRoute that
+/// it would be.
 ///
 /// # Errors
 /// It is denied, or is no route's.
@@ -52,7 +53,12 @@ pub fn authorize_request<'a>(
     let decide = |path: &RequestPath<'_>| {
         let rule = routes.select(head, path, is_grpc);
         let rule = rule.ok_or(RequestDenial::NotFound)?;
-        covered(cluster, server, client, Some(rule))
+        let passed = covered(cluster, server, client, Some(rule))?;
+        // What a GRPCRoute keeps from somebody is not to be had by a request that the server takes for a call.
+        if let Some(call) = routes.select_call(head, path).filter(|_| !is_grpc) {
+            covered(cluster, server, client, Some(call))?;
+        }
+        Ok(passed)
     };
     let path = head.uri.path();
     match RequestPath::read(path) {

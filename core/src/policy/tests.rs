@@ -286,6 +286,68 @@ fn requests_are_decided_by_their_route() {
     assert_eq!(asked(&without, Some("reader"), "http://web/x", false), 403);
 }
 
+/// (prefix of the GRPCRoute, method, path, header; what becomes of it): everybody may make any request, but only the
+/// admin calls.
+#[test]
+fn what_may_be_taken_for_a_call_is_decided_as_one_too() {
+    use RouteKind::{Grpc, Http};
+    let web = ("content-type", "application/grpc-web+proto");
+    let json = ("content-type", "application/json");
+    let connect = ("connect-protocol-version", "1");
+    for (prefix, method, path, header, expected) in [
+        // The route names the service: whatever it is.
+        ("/shop.Cart", "POST", "/shop.Cart/Add", web, 403),
+        ("/shop.Cart", "POST", "/shop.Cart/Add", json, 403),
+        ("/shop.Cart", "GET", "/shop.Cart/Add?connect=v1", json, 403),
+        ("/shop.Cart", "POST", "/%73hop.Cart/Add", json, 403),
+        ("/shop.Cart", "POST", "/shop.Other/Add", web, 200),
+        ("/shop.Cart", "OPTIONS", "/shop.Cart/Add", json, 200),
+        // It names none: what looks like a call.
+        ("/", "POST", "/Cart/Add", web, 403),
+        (
+            "/",
+            "POST",
+            "/Cart/Add",
+            ("content-type", "Application/Proto"),
+            403,
+        ),
+        (
+            "/",
+            "POST",
+            "/Cart/Add",
+            ("content-type", "application/connect+json"),
+            403,
+        ),
+        ("/", "POST", "/Cart/Add", connect, 403),
+        ("/", "POST", "/shop.Cart/Add", json, 403),
+        ("/", "POST", "/Cart/Add", json, 200),
+        ("/", "GET", "/static/site.css", ("accept", "*/*"), 200),
+        ("/", "GET", "/", ("accept", "*/*"), 200),
+        ("/", "OPTIONS", "/shop.Cart/Add", json, 200),
+    ] {
+        let server = routed(&[("", Http, "/", "reader"), ("", Grpc, prefix, "admin")]);
+        let account = identity("production", "reader");
+        let client = Client {
+            address: "10.1.2.3".parse().expect("valid"),
+            identity: Some(&account),
+        };
+        let request = http::Request::builder().method(method).uri(path);
+        let request = request.header(header.0, header.1).body(());
+        let (head, ()) = request.expect("a request").into_parts();
+        let code = match authorize_request(&cluster(), &server, client, &head, false) {
+            Ok(passed) => {
+                // It is the HTTPRoute's all the same.
+                let rule = passed.rule.expect("a rule");
+                assert_eq!(rule.route.kind, Http, "{path}");
+                200
+            }
+            Err(RequestDenial::Denied { .. }) => 403,
+            Err(RequestDenial::NotFound) => 404,
+        };
+        assert_eq!(code, expected, "{prefix} {method} {path} {header:?}");
+    }
+}
+
 fn server_without_routes() -> Server {
     Server {
         routes: None,

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
+use http::Method;
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use serde::{Serialize, Serializer};
 
@@ -116,15 +118,44 @@ impl InboundRoutes {
         path: &RequestPath<'_>,
         is_grpc: bool,
     ) -> Option<InboundMatch<'_>> {
+        self.first(head, path, |it| {
+            is_grpc || it.name.kind.route_type() != RouteType::Grpc
+        })
+    }
+
+    /// The rule of a GRPCRoute that a request is which is no call of gRPC, but which a server of gRPC may take for one:
+    /// one of gRPC-Web or Connect. None: it is none's. A rule that names a service or a method knows by that what is
+    /// a call; of others the request has to look like one.
+    pub(crate) fn select_call(
+        &self,
+        head: &Parts,
+        path: &RequestPath<'_>,
+    ) -> Option<InboundMatch<'_>> {
+        if head.method == Method::OPTIONS {
+            return None;
+        }
+        let found = self.first(head, path, |it| {
+            it.name.kind.route_type() == RouteType::Grpc
+        })?;
+        let names_any = found.rule.matches.iter().any(|it| !it.path.is_any());
+        (names_any || may_be_call(head, path)).then_some(found)
+    }
+
+    /// The first rule that a request with this path is, of routes of a kind.
+    fn first(
+        &self,
+        head: &Parts,
+        path: &RequestPath<'_>,
+        is_of_kind: impl Fn(&Route) -> bool,
+    ) -> Option<InboundMatch<'_>> {
         // Servers take the dot at a name's end for nothing.
         let asked = host_of(head).map(|it| it.strip_suffix('.').unwrap_or(it));
         let found = self.entries.iter().find(|it| {
             let route = &self.routes[it.entry.route];
-            let of_kind = is_grpc || route.name.kind.route_type() != RouteType::Grpc;
             let of_host = host(&self.given, it)
                 .is_none_or(|it| asked.is_some_and(|asked| it.is_match(asked)));
             let matches = http_match(&self.routes, &it.entry);
-            of_kind
+            is_of_kind(route)
                 && of_host
                 && path.satisfies(&matches.path)
                 && matches.is_match_but_for_path(head)
@@ -163,6 +194,31 @@ fn host<'a>(given: &'a [Given], entry: &HostEntry) -> Option<&'a HostMatch> {
     given[entry.entry.route].hostnames.get(entry.host?)
 }
 
+/// Whether a request that is no call of gRPC looks like one to a server that speaks gRPC-Web or Connect too: by its media
+/// type, by what Connect says in its stead, or because its path is a method of a service in a package.
+fn may_be_call(head: &Parts, path: &RequestPath<'_>) -> bool {
+    let kinds = head.headers.get_all(CONTENT_TYPE).iter();
+    let mut kinds = kinds.map(|it| it.as_bytes());
+    let is_kind = kinds.any(|it| {
+        CALLS.iter().any(|kind| {
+            let start = it.get(..kind.len());
+            start.is_some_and(|it| it.eq_ignore_ascii_case(kind))
+        })
+    });
+    let is_connect = head.headers.contains_key("connect-protocol-version");
+    let mut segments = path.text().trim_start_matches('/').split('/');
+    let service = segments.next().unwrap_or_default();
+    let is_method = segments.next().is_some_and(|it| !it.is_empty()) && segments.next().is_none();
+    is_kind || is_connect || (is_method && service.contains('.'))
+}
+
+/// How media types of calls begin that are not of gRPC itself: of gRPC-Web, and of Connect.
+const CALLS: [&[u8]; 3] = [
+    b"application/grpc",
+    b"application/connect",
+    b"application/proto",
+];
+
 /// A path of a request, in one of the two ways in which a server may read it.
 #[derive(Clone, Debug)]
 pub(crate) enum RequestPath<'a> {
@@ -183,6 +239,13 @@ impl<'a> RequestPath<'a> {
     pub(crate) fn read(path: &'a str) -> Result<Option<Self>, Dots> {
         let read = read(path)?;
         Ok((read != path).then(|| Self::Read(read.into_owned())))
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Self::Sent(path) => path,
+            Self::Read(path) => path,
+        }
     }
 
     fn satisfies(&self, wanted: &PathMatch) -> bool {

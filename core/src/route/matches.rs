@@ -174,6 +174,11 @@ impl PathMatch {
         }
     }
 
+    /// Whether it is every path's.
+    pub fn is_any(&self) -> bool {
+        matches!(self, Self::Prefix(prefix) if prefix.is_any())
+    }
+
     /// Whether a path satisfies it.
     pub fn is_match(&self, path: &str) -> bool {
         match self {
