@@ -312,6 +312,7 @@ mod tests {
             workload: workload.parse().expect("valid"),
             default: weft_core::AccessPolicy::Deny,
             servers: vec![],
+            network: None,
         };
         (
             Audience::Node(node.clone()),

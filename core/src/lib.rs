@@ -24,9 +24,10 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use names::{Name, NameError, ObjectName, TUNNEL_PORT};
 pub use policy::{
     AccessPolicy, Authentication, Authorization, AuthorizationName, Client, DenyReason,
-    IdentityMatch, LimitScope, Limited, Limiter, NetworkMatch, Passed, PolicyGroup, ProxyProtocol,
-    RateLimit, RateOverride, RequestDenial, Server, ServerBinding, ServerName, UnknownAccessPolicy,
-    Verdict, WorkloadPolicy, authorize, authorize_request,
+    IdentityMatch, LimitScope, Limited, Limiter, NetworkMatch, NetworkPods, NetworkRule,
+    NetworkRules, NetworkSources, Passed, PolicyGroup, ProxyProtocol, RateLimit, RateOverride,
+    RequestDenial, Server, ServerBinding, ServerName, UnknownAccessPolicy, Verdict, WorkloadPolicy,
+    authorize, authorize_request,
 };
 pub use protocol::{ListedPort, NoPortList, PortProtocol, PortRanges};
 pub use service::{

@@ -1,8 +1,10 @@
 //! Policy as an agent is told it: whatever an agent accepts, it can decide by, and what no Server
-//! selects and no default allows is denied. Where there are routes, a request passes only by one of them.
+//! selects and no default allows is denied, and so is whom NetworkPolicies do not let in. Where there are
+//! routes, a request passes only by one of them.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
@@ -45,11 +47,13 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let mut servers = Vec::new();
     let mut policies = Vec::new();
+    let mut workloads = Vec::new();
     for resource in push.changed {
         match Resource::try_from(resource) {
             Ok(Resource::Cluster(settings)) => cluster = settings,
             Ok(Resource::Server(server)) => servers.push(server),
             Ok(Resource::WorkloadPolicy(policy)) => policies.push(policy),
+            Ok(Resource::Workload(workload)) => workloads.push(Arc::new(workload)),
             _ => {}
         }
     }
@@ -69,11 +73,28 @@ fuzz_target!(|bytes: &[u8]| {
                     identity,
                 };
                 let find = |name: &_| servers.iter().find(|it| it.name == *name);
-                let verdict = authorize(&cluster, Some(policy), find, port, client);
+                let at = |address| {
+                    let mut workloads = workloads.iter();
+                    workloads
+                        .find(|it| it.addresses.contains(&address))
+                        .cloned()
+                };
+                let verdict = authorize(&cluster, Some(policy), find, at, port, client);
                 let _ = (verdict.is_allowed(), verdict.by(), verdict.server());
+                let network = policy.network.as_ref();
+                if network.is_some_and(|it| !it.allow(port, client, at)) {
+                    assert!(
+                        !verdict.admits_requests(),
+                        "NetworkPolicies do not let it in"
+                    );
+                    continue;
+                }
                 let named = policy.servers.iter().find(|it| it.port == port);
                 let known = named.is_none_or(|it| find(&it.server).is_some());
-                assert!(known || !verdict.admits_requests(), "an unknown Server let in");
+                assert!(
+                    known || !verdict.admits_requests(),
+                    "an unknown Server let in"
+                );
                 if let Some(server) = named.and_then(|it| find(&it.server)) {
                     requests(&cluster, server, client, verdict.admits_requests());
                 }

@@ -249,6 +249,7 @@ fn object_name(field: &str, message: Option<v1::ObjectName>) -> Converted<core::
 mod cluster;
 mod egress;
 mod filter;
+mod network;
 mod policy;
 mod profile;
 mod reliability;

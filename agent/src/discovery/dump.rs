@@ -8,9 +8,9 @@ use std::time::Instant;
 use serde::{Serialize, Serializer};
 use weft_core::route::{InboundRoutes, RouteTable};
 use weft_core::{
-    AccessPolicy, Authorization, ClusterSettings, EgressNetwork, Mesh, Name, ObjectName, Owner,
-    PolicyGroup, PortProtocol, ProxyProtocol, RateLimit, Server, ServerBinding, Workload,
-    WorkloadPolicy,
+    AccessPolicy, Authorization, ClusterSettings, EgressNetwork, Mesh, Name, NetworkRules,
+    ObjectName, Owner, PolicyGroup, PortProtocol, ProxyProtocol, RateLimit, Server, ServerBinding,
+    Workload, WorkloadPolicy,
 };
 
 use crate::balance::EndpointEntry;
@@ -133,16 +133,20 @@ impl Serialize for ShownWorkloadPolicy {
             name: &'a ObjectName,
             default: AccessPolicy,
             servers: &'a [ServerBinding],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            network: Option<&'a NetworkRules>,
         }
         let WorkloadPolicy {
             workload,
             default,
             servers,
+            network,
         } = &*self.0;
         let shown = Shown {
             name: &workload.0,
             default: *default,
             servers,
+            network: network.as_deref(),
         };
         shown.serialize(serializer)
     }

@@ -5,12 +5,13 @@
 //! of a push or nothing of it.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
 use weft_core::{
     Client, ClusterSettings, DenyReason, EgressNetworks, Passed, PortProtocol, RequestDenial,
-    Server, ServerName, Verdict, WorkloadId, WorkloadPolicy,
+    Server, ServerName, Verdict, Workload, WorkloadId, WorkloadPolicy,
 };
 
 use super::dump::{ShownEgress, ShownPolicies, ShownServer, ShownWorkloadPolicy};
@@ -64,12 +65,13 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// Decides. What is not known denies.
+    /// Decides; `workload_at` finds the workload that has an address. What is not known denies.
     pub(super) fn authorize(
         &self,
         workload: &WorkloadId,
         port: u16,
         client: Client<'_>,
+        workload_at: impl FnOnce(IpAddr) -> Option<Arc<Workload>>,
     ) -> Verdict {
         let Some(cluster) = &self.cluster else {
             return Verdict::Deny {
@@ -81,9 +83,23 @@ impl Policies {
             cluster,
             self.workloads.get(workload).map(Arc::as_ref),
             |name| self.servers.get(name).map(Arc::as_ref),
+            workload_at,
             port,
             canonical(client),
         )
+    }
+
+    /// Puts a workload's policy in the place of the one before.
+    pub(super) fn put_workload(&mut self, mut policy: WorkloadPolicy) {
+        // Pods that the same NetworkPolicies select have the same rules, which can name thousands of pods.
+        if let Some(rules) = &mut policy.network {
+            let mut known = self.workloads.values().filter_map(|it| it.network.as_ref());
+            if let Some(same) = known.find(|it| *it == rules) {
+                *rules = Arc::clone(same);
+            }
+        }
+        let id = policy.workload.clone();
+        self.workloads.insert(id, Arc::new(policy));
     }
 
     /// What is to be asked about each request at a port of a workload; none: nothing besides what is asked

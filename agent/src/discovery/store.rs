@@ -249,7 +249,9 @@ impl Store {
 
     /// Decides whether a client may connect to a port of a workload of this node.
     pub fn authorize(&self, workload: &WorkloadId, port: u16, client: Client<'_>) -> Verdict {
-        self.policies.load().authorize(workload, port, client)
+        let workload_at = |address| self.workload_at(address);
+        let policies = self.policies.load();
+        policies.authorize(workload, port, client, workload_at)
     }
 
     /// Decides about a client's connection to a port of a workload of this node, and says what is to be
@@ -261,7 +263,8 @@ impl Store {
         client: Client<'_>,
     ) -> (u64, Verdict, Option<RequestPolicy>) {
         let policies = self.policies.load();
-        let connection = policies.authorize(workload, port, client);
+        let workload_at = |address| self.workload_at(address);
+        let connection = policies.authorize(workload, port, client, workload_at);
         let requests = policies.requests(workload, port);
         (policies.number, connection, requests)
     }
@@ -394,8 +397,7 @@ impl Store {
         for change in changes {
             match change {
                 PolicyChange::Put(Resource::WorkloadPolicy(policy)) => {
-                    let id = policy.workload.clone();
-                    policies.workloads.insert(id, Arc::new(policy));
+                    policies.put_workload(policy);
                 }
                 PolicyChange::Put(Resource::Server(server)) => {
                     let name = server.name.clone();

@@ -239,6 +239,7 @@ fn policy_denies_until_all_of_it_is_known() {
         workload: pod.clone(),
         default: AccessPolicy::AllUnauthenticated,
         servers: vec![binding],
+        network: None,
     });
     assert_eq!(verdict(9090), unknown);
     store.apply(vec![policy], vec![]);
@@ -637,6 +638,7 @@ fn inbound_protocols() {
                 port: 8080,
                 server: name.clone(),
             }],
+            network: None,
         };
         let server = Server {
             name,

@@ -109,5 +109,6 @@ pub(crate) fn workload_policy(id: &str, default: AccessPolicy) -> Resource {
         workload: id.parse().expect("valid"),
         default,
         servers: vec![],
+        network: None,
     })
 }

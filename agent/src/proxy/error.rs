@@ -196,11 +196,15 @@ impl FlowError {
             Self::Connect { source, .. } => connect_refusal(source),
             Self::ConnectTimeout { .. } => Refusal::ConnectTimeout,
             Self::Tunnel(error) => error.refusal(),
-            Self::RefusedByPeer { status, .. } if *status == StatusCode::UNAUTHORIZED => {
-                Refusal::Denied
+            Self::RefusedByPeer { status, reason, .. } if *status == StatusCode::UNAUTHORIZED => {
+                match reason.as_deref() == Some(Refusal::NetworkPolicy.as_str()) {
+                    true => Refusal::NetworkPolicy,
+                    false => Refusal::Denied,
+                }
             }
             Self::RefusedByPeer { .. } if self.nothing_listens() => Refusal::ConnectRefused,
             Self::RefusedByPeer { .. } => Refusal::ConnectFailed,
+            Self::Denied(verdict) if verdict.is_by_network_policy() => Refusal::NetworkPolicy,
             Self::Denied(_) => Refusal::Denied,
             Self::PolicyChanged(_) | Self::EgressRevoked(_) => Refusal::PolicyChanged,
             Self::EgressDenied(_) => Refusal::EgressDenied,
@@ -431,6 +435,13 @@ mod tests {
                 false,
             ),
             (
+                by_peer(unauthorized, Some("network_policy")),
+                Refusal::NetworkPolicy,
+                unavailable,
+                false,
+                false,
+            ),
+            (
                 by_peer(bad, None),
                 Refusal::ConnectFailed,
                 unavailable,
@@ -438,6 +449,16 @@ mod tests {
                 false,
             ),
             (denied, Refusal::Denied, unauthorized, false, false),
+            (
+                FlowError::Denied(Verdict::Deny {
+                    server: None,
+                    reason: DenyReason::NetworkPolicy("shop/n".parse().expect("valid")),
+                }),
+                Refusal::NetworkPolicy,
+                unauthorized,
+                false,
+                false,
+            ),
             (
                 FlowError::BadRequest(BadRequest::Authority),
                 Refusal::BadRequest,

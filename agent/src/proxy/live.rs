@@ -232,6 +232,7 @@ mod tests {
             workload: pod(),
             default,
             servers: vec![],
+            network: None,
         };
         store.apply(vec![Resource::WorkloadPolicy(policy)], vec![]);
     }
@@ -292,6 +293,7 @@ mod tests {
                 port: 80,
                 server: name.clone(),
             }],
+            network: None,
         };
         let server = Server {
             name,

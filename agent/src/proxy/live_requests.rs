@@ -165,6 +165,7 @@ mod tests {
                 port: 80,
                 server: name.clone(),
             }],
+            network: None,
         };
         let everybody = Authorization {
             name: AuthorizationName {

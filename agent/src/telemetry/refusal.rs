@@ -33,6 +33,8 @@ pub enum Refusal {
     IdentityMismatch,
     /// Inbound policy denies the client.
     Denied,
+    /// NetworkPolicies do not let the client in.
+    NetworkPolicy,
     /// Policy changed and no longer allows it.
     PolicyChanged,
     /// An EgressNetwork keeps it from leaving the cluster.
@@ -95,6 +97,7 @@ impl Refusal {
             Self::HandshakeTimeout => "handshake_timeout",
             Self::IdentityMismatch => "identity_mismatch",
             Self::Denied => "denied",
+            Self::NetworkPolicy => "network_policy",
             Self::PolicyChanged => "policy_changed",
             Self::EgressDenied => "egress_denied",
             Self::NotHttp => "not_http",

@@ -25,6 +25,7 @@ use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
 use egress::{EgressRecord, PublishedEgress};
 use limits::{LimitRecord, Limits};
+use network::{NetworkPolicies, NetworkPolicyRecord};
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
 use profiles::{ProfileRecord, Profiles};
@@ -36,6 +37,7 @@ mod accrual;
 mod claims;
 mod egress;
 mod limits;
+mod network;
 mod pods;
 mod policies;
 mod ports;
@@ -91,6 +93,7 @@ pub struct Index {
     slices: HashMap<ObjectName, SliceRecord>,
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
     policies: Policies,
+    network_policies: NetworkPolicies,
     routes: Routes,
     profiles: Profiles,
     pod_addresses: Claims,
@@ -183,6 +186,7 @@ impl Index {
             slices: HashMap::new(),
             slices_of: HashMap::new(),
             policies: Policies::default(),
+            network_policies: NetworkPolicies::default(),
             routes: Routes::default(),
             profiles: Profiles::default(),
             pod_addresses: Claims::default(),
@@ -293,6 +297,11 @@ impl Index {
                 self.set_slice(&name, record);
                 Ok(vec![])
             }
+            Object::NetworkPolicy(policy) => {
+                let record = NetworkPolicyRecord::check(policy)?;
+                self.set_network_policy(&object_name(key), Some(record));
+                Ok(vec![])
+            }
             // Identities follow from pods; a service account by itself changes nothing.
             Object::ServiceAccount(_) => Ok(vec![]),
             Object::Route(kind, route) => {
@@ -397,6 +406,7 @@ impl Index {
             ObjectKind::Service => self.set_service(&object_name(key), None),
             ObjectKind::EndpointSlice => self.set_slice(&object_name(key), None),
             ObjectKind::ServiceAccount => {}
+            ObjectKind::NetworkPolicy => self.set_network_policy(&object_name(key), None),
             ObjectKind::Server(group) => {
                 let name = object_name(key);
                 self.set_server(&ServerName { group, name }, None);
@@ -469,6 +479,16 @@ impl Index {
                 self.set_egress(&name, Some(record));
             }
         }
+        if key.kind == ObjectKind::NetworkPolicy {
+            let name = object_name(key);
+            let readable = self.network_policies.get(&name);
+            if readable.is_none_or(|it| it.closed) {
+                effect = "it lets nobody in, at all pods that it may mean";
+                let spec = document.get("spec").unwrap_or(&Value::Null);
+                let record = NetworkPolicyRecord::closed(spec);
+                self.set_network_policy(&name, Some(record));
+            }
+        }
         if let ObjectKind::Route(kind) = key.kind {
             let name = object_name(key);
             let name = RouteName { name, kind };
@@ -515,6 +535,10 @@ impl Index {
             ObjectKind::Service => self.services.contains_key(&object_name(key)),
             ObjectKind::EndpointSlice => self.slices.contains_key(&object_name(key)),
             ObjectKind::ServiceAccount => false,
+            ObjectKind::NetworkPolicy => {
+                let known = self.network_policies.get(&object_name(key));
+                known.is_some()
+            }
             ObjectKind::Server(group) => {
                 let name = object_name(key);
                 let servers = &self.policies.servers;
@@ -684,6 +708,9 @@ impl Index {
             let pods = self.pods_in.get(name).into_iter().flatten().cloned();
             self.dirty.pods.extend(pods);
         }
+        if before.labels != now.labels {
+            self.network_namespace_changed();
+        }
         if before.ports != now.ports {
             let services = self.services_in.get(name).into_iter().flatten().cloned();
             self.dirty.services.extend(services);
@@ -751,6 +778,7 @@ fn document(object: &Object) -> Value {
         Object::Server(_, server) => serde_json::to_value(server),
         Object::EgressNetwork(_, network) => serde_json::to_value(network),
         Object::Pod(pod) => serde_json::to_value(pod),
+        Object::NetworkPolicy(policy) => serde_json::to_value(policy),
         Object::Route(_, route) => Ok(json!({
             "metadata": {"generation": route.metadata.generation},
             "spec": {"parentRefs": route.spec.parent_refs()},

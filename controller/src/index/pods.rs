@@ -63,6 +63,8 @@ pub(super) struct NamespaceRecord {
     pub(super) default: DefaultChoice,
     /// What it says about ports of its pods and Services.
     pub(super) ports: PortsChoice,
+    /// Its labels.
+    pub(super) labels: Labels,
 }
 
 /// When an object was created; comparable, nothing else.
@@ -118,6 +120,7 @@ impl NamespaceRecord {
             mesh: mesh.or_before(before.map(|it| &it.mesh)),
             default: default.or_before(before.map(|it| it.default)),
             ports,
+            labels: metadata.labels.clone().unwrap_or_default(),
         };
         (record, faults)
     }

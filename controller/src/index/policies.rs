@@ -270,7 +270,7 @@ pub(super) fn few(field: &str, count: usize, most: usize) -> Result<(), Fault> {
     ))
 }
 
-fn port_choice(written: &IntOrString) -> Result<PortChoice, Fault> {
+pub(super) fn port_choice(written: &IntOrString) -> Result<PortChoice, Fault> {
     match written {
         IntOrString::Int(number) => match u16::try_from(*number) {
             Ok(port) if port != 0 => Ok(PortChoice::Number(port)),
@@ -468,7 +468,7 @@ fn identity_match(text: &str) -> Result<IdentityMatch, String> {
     })
 }
 
-fn network(field: &str, text: &str) -> Result<IpNet, Fault> {
+pub(super) fn network(field: &str, text: &str) -> Result<IpNet, Fault> {
     let parsed = match text.parse::<IpNet>() {
         Ok(network) => Ok(network.trunc()),
         Err(_) => text.parse::<std::net::IpAddr>().map(IpNet::from),

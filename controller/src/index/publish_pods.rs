@@ -51,6 +51,8 @@ struct Governed {
     policy: WorkloadPolicy,
     /// The Server that has to stand back, the port, and the one that governs it.
     overlaps: Vec<(ServerName, u16, ServerName)>,
+    /// What agents are not told of NetworkPolicies.
+    faults: Vec<Fault>,
 }
 
 impl Index {
@@ -68,16 +70,21 @@ impl Index {
         if weight(self.pods.get(name)) != weight(record.as_ref()) {
             self.weight_changed(&name.namespace);
         }
+        let is_first = !self.pods_in.contains_key(&name.namespace);
         let members = self.pods_in.entry(name.namespace.clone()).or_default();
-        match record {
+        let before = match record {
             Some(record) => {
                 members.insert(name.clone());
-                self.pods.insert(name.clone(), record);
+                self.pods.insert(name.clone(), record)
             }
             None => {
                 members.remove(name);
-                self.pods.remove(name);
+                self.pods.remove(name)
             }
+        };
+        self.network_peer_changed(before.as_ref(), name);
+        if is_first {
+            self.network_namespace_changed();
         }
     }
 
@@ -105,7 +112,9 @@ impl Index {
         if let Some(workload) = workload {
             self.put(Audience::All, Resource::Workload(workload));
         }
-        if let Some((local, governed)) = local {
+        let mut untold = vec![];
+        if let Some((local, mut governed)) = local {
+            untold = std::mem::take(&mut governed.faults);
             let audience = Audience::Node(local.node.clone());
             self.put(audience.clone(), Resource::NodePod(node_pod));
             self.put(audience, Resource::WorkloadPolicy(governed.policy));
@@ -117,6 +126,12 @@ impl Index {
             }
             now.local = Some(local);
         }
+        self.report(
+            &pod_key(name),
+            Facet::Reference,
+            untold,
+            "the rule lets nobody in",
+        );
         for (endpoint, derived) in endpoints {
             now.endpoints.insert(endpoint.clone());
             self.derive_endpoint(endpoint, name, Some(derived));
@@ -314,12 +329,18 @@ impl Index {
             }
         }
         bindings.sort_by_key(|it| it.port);
+        let let_in = self.network_rules(pod);
         let policy = WorkloadPolicy {
             workload: WorkloadId(pod.id.0.clone()),
             default,
             servers: bindings,
+            network: let_in.rules,
         };
-        Governed { policy, overlaps }
+        Governed {
+            policy,
+            overlaps,
+            faults: let_in.faults,
+        }
     }
 
     fn endpoints_at(&self, pod: &PodRecord, addresses: &[IpAddr]) -> Vec<(EndpointName, Derived)> {

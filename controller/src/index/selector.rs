@@ -59,14 +59,23 @@ impl Selector {
 
     /// Whether labels are selected.
     pub(super) fn selects(&self, labels: &Labels) -> bool {
+        self.selects_with(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// The same, of whatever says which value a label has.
+    pub(super) fn selects_with<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
+        let is_one = |values: &[String], it: &str| values.iter().any(|value| value == it);
         self.0.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => labels.get(key).is_some_and(|it| values.contains(it)),
-            Requirement::NotIn(key, values) => {
-                labels.get(key).is_none_or(|it| !values.contains(it))
-            }
-            Requirement::Exists(key) => labels.contains_key(key),
-            Requirement::DoesNotExist(key) => !labels.contains_key(key),
+            Requirement::In(key, values) => value(key).is_some_and(|it| is_one(values, it)),
+            Requirement::NotIn(key, values) => value(key).is_none_or(|it| !is_one(values, it)),
+            Requirement::Exists(key) => value(key).is_some(),
+            Requirement::DoesNotExist(key) => value(key).is_none(),
         })
+    }
+
+    /// Whether all labels are selected, and none, too.
+    pub(super) fn selects_all(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

@@ -2,6 +2,7 @@
 //! is a typing error that could open what somebody meant to close; lenient for Kubernetes' own
 //! kinds, which gain fields with every version.
 
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -14,7 +15,7 @@ use super::policy::{
 };
 use super::profiles::ServiceProfile;
 use super::routes::{self, ReferenceGrant, Route, RouteSpec, Written};
-use super::{Fault, GATEWAY_GROUP, Object, ObjectKey, ObjectKind};
+use super::{Fault, GATEWAY_GROUP, NETWORKING_GROUP, Object, ObjectKey, ObjectKind};
 
 /// The documents of a YAML (or JSON) text; empty ones are left out.
 ///
@@ -76,6 +77,28 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
 
 /// Kinds of Linkerd's policy group that exist and mean nothing here.
 const UNSUPPORTED: &[&str] = &["ServerAuthorization"];
+/// Groups whose policies about the network a CNI enforces, and nobody where it sees only the mesh's tunnels.
+const POLICY_OF_NETWORKS: [(&str, &[&str]); 4] = [
+    (
+        "cilium.io",
+        &["CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"],
+    ),
+    ("crd.projectcalico.org", OF_CALICO),
+    ("projectcalico.org", OF_CALICO),
+    (
+        "policy.networking.k8s.io",
+        &[
+            "AdminNetworkPolicy",
+            "BaselineAdminNetworkPolicy",
+            "ClusterNetworkPolicy",
+        ],
+    ),
+];
+const OF_CALICO: &[&str] = &[
+    "NetworkPolicy",
+    "GlobalNetworkPolicy",
+    "StagedNetworkPolicy",
+];
 
 /// Says so of a document of a kind that its author may take for one with an effect.
 pub fn unsupported(document: &Value) -> Option<Fault> {
@@ -83,6 +106,12 @@ pub fn unsupported(document: &Value) -> Option<Fault> {
     let group = text("apiVersion").split('/').next().unwrap_or("");
     let kind = text("kind");
     let is_one = ObjectKind::policy_group_named(group).is_some() && UNSUPPORTED.contains(&kind);
+    let mut of_networks = POLICY_OF_NETWORKS.iter();
+    if of_networks.any(|(other, kinds)| *other == group && kinds.contains(&kind)) {
+        let reason =
+            format!("{kind} of {group} is not supported, and no CNI sees inside of the mesh");
+        return Some(Fault::new("kind", reason));
+    }
     is_one.then(|| Fault::new("kind", format!("{kind} is not supported")))
 }
 
@@ -114,6 +143,16 @@ fn misspelt(group: &str, kind: &str) -> Option<Fault> {
             return Some(Fault::new("kind", reason));
         }
         if group.is_empty() || distance(group, GATEWAY_GROUP) <= 3 {
+            let reason = format!("{:?} is not the group of {kind}", shown(group));
+            return Some(Fault::new("apiVersion", reason));
+        }
+    }
+    if kind.eq_ignore_ascii_case("NetworkPolicy") {
+        if group == NETWORKING_GROUP {
+            let reason = format!("{:?}: is NetworkPolicy meant?", shown(kind));
+            return Some(Fault::new("kind", reason));
+        }
+        if matches!(group, "" | "extensions") || distance(group, NETWORKING_GROUP) <= 3 {
             let reason = format!("{:?} is not the group of {kind}", shown(group));
             return Some(Fault::new("apiVersion", reason));
         }
@@ -162,6 +201,14 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
         ObjectKind::Service => Object::Service(Box::new(lenient(document)?)),
         ObjectKind::EndpointSlice => Object::EndpointSlice(lenient(document)?),
         ObjectKind::ServiceAccount => Object::ServiceAccount(lenient(document)?),
+        ObjectKind::NetworkPolicy => {
+            let policy: NetworkPolicy = lenient(document)?;
+            // What is not known may be an exception.
+            if let Some(spec) = &policy.spec {
+                known_fields(document, spec)?;
+            }
+            Object::NetworkPolicy(Box::new(policy))
+        }
         ObjectKind::Server(group) => {
             let server: Server = lenient(document)?;
             known_fields(document, &server.spec)?;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 use weft_core::route::RouteKind;
@@ -33,6 +34,7 @@ pub enum Object {
     Service(Box<Service>),
     EndpointSlice(EndpointSlice),
     ServiceAccount(ServiceAccount),
+    NetworkPolicy(Box<NetworkPolicy>),
     Server(PolicyGroup, Server),
     AuthorizationPolicy(PolicyGroup, AuthorizationPolicy),
     MeshTlsAuthentication(PolicyGroup, MeshTlsAuthentication),
@@ -54,6 +56,7 @@ pub enum ObjectKind {
     Service,
     EndpointSlice,
     ServiceAccount,
+    NetworkPolicy,
     Server(PolicyGroup),
     AuthorizationPolicy(PolicyGroup),
     MeshTlsAuthentication(PolicyGroup),
@@ -106,6 +109,7 @@ impl Object {
             Self::Service(it) => &it.metadata,
             Self::EndpointSlice(it) => &it.metadata,
             Self::ServiceAccount(it) => &it.metadata,
+            Self::NetworkPolicy(it) => &it.metadata,
             Self::Server(_, it) => &it.metadata,
             Self::AuthorizationPolicy(_, it) => &it.metadata,
             Self::MeshTlsAuthentication(_, it) => &it.metadata,
@@ -129,6 +133,7 @@ impl ObjectKind {
             ("", "Pod", _) => Some(Self::Pod),
             ("", "Service", _) => Some(Self::Service),
             ("", "ServiceAccount", _) => Some(Self::ServiceAccount),
+            (NETWORKING_GROUP, "NetworkPolicy", _) => Some(Self::NetworkPolicy),
             ("discovery.k8s.io", "EndpointSlice", _) => Some(Self::EndpointSlice),
             (_, "Server", Some(group)) => Some(Self::Server(group)),
             (_, "AuthorizationPolicy", Some(group)) => Some(Self::AuthorizationPolicy(group)),
@@ -190,6 +195,7 @@ impl ObjectKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::ServiceAccount => "ServiceAccount",
+            Self::NetworkPolicy => "NetworkPolicy",
             Self::Server(_) => "Server",
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::MeshTlsAuthentication(_) => "MeshTLSAuthentication",
@@ -211,6 +217,7 @@ impl ObjectKind {
             Self::Service,
             Self::EndpointSlice,
             Self::ServiceAccount,
+            Self::NetworkPolicy,
             Self::ReferenceGrant,
             Self::ServiceProfile,
         ];
@@ -233,6 +240,7 @@ impl ObjectKind {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "",
             Self::EndpointSlice => "discovery.k8s.io",
+            Self::NetworkPolicy => NETWORKING_GROUP,
             Self::Route(kind) => kind.group(),
             Self::ReferenceGrant => GATEWAY_GROUP,
             Self::ServiceProfile => PROFILE_GROUP,
@@ -277,6 +285,8 @@ impl ObjectKind {
 
 /// The API group of the Gateway API.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// The API group of NetworkPolicies.
+pub const NETWORKING_GROUP: &str = "networking.k8s.io";
 /// The API group of ServiceProfiles.
 pub const PROFILE_GROUP: &str = "linkerd.io";
 

@@ -84,8 +84,24 @@ const CASES: &[(&str, &str)] = &[
  spec: {routes: [{name: a, condition: {pathRegex: /b, method: GET}}]}}",
     ),
     (
+        "NetworkPolicies, and the labels that they look at",
+        "
+{apiVersion: v1, kind: Namespace, metadata: {name: callers, labels: {team: callers}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: caller, namespace: callers, labels: {app: caller}},
+ spec: {nodeName: two, containers: [{name: c}]}, status: {phase: Running, podIPs: [{ip: 10.1.2.40}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: n, namespace: shop},
+ spec: {podSelector: {}, ingress: [
+  {from: [{namespaceSelector: {matchLabels: {team: callers}}}], ports: [{port: web}]},
+  {from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: caller}}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}}",
+    ),
+    (
         "objects that cannot be used",
         "
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: typo, namespace: shop},
+ spec: {podSelector: {}, ingres: []}}
+---
 {apiVersion: v1, kind: Pod, metadata: {name: bad, namespace: shop}, spec: {nodeName: one, containers: 7},
  status: {podIPs: [{ip: 10.1.1.30}]}}
 ---

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -15,16 +16,18 @@ use crate::cluster::ClusterSettings;
 use crate::identity::{Identity, TrustDomain};
 use crate::names::{Name, ObjectName};
 use crate::route::InboundRoutes;
-use crate::workload::WorkloadId;
+use crate::workload::{Workload, WorkloadId};
 
 mod limit;
+mod network;
 mod requests;
 
 pub use limit::{LimitScope, Limited, Limiter, RateLimit, RateOverride};
+pub use network::{NetworkPods, NetworkRule, NetworkRules, NetworkSources};
 pub use requests::{Passed, RequestDenial, authorize_request};
 
 /// Which policies hold for one workload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadPolicy {
     /// The workload.
     pub workload: WorkloadId,
@@ -32,6 +35,9 @@ pub struct WorkloadPolicy {
     pub default: AccessPolicy,
     /// Which Server governs which port; at most one per port.
     pub servers: Vec<ServerBinding>,
+    /// What NetworkPolicies let in; none: no one selects the workload. Shared, as pods that the same policies
+    /// select have the same.
+    pub network: Option<Arc<NetworkRules>>,
 }
 
 /// A port of a workload and the Server that governs it.
@@ -216,10 +222,12 @@ pub enum Verdict {
 }
 
 /// Why a client is denied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DenyReason {
     /// No authorization covers the client and this policy does not allow it.
     Policy(AccessPolicy),
+    /// No rule of the NetworkPolicies that select the workload, of which this is one, lets the client in.
+    NetworkPolicy(ObjectName),
     /// The workload's policy has not arrived yet.
     WorkloadPolicyUnknown,
     /// The Server that governs the port has not arrived yet.
@@ -228,12 +236,14 @@ pub enum DenyReason {
 
 /// Decides whether a client may connect to a port of a workload.
 ///
-/// `policy` is the workload's, `server` finds a Server by name. Whatever is missing denies. Where the Server
-/// has routes, this is not the last word about requests: see [`authorize_request`].
+/// `policy` is the workload's, `server` finds a Server by name, `workload_at` the workload that has an address.
+/// Whatever is missing denies. Where the Server has routes, this is not the last word about requests: see
+/// [`authorize_request`].
 pub fn authorize<'a>(
     cluster: &ClusterSettings,
     policy: Option<&WorkloadPolicy>,
     server: impl FnOnce(&ServerName) -> Option<&'a Server>,
+    workload_at: impl FnOnce(IpAddr) -> Option<Arc<Workload>>,
     port: u16,
     client: Client<'_>,
 ) -> Verdict {
@@ -243,7 +253,18 @@ pub fn authorize<'a>(
             reason: DenyReason::WorkloadPolicyUnknown,
         };
     };
-    let Some(binding) = policy.servers.iter().find(|binding| binding.port == port) else {
+    let binding = policy.servers.iter().find(|binding| binding.port == port);
+    let network = policy.network.as_ref();
+    if let Some(network) = network.filter(|it| !it.allow(port, client, workload_at)) {
+        return Verdict::Deny {
+            server: binding.map(|it| it.server.clone()),
+            reason: match network.policies.first() {
+                Some(name) => DenyReason::NetworkPolicy(name.clone()),
+                None => DenyReason::WorkloadPolicyUnknown,
+            },
+        };
+    }
+    let Some(binding) = binding else {
         return by_access_policy(cluster, policy.default, None, client);
     };
     let Some(server) = server(&binding.server) else {
@@ -379,6 +400,14 @@ impl Verdict {
         )
     }
 
+    /// Whether NetworkPolicies do not let the client in.
+    pub fn is_by_network_policy(&self) -> bool {
+        let Self::Deny { reason, .. } = self else {
+            return false;
+        };
+        matches!(reason, DenyReason::NetworkPolicy(_))
+    }
+
     /// What decided, for people: an authorization's name, `default:<policy>`, or why it is denied.
     pub fn by(&self) -> String {
         match self {
@@ -401,6 +430,7 @@ impl fmt::Display for DenyReason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Policy(policy) => write!(formatter, "default:{policy}"),
+            Self::NetworkPolicy(name) => write!(formatter, "networkpolicy:{name}"),
             Self::WorkloadPolicyUnknown => formatter.write_str("workload policy not known yet"),
             Self::ServerUnknown => formatter.write_str("server not known yet"),
         }

@@ -1,7 +1,20 @@
 use super::*;
+use crate::protocol::PortRanges;
 use crate::route::{
     HttpMatch, InboundRoute, PathMatch, PathPrefix, Route, RouteKind, RouteName, RouteRules, Rule,
 };
+use crate::workload::{Mesh, Tunnel};
+
+/// Decides where no NetworkPolicy asks who has an address.
+fn authorize<'a>(
+    cluster: &ClusterSettings,
+    policy: Option<&WorkloadPolicy>,
+    server: impl FnOnce(&ServerName) -> Option<&'a Server>,
+    port: u16,
+    client: Client<'_>,
+) -> Verdict {
+    super::authorize(cluster, policy, server, |_| None, port, client)
+}
 
 fn identity(namespace: &str, account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
@@ -33,6 +46,7 @@ fn policy(default: AccessPolicy) -> WorkloadPolicy {
             port: 8080,
             server: server_name(),
         }],
+        network: None,
     }
 }
 
@@ -393,4 +407,165 @@ fn an_access_policy_covers_what_routes_do_not() {
     );
     assert_eq!(asked(&server, None, "http://web/public", false), 403);
     assert_eq!(asked(&server, Some("other"), "http://web/", false), 404);
+}
+
+/// A workload at an address: meshed as this service account of `shop`, or not.
+fn workload(id: &str, address: &str, account: Option<&str>) -> Arc<Workload> {
+    Arc::new(Workload {
+        id: id.parse().expect("valid"),
+        addresses: vec![address.parse().expect("valid")],
+        node: "one".parse().expect("valid"),
+        owner: None,
+        mesh: match account {
+            None => Mesh::Unmeshed,
+            Some(account) => Mesh::Meshed {
+                identity: identity("shop", account),
+                tunnel: Tunnel::WeftH2,
+            },
+        },
+    })
+}
+
+#[test]
+fn network_policies_are_asked_besides() {
+    let name = |it: &str| -> Name { it.parse().expect("valid") };
+    let mut sources = NetworkSources::networks(vec![NetworkMatch {
+        cidr: "10.9.0.0/16".parse().expect("valid"),
+        except: vec!["10.9.1.0/24".parse().expect("valid")],
+    }]);
+    let named = NetworkPods::Named(vec![name("web"), name("plain")]);
+    sources.add(name("shop"), named);
+    sources.add(name("billing"), NetworkPods::All);
+    let ports = |it: &[(u16, u16)]| Some(PortRanges::new(it.iter().copied()));
+    let rules = NetworkRules {
+        policies: vec!["production/only-these".parse().expect("valid")],
+        rules: vec![
+            NetworkRule {
+                ports: ports(&[(8000, 8080), (9090, 9090)]),
+                sources: Some(sources),
+            },
+            NetworkRule {
+                ports: ports(&[(7000, 7000)]),
+                sources: None,
+            },
+            NetworkRule {
+                ports: None,
+                sources: Some(NetworkSources::default()),
+            },
+            NetworkRule {
+                ports: ports(&[]),
+                sources: None,
+            },
+        ],
+    };
+    let workloads = [
+        workload("shop/web", "10.1.0.1", Some("web")),
+        workload("shop/plain", "10.1.0.2", None),
+        workload("shop/other", "10.1.0.3", Some("other")),
+        workload("billing/any", "10.1.0.4", Some("any")),
+        workload("elsewhere/web", "10.1.0.5", None),
+        workload("shop/other", "10.9.0.2", Some("other")),
+    ];
+    let at = |address: IpAddr| {
+        let mut workloads = workloads.iter();
+        workloads.find(|it| it.addresses == [address]).cloned()
+    };
+    let policy = WorkloadPolicy {
+        network: Some(Arc::new(rules)),
+        ..policy(AccessPolicy::AllUnauthenticated)
+    };
+    let open = server(AccessPolicy::Deny, vec![vec![]]);
+    for (port, client, account, allowed) in [
+        // Meshed: by the record and the identity.
+        (8080, "10.1.0.1", Some("web"), true),
+        (8000, "10.1.0.1", Some("web"), true),
+        (8080, "10.1.0.1", None, false),
+        (8080, "10.1.0.1", Some("other"), false),
+        (8080, "10.1.0.7", Some("web"), false),
+        // Not meshed: by the record. Whoever is there has whatever identity.
+        (8080, "10.1.0.2", None, true),
+        (8080, "10.1.0.2", Some("web"), true),
+        (8080, "10.1.0.3", Some("other"), false),
+        (8080, "10.1.0.4", Some("any"), true),
+        (8080, "10.1.0.5", None, false),
+        // Networks: by the address.
+        (8080, "10.9.0.1", None, true),
+        (8080, "10.9.0.2", Some("other"), true),
+        (8080, "10.9.0.2", None, true),
+        (8080, "10.9.1.1", None, false),
+        // Ports.
+        (9090, "10.1.0.1", Some("web"), true),
+        (9091, "10.1.0.1", Some("web"), false),
+        (7000, "192.0.2.1", None, true),
+        (7001, "192.0.2.1", None, false),
+    ] {
+        let identity = account.map(|it| identity("shop", it));
+        let client = Client {
+            address: client.parse().expect("an address"),
+            identity: identity.as_ref(),
+        };
+        let verdict =
+            super::authorize(&cluster(), Some(&policy), |_| Some(&open), at, port, client);
+        assert_eq!(verdict.is_allowed(), allowed, "{port} {client:?}");
+        if !allowed {
+            assert_eq!(verdict.by(), "networkpolicy:production/only-these");
+        }
+    }
+    // The mesh's own policy must allow it too.
+    let nobody = Server {
+        authorizations: vec![],
+        ..open
+    };
+    let web = identity("shop", "web");
+    let client = Client {
+        address: "10.1.0.1".parse().expect("an address"),
+        identity: Some(&web),
+    };
+    let verdict = super::authorize(
+        &cluster(),
+        Some(&policy),
+        |_| Some(&nobody),
+        at,
+        8080,
+        client,
+    );
+    assert_eq!(verdict.by(), "default:deny");
+    // Audit is about the mesh's policy: who is not let in by this one stays outside.
+    let audit = Server {
+        access_policy: AccessPolicy::Audit,
+        ..nobody
+    };
+    let client = Client {
+        identity: None,
+        ..client
+    };
+    let verdict = super::authorize(
+        &cluster(),
+        Some(&policy),
+        |_| Some(&audit),
+        at,
+        8080,
+        client,
+    );
+    assert_eq!(verdict.by(), "networkpolicy:production/only-these");
+}
+
+#[test]
+fn pods_add_up() {
+    let name = |it: &str| -> Name { it.parse().expect("valid") };
+    let named = |it: &[&str]| NetworkPods::Named(it.iter().map(|it| name(it)).collect());
+    for (parts, expected) in [
+        (
+            vec![named(&["b", "a"]), named(&["c", "a"])],
+            named(&["a", "b", "c"]),
+        ),
+        (vec![named(&["a"]), NetworkPods::All], NetworkPods::All),
+        (vec![NetworkPods::All, named(&["a"])], NetworkPods::All),
+    ] {
+        let mut sources = NetworkSources::default();
+        for part in parts {
+            sources.add(name("shop"), part);
+        }
+        assert_eq!(sources.pods().get(&name("shop")), Some(&expected));
+    }
 }

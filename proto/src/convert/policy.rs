@@ -1,6 +1,7 @@
 //! Policies.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use core::route::{InboundRoute, InboundRoutes, Route};
 use weft_core as core;
@@ -19,6 +20,7 @@ impl From<core::WorkloadPolicy> for v1::WorkloadPolicy {
             workload: Some(policy.workload.0.into()),
             default: v1::AccessPolicy::from(policy.default).into(),
             servers: policy.servers.into_iter().map(binding).collect(),
+            network: policy.network.as_deref().cloned().map(Into::into),
         }
     }
 }
@@ -31,6 +33,10 @@ impl TryFrom<v1::WorkloadPolicy> for core::WorkloadPolicy {
             default: access_policy("workload_policy.default", message.default())?,
             workload: core::WorkloadId(object_name("workload_policy.workload", message.workload)?),
             servers: all(message.servers)?,
+            network: match message.network {
+                Some(network) => Some(Arc::new(network.try_into()?)),
+                None => None,
+            },
         })
     }
 }

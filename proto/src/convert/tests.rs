@@ -9,6 +9,81 @@ use weft_core::*;
 use super::route::MAX_PATTERNS;
 use super::*;
 
+fn network_rules() -> NetworkRules {
+    let name = |it: &str| -> Name { it.parse().expect("valid") };
+    let mut sources = NetworkSources::networks(vec![NetworkMatch {
+        cidr: "10.0.0.0/8".parse().expect("valid"),
+        except: vec!["10.1.0.0/16".parse().expect("valid")],
+    }]);
+    let named = NetworkPods::Named(vec![name("b"), name("a"), name("b")]);
+    sources.add(name("shop"), named);
+    sources.add(name("billing"), NetworkPods::All);
+    sources.add(name("nowhere"), NetworkPods::Named(vec![]));
+    let rule = |ports, sources| NetworkRule { ports, sources };
+    NetworkRules {
+        policies: vec!["shop/only-these".parse().expect("valid")],
+        rules: vec![
+            rule(Some(PortRanges::new([(80, 90), (443, 443)])), Some(sources)),
+            rule(None, None),
+            rule(Some(PortRanges::default()), Some(NetworkSources::default())),
+        ],
+    }
+}
+
+#[test]
+fn network_rules_that_say_nothing_let_nobody_in() {
+    let rule = NetworkRule::try_from(v1::NetworkRule::default()).expect("accepted");
+    assert_eq!(rule.ports, Some(PortRanges::default()));
+    assert_eq!(rule.sources, Some(NetworkSources::default()));
+    let range = v1::PortRange { first: 1, last: 2 };
+    let pods = |all, names: &[&str]| v1::NetworkPods {
+        namespace: "shop".to_owned(),
+        all,
+        names: names.iter().map(|it| (*it).to_owned()).collect(),
+    };
+    let of = |pods| v1::NetworkRule {
+        sources: Some(v1::NetworkSources {
+            pods: vec![pods],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    for (bad, field) in [
+        (
+            v1::NetworkRule {
+                all_ports: true,
+                ports: vec![range],
+                ..Default::default()
+            },
+            "network_rule.ports",
+        ),
+        (
+            v1::NetworkRule {
+                ports: vec![v1::PortRange { first: 2, last: 1 }],
+                ..Default::default()
+            },
+            "network_rule.ports",
+        ),
+        (
+            v1::NetworkRule {
+                anybody: true,
+                sources: Some(v1::NetworkSources::default()),
+                ..Default::default()
+            },
+            "network_rule.sources",
+        ),
+        (of(pods(true, &["a"])), "network_pods.names"),
+        (of(pods(false, &["A"])), "network_pods.names"),
+        (of(v1::NetworkPods::default()), "network_pods.namespace"),
+    ] {
+        let refused = NetworkRule::try_from(bad).expect_err(field);
+        assert_eq!(refused.field, field);
+    }
+    let rules = v1::NetworkRules::default();
+    let refused = NetworkRules::try_from(rules).expect_err("no policy");
+    assert_eq!(refused.field, "network_rules.policies");
+}
+
 fn samples() -> Vec<Resource> {
     let identity: Identity = "spiffe://cluster.local/ns/shop/sa/web"
         .parse()
@@ -98,6 +173,7 @@ fn samples() -> Vec<Resource> {
                 port: 8080,
                 server: server_name.clone(),
             }],
+            network: Some(network_rules().into()),
         }),
     ];
     let server = Server {

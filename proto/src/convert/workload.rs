@@ -114,7 +114,7 @@ impl TryFrom<v1::NodePod> for core::NodePod {
     }
 }
 
-fn port_ranges(ports: &core::PortRanges) -> Vec<v1::PortRange> {
+pub(super) fn port_ranges(ports: &core::PortRanges) -> Vec<v1::PortRange> {
     let range = |(first, last): &(u16, u16)| v1::PortRange {
         first: (*first).into(),
         last: (*last).into(),
@@ -122,7 +122,7 @@ fn port_ranges(ports: &core::PortRanges) -> Vec<v1::PortRange> {
     ports.ranges().iter().map(range).collect()
 }
 
-fn ports_of(field: &str, list: Vec<v1::PortRange>) -> Converted<core::PortRanges> {
+pub(super) fn ports_of(field: &str, list: Vec<v1::PortRange>) -> Converted<core::PortRanges> {
     let mut ranges = Vec::with_capacity(list.len());
     for range in list {
         let (first, last) = (port(field, range.first)?, port(field, range.last)?);

@@ -40,7 +40,8 @@ impl Cluster {
             _ => None,
         });
         let server = servers.into_iter().find(|it| it.name == *name);
-        let verdict = weft_core::authorize(&settings, Some(&policy), |_| server, 8080, client);
+        let verdict =
+            weft_core::authorize(&settings, Some(&policy), |_| server, |_| None, 8080, client);
         if !verdict.admits_requests() {
             return 0;
         }

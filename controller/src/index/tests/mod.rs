@@ -14,6 +14,7 @@ mod inbound;
 mod incremental;
 mod invalid;
 mod limits;
+mod network;
 mod policies;
 mod profiles;
 mod reliability;

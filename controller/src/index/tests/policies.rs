@@ -57,7 +57,14 @@ impl Cluster {
             })
             .collect();
         let find = |name: &ServerName| servers.get(name).copied();
-        authorize(&settings, Some(&self.policy(NAME)), find, port, client)
+        authorize(
+            &settings,
+            Some(&self.policy(NAME)),
+            find,
+            |_| None,
+            port,
+            client,
+        )
     }
 
     pub(super) fn allows(&self, port: u16, account: Option<&str>) -> bool {

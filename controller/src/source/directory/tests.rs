@@ -373,6 +373,11 @@ fn foreign_kinds_are_told_apart() {
         ("v1", "ConfigMap", false),
         ("v1", "pod", true),
         ("policy.linkerd.io/v1beta1", "ServerAuthorization", true),
+        ("crd.projectcalico.org/v1", "NetworkPolicy", true),
+        ("cilium.io/v2", "CiliumNetworkPolicy", true),
+        ("network.k8s.io/v1", "NetworkPolicy", true),
+        ("extensions/v1beta1", "NetworkPolicy", true),
+        ("networking.k8s.io/v1", "Networkpolicy", true),
     ] {
         folder.write("a.yaml", &document(version, kind));
         assert!(folder.scan().is_empty());

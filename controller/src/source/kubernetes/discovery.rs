@@ -12,13 +12,15 @@ use crate::objects::ObjectKind;
 /// The kinds that are served, and where.
 pub(super) type Served = BTreeMap<ObjectKind, ApiResource>;
 
-/// Without these there is nothing to mesh: a server that does not have them is too old, or is just starting.
-pub(super) const REQUIRED: [ObjectKind; 5] = [
+/// Without these there is nothing to mesh, or nothing that closes what is to be closed: a server that does not have
+/// them is too old, or is just starting.
+pub(super) const REQUIRED: [ObjectKind; 6] = [
     ObjectKind::Namespace,
     ObjectKind::Node,
     ObjectKind::Pod,
     ObjectKind::Service,
     ObjectKind::EndpointSlice,
+    ObjectKind::NetworkPolicy,
 ];
 
 /// Whether objects of a kind are of use.

@@ -43,6 +43,7 @@ fn kept(kind: ObjectKind) -> &'static Keep {
         ObjectKind::EndpointSlice => &SLICE,
         ObjectKind::Namespace | ObjectKind::ServiceAccount => &METADATA_ONLY,
         ObjectKind::Service
+        | ObjectKind::NetworkPolicy
         | ObjectKind::Server(_)
         | ObjectKind::AuthorizationPolicy(_)
         | ObjectKind::MeshTlsAuthentication(_)
