@@ -969,7 +969,8 @@ fn ports_of_pods_are_declared() {
 #[test]
 fn the_documented_route_is_in_force() {
     let page = include_str!("../../../../docs/http.md");
-    let example = page.split("```yaml\n").nth(1).expect("an example");
+    let section = page.split("\n## Routes\n").nth(1).expect("a section");
+    let example = section.split("```yaml\n").nth(1).expect("an example");
     let example = example.split("```").next().expect("its end");
     let service = |name: &str, address: u8| {
         format!(

@@ -1,0 +1,390 @@
+//! The examples of docs/policy.md and docs/http.md, applied as they are written there: the controller has nothing to
+//! say against any, and those of the main features do what their page says.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::apps::{Shown, curl_shop};
+use weft_tests::manifests::{ServiceSpec, namespace};
+use weft_tests::scenario::eventually;
+use weft_tests::webapp::{HttpServer, http_load, raw};
+use weft_tests::{Checks, Cluster, Pod, PodSpec, http};
+
+/// An example, and the heading that it stands below.
+struct Example {
+    page: &'static str,
+    heading: String,
+    yaml: String,
+}
+
+struct Scene {
+    examples: Vec<Example>,
+    order: Pod,
+    reports: Pod,
+    other: Pod,
+    monitor: Pod,
+    payment: Pod,
+    _versions: [Pod; 2],
+    ledgers: [Pod; 2],
+    /// Of payment; the port for metrics.
+    servers: [HttpServer; 2],
+    of_versions: [HttpServer; 2],
+    of_ledgers: [HttpServer; 2],
+    /// The Service payment.
+    service: SocketAddr,
+    cluster: Cluster,
+}
+
+#[test]
+fn documented() {
+    let scene = Scene::build().expect("a cluster");
+    let mut checks = Checks::new("documented");
+    for example in &scene.examples {
+        let name = format!("{}: {} is accepted", example.page, example.heading);
+        checks.check(&name, || accepted(&scene, example));
+    }
+    let mut check = |name: &str, run: fn(&Scene) -> Result<()>| {
+        checks.check(name, || run(&scene));
+    };
+    check("one caller, one server", one_caller);
+    check("routes of a Server", routes_of_a_server);
+    check("rate limit", rate_limit);
+    check("NetworkPolicy", network_policy);
+    check("split", split);
+    check("timeout", timeout);
+    check("retry", retry);
+    check("circuit breaking", circuit_breaking);
+    checks.finish();
+}
+
+impl Scene {
+    fn build() -> Result<Scene> {
+        let mut examples = examples("docs/policy.md", include_str!("../../docs/policy.md"))?;
+        examples.extend(self::examples(
+            "docs/http.md",
+            include_str!("../../docs/http.md"),
+        )?);
+        let cluster = Cluster::start()?;
+        let add = |name: &str, spec: fn(PodSpec) -> PodSpec| {
+            cluster.add_pod(spec(PodSpec::new(name).namespace("production")))
+        };
+        let order = add("order", |it| it.service_account("order-service"))?;
+        let reports = add("reports", |it| it)?;
+        let other = add("other", |it| it)?;
+        let payment = add("payment", |it| it.on(1).port("metrics", METRICS))?;
+        let versions = [
+            add("payment-v1", |it| it.on(1))?,
+            add("payment-v2", |it| it.on(1))?,
+        ];
+        let ledgers = [
+            add("ledger-0", |it| it.on(1).label("app", "ledger"))?,
+            add("ledger-1", |it| it.on(1).label("app", "ledger"))?,
+        ];
+        let team = namespace("monitoring", &json!({"team": "monitoring"}));
+        cluster.apply(&team)?;
+        let monitor = cluster.add_pod(PodSpec::new("monitor").namespace("monitoring"))?;
+        let start = |pod, port| HttpServer::start(pod, port, &[]);
+        let servers = [start(&payment, HTTP)?, start(&payment, METRICS)?];
+        let of_versions = [start(&versions[0], HTTP)?, start(&versions[1], HTTP)?];
+        let of_ledgers = [start(&ledgers[0], HTTP)?, start(&ledgers[1], HTTP)?];
+        let service = |name: &str| {
+            let spec = ServiceSpec::new(name).namespace("production");
+            cluster.add_service(&spec.select("app", name).port(80, HTTP))
+        };
+        let [address, _] = service("payment")?;
+        service("payment-v1")?;
+        service("payment-v2")?;
+        let scene = Scene {
+            examples,
+            order,
+            reports,
+            other,
+            monitor,
+            payment,
+            _versions: versions,
+            ledgers,
+            servers,
+            of_versions,
+            of_ledgers,
+            service: SocketAddr::new(address, 80),
+            cluster,
+        };
+        eventually("the Service to answer", || {
+            expect(&scene.order, scene.service, "/", 200).map(drop)
+        })?;
+        Ok(scene)
+    }
+
+    /// Applies the examples below these headings, and takes them away afterwards.
+    fn with(&self, headings: &[&str], run: impl FnOnce() -> Result<()>) -> Result<()> {
+        let manifests = self.cluster.manifests();
+        for heading in headings {
+            let mut found = self.examples.iter();
+            let found = found.find(|it| it.heading == *heading);
+            let example = found.with_context(|| format!("no example below {heading:?}"))?;
+            manifests.apply(&example.file(), &example.yaml)?;
+        }
+        let outcome = run();
+        for heading in headings {
+            let mut found = self.examples.iter();
+            if let Some(example) = found.find(|it| it.heading == *heading) {
+                manifests.remove(&example.file())?;
+            }
+        }
+        outcome
+    }
+
+    fn at_payment(&self, port: u16) -> SocketAddr {
+        self.payment.sockets(port)[0]
+    }
+
+    fn problems(&self) -> Result<String> {
+        let controller = self.cluster.controller()?;
+        let reply = http::get(controller.netns(), controller.admin_address(), "/problems")?;
+        reply.ok()
+    }
+}
+
+impl Example {
+    fn file(&self) -> String {
+        let words = |it: char| if it.is_ascii_alphanumeric() { it } else { '-' };
+        let name = format!("{}-{}", self.page, self.heading);
+        name.to_lowercase().chars().map(words).collect()
+    }
+}
+
+/// Fenced YAML, each with the heading before it.
+fn examples(page: &'static str, text: &str) -> Result<Vec<Example>> {
+    let mut found: Vec<Example> = vec![];
+    let mut heading = String::new();
+    let mut is_inside = false;
+    for line in text.lines() {
+        if is_inside {
+            is_inside = line != "```";
+            let last = found.last_mut().filter(|_| is_inside);
+            if let Some(example) = last {
+                example.yaml += line;
+                example.yaml.push('\n');
+            }
+        } else if line.starts_with("```yaml") {
+            is_inside = true;
+            found.push(Example {
+                page,
+                heading: heading.clone(),
+                yaml: String::new(),
+            });
+        } else if line.starts_with('#') {
+            heading = line.trim_start_matches('#').trim().to_owned();
+        }
+    }
+    ensure!(!found.is_empty(), "{page} has no examples");
+    // Of a Service a cluster says the address when it is made.
+    let ledger = found
+        .iter_mut()
+        .find(|it| it.yaml.contains("kind: Service\n"));
+    if let Some(example) = ledger {
+        let with = format!("\nspec:\n  clusterIPs: [{LEDGER}]\n");
+        example.yaml = example.yaml.replace("\nspec:\n", &with);
+    }
+    Ok(found)
+}
+
+/// Nothing is reported of the example, nor because of it: what is known to be wrong and applied after it is there.
+fn accepted(scene: &Scene, example: &Example) -> Result<()> {
+    // Others are about the first one's Server.
+    let of_page = scene.examples.iter().filter(|it| it.page == example.page);
+    let first = of_page.take(usize::from(example.page == "docs/policy.md"));
+    let manifests = scene.cluster.manifests();
+    for example in first.clone().chain([example]) {
+        manifests.apply(&example.file(), &example.yaml)?;
+    }
+    let wrong = "{apiVersion: policy.weft.dev/v1alpha1, kind: Server,
+        metadata: {name: wrong, namespace: nowhere}, spec: {podSelector: {}, prot: 1}}";
+    manifests.apply("zz-wrong", wrong)?;
+    eventually(
+        "the example to be read, and nothing else to be reported",
+        || {
+            let problems: Value = serde_json::from_str(&scene.problems()?)?;
+            let list = problems.pointer("/problems").and_then(Value::as_array);
+            let list = list.with_context(|| format!("{problems}"))?;
+            let is_wrong = |it: &Value| it.to_string().contains("zz-wrong");
+            ensure!(list.iter().any(is_wrong), "it was not read yet");
+            let others: Vec<_> = list.iter().filter(|it| !is_wrong(it)).collect();
+            ensure!(others.is_empty(), "{others:?}");
+            Ok(())
+        },
+    )?;
+    manifests.remove("zz-wrong")?;
+    let first = first.filter(|it| it.heading != example.heading);
+    for example in first.chain([example]) {
+        manifests.remove(&example.file())?;
+    }
+    eventually("all to be gone", || {
+        let problems = scene.problems()?;
+        ensure!(!problems.contains("zz-wrong"), "{problems}");
+        Ok(())
+    })
+}
+
+fn one_caller(scene: &Scene) -> Result<()> {
+    scene.with(&["One caller, one server"], || {
+        let target = scene.at_payment(HTTP);
+        eventually("the policy to be in effect", || {
+            expect(&scene.other, target, "/", 403).map(drop)
+        })?;
+        expect(&scene.order, target, "/", 200)?;
+        expect(&scene.reports, target, "/", 403)?;
+        expect(&scene.other, scene.at_payment(METRICS), "/", 200).map(drop)
+    })
+}
+
+fn routes_of_a_server(scene: &Scene) -> Result<()> {
+    scene.with(&["One caller, one server", "Routes of a Server"], || {
+        let target = scene.at_payment(HTTP);
+        eventually("the policy to be in effect", || {
+            expect(&scene.reports, target, "/invoices/7", 200)?;
+            expect(&scene.reports, target, "/", 404).map(drop)
+        })?;
+        let posted = curl_shop(&scene.reports, target, "/invoices/7", &["-X", "POST"])?;
+        ensure!(posted.code() == 404, "{posted:?}");
+        expect(&scene.order, target, "/invoices/7", 200)?;
+        expect(&scene.other, target, "/invoices/7", 403).map(drop)
+    })
+}
+
+/// A second's worth at once, and no more: of each client, and more of one.
+fn rate_limit(scene: &Scene) -> Result<()> {
+    // Without the authorization nobody would be let in to be counted.
+    scene.with(
+        &["One caller, one server", "HTTPLocalRateLimitPolicy"],
+        || {
+            let target = scene.at_payment(HTTP);
+            let burst = "GET / HTTP/1.1\\r\\nHost: shop\\r\\n\\r\\n".repeat(400);
+            eventually("the limit to be in effect", || {
+                let raw = raw(&scene.order, target, &[&burst], &["--half-close"])?;
+                let count = |code: u16| raw.statuses.iter().filter(|it| **it == code).count();
+                ensure!(count(200) + count(429) == 400, "{:?}", raw.statuses);
+                ensure!(count(429) > 0, "nothing was limited");
+                ensure!(raw.received.contains("weft-error: rate_limited"));
+                Ok(())
+            })
+        },
+    )
+}
+
+fn network_policy(scene: &Scene) -> Result<()> {
+    scene.with(&["NetworkPolicy"], || {
+        let (http, metrics) = (scene.at_payment(HTTP), scene.at_payment(METRICS));
+        eventually("the policy to be in effect", || {
+            // That of the check before may be in effect still.
+            let shown = expect(&scene.other, http, "/", 403)?;
+            ensure!(
+                shown.header("weft-error") == Some("network_policy"),
+                "{shown:?}"
+            );
+            Ok(())
+        })?;
+        for (pod, target, code) in [
+            (&scene.order, http, 200),
+            (&scene.order, metrics, 403),
+            (&scene.monitor, http, 403),
+            (&scene.monitor, metrics, 200),
+            (&scene.other, metrics, 403),
+        ] {
+            expect(pod, target, "/", code)?;
+        }
+        Ok(())
+    })
+}
+
+fn split(scene: &Scene) -> Result<()> {
+    scene.with(&["Routes"], || {
+        let requests =
+            |number: usize| Ok::<_, anyhow::Error>(scene.of_versions[number].requests()?.len());
+        let canary = ["-H", "x-canary: yes"];
+        eventually("the route to be in effect", || {
+            let before = requests(1)?;
+            let shown = curl_shop(&scene.order, scene.service, "/", &canary)?;
+            ensure!(
+                shown.code() == 200 && requests(1)? == before + 1,
+                "{shown:?}"
+            );
+            Ok(())
+        })?;
+        let before = [requests(0)?, requests(1)?];
+        http_load(&scene.order, scene.service, 400, &[])?.expect_all("200")?;
+        let shares = [requests(0)? - before[0], requests(1)? - before[1]];
+        // 40 are expected of 400; fewer than 10 or more than 90 come once in a million times.
+        ensure!(shares[0] + shares[1] == 400, "{shares:?}");
+        ensure!((10..90).contains(&shares[1]), "{shares:?}");
+        Ok(())
+    })
+}
+
+fn timeout(scene: &Scene) -> Result<()> {
+    scene.with(&["Timeouts"], || {
+        scene.servers[0].configure(&scene.payment, 4000, 200)?;
+        eventually("the timeout to be in effect", || {
+            let late = expect(&scene.order, scene.service, "/reports/x", 504)?;
+            ensure!(
+                late.header("weft-error") == Some("request_timeout"),
+                "{late:?}"
+            );
+            Ok(())
+        })?;
+        scene.servers[0].configure(&scene.payment, 0, 200)?;
+        expect(&scene.order, scene.service, "/reports/x", 200).map(drop)
+    })
+}
+
+fn retry(scene: &Scene) -> Result<()> {
+    scene.with(&["Retries"], || {
+        eventually("retries to be in effect", || {
+            scene.servers[0].configure_some(&scene.payment, 0, 503, 2)?;
+            let shown = curl_shop(&scene.order, scene.service, "/", &[])?;
+            scene.servers[0].configure(&scene.payment, 0, 200)?;
+            ensure!(shown.code() == 200, "{shown:?}");
+            Ok(())
+        })?;
+        scene.servers[0].configure_some(&scene.payment, 0, 503, 2)?;
+        let posted = curl_shop(&scene.order, scene.service, "/", &["-X", "POST"])?;
+        scene.servers[0].configure(&scene.payment, 0, 200)?;
+        // No rule is for it.
+        ensure!(posted.code() == 404, "{posted:?}");
+        Ok(())
+    })
+}
+
+fn circuit_breaking(scene: &Scene) -> Result<()> {
+    scene.with(&["Failing ones"], || {
+        let target: SocketAddr = format!("{LEDGER}:80").parse()?;
+        eventually("the Service to answer", || {
+            expect(&scene.order, target, "/", 200).map(drop)
+        })?;
+        let [failing, _] = &scene.of_ledgers;
+        failing.configure(&scene.ledgers[0], 0, 500)?;
+        eventually("the endpoint that fails to be left out", || {
+            for _ in 0..20 {
+                expect(&scene.order, target, "/", 200)?;
+            }
+            Ok(())
+        })?;
+        failing.configure(&scene.ledgers[0], 0, 200)
+    })
+}
+
+fn expect(pod: &Pod, target: SocketAddr, path: &str, code: u16) -> Result<Shown> {
+    let shown = curl_shop(pod, target, path, &[])?;
+    let name = pod.name();
+    ensure!(
+        shown.code() == code,
+        "{name} got {shown:?} for {path}, not {code}"
+    );
+    Ok(shown)
+}
+
+const HTTP: u16 = 8080;
+const METRICS: u16 = 9090;
+/// The address of the documented Service.
+const LEDGER: &str = "10.96.0.251";
