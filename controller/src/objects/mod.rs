@@ -235,7 +235,7 @@ impl ObjectKind {
         kinds
     }
 
-    /// Its API group; empty: the core's.
+    /// Its API group; empty: the core's. A kind that is new here is one of [`all`](Self::all), too.
     pub fn group(self) -> &'static str {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "",

@@ -121,6 +121,8 @@ impl Source for Kubernetes {
         let mut settled: Option<Instant> = None;
         let mut pause = Pause::new(&following.pace);
         let mut looking = Box::pin(discovery_after(following.client.clone(), Duration::ZERO));
+        // Whether it is looked early already: many kinds that are not served must not keep it from an end.
+        let mut hurried = true;
         loop {
             let due = following.is_due();
             settled = match (due, settled) {
@@ -137,12 +139,14 @@ impl Source for Kubernetes {
                 },
                 () = sleep_until(settled), if due && !is_settled => {}
                 Some(report) = reported.recv() => {
-                    if following.hear(report) {
+                    if following.hear(report) && !hurried {
+                        hurried = true;
                         let soon = following.pace.shortest_pause;
                         looking = Box::pin(discovery_after(following.client.clone(), soon));
                     }
                 }
                 outcome = &mut looking => {
+                    hurried = false;
                     let wait = match outcome {
                         Ok(served) => {
                             following.follow(served);
