@@ -44,6 +44,8 @@ struct State {
     compacted: u64,
     /// The rest of lists of which a page was given, by their token.
     rests: HashMap<String, (u64, Vec<Arc<Value>>)>,
+    /// How many of those there ever were: no two have one token.
+    pages: u64,
 }
 
 /// A page of a list.
@@ -210,7 +212,8 @@ impl Store {
         let mut rest = None;
         if items.len() > limit {
             let left = items.split_off(limit);
-            let token = format!("from-{}-{revision}-{}", state.rests.len(), left.len());
+            state.pages += 1;
+            let token = format!("page-{}", state.pages);
             rest = Some((token.clone(), left.len()));
             state.rests.insert(token, (revision, left));
         }
