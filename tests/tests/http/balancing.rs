@@ -64,6 +64,7 @@ fn http_balancing() {
     check("a slow endpoint loses its share, and regains it", slow);
     check("an endpoint that refuses is gone around", refusing);
     check("clients of both versions share a Service", both_versions);
+    check("a strong endpoint takes as much as it is said to", weighted);
     check("a Service without endpoints says so soon", nobody);
     checks.finish();
 }
@@ -188,6 +189,36 @@ fn nobody(scene: &Scene) -> Result<()> {
         called.code == 14 && called.elapsed_ms < 6000.0,
         "{called:?}"
     );
+    Ok(())
+}
+
+/// Three times as much as the other one, as long as both have something to do.
+fn weighted(scene: &Scene) -> Result<()> {
+    let cluster = &scene.cluster;
+    let spec = |name: &str| PodSpec::new(name).label("app", "weighted").on(1);
+    let strong = spec("strong").annotation("weft.dev/weight", "300");
+    let pods = [cluster.add_pod(strong)?, cluster.add_pod(spec("ordinary"))?];
+    // Long enough that what the machine does beside it does not tell one from the other.
+    let args = ["--quiet", "--delay-ms", "50"];
+    let _servers = [
+        HttpServer::start(&pods[0], HTTP, &args)?,
+        HttpServer::start(&pods[1], HTTP, &args)?,
+    ];
+    let service = ServiceSpec::new("weighted").select("app", "weighted");
+    let target = serving(cluster, &scene.client, &service.port(80, HTTP), 80)?;
+    for args in [
+        ["--connections", "16"].as_slice(),
+        &["--http2", "--streams", "16"],
+    ] {
+        // One that was slow for a moment has less for some seconds.
+        wait_for("three quarters", Duration::from_secs(60), || {
+            let report = http_load(&scene.client, target, 800, args)?;
+            report.expect_all("200")?;
+            let share = report.share("strong");
+            println!("balancing: the strong endpoint has {share:.2} of {args:?}");
+            Ok((0.65..0.85).contains(&share).then_some(()))
+        })?;
+    }
     Ok(())
 }
 
