@@ -49,6 +49,11 @@ fn http_breaking() {
         all_fail,
     );
     check("calls are judged by their status", calls);
+    check("who asks for a pause has one", paused);
+    check(
+        "who cannot be connected to is left out, and comes back",
+        unreachable,
+    );
     check("who claims to be the mesh is judged all the same", claimed);
     checks.finish();
 }
@@ -120,10 +125,15 @@ impl Scene {
 
     /// Waits until both serve, and nothing else happens.
     fn both_serve(&self, target: SocketAddr) -> Result<()> {
+        self.both_of(target, ["one", "two"])
+    }
+
+    /// The same of endpoints with these names.
+    fn both_of(&self, target: SocketAddr, names: [&str; 2]) -> Result<()> {
         wait_for("both endpoints to serve", Duration::from_secs(30), || {
             let report = self.load(target)?;
             report.expect_all("200")?;
-            let shares = [report.share("one"), report.share("two")];
+            let shares = names.map(|name| report.share(name));
             ensure!(shares.iter().all(|it| *it > 0.1), "{shares:?}");
             Ok(Some(()))
         })
@@ -219,6 +229,79 @@ fn calls(scene: &Scene) -> Result<()> {
     // It waits until the endpoint may be tried again, and is the one that tries.
     let called = call("0")?;
     ensure!(called.code == 0 && called.elapsed_ms > 500.0, "{called:?}");
+    Ok(())
+}
+
+/// As long as there is somebody else; then it is asked all the same.
+fn paused(scene: &Scene) -> Result<()> {
+    let cluster = &scene.cluster;
+    let pod = |name| cluster.add_pod(PodSpec::new(name).label("app", "pausing").on(1));
+    let (tired, fresh) = (pod("tired")?, pod("fresh")?);
+    let args = ["--quiet", "--header", "retry-after: 60"];
+    let tired_server = HttpServer::start(&tired, HTTP, &args)?;
+    let fresh_server = HttpServer::start(&fresh, HTTP, &["--quiet"])?;
+    let spec = ServiceSpec::new("pausing").select("app", "pausing");
+    let spec = spec
+        .annotation("weft.dev/failure-accrual", "consecutive")
+        // Nothing but the pause keeps it away: it is for as long as the largest penalty, at most.
+        .annotation("weft.dev/failure-accrual-consecutive-max-failures", "0")
+        .annotation("weft.dev/failure-accrual-consecutive-max-penalty", "10s")
+        .port(80, HTTP);
+    let target = serving(cluster, &scene.client, &spec, 80)?;
+    for status in [429, 503] {
+        scene.both_of(target, ["tired", "fresh"])?;
+        tired_server.configure(&tired, 0, status)?;
+        let word = status.to_string();
+        let mut asked = 0;
+        wait_for("it to ask for a pause", Duration::from_secs(30), || {
+            let report = scene.load(target)?;
+            asked = report.statuses.get(&word).copied().unwrap_or(0);
+            Ok((asked > 0).then_some(()))
+        })?;
+        // One on each of both connections, and one that was on its way.
+        ensure!(asked < 5, "it was asked {asked} times with {status}");
+        let report = scene.load(target)?;
+        ensure!(report.share("fresh") > 0.999, "{status}: {report:?}");
+        tired_server.configure(&tired, 0, 200)?;
+    }
+    tired_server.configure(&tired, 0, 429)?;
+    wait_for("it to ask for a pause", Duration::from_secs(30), || {
+        let report = scene.load(target)?;
+        Ok(report.statuses.contains_key("429").then_some(()))
+    })?;
+    fresh_server.stop()?;
+    cluster.remove_pod(fresh)?;
+    eventually("the one that is left to be asked", || {
+        let shown = curl_shop(&scene.client, target, "/", &[])?;
+        ensure!(shown.code() == 429, "{shown:?}");
+        Ok(())
+    })
+}
+
+fn unreachable(scene: &Scene) -> Result<()> {
+    const SERVICE: &str = "unreachable";
+    let cluster = &scene.cluster;
+    let pod = |name| cluster.add_pod(PodSpec::new(name).label("app", SERVICE).on(1));
+    let (gone, there) = (pod("gone")?, pod("there")?);
+    let start = |pod| HttpServer::start(pod, HTTP, &["--quiet"]);
+    let (gone_server, _there_server) = (start(&gone)?, start(&there)?);
+    let spec = ServiceSpec::new(SERVICE).select("app", SERVICE);
+    let spec = IN_A_ROW
+        .iter()
+        .fold(spec, |spec, (name, value)| spec.annotation(name, value));
+    let target = serving(cluster, &scene.client, &spec.port(80, HTTP), 80)?;
+    scene.both_of(target, ["gone", "there"])?;
+    gone_server.stop()?;
+    // Nothing of a request has left when nobody takes its connection: no client notices.
+    wait_for("an ejection", Duration::from_secs(60), || {
+        scene.load(target)?.expect_all("200")?;
+        let ejected = scene.metric("weft_balancer_ejected", SERVICE, None)?;
+        Ok((ejected == 1.0).then_some(()))
+    })?;
+    let _gone_server = start(&gone)?;
+    scene.both_of(target, ["gone", "there"])?;
+    let ejected = scene.metric("weft_balancer_ejected", SERVICE, None)?;
+    ensure!(ejected == 0.0, "{ejected} ejected");
     Ok(())
 }
 
