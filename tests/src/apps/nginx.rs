@@ -19,6 +19,8 @@ pub struct Nginx {
     process: Process,
     root: PathBuf,
     access_log: PathBuf,
+    /// While it is there, all requests to one that is breakable fail.
+    broken: PathBuf,
 }
 
 /// What nginx saw of one request.
@@ -44,6 +46,22 @@ impl Nginx {
         let addresses = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         let further = format!("listen 0.0.0.0:{http2_port} http2;");
         Nginx::start_with(pod, &addresses, port, &further)
+    }
+
+    /// Listens on all addresses, and answers 503 while it is to [break down](Self::break_down).
+    pub fn start_breakable(pod: &Pod, port: u16) -> Result<Nginx> {
+        let addresses = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let further = "if (-f $document_root/../broken) { return 503; }";
+        Nginx::start_with(pod, &addresses, port, further)
+    }
+
+    /// Lets one that is breakable fail, or not any more.
+    pub fn break_down(&self, is_broken: bool) -> Result<()> {
+        match is_broken {
+            true => fs::write(&self.broken, "")?,
+            false => fs::remove_file(&self.broken)?,
+        }
+        Ok(())
     }
 
     /// Listens on these addresses. `GET /` answers `hello from <pod>`.
@@ -89,6 +107,7 @@ impl Nginx {
             process,
             root,
             access_log: dir.join("access.log"),
+            broken: dir.join("broken"),
         })
     }
 
@@ -150,8 +169,8 @@ http {{
   default_type text/plain;
   server {{
     {listen}
-    {further}
     root {dir}/root;
+    {further}
   }}
 }}
 "

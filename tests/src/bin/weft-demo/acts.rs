@@ -11,6 +11,7 @@ use weft_tests::{DEADLINE, wait_for};
 
 use crate::split::split;
 use crate::stage::Stage;
+use crate::stock;
 
 /// Takes lines of evidence.
 pub(crate) type Tell<'a> = &'a mut dyn FnMut(&str);
@@ -48,6 +49,18 @@ pub(crate) const ACTS: &[Act] = &[
     Act {
         claim: "A split sends each request where the weights say, and follows them live; none fails",
         play: split,
+    },
+    Act {
+        claim: "A retry hides the failures of one pod of two",
+        play: stock::retried,
+    },
+    Act {
+        claim: "A pod that fails is left out, and taken back when it is well",
+        play: stock::left_out,
+    },
+    Act {
+        claim: "Policy lets a caller read what it must not delete",
+        play: stock::requests,
     },
     Act {
         claim: "A killed agent means refused connections, never plaintext; the next one takes over",

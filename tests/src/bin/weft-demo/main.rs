@@ -7,6 +7,7 @@
 mod acts;
 mod split;
 mod stage;
+mod stock;
 
 use std::process::ExitCode;
 use std::time::Instant;

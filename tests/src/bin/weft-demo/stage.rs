@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use weft_tests::apps::{Nginx, Redis};
 use weft_tests::capture::Capture;
 use weft_tests::cluster::Node;
@@ -11,6 +11,7 @@ use weft_tests::manifests::ServiceSpec;
 use weft_tests::{Cluster, Pod, PodSpec};
 
 use crate::split::Catalog;
+use crate::stock::Stock;
 
 /// Two nodes; on node 0 the pods `order`, `intruder` and `cache`, on node 1 `payment`.
 pub(crate) struct Stage {
@@ -25,6 +26,8 @@ pub(crate) struct Stage {
     pub(crate) payment_service: SocketAddr,
     /// What the act about splits adds.
     pub(crate) catalog: Option<Catalog>,
+    /// What the acts about single requests add.
+    pub(crate) stock: Option<Stock>,
     pub(crate) cluster: Cluster,
 }
 
@@ -72,8 +75,14 @@ impl Stage {
             payment,
             payment_service: (v4, 80).into(),
             catalog: None,
+            stock: None,
             cluster,
         })
+    }
+
+    /// What the first act about single requests has added.
+    pub(crate) fn stock(&self) -> Result<&Stock> {
+        self.stock.as_ref().context("its pods are not there")
     }
 
     /// Captures what leaves and enters a node.
