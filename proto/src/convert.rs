@@ -246,6 +246,8 @@ fn object_name(field: &str, message: Option<v1::ObjectName>) -> Converted<core::
     required(field, message)?.try_into()
 }
 
+pub use egress::closed_egress;
+
 mod cluster;
 mod egress;
 mod filter;

@@ -279,6 +279,12 @@ impl Store {
         !self.policies.load().egress.is_empty()
     }
 
+    /// Whether there is an EgressNetwork of that name.
+    pub fn holds_egress(&self, name: &EgressName) -> bool {
+        let policies = self.policies.load();
+        policies.egress.list().iter().any(|it| it.name() == name)
+    }
+
     /// The EgressNetwork that a destination belongs to, for clients in a namespace; none: it belongs to none, or
     /// is not outside of the cluster.
     pub fn egress(&self, client: &Name, to: SocketAddr) -> Option<Arc<EgressNetwork>> {

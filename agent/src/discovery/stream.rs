@@ -14,8 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::{debug, info, warn};
-use weft_core::Name;
-use weft_proto::convert::{address_bytes, address_from};
+use weft_core::{EgressNetwork, Name};
+use weft_proto::convert::{address_bytes, address_from, closed_egress};
 use weft_proto::{Key, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Resource, v1};
 
 use super::asks::{Asks, Discovery};
@@ -49,6 +49,8 @@ struct Checked {
     accepted: Vec<Key>,
     removed: Vec<Key>,
     rejected: Vec<v1::Rejection>,
+    /// What holds in place of those, where nothing is held.
+    closed: Vec<EgressNetwork>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +200,14 @@ impl ControlStream {
             let mut checked = Checked::new(push);
             checked.removed.extend(unsaid);
             let removed = checked.removed.clone();
+            for closed in std::mem::take(&mut checked.closed) {
+                // Where there is none, everything would leave the cluster.
+                if !store.holds_egress(closed.name()) {
+                    checked
+                        .changed
+                        .push((Resource::EgressNetwork(closed), UNUSABLE));
+                }
+            }
             store.apply_push(std::mem::take(&mut checked.changed), removed);
             if complete {
                 store.set_complete();
@@ -328,17 +338,24 @@ impl Checked {
 
     fn put(&mut self, message: v1::Resource) {
         let (key, version) = (message.key.clone(), message.version);
+        let closed = match &message.body {
+            Some(v1::resource::Body::EgressNetwork(it)) => closed_egress(it.clone()),
+            _ => None,
+        };
         let resource = Resource::try_from(message).map_err(|error| error.to_string());
         match resource.and_then(usable) {
             Ok(resource) => {
                 self.accepted.push(resource.key());
                 self.changed.push((resource, version));
             }
-            Err(reason) => self.rejected.push(v1::Rejection {
-                key,
-                version,
-                reason,
-            }),
+            Err(reason) => {
+                self.closed.extend(closed);
+                self.rejected.push(v1::Rejection {
+                    key,
+                    version,
+                    reason,
+                });
+            }
         }
     }
 }
@@ -401,6 +418,8 @@ const SEND_QUEUE: usize = 256;
 const MAX_HELD_BYTES: usize = MAX_MESSAGE_BYTES / 4 * 3;
 /// What an entry of the Hello takes beside the name, at most.
 const HELD_OVERHEAD_BYTES: usize = 32;
+/// No version that anything is pushed with: the controller sends it again.
+const UNUSABLE: u64 = 0;
 const MAX_REJECTED_SHOWN: usize = 1000;
 
 #[cfg(test)]

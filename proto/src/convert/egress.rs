@@ -76,6 +76,20 @@ impl TryFrom<v1::EgressNetwork> for core::EgressNetwork {
     }
 }
 
+/// What holds in place of a network that was sent and cannot be used, where none is held: nothing leaves for its
+/// addresses, or for any if these cannot be read.
+pub fn closed_egress(message: v1::EgressNetwork) -> Option<core::EgressNetwork> {
+    let networks = all(message.networks).unwrap_or_default();
+    let settings = core::EgressSettings {
+        name: message.name?.try_into().ok()?,
+        created: message.created,
+        is_global: message.is_global,
+        networks,
+        traffic_policy: core::TrafficPolicy::Deny,
+    };
+    Some(core::EgressNetwork::new(settings, vec![]))
+}
+
 fn few_ports(routes: &[v1::EgressRoute]) -> Converted<()> {
     let mut ports: Vec<u32> = routes.iter().flat_map(|it| it.ports.clone()).collect();
     ports.sort_unstable();

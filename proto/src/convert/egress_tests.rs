@@ -1,7 +1,7 @@
 use weft_core::route::*;
 use weft_core::*;
 
-use super::{MAX_PORTS, v1};
+use super::{MAX_PORTS, closed_egress, v1};
 use crate::Resource;
 
 /// A network with a route of each kind.
@@ -123,7 +123,20 @@ fn networks_that_cannot_be_used_are_refused() {
     for (change, field) in changes {
         let mut message = v1::EgressNetwork::from(network());
         change(&mut message);
+        let closed = closed_egress(message.clone());
         let refused = EgressNetwork::try_from(message).expect_err(field);
         assert_eq!(refused.field, field);
+        // What cannot be read opens nothing.
+        assert_eq!(
+            closed.is_some(),
+            !field.starts_with("egress_name") && field != "egress_network.name"
+        );
+        if let Some(closed) = closed {
+            assert!(!closed.allows_unrouted() && closed.routes().is_empty());
+            assert_eq!(
+                closed.settings().networks.is_empty(),
+                field == "network.cidr"
+            );
+        }
     }
 }
