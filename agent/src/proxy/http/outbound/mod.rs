@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::request::Parts;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use weft_core::EgressNetwork;
 use weft_core::route::{Filter, apply_to_response};
 
@@ -29,10 +29,11 @@ use self::upstream::{Upstream, refused, start};
 use super::Version;
 use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
+use super::head::{self, BadHead};
 use super::measure::{Egress, Kind, Known, Timers, Tries, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
-use super::{head, serve, upgrade};
+use super::{serve, upgrade};
 use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
@@ -231,6 +232,13 @@ async fn try_exchange(
         (Target::Address, Some(network)) => network.routes_at(client.original.port()).cloned(),
         (Target::Address, None) => None,
     };
+    if parts.method == Method::CONNECT
+        && let Some(table) = table.as_deref().filter(|_| network.is_some())
+        && let Some(of) = table.route_type(&client.pod.id.0.namespace)
+        && of.is_of_requests()
+    {
+        return Err(BadHead::ConnectUnseen.into());
+    }
     let mut kind = Kind {
         parent: client.target.port(),
         egress: network.map(|network| Egress {
