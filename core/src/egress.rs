@@ -181,7 +181,7 @@ impl EgressNetworks {
     /// belongs to none.
     ///
     /// A namespace that has networks is ruled by these alone, others by the global ones. The smallest network
-    /// around the address counts; of two of a size the older, then the first by name: all as in Linkerd.
+    /// around the address counts; of two of a size the older, then the first by name: as in Linkerd.
     pub fn find(&self, client: &Name, address: IpAddr) -> Option<&Arc<EgressNetwork>> {
         let candidates = self.by_namespace.get(client).unwrap_or(&self.global);
         let around = candidates

@@ -84,7 +84,12 @@ impl EgressRecord {
 
     /// What a network that cannot be read, and never could, closes: its addresses, if they can be read by
     /// themselves, or all.
-    pub(super) fn closed(name: EgressName, spec: &Value, global: &Name) -> Self {
+    pub(super) fn closed(
+        name: EgressName,
+        created: Option<Created>,
+        spec: &Value,
+        global: &Name,
+    ) -> Self {
         let written = spec.get("networks").cloned();
         let written = written.and_then(|it| serde_json::from_value::<Vec<_>>(it).ok());
         let networks = written.and_then(|it| networks(&it).ok());
@@ -92,7 +97,7 @@ impl EgressRecord {
             settings: EgressSettings {
                 is_global: name.name.namespace == *global,
                 name,
-                created: None,
+                created: created.map(|it| it.0.as_second()),
                 networks: networks.unwrap_or_default(),
                 traffic_policy: TrafficPolicy::Deny,
             },

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use weft_core::route::RouteName;
 use weft_core::{
@@ -26,7 +27,7 @@ use claims::Claims;
 use egress::{EgressRecord, PublishedEgress};
 use limits::{LimitRecord, Limits};
 use network::{NetworkPolicies, NetworkPolicyRecord};
-use pods::{NamespaceRecord, PodRecord};
+use pods::{Created, NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
 use profiles::{ProfileRecord, Profiles};
 use publish_pods::Derived;
@@ -475,7 +476,9 @@ impl Index {
                 effect = "nothing leaves the cluster for the addresses that it may mean";
                 let spec = document.get("spec").unwrap_or(&Value::Null);
                 let global = &self.settings.egress_namespace;
-                let record = EgressRecord::closed(name.clone(), spec, global);
+                let created = document.pointer("/metadata/creationTimestamp");
+                let created = created.and_then(|it| Created::deserialize(it).ok());
+                let record = EgressRecord::closed(name.clone(), created, spec, global);
                 self.set_egress(&name, Some(record));
             }
         }
