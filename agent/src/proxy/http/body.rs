@@ -635,8 +635,9 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        // The client did not want the rest. Of a response to HEAD, for one, there is none.
-        if self.is_end_stream() {
+        // The client did not want the rest. Of a response to HEAD, for one, there is none; and with the length that
+        // was announced some have all that they wait for, though the stream has not been ended yet.
+        if self.is_end_stream() || self.size_hint().exact() == Some(0) {
             self.finish();
         }
     }
