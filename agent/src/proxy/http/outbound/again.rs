@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body, Frame};
@@ -304,13 +304,13 @@ impl<'a> Again<'a> {
         is_grpc: bool,
     ) -> Result<(Option<Frame<Bytes>>, bool), ExchangeError> {
         let status = sent.response.status();
-        let is_of_mesh = sent.response.headers().contains_key(ERROR);
-        if is_of_mesh
-            && matches!(
-                status,
-                StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
-            )
-        {
+        let of_mesh = sent.response.headers().get(ERROR);
+        let is_of_mesh = of_mesh.is_some();
+        let is_refusal = matches!(
+            status,
+            StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+        );
+        if of_mesh.is_some_and(|it| is_refusal || is_policys(it)) {
             // Policy's word is final.
             return Ok((None, false));
         }
@@ -346,6 +346,12 @@ impl<'a> Again<'a> {
             timers.retry(event);
         }
     }
+}
+
+/// Whether it is policy for which the mesh refuses: a call of gRPC hears so with the status 200.
+fn is_policys(reason: &HeaderValue) -> bool {
+    ["denied", "network_policy", "egress_denied", "rate_limited"]
+        .contains(&reason.to_str().unwrap_or_default())
 }
 
 /// Whose budget a request's retries are taken from.
