@@ -371,6 +371,14 @@ mod tests {
         let lines = text.lines();
         let counted = lines.filter(|it| it.starts_with("weft_protocol_detections_total"));
         let counted: Vec<&str> = counted.collect();
+        assert!(
+            counted
+                .contains(&"weft_protocol_detections_total{protocol=\"http1\",how=\"detected\"} 0")
+        );
+        let counted: Vec<&str> = counted
+            .into_iter()
+            .filter(|it| !it.ends_with(" 0"))
+            .collect();
         assert_eq!(
             counted,
             [
