@@ -11,6 +11,9 @@ fuzz_target!(|bytes: &[u8]| {
         Sniffed::Http(Version::Http1) => {
             let is_between = |it: &u8| it.is_ascii_whitespace() || it.is_ascii_control();
             assert!(bytes.iter().any(is_between));
+            // Cutting it must not hide it.
+            let most = bytes.len().min(MOST_CUT);
+            assert!((1..most).all(|at| sniff(&bytes[..at]) != Sniffed::Opaque));
         }
         Sniffed::Http(Version::Http2) => assert!(bytes.starts_with(b"PRI * HTTP/2.0\r\n")),
         Sniffed::Tls { server_name } => {
@@ -19,6 +22,8 @@ fuzz_target!(|bytes: &[u8]| {
             let name = server_name.unwrap_or_default();
             assert!(!name.bytes().any(|byte| byte.is_ascii_uppercase()));
         }
-        Sniffed::More | Sniffed::Doubtful | Sniffed::Opaque => {}
+        Sniffed::More | Sniffed::Doubtful | Sniffed::Strange | Sniffed::Opaque => {}
     }
 });
+
+const MOST_CUT: usize = 64;
