@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use weft_tests::apps::{Nginx, Redis};
 use weft_tests::capture::Capture;
 use weft_tests::cluster::Node;
 use weft_tests::manifests::ServiceSpec;
-use weft_tests::{Cluster, Pod, PodSpec};
+use weft_tests::{Cluster, DEADLINE, Pod, PodSpec, wait_for};
 
 use crate::split::Catalog;
 use crate::stock::Stock;
@@ -62,6 +63,7 @@ impl Stage {
         let redis = Redis::start(&cache, 6379)?;
         let service = ServiceSpec::new("payment").namespace("production");
         let [v4, _] = cluster.add_service(&service.select("app", "payment").port(80, 8080))?;
+        wait_for_service(&cluster, "payment", 1)?;
         tell(&format!(
             "nginx serves in payment behind the Service payment at {v4}:80, redis in cache; \
              none of them knows of the mesh"
@@ -136,4 +138,19 @@ impl Stage {
             std::thread::park();
         }
     }
+}
+
+/// Waits until the client's agent knows a Service with so many endpoints.
+pub(crate) fn wait_for_service(cluster: &Cluster, name: &str, endpoints: usize) -> Result<()> {
+    wait_for("the agent to know the Service", DEADLINE, || {
+        let dump = cluster.node(0).config_dump()?;
+        let knows = |it: &Value| {
+            let known = it["ports"][0]["endpoints"].as_array();
+            it["name"] == name && known.is_some_and(|it| it.len() >= endpoints)
+        };
+        let services = dump["services"].as_array();
+        Ok(services
+            .is_some_and(|it| it.iter().any(knows))
+            .then_some(()))
+    })
 }

@@ -10,7 +10,7 @@ use weft_tests::metrics::wait_for_metric;
 use weft_tests::{Cluster, DEADLINE, Pod, PodSpec, wait_for};
 
 use crate::acts::Tell;
-use crate::stage::Stage;
+use crate::stage::{Stage, wait_for_service};
 
 /// The same broken pod, behind a Service that says nothing of retries and behind one that does.
 pub(crate) fn retried(stage: &mut Stage, tell: Tell<'_>) -> Result<()> {
@@ -197,20 +197,7 @@ impl Stock {
             .iter()
             .fold(spec, |spec, (name, value)| spec.annotation(name, value));
         let [address, _] = cluster.add_service(&spec)?;
-        let node = cluster.node(0);
-        wait_for("the agent to know the Service", DEADLINE, || {
-            let dump = node.config_dump()?;
-            let knows = |it: &serde_json::Value| {
-                it["name"] == name
-                    && it["ports"][0]["endpoints"]
-                        .as_array()
-                        .is_some_and(|it| it.len() >= 2)
-            };
-            let services = dump["services"].as_array();
-            Ok(services
-                .is_some_and(|it| it.iter().any(knows))
-                .then_some(()))
-        })?;
+        wait_for_service(cluster, name, 2)?;
         Ok((address, 80).into())
     }
 }
