@@ -151,6 +151,12 @@ impl EgressNetworks {
         self.by_namespace.is_empty()
     }
 
+    /// Whether there is one of that name.
+    pub fn contains(&self, name: &EgressName) -> bool {
+        let networks = self.by_namespace.get(&name.name.namespace);
+        networks.is_some_and(|it| it.iter().any(|it| it.name() == name))
+    }
+
     /// Takes in a network, in place of the one of its name.
     pub fn put(&mut self, network: EgressNetwork) {
         self.remove(network.name());

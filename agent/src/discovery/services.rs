@@ -413,15 +413,13 @@ impl Parts {
             let mut routes = self.routes.iter();
             let routes = routes.find(|it| it.name().port == port.number);
             let known = self.entry.as_ref().and_then(|it| it.port(port.number));
-            match known {
+            let entry = match known {
                 Some(entry) => {
                     let before = entry.endpoints.load();
                     let endpoints = self.endpoints(port.number, &before, here, &entry.health);
                     if !same(&before, &endpoints) {
                         entry.replace_endpoints(endpoints);
                     }
-                    entry.elsewhere.store(self.elsewhere(entry));
-                    entry.compare_weights();
                     if entry.protocol() != port.protocol {
                         entry.protocol.store(Arc::new(port.protocol));
                     }
@@ -433,18 +431,15 @@ impl Parts {
                     let endpoints = self.endpoints(port.number, &[], here, &health);
                     let name = service.name.clone();
                     let routes = routes.cloned();
-                    let entry = ServicePortEntry::new(
-                        name,
-                        port.number,
-                        port.protocol,
-                        routes,
-                        (endpoints, health),
-                    );
-                    entry.elsewhere.store(self.elsewhere(&entry));
-                    entry.compare_weights();
+                    let backing = (endpoints, health);
+                    let entry =
+                        ServicePortEntry::new(name, port.number, port.protocol, routes, backing);
                     Arc::new(entry)
                 }
-            }
+            };
+            entry.elsewhere.store(self.elsewhere(&entry));
+            entry.compare_weights();
+            entry
         });
         Some(Arc::new(ServiceEntry {
             name: service.name.clone(),

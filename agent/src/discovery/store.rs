@@ -281,8 +281,7 @@ impl Store {
 
     /// Whether there is an EgressNetwork of that name.
     pub fn holds_egress(&self, name: &EgressName) -> bool {
-        let policies = self.policies.load();
-        policies.egress.list().iter().any(|it| it.name() == name)
+        self.policies.load().egress.contains(name)
     }
 
     /// The EgressNetwork that a destination belongs to, for clients in a namespace; none: it belongs to none, or

@@ -338,8 +338,8 @@ impl Checked {
 
     fn put(&mut self, message: v1::Resource) {
         let (key, version) = (message.key.clone(), message.version);
-        let closed = match &message.body {
-            Some(v1::resource::Body::EgressNetwork(it)) => closed_egress(it.clone()),
+        let egress = match &message.body {
+            Some(v1::resource::Body::EgressNetwork(it)) => Some(it.clone()),
             _ => None,
         };
         let resource = Resource::try_from(message).map_err(|error| error.to_string());
@@ -349,7 +349,7 @@ impl Checked {
                 self.changed.push((resource, version));
             }
             Err(reason) => {
-                self.closed.extend(closed);
+                self.closed.extend(egress.and_then(closed_egress));
                 self.rejected.push(v1::Rejection {
                     key,
                     version,

@@ -132,7 +132,7 @@ impl ExchangeError {
             Self::NoBackend => "no_backend",
             Self::Answered(_) => "answered",
             Self::Revoked => "denied",
-            Self::Limited(_) => "rate_limited",
+            Self::Limited(_) => RATE_LIMITED,
             Self::Filter => "bad_filter",
             Self::Server(_) => "server_failed",
             Self::OtherVersion(reason) => reason,
@@ -267,15 +267,30 @@ pub(super) fn is_about_client(headers: &HeaderMap) -> bool {
         Refusal::NotHttp.as_str(),
         BAD_REQUEST,
     ];
-    let why = headers.get(ERROR);
-    why.is_some_and(|why| reasons.iter().any(|it| why == it))
+    reason_among(headers, &reasons).is_some()
+}
+
+/// Whether it is policy for which the mesh has refused: a call of gRPC hears so with the status 200.
+pub(super) fn is_of_policy(headers: &HeaderMap) -> bool {
+    let reasons = [
+        Refusal::Denied.as_str(),
+        Refusal::NetworkPolicy.as_str(),
+        Refusal::EgressDenied.as_str(),
+        RATE_LIMITED,
+    ];
+    reason_among(headers, &reasons).is_some()
 }
 
 /// Which version the endpoint speaks only, if it is for that that the mesh has answered in its place: it has
 /// seen nothing of the request.
 pub(super) fn other_version(headers: &HeaderMap) -> Option<&'static str> {
+    reason_among(headers, &[ONLY_HTTP1, ONLY_HTTP2])
+}
+
+/// Why the mesh has answered in a server's place, if it is for one of these.
+fn reason_among(headers: &HeaderMap, reasons: &[&'static str]) -> Option<&'static str> {
     let why = headers.get(ERROR)?;
-    [ONLY_HTTP1, ONLY_HTTP2].into_iter().find(|it| why == it)
+    reasons.iter().copied().find(|it| why == it)
 }
 
 fn is_denied(error: &FlowError) -> bool {
@@ -295,6 +310,8 @@ pub(super) const ERROR: HeaderName = HeaderName::from_static("weft-error");
 pub(super) const ONLY_HTTP1: &str = "only_http1";
 /// The application speaks that, in which CONNECT and upgrades have none.
 pub(super) const ONLY_HTTP2: &str = "only_http2";
+/// The Server takes no more for now.
+const RATE_LIMITED: &str = "rate_limited";
 /// What cannot be passed on.
 pub(super) const BAD_REQUEST: &str = "bad_request";
 /// The status of a call of gRPC.
@@ -325,7 +342,10 @@ mod tests {
                 let answer = error.answer(is_grpc);
                 assert!(is_about_client(answer.headers()));
             }
+            let limited = ExchangeError::Limited(Duration::from_secs(1)).answer(is_grpc);
+            assert!(is_of_policy(limited.headers()));
             let other = ExchangeError::from(FlowError::PodGone).answer(is_grpc);
+            assert!(!is_of_policy(other.headers()));
             assert!(!is_about_client(other.headers()));
         }
     }

@@ -340,14 +340,25 @@ impl Pass {
         &self,
         sending: impl Future<Output = T>,
     ) -> Result<T, ExchangeError> {
-        let Some(entry) = &self.entry else {
-            return Ok(sending.await);
-        };
-        tokio::select! {
-            biased;
-            () = entry.end().cancelled() => Err(ExchangeError::Revoked),
-            sent = sending => Ok(sent),
-        }
+        hold(self.entry.as_deref(), sending).await
+    }
+}
+
+/// Waits for a response as long as policy lets the request's entry go on; none: nobody may end it.
+///
+/// # Errors
+/// It is not allowed any more.
+pub(super) async fn hold<T>(
+    entry: Option<&RequestEntry>,
+    sending: impl Future<Output = T>,
+) -> Result<T, ExchangeError> {
+    let Some(entry) = entry else {
+        return Ok(sending.await);
+    };
+    tokio::select! {
+        biased;
+        () = entry.end().cancelled() => Err(ExchangeError::Revoked),
+        sent = sending => Ok(sent),
     }
 }
 

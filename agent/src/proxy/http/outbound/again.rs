@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body, Frame};
@@ -22,7 +22,7 @@ use super::upstream::Upstream;
 use super::{Ending, Facts, home};
 use crate::balance::{BudgetOwner, RetryBudget};
 use crate::proxy::error::FlowError;
-use crate::proxy::http::answer::{ERROR, ExchangeError, GRPC_STATUS};
+use crate::proxy::http::answer::{ERROR, ExchangeError, GRPC_STATUS, is_of_policy};
 use crate::proxy::http::body::{Held, RequestBody, ResponseBody, Used};
 use crate::proxy::http::deadlines::{Deadlines, Late};
 use crate::proxy::http::measure::{Kind, Timers, grpc_code};
@@ -304,13 +304,12 @@ impl<'a> Again<'a> {
         is_grpc: bool,
     ) -> Result<(Option<Frame<Bytes>>, bool), ExchangeError> {
         let status = sent.response.status();
-        let of_mesh = sent.response.headers().get(ERROR);
-        let is_of_mesh = of_mesh.is_some();
+        let is_of_mesh = sent.response.headers().contains_key(ERROR);
         let is_refusal = matches!(
             status,
             StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
         );
-        if of_mesh.is_some_and(|it| is_refusal || is_policys(it)) {
+        if is_of_mesh && is_refusal || is_of_policy(sent.response.headers()) {
             // Policy's word is final.
             return Ok((None, false));
         }
@@ -346,12 +345,6 @@ impl<'a> Again<'a> {
             timers.retry(event);
         }
     }
-}
-
-/// Whether it is policy for which the mesh refuses: a call of gRPC hears so with the status 200.
-fn is_policys(reason: &HeaderValue) -> bool {
-    ["denied", "network_policy", "egress_denied", "rate_limited"]
-        .contains(&reason.to_str().unwrap_or_default())
 }
 
 /// Whose budget a request's retries are taken from.

@@ -29,6 +29,7 @@ use self::upstream::{Upstream, refused, start};
 use super::Version;
 use super::answer::ExchangeError;
 use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
+use super::gate::hold;
 use super::head::{self, BadHead};
 use super::measure::{Egress, Kind, Known, Timers, Tries, without_endpoint};
 use super::pool::Home;
@@ -298,10 +299,7 @@ async fn try_exchange(
             }
         })
     };
-    let (sent, held) = match &leaving {
-        None => sending.await?,
-        Some(entry) => hold(entry, sending).await?,
-    };
+    let (sent, held) = hold(leaving.as_ref(), sending).await??;
     let Sent {
         upstream,
         mut in_flight,
@@ -373,18 +371,6 @@ async fn try_exchange(
 fn home(client: &Facts) -> Home {
     let pod = &client.pod;
     Home::Pool(Arc::clone(&pod.exchanges), pod.stop_accepting.clone())
-}
-
-/// Waits for an answer as long as the request may leave the cluster.
-async fn hold<T>(
-    entry: &RequestEntry,
-    sending: impl Future<Output = Result<T, ExchangeError>>,
-) -> Result<T, ExchangeError> {
-    tokio::select! {
-        biased;
-        () = entry.end().cancelled() => Err(ExchangeError::Revoked),
-        sent = sending => sent,
-    }
 }
 
 impl Facts {
