@@ -29,20 +29,7 @@ fuzz_target!(|text: &str| {
             continue;
         };
         let (same, origin) = (key.clone(), origin.clone());
-        let event = match decode::decode(&key, &document) {
-            Ok(object) => Event::Upsert {
-                key,
-                object: Box::new(object),
-                origin,
-            },
-            Err(fault) => Event::Invalid {
-                key,
-                fault,
-                document: Arc::new(document),
-                origin,
-            },
-        };
-        events.insert(same, event);
+        events.insert(same, Event::read(key, Arc::new(document), origin));
     }
     let views = Arc::new(Views::default());
     let mut index = Index::new(settings(), views.clone(), Problems::default());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::objects::{Fault, Object, ObjectKey};
+use crate::objects::{Fault, Object, ObjectKey, decode};
 use crate::problems::Origin;
 
 pub mod directory;
@@ -64,6 +64,23 @@ pub enum Event {
 }
 
 impl Event {
+    /// What an object that is new or different says, or that it cannot be read.
+    pub fn read(key: ObjectKey, document: Arc<serde_json::Value>, origin: Origin) -> Self {
+        match decode::decode(&key, &document) {
+            Ok(object) => Self::Upsert {
+                key,
+                object: Box::new(object),
+                origin,
+            },
+            Err(fault) => Self::Invalid {
+                key,
+                fault,
+                document,
+                origin,
+            },
+        }
+    }
+
     /// The object concerned.
     pub fn key(&self) -> &ObjectKey {
         match self {

@@ -161,17 +161,5 @@ pub(super) fn event(document: Value) -> Event {
         place: "test".into(),
         document: None,
     };
-    match decode::decode(&key, &document) {
-        Ok(object) => Event::Upsert {
-            key,
-            object: Box::new(object),
-            origin,
-        },
-        Err(fault) => Event::Invalid {
-            key,
-            fault,
-            document: document.into(),
-            origin,
-        },
-    }
+    Event::read(key, document.into(), origin)
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::file::{self, Contents, Document};
-use crate::objects::{Fault, ObjectKey, decode};
+use crate::objects::{Fault, ObjectKey};
 use crate::problems::{Origin, Problem, Problems, Scope};
 use crate::source::Event;
 
@@ -211,22 +211,11 @@ impl Scanner {
 impl Definition {
     fn event(&self, key: &ObjectKey) -> Event {
         let (key, origin) = (key.clone(), self.origin.clone());
-        match decode::decode(&key, &self.value) {
-            Ok(object) => Event::Upsert {
-                key,
-                object: Box::new(object),
-                origin,
-            },
-            Err(mut fault) => {
-                fault.field = format!("{}{}", self.prefix, fault.field);
-                Event::Invalid {
-                    key,
-                    fault,
-                    document: self.value.clone(),
-                    origin,
-                }
-            }
+        let mut event = Event::read(key, self.value.clone(), origin);
+        if let Event::Invalid { fault, .. } = &mut event {
+            fault.field = format!("{}{}", self.prefix, fault.field);
         }
+        event
     }
 }
 

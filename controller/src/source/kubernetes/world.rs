@@ -17,7 +17,7 @@ use weft_core::Name;
 
 use super::document::Document;
 use super::trim::trim;
-use crate::objects::{Fault, ObjectKey, ObjectKind, decode};
+use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::{Origin, Problem};
 use crate::source::{Batch, Event};
 
@@ -222,19 +222,7 @@ impl World {
             return None;
         }
         let (key, origin) = (key.clone(), self.origin.clone());
-        Some(match decode::decode(&key, &value) {
-            Ok(object) => Event::Upsert {
-                key,
-                object: Box::new(object),
-                origin,
-            },
-            Err(fault) => Event::Invalid {
-                key,
-                fault,
-                document: Arc::new(value),
-                origin,
-            },
-        })
+        Some(Event::read(key, Arc::new(value), origin))
     }
 
     fn key(&self, kind: ObjectKind, document: &Document) -> Result<ObjectKey, Box<Problem>> {
