@@ -356,6 +356,13 @@ impl Node {
         Ok(serde_json::from_str(&reply.ok()?)?)
     }
 
+    /// What the agent knows of a Service; none: nothing.
+    pub fn known_service(&self, name: &str) -> Result<Option<Value>> {
+        let dump = self.config_dump()?;
+        let services = dump["services"].as_array().context("services")?;
+        Ok(services.iter().find(|it| it["name"] == name).cloned())
+    }
+
     /// The agent's Unix socket.
     pub fn admin_socket(&self) -> PathBuf {
         self.dir().join("admin.sock")

@@ -340,11 +340,9 @@ fn outstanding(stage: &Stage) -> Result<()> {
         Ok(())
     })?;
     let now = || -> Result<u64> {
-        let dump = stage.cluster.node(0).config_dump()?;
-        let services = dump["services"].as_array().context("services")?;
-        let chat = services.iter().find(|it| it["name"] == json!("chat"));
-        let chat = chat.with_context(|| format!("chat in {services:?}"))?;
-        sum_of(chat, "outstanding").with_context(|| format!("outstanding in {chat}"))
+        let chat = stage.cluster.node(0).known_service("chat")?;
+        let chat = chat.context("chat")?;
+        sum_of(&chat, "outstanding").with_context(|| format!("outstanding in {chat}"))
     };
     let expect = |wanted: u64| {
         eventually(&format!("{wanted} to be outstanding"), || {

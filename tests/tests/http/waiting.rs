@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use weft_tests::apps::{Shown, curl_shop};
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
@@ -59,9 +59,7 @@ impl Scene {
         let [address, _] = self.cluster.add_service(&spec)?;
         let node = self.cluster.node(0);
         wait_for("the agent to know the Service", PATIENCE, || {
-            let dump = node.config_dump()?;
-            let services = dump["services"].as_array().context("services")?;
-            Ok(services.iter().any(|it| it["name"] == app).then_some(()))
+            Ok(node.known_service(app)?.map(drop))
         })?;
         Ok(SocketAddr::new(address, 80))
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use weft_tests::apps::Nginx;
 use weft_tests::command::Process;
 use weft_tests::manifests::{ServiceSpec, backend, http_route};
@@ -90,14 +90,9 @@ impl Catalog {
     /// Waits until the client's agent has a route for the Service.
     fn wait_for_route(cluster: &Cluster) -> Result<()> {
         wait_for("the route to reach the agent", DEADLINE, || {
-            let dump = cluster.node(0).config_dump()?;
-            let services = dump["services"].as_array();
-            let has_route = |it: &Value| {
-                it["name"] == "catalog" && it["ports"][0]["routes"].as_array().is_some()
-            };
-            Ok(services
-                .is_some_and(|it| it.iter().any(has_route))
-                .then_some(()))
+            let catalog = cluster.node(0).known_service("catalog")?;
+            let routed = catalog.filter(|it| it["ports"][0]["routes"].as_array().is_some());
+            Ok(routed.map(drop))
         })
     }
 

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 use weft_tests::apps::{Nginx, Redis};
 use weft_tests::capture::Capture;
 use weft_tests::cluster::Node;
@@ -143,14 +142,11 @@ impl Stage {
 /// Waits until the client's agent knows a Service with so many endpoints.
 pub(crate) fn wait_for_service(cluster: &Cluster, name: &str, endpoints: usize) -> Result<()> {
     wait_for("the agent to know the Service", DEADLINE, || {
-        let dump = cluster.node(0).config_dump()?;
-        let knows = |it: &Value| {
+        let known = cluster.node(0).known_service(name)?;
+        let known = known.filter(|it| {
             let known = it["ports"][0]["endpoints"].as_array();
-            it["name"] == name && known.is_some_and(|it| it.len() >= endpoints)
-        };
-        let services = dump["services"].as_array();
-        Ok(services
-            .is_some_and(|it| it.iter().any(knows))
-            .then_some(()))
+            known.is_some_and(|it| it.len() >= endpoints)
+        });
+        Ok(known.map(drop))
     })
 }
