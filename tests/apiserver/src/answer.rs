@@ -1,4 +1,5 @@
-//! From a request to its answer: discovery, objects, lists; watches are [`watching`]'s.
+//! From a request to its answer: discovery, objects, lists; watches are [`watching`]'s, and what changes
+//! something [`writing`]'s.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::Kind;
 use crate::store::Page;
-use crate::{Shared, watching};
+use crate::{Shared, watching, writing};
 
 /// An answer's body: whole, or as it comes.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -31,7 +32,7 @@ pub(crate) struct Collection {
 pub(crate) type Query = HashMap<String, String>;
 
 /// A failure, as the status and the reason of a `Status`, and its message.
-type Failure = (StatusCode, &'static str, String);
+pub(crate) type Failure = (StatusCode, &'static str, String);
 
 pub(crate) async fn answer(
     shared: Arc<Shared>,
@@ -39,13 +40,14 @@ pub(crate) async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let uri = request.uri().clone();
     let (path, query) = (uri.path(), uri.query().unwrap_or_default());
-    shared.note(format!("{path}?{query}"));
+    let reads = request.method() == Method::GET;
+    shared.note(match reads {
+        true => format!("{path}?{query}"),
+        false => format!("{} {path}", request.method()),
+    });
     let answered = match authenticated(&shared, request.headers()) {
-        Ok(()) if request.method() == Method::GET => get(&shared, path, &parameters(query)),
-        Ok(()) => {
-            let message = "this server only reads".to_owned();
-            Err((StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message))
-        }
+        Ok(()) if reads => get(&shared, path, &parameters(query)),
+        Ok(()) => writing::write(&shared, path, request).await,
         Err(failure) => Err(failure),
     };
     Ok(answered.unwrap_or_else(|(code, reason, message)| {
@@ -159,10 +161,12 @@ fn resources(shared: &Shared, group: &str, version: &str) -> Result<Response<Bod
                 "namespaced": kind.namespaced, "kind": kind.kind,
                 "verbs": ["delete", "get", "list", "patch", "create", "update", "watch"]}),
             );
-            resources.push(
-                json!({"name": format!("{}/status", kind.plural), "singularName": "",
-                "namespaced": kind.namespaced, "kind": kind.kind, "verbs": ["get", "patch"]}),
-            );
+            if kind.status {
+                resources.push(
+                    json!({"name": format!("{}/status", kind.plural), "singularName": "",
+                    "namespaced": kind.namespaced, "kind": kind.kind, "verbs": ["get", "patch"]}),
+                );
+            }
         }
     }
     if resources.is_empty() {
@@ -191,19 +195,7 @@ fn collection(
         [plural, name] => (None, *plural, Some(*name)),
         _ => return Err(not_found()),
     };
-    let mut kinds = shared.store.kinds().into_iter();
-    let kind = kinds.find(|it| {
-        it.group == group && it.plural == plural && it.versions.iter().any(|it| it == version)
-    });
-    let collection = Collection {
-        kind: kind.ok_or_else(not_found)?,
-        version: version.to_owned(),
-        namespace: namespace.map(str::to_owned),
-    };
-    let refused = shared.behaviour().refused.get(plural).copied();
-    if let Some(code) = refused {
-        return Err(refusal(code, plural, group));
-    }
+    let collection = Collection::find(shared, [group, version, plural], namespace)?;
     if let Some(selector) = ["labelSelector", "fieldSelector"]
         .iter()
         .find(|it| query.contains_key(**it))
@@ -219,16 +211,37 @@ fn collection(
     }
 }
 
+impl Collection {
+    /// What a path names, by its group, version and plural name.
+    pub(crate) fn find(
+        shared: &Shared,
+        [group, version, plural]: [&str; 3],
+        namespace: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let mut kinds = shared.store.kinds().into_iter();
+        let kind = kinds.find(|it| {
+            it.group == group && it.plural == plural && it.versions.iter().any(|it| it == version)
+        });
+        let collection = Self {
+            kind: kind.ok_or_else(not_found)?,
+            version: version.to_owned(),
+            namespace: namespace.map(str::to_owned),
+        };
+        let refused = shared.behaviour().refused.get(plural).copied();
+        match refused {
+            Some(code) => Err(refusal(code, plural, group)),
+            None => Ok(collection),
+        }
+    }
+}
+
 fn one(shared: &Shared, of: &Collection, name: &str) -> Result<Response<Body>, Failure> {
     let page = shared
         .store
         .list(&of.kind, of.namespace.as_deref(), usize::MAX, None);
     let items = page.map_or(vec![], |it| it.items);
     let found = items.iter().find(|it| it["metadata"]["name"] == name);
-    let found = found.ok_or_else(|| {
-        let message = format!("{} {name:?} not found", of.kind.plural);
-        (StatusCode::NOT_FOUND, "NotFound", message)
-    })?;
+    let found = found.ok_or_else(|| no_object(of, name))?;
     Ok(json_body(StatusCode::OK, &shown(of, found)))
 }
 
@@ -268,7 +281,7 @@ fn list(shared: &Shared, of: &Collection, query: &Query) -> Result<Response<Body
     Ok(json_body(StatusCode::OK, &list))
 }
 
-fn refusal(code: u16, plural: &str, group: &str) -> Failure {
+pub(crate) fn refusal(code: u16, plural: &str, group: &str) -> Failure {
     let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     match code {
         StatusCode::FORBIDDEN => {
@@ -283,7 +296,16 @@ fn refusal(code: u16, plural: &str, group: &str) -> Failure {
     }
 }
 
-fn not_found() -> Failure {
+pub(crate) fn no_object(of: &Collection, name: &str) -> Failure {
+    let group = match of.kind.group.as_str() {
+        "" => String::new(),
+        group => format!(".{group}"),
+    };
+    let message = format!("{}{group} {name:?} not found", of.kind.plural);
+    (StatusCode::NOT_FOUND, "NotFound", message)
+}
+
+pub(crate) fn not_found() -> Failure {
     let message = "the server could not find the requested resource".to_owned();
     (StatusCode::NOT_FOUND, "NotFound", message)
 }
@@ -298,7 +320,7 @@ fn parameters(query: &str) -> Query {
     pairs.map(pair).collect()
 }
 
-fn json_body(code: StatusCode, value: &Value) -> Response<Body> {
+pub(crate) fn json_body(code: StatusCode, value: &Value) -> Response<Body> {
     body(code, "application/json", value.to_string().into_bytes())
 }
 

@@ -15,6 +15,8 @@ pub struct Kind {
     pub namespaced: bool,
     /// Whether a definition adds it. Lists of other kinds do not repeat the kind in items.
     pub custom: bool,
+    /// Whether what is said about its objects is written apart from them, at `/status`.
+    pub status: bool,
 }
 
 impl Kind {
@@ -36,6 +38,16 @@ impl Kind {
             plural: plural(kind),
             namespaced: true,
             custom: true,
+            status: false,
+        }
+    }
+
+    /// The same with a status.
+    #[must_use]
+    pub fn with_status(self) -> Self {
+        Self {
+            status: true,
+            ..self
         }
     }
 
@@ -50,6 +62,8 @@ impl Kind {
             Self::built_in("", "v1", "ConfigMap", true),
             Self::built_in("discovery.k8s.io", "v1", "EndpointSlice", true),
             Self::built_in("networking.k8s.io", "v1", "NetworkPolicy", true),
+            Self::built_in("coordination.k8s.io", "v1", "Lease", true),
+            Self::built_in("events.k8s.io", "v1", "Event", true),
         ]
     }
 
@@ -67,18 +81,25 @@ impl Kind {
                 "HTTPLocalRateLimitPolicy",
                 "EgressNetwork",
             ] {
-                kinds.push(Self::custom(group, &["v1alpha1"], kind));
+                let kind = Self::custom(group, &["v1alpha1"], kind);
+                // As the definitions of each have it.
+                let status = group == WEFT
+                    || matches!(
+                        kind.kind.as_str(),
+                        "HTTPLocalRateLimitPolicy" | "EgressNetwork"
+                    );
+                kinds.push(Self { status, ..kind });
             }
         }
         kinds.extend([
-            Self::custom(WEFT, &["v1alpha1"], "Server"),
+            Self::custom(WEFT, &["v1alpha1"], "Server").with_status(),
             Self::custom(LINKERD, &["v1beta3", "v1beta2", "v1beta1"], "Server"),
-            Self::custom(LINKERD, &["v1beta3", "v1beta2", "v1beta1"], "HTTPRoute"),
+            Self::custom(LINKERD, &["v1beta3", "v1beta2", "v1beta1"], "HTTPRoute").with_status(),
             Self::custom("linkerd.io", &["v1alpha2"], "ServiceProfile"),
-            Self::custom(GATEWAY, &["v1", "v1beta1"], "HTTPRoute"),
-            Self::custom(GATEWAY, &["v1"], "GRPCRoute"),
-            Self::custom(GATEWAY, &["v1alpha3", "v1alpha2"], "TLSRoute"),
-            Self::custom(GATEWAY, &["v1alpha2"], "TCPRoute"),
+            Self::custom(GATEWAY, &["v1", "v1beta1"], "HTTPRoute").with_status(),
+            Self::custom(GATEWAY, &["v1"], "GRPCRoute").with_status(),
+            Self::custom(GATEWAY, &["v1alpha3", "v1alpha2"], "TLSRoute").with_status(),
+            Self::custom(GATEWAY, &["v1alpha2"], "TCPRoute").with_status(),
             Self::custom(GATEWAY, &["v1beta1"], "ReferenceGrant"),
         ]);
         kinds

@@ -14,7 +14,8 @@
 //! | several versions of a kind | one object, shown in the version that is asked for | nothing is converted but `apiVersion` |
 //! | without the token | 401 with a `Status` | no other way to say who one is |
 //! | kinds a test forbids | 403 with the real one's message | no roles, no bindings |
-//! | anything that writes | | 405: tests and folders write |
+//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only; of built-in kinds, all else tests and folders write |
+//! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
 //!
 //! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
 //! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves
@@ -42,6 +43,7 @@ pub mod slices;
 mod store;
 mod tls;
 mod watching;
+mod writing;
 
 pub use kinds::Kind;
 pub use store::Store;
@@ -72,6 +74,8 @@ pub struct Behaviour {
     pub ready: bool,
     /// Collections, by their plural name, that are refused with this status.
     pub refused: HashMap<String, u16>,
+    /// Collections, by their plural name, whose next writes are answered with these statuses, the last one first.
+    pub failed_writes: HashMap<String, Vec<u16>>,
     /// What happens to the next events of watches, by the plural name of their collection.
     pub cuts: HashMap<String, Vec<Cut>>,
     /// API groups whose discovery fails with 503.
@@ -114,6 +118,7 @@ impl Default for Behaviour {
         Self {
             ready: true,
             refused: HashMap::new(),
+            failed_writes: HashMap::new(),
             cuts: HashMap::new(),
             undiscoverable: vec![],
             longest_page: usize::MAX,
@@ -196,7 +201,7 @@ impl Server {
         std::mem::take(&mut *connections).cancel();
     }
 
-    /// The requests so far: path and query.
+    /// The requests so far: path and query; of those that write, method and path.
     pub fn requests(&self) -> Vec<String> {
         locked(&self.shared.requests).clone()
     }

@@ -19,6 +19,9 @@ struct Arguments {
     /// Where to listen (TLS).
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     listen: SocketAddr,
+    /// Where to listen in plaintext too, for everybody: for tests that look.
+    #[arg(long, value_name = "ADDR:PORT")]
+    plain: Option<SocketAddr>,
     /// Where to write a kubeconfig, once the folder was read and the port is open. The server's certificate is kept
     /// beside it, for the next one.
     #[arg(long, value_name = "FILE")]
@@ -41,6 +44,10 @@ async fn main() -> anyhow::Result<()> {
         )?),
     };
     let server = Server::start(store.clone(), arguments.listen, options).await?;
+    let _plain = match arguments.plain {
+        Some(address) => Some(Server::start(store.clone(), address, Options::default()).await?),
+        None => None,
+    };
     let file = arguments.kubeconfig;
     std::fs::write(&file, server.kubeconfig())
         .with_context(|| format!("writing {}", file.display()))?;

@@ -11,6 +11,10 @@ use tokio::sync::watch;
 use crate::kinds::Kind;
 use crate::locked;
 
+mod writes;
+
+pub(crate) use writes::Refused;
+
 /// Objects of any kinds, with a history.
 #[derive(Debug)]
 pub struct Store {
@@ -112,7 +116,8 @@ impl Store {
             .retain(|it| it.group != group || it.kind != kind);
     }
 
-    /// Creates or replaces an object; one that is equal changes nothing.
+    /// Creates or replaces an object; one that is equal changes nothing. What is said about it at `/status` stays, if its
+    /// kind has that.
     ///
     /// # Errors
     /// It has no kind that is served, or no name.
@@ -140,6 +145,9 @@ impl Store {
             "resourceVersion".to_owned(),
             kept("resourceVersion").unwrap_or_default(),
         );
+        if state.has_status(&id) {
+            writes::keep_status(&mut object, before.as_deref());
+        }
         if before.as_deref() == Some(&object) {
             return Ok(());
         }
@@ -266,6 +274,11 @@ impl State {
             namespace.to_owned(),
             text("/metadata/name").context("no name")?.to_owned(),
         ))
+    }
+
+    fn has_status(&self, (group, name, ..): &Id) -> bool {
+        let mut kinds = self.kinds.iter();
+        kinds.any(|it| it.status && it.group == *group && it.kind == *name)
     }
 
     fn record(&mut self, what: &'static str, id: Id, mut object: Value) -> Arc<Value> {

@@ -1,0 +1,255 @@
+//! Requests that write: objects of built-in kinds, and what is said about others at their `/status`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use crate::Shared;
+use crate::answer::{Body, Collection, Failure, json_body, no_object, not_found, refusal, shown};
+use crate::store::Refused;
+
+/// A write, as a path names it.
+struct Target<'a> {
+    of: Collection,
+    name: Option<&'a str>,
+    subresource: Option<&'a str>,
+}
+
+/// Answers a request that writes.
+pub(crate) async fn write(
+    shared: &Arc<Shared>,
+    path: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Failure> {
+    let target = target(shared, path)?;
+    let method = request.method().clone();
+    let kind = request.headers().get(CONTENT_TYPE);
+    let kind = kind.and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let is_merge = kind.starts_with("application/merge-patch+json");
+    let bytes = request.into_body().collect().await;
+    let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
+    let said: Value = serde_json::from_slice(&bytes).map_err(|error| {
+        let message = format!("the body is no JSON: {error}");
+        (StatusCode::BAD_REQUEST, "BadRequest", message)
+    })?;
+    let plural = target.of.kind.plural.clone();
+    let failing = {
+        let mut behaviour = shared.behaviour();
+        behaviour.failed_writes.get_mut(&plural).and_then(Vec::pop)
+    };
+    if let Some(code) = failing {
+        return Err(refusal(code, &plural, &target.of.kind.group));
+    }
+    let namespace = target.of.namespace.clone().unwrap_or_default();
+    // Of others, tests and folders write what people would.
+    let written_whole = !target.of.kind.custom;
+    let (kind, store) = (&target.of.kind, &shared.store);
+    let (code, written) = match (&method, target.name, target.subresource) {
+        (&Method::POST, None, None) if written_whole => {
+            check(kind.kind.as_str(), &namespace, &said, None)
+                .and_then(|()| store.create(kind, &namespace, said))
+                .map(|it| (StatusCode::CREATED, it))
+        }
+        (&Method::PUT, Some(name), None) if written_whole => store
+            .change(kind, &namespace, name, |before| {
+                let unseen = said.pointer("/metadata/resourceVersion").is_none();
+                if kind.kind == "Lease" && unseen {
+                    let reason = "metadata.resourceVersion: must be specified for an update";
+                    return Err(Refused::Invalid(reason.to_owned()));
+                }
+                check(kind.kind.as_str(), &namespace, &said, Some(before))?;
+                Ok(said)
+            })
+            .map(|it| (StatusCode::OK, it)),
+        (&Method::PATCH, Some(name), None) if written_whole && is_merge => store
+            .change(kind, &namespace, name, |before| {
+                let now = merged(before, &said);
+                check(kind.kind.as_str(), &namespace, &now, Some(before))?;
+                Ok(now)
+            })
+            .map(|it| (StatusCode::OK, it)),
+        (&Method::PATCH, Some(name), Some("status")) if kind.status && is_merge => store
+            .change(kind, &namespace, name, |before| {
+                Ok(with_status(before, &said))
+            })
+            .map(|it| (StatusCode::OK, it)),
+        (&Method::PATCH, Some(_), Some("status")) if kind.status => {
+            let message = "only merge patches are understood".to_owned();
+            let code = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err((code, "UnsupportedMediaType", message));
+        }
+        // As if the object did not exist, says the real one.
+        (_, Some(name), Some(_)) => return Err(no_object(&target.of, name)),
+        _ => {
+            let message = "the server does not allow this method on the requested resource";
+            let code = StatusCode::METHOD_NOT_ALLOWED;
+            return Err((code, "MethodNotAllowed", message.to_owned()));
+        }
+    }
+    .map_err(|refused| failure(&target, refused))?;
+    Ok(json_body(code, &shown(&target.of, &written)))
+}
+
+fn target<'a>(shared: &Shared, path: &'a str) -> Result<Target<'a>, Failure> {
+    let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+    let (group, version, rest) = match parts.as_slice() {
+        ["api", version, rest @ ..] => ("", *version, rest),
+        ["apis", group, version, rest @ ..] => (*group, *version, rest),
+        _ => return Err(not_found()),
+    };
+    let (namespace, rest) = match rest {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
+        rest => (None, rest),
+    };
+    let (plural, rest) = rest.split_first().ok_or_else(not_found)?;
+    Ok(Target {
+        of: Collection::find(shared, [group, version, plural], namespace)?,
+        name: rest.first().copied(),
+        subresource: rest.get(1).copied(),
+    })
+}
+
+fn failure(target: &Target<'_>, refused: Refused) -> Failure {
+    let plural = &target.of.kind.plural;
+    let name = target.name.unwrap_or_default();
+    match refused {
+        Refused::Missing => no_object(&target.of, name),
+        Refused::Exists => {
+            let message = format!("{plural} already exists");
+            (StatusCode::CONFLICT, "AlreadyExists", message)
+        }
+        Refused::Conflict => {
+            let message = format!(
+                "Operation cannot be fulfilled on {plural} {name:?}: the object has been modified; please apply your \
+                 changes to the latest version and try again"
+            );
+            (StatusCode::CONFLICT, "Conflict", message)
+        }
+        Refused::Invalid(reason) => {
+            let message = format!("{plural} {name:?} is invalid: {reason}");
+            (StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+        }
+    }
+}
+
+/// An object with another status, and nothing else; what the patch says to have seen, too.
+fn with_status(before: &Value, patch: &Value) -> Value {
+    let mut after = before.clone();
+    let patched = merged(before, patch);
+    match patched.get("status") {
+        Some(status) => after["status"] = status.clone(),
+        None => {
+            after.as_object_mut().map(|it| it.remove("status"));
+        }
+    }
+    after["metadata"]["resourceVersion"] = patched["metadata"]["resourceVersion"].clone();
+    after
+}
+
+/// A JSON merge patch (RFC 7386), applied.
+fn merged(target: &Value, patch: &Value) -> Value {
+    let Value::Object(patch) = patch else {
+        return patch.clone();
+    };
+    let mut result = target.as_object().cloned().unwrap_or_default();
+    for (name, value) in patch {
+        if value.is_null() {
+            result.remove(name);
+        } else {
+            let below = result.get(name).unwrap_or(&Value::Null);
+            let merged = merged(below, value);
+            result.insert(name.clone(), merged);
+        }
+    }
+    Value::Object(result)
+}
+
+/// What the API server does not let pass of Events.
+fn check(
+    kind: &str,
+    namespace: &str,
+    object: &Value,
+    before: Option<&Value>,
+) -> Result<(), Refused> {
+    if kind != "Event" {
+        return Ok(());
+    }
+    let text = |field: &str| object[field].as_str().unwrap_or_default();
+    let invalid = |reason: &str| Err(Refused::Invalid(reason.to_owned()));
+    for (field, most) in [
+        ("reportingController", 128),
+        ("reportingInstance", 128),
+        ("action", 128),
+        ("reason", 128),
+        ("eventTime", 64),
+    ] {
+        if text(field).is_empty() || text(field).len() > most {
+            return invalid(&format!("{field}: required, and not too long"));
+        }
+    }
+    if text("note").len() > 1024 {
+        return invalid("note: can have at most 1024 characters");
+    }
+    if !matches!(text("type"), "Normal" | "Warning") {
+        return invalid("type: Normal or Warning");
+    }
+    let regarded = object["regarding"]["namespace"].as_str();
+    if regarded.unwrap_or("default") != namespace {
+        return invalid("regarding.namespace: does not match the event's namespace");
+    }
+    let series = &object["series"];
+    if !series.is_null()
+        && (series["count"].as_i64().unwrap_or(0) < 2 || series["lastObservedTime"].is_null())
+    {
+        return invalid("series.count: should be at least 2");
+    }
+    let fixed = ["action", "reason", "note", "type", "regarding", "eventTime"];
+    let mut changed = fixed
+        .iter()
+        .filter(|it| before.is_some_and(|before| before[**it] != object[**it]));
+    match changed.next() {
+        Some(field) => invalid(&format!("{field}: field is immutable")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn patches_are_merged() {
+        for (target, patch, expected) in [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (json!({"a": [1]}), json!({"a": [2]}), json!({"a": [2]})),
+            (
+                json!({"a": {"b": 1, "c": 2}}),
+                json!({"a": {"b": null, "d": 3}}),
+                json!({"a": {"c": 2, "d": 3}}),
+            ),
+            (Value::Null, json!({"a": {"b": null}}), json!({"a": {}})),
+        ] {
+            assert_eq!(merged(&target, &patch), expected, "{target} {patch}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_all_that_a_patch_of_it_changes() {
+        let before =
+            json!({"metadata": {"resourceVersion": "1", "generation": 3}, "spec": {"a": 1}});
+        let patch =
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"a": 2}, "status": {"c": 1}});
+        let after = with_status(&before, &patch);
+        let expected = json!({"metadata": {"resourceVersion": "1", "generation": 3}, "spec": {"a": 1},
+            "status": {"c": 1}});
+        assert_eq!(after, expected);
+    }
+}
