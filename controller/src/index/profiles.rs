@@ -1,11 +1,12 @@
 //! What the index keeps of ServiceProfiles: checked, and told agents with the tables of routes of their Service.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use http::Method;
 use weft_core::route::{
     Backend, BudgetSettings, Condition, GrpcCodes, Pattern, Profile, ProfileRoute, Reliability,
-    Retry, StatusRange, Target, Timeouts, annotated_duration,
+    ResponseClasses, Retry, StatusRange, Target, Timeouts, annotated_duration,
 };
 use weft_core::{Name, ObjectName};
 
@@ -148,11 +149,16 @@ fn route(field: &str, it: &written::ProfileRoute, budget: BudgetSettings) -> Rea
     }
     let mut left = MAX_CONDITIONS;
     let condition = condition(&format!("{field}.condition"), &it.condition, 0, &mut left)?;
-    let failures = failures(&format!("{field}.responseClasses"), &it.response_classes)?;
+    let classes = classes(&format!("{field}.responseClasses"), &it.response_classes)?;
+    // What is good by its status is that whatever a call of gRPC says behind it.
+    let is_good_at_once = classes.is_success(200) == Some(true);
     let retry = it.is_retryable.unwrap_or(false).then(|| Retry {
-        http: failures,
-        // Unknown, deadline exceeded, internal, unavailable, data loss: what counts as a failure of gRPC.
-        grpc: GrpcCodes::new([2, 4, 13, 14, 15]),
+        http: ranges(|status| !classes.is_success(status).unwrap_or(status < 500)),
+        grpc: match is_good_at_once {
+            true => GrpcCodes::default(),
+            // Unknown, deadline exceeded, internal, unavailable, data loss: what counts as a failure of gRPC.
+            false => GrpcCodes::new([2, 4, 13, 14, 15]),
+        },
         limit: RETRIES,
         budget,
         ..Retry::new()
@@ -171,6 +177,9 @@ fn route(field: &str, it: &written::ProfileRoute, budget: BudgetSettings) -> Rea
             retry,
             heeds_headers: false,
         },
+        classes: Some(classes)
+            .filter(|it| *it != ResponseClasses::default())
+            .map(Arc::new),
     })
 }
 
@@ -221,9 +230,8 @@ fn condition(
     }
 }
 
-/// The statuses that count as failures: of each, the first class that means it says so; otherwise those from
-/// 500 on do.
-fn failures(field: &str, classes: &[written::ResponseClass]) -> Read<Vec<StatusRange>> {
+/// What is said of each status: by the first class that means it.
+fn classes(field: &str, classes: &[written::ResponseClass]) -> Read<ResponseClasses> {
     few(field, classes.len(), MAX_CLASSES)?;
     for (index, it) in classes.iter().enumerate() {
         let mut left = MAX_CONDITIONS;
@@ -232,10 +240,18 @@ fn failures(field: &str, classes: &[written::ResponseClass]) -> Read<Vec<StatusR
     }
     let is_failure = |status: u16| {
         let class = classes.iter().find(|it| is_meant(&it.condition, status));
-        class.map_or(status >= 500, |it| it.is_failure.unwrap_or(false))
+        class.map(|it| it.is_failure.unwrap_or(false))
     };
+    Ok(ResponseClasses {
+        failures: ranges(|status| is_failure(status) == Some(true)),
+        successes: ranges(|status| is_failure(status) == Some(false)),
+    })
+}
+
+/// The statuses that are in.
+fn ranges(is_in: impl Fn(u16) -> bool) -> Vec<StatusRange> {
     let mut ranges: Vec<StatusRange> = vec![];
-    for status in (100..600).filter(|it| is_failure(*it)) {
+    for status in (100..600).filter(|it| is_in(*it)) {
         match ranges.last_mut() {
             Some(range) if range.last + 1 == status => range.last = status,
             _ => ranges.push(StatusRange {
@@ -244,7 +260,7 @@ fn failures(field: &str, classes: &[written::ResponseClass]) -> Read<Vec<StatusR
             }),
         }
     }
-    Ok(ranges)
+    ranges
 }
 
 fn check_response(

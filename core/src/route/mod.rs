@@ -30,12 +30,12 @@ pub use matches::{
     HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,
     QueryMatch, TextMatch,
 };
-pub use profile::{Condition, Profile, ProfileRoute};
+pub use profile::{Condition, Profile, ProfileRoute, ResponseClasses};
 pub use reliability::{
     Backoff, BudgetSettings, GrpcCodes, Reliability, ReliabilityError, Retry, StatusRange,
     Timeouts, annotated_duration, duration, grpc_timeout, write_grpc_timeout,
 };
-pub use table::{Matched, RouteTable, RouteTableName, Selected, SelectedFlow};
+pub use table::{Matched, RouteTable, RouteTableName, Selected, SelectedFlow, Unrouted};
 
 /// A route: rules in an order, of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

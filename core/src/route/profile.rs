@@ -4,11 +4,12 @@
 //! Its routes are conditions in an order, of which the first that is satisfied counts; so they are no rules, which
 //! are ordered by how much they say.
 
+use std::sync::Arc;
+
 use http::Method;
-use http::request::Parts;
 use serde::{Serialize, Serializer};
 
-use super::{Backend, Pattern, Reliability};
+use super::{Backend, Pattern, Reliability, StatusRange};
 use crate::names::Name;
 
 /// A ServiceProfile, as it holds for a port of its Service.
@@ -32,6 +33,19 @@ pub struct ProfileRoute {
     pub condition: Condition,
     /// What holds for them.
     pub reliability: Reliability,
+    /// What counts as a failure; none: nothing is said of it. Shared with all that is being measured.
+    #[serde(serialize_with = "shared")]
+    pub classes: Option<Arc<ResponseClasses>>,
+}
+
+/// What counts as a failure of a server's, by the status of its answer. Of a status that is in neither list,
+/// nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ResponseClasses {
+    /// These are.
+    pub failures: Vec<StatusRange>,
+    /// These are none, whatever the rest of the answer says.
+    pub successes: Vec<StatusRange>,
 }
 
 /// Which requests are meant.
@@ -52,23 +66,31 @@ pub enum Condition {
 }
 
 impl Profile {
-    /// What holds for a request; none: nothing.
-    pub fn reliability(&self, head: &Parts) -> Option<&Reliability> {
+    /// The route that a request with this path, without the query, is of.
+    pub fn route(&self, method: &Method, path: &str) -> Option<&ProfileRoute> {
         let mut routes = self.routes.iter();
-        let found = routes.find(|it| it.condition.is_match(head))?;
-        Some(&found.reliability).filter(|it| it.is_any())
+        routes.find(|it| it.condition.is_match(method, path))
+    }
+}
+
+impl ResponseClasses {
+    /// Whether an answer with this status is a success; none: that is not said.
+    pub fn is_success(&self, status: u16) -> Option<bool> {
+        let is_in = |ranges: &[StatusRange]| ranges.iter().any(|it| it.contains(status));
+        let is_failure = is_in(&self.failures);
+        (is_failure || is_in(&self.successes)).then_some(!is_failure)
     }
 }
 
 impl Condition {
     /// Whether a request is meant.
-    pub fn is_match(&self, head: &Parts) -> bool {
+    pub fn is_match(&self, method: &Method, path: &str) -> bool {
         match self {
-            Self::Path(pattern) => pattern.is_match(head.uri.path().as_bytes()),
-            Self::Method(method) => head.method == *method,
-            Self::All(conditions) => conditions.iter().all(|it| it.is_match(head)),
-            Self::Any(conditions) => conditions.iter().any(|it| it.is_match(head)),
-            Self::Not(condition) => !condition.is_match(head),
+            Self::Path(pattern) => pattern.is_match(path.as_bytes()),
+            Self::Method(wanted) => method == wanted,
+            Self::All(conditions) => conditions.iter().all(|it| it.is_match(method, path)),
+            Self::Any(conditions) => conditions.iter().any(|it| it.is_match(method, path)),
+            Self::Not(condition) => !condition.is_match(method, path),
         }
     }
 
@@ -89,14 +111,16 @@ fn text<S: Serializer>(method: &Method, serializer: S) -> Result<S::Ok, S::Error
     serializer.serialize_str(method.as_str())
 }
 
+fn shared<S: Serializer>(
+    classes: &Option<Arc<ResponseClasses>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    classes.as_deref().serialize(serializer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn head(method: &str, uri: &str) -> Parts {
-        let request = http::Request::builder().method(method).uri(uri);
-        request.body(()).expect("valid").into_parts().0
-    }
 
     fn path(text: &str) -> Condition {
         Condition::Path(Pattern::new(text).expect("valid"))
@@ -107,7 +131,7 @@ mod tests {
         let get = || Condition::Method(Method::GET);
         let not = |it| Condition::Not(Box::new(it));
         for (condition, meant, not_meant) in [
-            (path("/a/.*"), ("GET", "/a/b?c"), ("GET", "/x/a/b")),
+            (path("/a/.*"), ("GET", "/a/b"), ("GET", "/x/a/b")),
             (get(), ("GET", "/"), ("POST", "/")),
             (
                 Condition::All(vec![get(), path("/a")]),
@@ -126,32 +150,50 @@ mod tests {
                 ("GET", "/health"),
             ),
         ] {
-            let is = |(method, uri)| condition.is_match(&head(method, uri));
+            let is = |(method, path): (&str, _)| {
+                condition.is_match(&method.parse().expect("valid"), path)
+            };
             assert!(is(meant) && !is(not_meant), "{condition:?}");
         }
     }
 
     #[test]
     fn the_first_route_counts() {
-        let route = |name: &str, condition, heeds_headers| ProfileRoute {
+        let route = |name: &str, condition| ProfileRoute {
             name: name.to_owned(),
             condition,
-            reliability: Reliability {
-                heeds_headers,
-                ..Reliability::default()
-            },
+            reliability: Reliability::default(),
+            classes: None,
         };
         let profile = Profile {
             namespace: "shop".parse().expect("valid"),
-            routes: vec![
-                route("plain", path("/a"), false),
-                route("all", path("/.*"), true),
-            ],
+            routes: vec![route("plain", path("/a")), route("all", path("/.*"))],
             backends: vec![],
         };
-        for (uri, is) in [("/a", false), ("/b", true)] {
-            let found = profile.reliability(&head("GET", uri));
-            assert_eq!(found.is_some(), is, "{uri}");
+        for (path, name) in [("/a", Some("plain")), ("/b", Some("all")), ("*", None)] {
+            let found = profile.route(&Method::GET, path);
+            assert_eq!(found.map(|it| it.name.as_str()), name, "{path}");
+        }
+    }
+
+    #[test]
+    fn classes_say_nothing_of_the_statuses_that_they_do_not_list() {
+        let list = |text| StatusRange::list(text).expect("valid");
+        let classes = ResponseClasses {
+            failures: list("404,500-502"),
+            successes: list("200-299,501,503"),
+        };
+        for (status, is_success) in [
+            (200, Some(true)),
+            (301, None),
+            (404, Some(false)),
+            (500, Some(false)),
+            (501, Some(false)),
+            (503, Some(true)),
+            (504, None),
+            (999, None),
+        ] {
+            assert_eq!(classes.is_success(status), is_success, "{status}");
         }
     }
 }

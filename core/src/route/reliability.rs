@@ -135,8 +135,7 @@ impl Retry {
 
     /// Whether a response with this status is none yet.
     pub fn is_for_status(&self, status: u16) -> bool {
-        let mut ranges = self.http.iter();
-        ranges.any(|it| (it.first..=it.last).contains(&status))
+        self.http.iter().any(|it| it.contains(status))
     }
 
     /// Whether a response with this status of gRPC is none yet.
@@ -160,6 +159,11 @@ impl StatusRange {
         let good = (100..600).contains(&first) && (first..600).contains(&last);
         let error = || ReliabilityError::Status(format!("{first}-{last}"));
         good.then_some(Self { first, last }).ok_or_else(error)
+    }
+
+    /// Whether a status is of it.
+    pub fn contains(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
     }
 
     /// Reads a list as annotations have it: `5xx`, `gateway-error`, `500-504,429`.

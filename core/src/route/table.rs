@@ -6,7 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
+use http::Method;
 use http::request::Parts;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -14,7 +16,8 @@ use serde::{Serialize, Serializer};
 use super::filters::host_of;
 use super::matches::{HttpMatch, PathMatch, TextMatch};
 use super::{
-    FlowRule, HostMatch, Profile, Reliability, Route, RouteName, RouteRules, RouteType, Rule,
+    FlowRule, HostMatch, Profile, Reliability, ResponseClasses, Route, RouteName, RouteRules,
+    RouteType, Rule,
 };
 use crate::names::{Name, ObjectName};
 
@@ -44,6 +47,15 @@ pub struct RouteTableName {
     pub service: ObjectName,
     /// The port that clients use.
     pub port: u16,
+}
+
+/// What is said about a request that no rule is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Unrouted<'a> {
+    /// How long it may take, and when it is sent again.
+    pub reliability: Option<&'a Reliability>,
+    /// What counts as a failure.
+    pub classes: Option<&'a Arc<ResponseClasses>>,
 }
 
 /// What is said about a request.
@@ -205,11 +217,19 @@ impl RouteTable {
         of(client).or_else(|| of(&self.name.service.namespace))
     }
 
-    /// What holds for a request of a client in a namespace that no rule is for, as it has no routes of requests.
-    pub fn unrouted_for(&self, client: &Name, head: &Parts) -> Option<&Reliability> {
-        match self.profile(client) {
-            Some(profile) => profile.reliability(head),
-            None => self.unrouted(),
+    /// What is said of a request of a client in a namespace that no rule is for, as it has no routes of requests. Its
+    /// path is without the query.
+    pub fn unrouted_for(&self, client: &Name, method: &Method, path: &str) -> Unrouted<'_> {
+        let Some(profile) = self.profile(client) else {
+            return Unrouted {
+                reliability: self.unrouted(),
+                classes: None,
+            };
+        };
+        let route = profile.route(method, path);
+        Unrouted {
+            reliability: route.map(|it| &it.reliability).filter(|it| it.is_any()),
+            classes: route.and_then(|it| it.classes.as_ref()),
         }
     }
 

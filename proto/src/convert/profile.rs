@@ -1,8 +1,11 @@
 //! ServiceProfiles.
 
-use core::route::{Condition, Pattern, Profile, ProfileRoute};
+use std::sync::Arc;
+
+use core::route::{Condition, Pattern, Profile, ProfileRoute, ResponseClasses, StatusRange};
 use weft_core as core;
 
+use super::reliability::status_range;
 use super::{ConvertError, Converted, all, error, parsed, required};
 use crate::v1;
 
@@ -37,6 +40,7 @@ impl From<ProfileRoute> for v1::ProfileRoute {
             name: route.name,
             condition: Some(route.condition.into()),
             reliability: Some(route.reliability.into()),
+            classes: route.classes.map(|it| ResponseClasses::clone(&it).into()),
         }
     }
 }
@@ -49,6 +53,35 @@ impl TryFrom<v1::ProfileRoute> for ProfileRoute {
             name: message.name,
             condition: required("profile.condition", message.condition)?.try_into()?,
             reliability: required("profile.reliability", message.reliability)?.try_into()?,
+            classes: message
+                .classes
+                .map(|it| it.try_into().map(Arc::new))
+                .transpose()?,
+        })
+    }
+}
+
+impl From<ResponseClasses> for v1::ResponseClasses {
+    fn from(classes: ResponseClasses) -> Self {
+        let list = |ranges: Vec<StatusRange>| ranges.into_iter().map(Into::into).collect();
+        Self {
+            failures: list(classes.failures),
+            successes: list(classes.successes),
+        }
+    }
+}
+
+impl TryFrom<v1::ResponseClasses> for ResponseClasses {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::ResponseClasses) -> Converted<Self> {
+        let list = |field: &str, ranges: Vec<v1::StatusRange>| {
+            let ranges = ranges.into_iter().map(|it| status_range(field, it));
+            ranges.collect::<Converted<Vec<_>>>()
+        };
+        Ok(Self {
+            failures: list("profile.classes.failures", message.failures)?,
+            successes: list("profile.classes.successes", message.successes)?,
         })
     }
 }

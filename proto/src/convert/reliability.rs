@@ -5,7 +5,7 @@ use std::time::Duration;
 use core::route::{Backoff, BudgetSettings, GrpcCodes, Reliability, Retry, StatusRange, Timeouts};
 use weft_core as core;
 
-use super::{ConvertError, Converted, all, error, required};
+use super::{ConvertError, Converted, error, required};
 use crate::v1;
 
 impl From<Reliability> for v1::Reliability {
@@ -47,12 +47,8 @@ impl TryFrom<v1::Reliability> for Reliability {
 
 impl From<Retry> for v1::Retry {
     fn from(it: Retry) -> Self {
-        let http = it.http.into_iter().map(|it| v1::StatusRange {
-            first: it.first.into(),
-            last: it.last.into(),
-        });
         Self {
-            http: http.collect(),
+            http: it.http.into_iter().map(Into::into).collect(),
             grpc: it.grpc.iter().collect(),
             on_failure: it.on_failure,
             limit: it.limit.into(),
@@ -75,9 +71,11 @@ impl TryFrom<v1::Retry> for Retry {
         let budget = required("retry.budget", message.budget)?;
         let ttl = time("retry.budget.ttl_ms", budget.ttl_ms)?;
         let limit = u16::try_from(message.limit);
+        let http = message.http.into_iter();
+        let http = http.map(|it| status_range("retry.http", it));
         let needed = |field: &str, ms| Ok(time(field, ms)?.unwrap_or_default());
         Ok(Self {
-            http: all(message.http)?,
+            http: http.collect::<Converted<_>>()?,
             grpc: GrpcCodes::new(message.grpc),
             on_failure: message.on_failure,
             limit: limit.map_err(|reason| error("retry.limit", reason))?,
@@ -95,14 +93,20 @@ impl TryFrom<v1::Retry> for Retry {
     }
 }
 
-impl TryFrom<v1::StatusRange> for StatusRange {
-    type Error = ConvertError;
-
-    fn try_from(message: v1::StatusRange) -> Converted<Self> {
-        let number = |it: u32| u16::try_from(it).unwrap_or(u16::MAX);
-        Self::new(number(message.first), number(message.last))
-            .map_err(|reason| error("retry.http", reason))
+impl From<StatusRange> for v1::StatusRange {
+    fn from(it: StatusRange) -> Self {
+        Self {
+            first: it.first.into(),
+            last: it.last.into(),
+        }
     }
+}
+
+/// The range in a field.
+pub(super) fn status_range(field: &str, message: v1::StatusRange) -> Converted<StatusRange> {
+    let number = |it: u32| u16::try_from(it).unwrap_or(u16::MAX);
+    StatusRange::new(number(message.first), number(message.last))
+        .map_err(|reason| error(field, reason))
 }
 
 fn ms(time: Option<Duration>) -> u64 {

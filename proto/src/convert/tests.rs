@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use std::num::NonZeroU32;
@@ -344,6 +345,10 @@ fn profile() -> Profile {
                 Condition::Not(Box::new(method())),
             ]),
             reliability: reliability(),
+            classes: Some(Arc::new(ResponseClasses {
+                failures: StatusRange::list("404,500").expect("valid"),
+                successes: StatusRange::list("501-503").expect("valid"),
+            })),
         }],
         backends: vec![],
     }
@@ -388,8 +393,20 @@ fn tables_that_cannot_be_used_are_refused() {
     fn condition(table: &mut v1::RouteTable) -> &mut Option<v1::Condition> {
         &mut table.profiles[0].routes[0].condition
     }
-    let changes: [(Change, &str); 23] = [
+    fn classes(table: &mut v1::RouteTable) -> &mut v1::ResponseClasses {
+        let route = &mut table.profiles[0].routes[0];
+        route.classes.as_mut().expect("there are some")
+    }
+    let changes: [(Change, &str); 25] = [
         (|it| it.profiles[0].namespace.clear(), "profile.namespace"),
+        (
+            |it| classes(it).failures[0].first = 0,
+            "profile.classes.failures",
+        ),
+        (
+            |it| classes(it).successes[0].last = 600,
+            "profile.classes.successes",
+        ),
         (|it| *condition(it) = None, "profile.condition"),
         (
             |it| *condition(it) = Some(v1::Condition { kind: None }),

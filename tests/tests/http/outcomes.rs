@@ -34,6 +34,7 @@ fn http_outcomes() {
     check("no rule is for it, or the rule answers", no_rule);
     check("a request that is none", bad_request);
     check("a request that takes too long", late);
+    stage.check_meshed(&mut checks, "a ServiceProfile classifies", classified);
     stage.check_meshed(&mut checks, "a server breaks off", broken_server);
     stage.check_meshed(
         &mut checks,
@@ -179,6 +180,63 @@ fn refused(stage: &Stage) -> Result<()> {
     ];
     side.expect(1.0, &ended)?;
     side.errors("i/o", "connect_refused", 1.0)
+}
+
+/// Of a Service's clients; and at its server, of whom asks for it by its name.
+fn classified(stage: &Stage, pair: Pair<'_>) -> Result<()> {
+    let name = format!("classed-{}", pair.server.name());
+    let spec = ServiceSpec::new(&name).select("app", pair.server.name());
+    let target = serving(&stage.cluster, pair.client, &spec.port(80, HTTP), 80)?;
+    stage.cluster.apply(&json!({
+        "apiVersion": "linkerd.io/v1alpha2",
+        "kind": "ServiceProfile",
+        "metadata": {"name": format!("{name}.default.svc.cluster.local"), "namespace": "default"},
+        "spec": {"routes": [{
+            "name": "codes",
+            "condition": {"pathRegex": "/status/.*"},
+            "responseClasses": [
+                {"condition": {"status": {"min": 500, "max": 501}}, "isFailure": false},
+                {"condition": {"any": [{"status": {"max": 299}}, {"status": {"min": 404, "max": 404}}]},
+                    "isFailure": true},
+            ],
+        }]},
+    }))?;
+    let host = format!("Host: {name}");
+    let ask = |path: &str, host: &[&str]| curl_shop(pair.client, target, path, host);
+    let named = ["--header", host.as_str()];
+    let (status, is_failure) = (("status_code", "404"), ("classification", "failure"));
+    for side in Side::both(stage, pair)? {
+        let node = stage.cluster.node(side.node);
+        let labels = [side.labels.as_slice(), &[status, is_failure]].concat();
+        let before = side.before.sum("response_total", &labels);
+        eventually("the ServiceProfile to be in effect", || {
+            ask("/status/404", &named)?;
+            let now = node.metrics()?.sum("response_total", &labels);
+            ensure!(now > before, "{}", node.metrics()?.show("response_total"));
+            Ok(())
+        })?;
+    }
+    // (path, headers) -> (status, what it counts as at the client and at the server)
+    for (path, host, status, classes) in [
+        ("/status/404", &named[..], "404", ["failure", "failure"]),
+        ("/status/200", &named, "200", ["failure", "failure"]),
+        ("/status/500", &named, "500", ["success", "success"]),
+        ("/status/503", &named, "503", ["failure", "failure"]),
+        ("/status/403", &named, "403", ["success", "success"]),
+        // No route of it is for this one.
+        ("/", &named, "200", ["success", "success"]),
+        // The server cannot know by which Service it is asked.
+        ("/status/404", &[], "404", ["failure", "success"]),
+    ] {
+        let sides = Side::both(stage, pair)?;
+        ask(path, host)?;
+        for (side, class) in sides.iter().zip(classes) {
+            let ended = [("status_code", status), ("classification", class)];
+            side.expect(1.0, &ended)
+                .with_context(|| format!("{path} {host:?}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn no_rule(stage: &Stage) -> Result<()> {

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use http::header::HOST;
 use hyper::Request;
 
+use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
 use crate::proxy::Context;
-use crate::telemetry::exchange::{AuthorityLabel, ExchangeLabels, ExchangeSeries, HostScope};
+use crate::telemetry::exchange::{
+    AuthorityLabel, ExchangeLabels, ExchangeSeries, ExchangeTimer, HostScope,
+};
 
 /// The series of a connection's requests.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct ByHost {
 struct Seen {
     host: Option<Box<[u8]>>,
     series: Arc<ExchangeSeries>,
+    /// The port of a service that it names.
+    of: Option<Arc<ServicePortEntry>>,
 }
 
 impl ByHost {
@@ -41,13 +46,33 @@ impl ByHost {
         }
     }
 
-    /// Those of a host of a request to the pod.
-    pub(super) fn find(
+    /// Begins to measure a request to the pod.
+    pub(super) fn begin<B>(
+        &mut self,
+        context: &Context,
+        pod: &LocalPod,
+        request: &Request<B>,
+    ) -> ExchangeTimer {
+        let (series, port) = self.find(context, pod, of(request));
+        let timer = series.begin();
+        let Some(port) = port else { return timer };
+        let table = port.routes.load();
+        let classes = table.as_deref().and_then(|table| {
+            // What the service's own says: clients in another namespace may judge its answers differently.
+            let namespace = &port.service.namespace;
+            let path = request.uri().path();
+            let said = table.unrouted_for(namespace, request.method(), path);
+            said.classes
+        });
+        timer.under(classes.cloned())
+    }
+
+    fn find(
         &mut self,
         context: &Context,
         pod: &LocalPod,
         host: Option<&[u8]>,
-    ) -> &Arc<ExchangeSeries> {
+    ) -> (&Arc<ExchangeSeries>, Option<&Arc<ServicePortEntry>>) {
         if self.seen_since.elapsed() >= KEEP {
             self.seen.clear();
             self.seen_since = Instant::now();
@@ -56,15 +81,22 @@ impl ByHost {
         let host = host.map(|it| &it[..it.len().min(MOST_BYTES)]);
         match self.seen.iter().position(|it| it.host.as_deref() == host) {
             Some(at) => self.seen[..=at].rotate_right(1),
-            None if self.seen.len() >= MOST_HOSTS => return self.overflow(context),
+            None if self.seen.len() >= MOST_HOSTS => return (self.overflow(context), None),
             None => {
                 let authority = host.map(|it| self.authority(context, pod, it));
+                let of = match &authority {
+                    Some(AuthorityLabel::Service { service, port }) => {
+                        context.store.service_port(service, *port)
+                    }
+                    _ => None,
+                };
                 let series = self.look_up(context, authority);
                 let host = host.map(Into::into);
-                self.seen.insert(0, Seen { host, series });
+                self.seen.insert(0, Seen { host, series, of });
             }
         }
-        &self.seen[0].series
+        let seen = &self.seen[0];
+        (&seen.series, seen.of.as_ref())
     }
 
     fn authority(&self, context: &Context, pod: &LocalPod, host: &[u8]) -> AuthorityLabel {
@@ -97,7 +129,7 @@ impl ByHost {
 }
 
 /// Whom a request asks for: the authority of its target before its `Host`.
-pub(super) fn of<B>(request: &Request<B>) -> Option<&[u8]> {
+fn of<B>(request: &Request<B>) -> Option<&[u8]> {
     let target = request.uri().authority().map(|it| it.as_str().as_bytes());
     target.or_else(|| Some(request.headers().get(HOST)?.as_bytes()))
 }

@@ -23,7 +23,7 @@ use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
 use super::stream::Stream;
-use super::{Version, head, host, is_taken, serve, upgrade};
+use super::{Version, head, is_taken, serve, upgrade};
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
@@ -193,7 +193,7 @@ impl Facts {
         let (context, pod) = (&self.flow.context, &self.flow.pod);
         let series = self.series.lock();
         let mut series = series.unwrap_or_else(PoisonError::into_inner);
-        Timers::one(series.find(context, pod, host::of(request)))
+        Timers::one(series.begin(context, pod, request))
     }
 
     async fn connect(&self) -> Result<Stream, ExchangeError> {

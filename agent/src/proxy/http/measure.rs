@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, StatusCode};
-use weft_core::route::{Matched, RouteTable};
+use hyper::Request;
+use weft_core::route::{Matched, ResponseClasses, RouteTable};
 use weft_core::{EgressName, EgressNetwork, Identity, Verdict, WorkloadId};
 
 use super::answer::{self, GRPC_STATUS};
@@ -37,6 +38,8 @@ pub(super) struct Kind<'a> {
     pub(super) backend: Option<&'a Arc<ServicePortEntry>>,
     /// A call of gRPC.
     pub(super) is_grpc: bool,
+    /// What a ServiceProfile says of its response.
+    pub(super) classes: Option<Arc<ResponseClasses>>,
     /// Its tries.
     pub(super) tries: &'a Tries,
 }
@@ -112,23 +115,23 @@ impl Kind<'_> {
     }
 
     /// The series of an exchange on a connection.
-    pub(super) fn of_connection(
+    pub(super) fn of_connection<B>(
         &self,
         context: &Context,
         pod: &LocalPod,
         to: &Route,
         known: &mut Known,
-        host: Option<&[u8]>,
+        request: &Request<B>,
     ) -> Timers {
         let outbound = known.find(self, || {
             let labels = self.labels(context, pod, to);
             context.telemetry.exchanges(labels)
         });
-        let outbound = outbound.begin();
+        let outbound = outbound.begin().under(self.classes.clone());
         let inbound = to.local.as_ref().map(|server| {
             let look_up = || Local::new(pod, server, to);
             let local = known.local.get_or_insert_with(look_up);
-            local.series.find(context, server, host).begin()
+            local.series.begin(context, server, request)
         });
         Timers {
             tries: [Some(outbound), inbound],
@@ -282,11 +285,16 @@ impl Local {
 
 impl Timers {
     /// Of an exchange that counts in one place.
-    pub(super) fn one(series: &Arc<ExchangeSeries>) -> Self {
+    pub(super) fn one(timer: ExchangeTimer) -> Self {
         Self {
-            tries: [Some(series.begin()), None],
+            tries: [Some(timer), None],
             route: None,
         }
+    }
+
+    /// What a ServiceProfile says of the response, as the client's side sees it.
+    pub(super) fn classes(&self) -> Option<&ResponseClasses> {
+        self.tries[0].as_ref()?.classes()
     }
 
     /// Those of a try, with that of its route.

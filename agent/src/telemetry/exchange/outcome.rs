@@ -1,6 +1,7 @@
 //! How an exchange ended, and whether that is a success, as Linkerd classifies it.
 
 use http::StatusCode;
+use weft_core::route::ResponseClasses;
 
 use super::super::labels::Rendered;
 
@@ -100,13 +101,14 @@ impl GrpcStatus {
     }
 }
 
-/// Whether a response that came to its end is a success.
+/// Whether a response that came to its end is a success; `classes` are what a ServiceProfile says of it.
 pub fn is_success(
     status: StatusCode,
     in_headers: Option<GrpcStatus>,
     in_trailers: Option<GrpcStatus>,
+    classes: Option<&ResponseClasses>,
 ) -> bool {
-    let outcome = Outcome::of_response(status.into(), in_headers, in_trailers);
+    let outcome = Outcome::of_response(status.into(), in_headers, in_trailers, classes);
     outcome.class.is_success
 }
 
@@ -155,6 +157,14 @@ impl From<StatusCode> for Status {
 }
 
 impl Status {
+    /// What these say of it.
+    fn class(self, classes: &ResponseClasses) -> Option<bool> {
+        match self {
+            Self::Code(code) => classes.is_success(code),
+            Self::Other => None,
+        }
+    }
+
     fn is_server_error(self) -> bool {
         matches!(self, Self::Code(500..=599))
     }
@@ -170,11 +180,12 @@ impl Status {
 
 impl Outcome {
     /// Of a response that came to its end. A status in the headers is final; a server's error is one
-    /// whatever its trailers say.
+    /// whatever its trailers say. What a ServiceProfile says of the status comes before all of these.
     pub(super) fn of_response(
         status: Status,
         in_headers: Option<GrpcStatus>,
         in_trailers: Option<GrpcStatus>,
+        classes: Option<&ResponseClasses>,
     ) -> Self {
         let (grpc, is_success) = match (in_headers, in_trailers) {
             (Some(grpc), _) => (Some(grpc), grpc.is_success()),
@@ -182,6 +193,8 @@ impl Outcome {
             (None, Some(grpc)) => (Some(grpc), grpc.is_success()),
             (None, None) => (None, true),
         };
+        let said = classes.and_then(|it| status.class(it));
+        let is_success = said.unwrap_or(is_success);
         Self {
             status: Some(status),
             class: Class {
@@ -279,6 +292,8 @@ const GRPC_NAMES: [&str; OTHER_GRPC as usize] = [
 
 #[cfg(test)]
 mod tests {
+    use weft_core::route::StatusRange;
+
     use super::*;
 
     #[test]
@@ -312,11 +327,39 @@ mod tests {
         ] {
             let parse = |it: Option<&str>| GrpcStatus::parse(it?.as_bytes());
             let status = StatusCode::from_u16(status).expect("valid").into();
-            let outcome = Outcome::of_response(status, parse(headers), parse(trailers));
+            let outcome = Outcome::of_response(status, parse(headers), parse(trailers), None);
             let row = (status, headers, trailers);
             assert_eq!(outcome.class.is_success, success, "{row:?}");
             let grpc = outcome.class.grpc.map(GrpcStatus::number);
             assert_eq!(grpc.as_deref(), shown, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_profile_says_of_a_status_comes_first() {
+        let list = |text| StatusRange::list(text).expect("valid");
+        let failures = ResponseClasses {
+            failures: list("404,201"),
+            successes: list("500,202"),
+        };
+        // HTTP status, in the headers, in the trailers; whether it is a success.
+        for (status, headers, trailers, success) in [
+            (404, None, None, false),
+            (403, None, None, true),
+            (500, None, None, true),
+            (503, None, None, false),
+            (201, Some("0"), None, false),
+            (201, None, Some("0"), false),
+            (202, Some("14"), None, true),
+            (202, None, Some("14"), true),
+            (200, None, Some("14"), false),
+            (500, None, Some("13"), true),
+            (999, None, None, true),
+        ] {
+            let parse = |it: Option<&str>| GrpcStatus::parse(it?.as_bytes());
+            let code = StatusCode::from_u16(status).expect("valid");
+            let is = is_success(code, parse(headers), parse(trailers), Some(&failures));
+            assert_eq!(is, success, "{status} {headers:?} {trailers:?}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use weft_core::route::ResponseClasses;
 
 use super::ExchangeSeries;
 use super::counters::RetryEvent;
@@ -20,6 +21,8 @@ pub struct ExchangeTimer {
     request_ended: Option<RequestEnd>,
     status: Option<Status>,
     in_headers: Option<GrpcStatus>,
+    /// What a ServiceProfile says of the response.
+    classes: Option<Arc<ResponseClasses>>,
     has_latency: bool,
     has_ended: bool,
 }
@@ -53,9 +56,21 @@ impl ExchangeTimer {
             request_ended: None,
             status: None,
             in_headers: None,
+            classes: None,
             has_latency: false,
             has_ended: false,
         }
+    }
+
+    /// The same, if this is what a ServiceProfile says of its response.
+    pub fn under(mut self, classes: Option<Arc<ResponseClasses>>) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// What a ServiceProfile says of the response.
+    pub fn classes(&self) -> Option<&ResponseClasses> {
+        self.classes.as_deref()
     }
 
     /// When the request was sent to its end. What a backend's response takes is counted from there, as with
@@ -100,7 +115,7 @@ impl ExchangeTimer {
         let now = Instant::now();
         self.first_byte_at(now);
         self.has_ended = true;
-        let outcome = Outcome::of_response(status.into(), in_headers, None).because(why);
+        let outcome = self.classified(status.into(), None).because(why);
         self.end_both(outcome, now);
     }
 
@@ -122,9 +137,7 @@ impl ExchangeTimer {
         self.first_byte_at(now);
         self.has_ended = true;
         let outcome = match (ended, self.status) {
-            (Ok(in_trailers), Some(status)) => {
-                Outcome::of_response(status, self.in_headers, in_trailers)
-            }
+            (Ok(in_trailers), Some(status)) => self.classified(status, in_trailers),
             (Ok(_), None) => Outcome::of_error(None, ExchangeError::Unknown),
             (Err(error), status) => Outcome::of_error(status, error),
         };
@@ -135,10 +148,14 @@ impl ExchangeTimer {
         self.first_byte_at(now);
         let given_up = ExchangeError::Cancel;
         let outcome = match self.status {
-            Some(status) => Outcome::of_response(status, self.in_headers, None).because(given_up),
+            Some(status) => self.classified(status, None).because(given_up),
             None => Outcome::of_error(None, given_up),
         };
         self.end_both(outcome, now);
+    }
+
+    fn classified(&self, status: Status, in_trailers: Option<GrpcStatus>) -> Outcome {
+        Outcome::of_response(status, self.in_headers, in_trailers, self.classes())
     }
 
     fn end_both(&self, outcome: Outcome, now: Instant) {

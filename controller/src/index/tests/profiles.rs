@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weft_core::route::{Profile, Target};
+use weft_core::route::{Profile, StatusRange, Target};
 
 use super::*;
 
@@ -34,37 +34,80 @@ impl Cluster {
     }
 }
 
-/// (a route) -> request timeout in ms; statuses and budget of retries
+/// (a route) -> request timeout in ms; statuses of retries; those that count as failures, and as none
 #[test]
 fn routes_say_how_long_and_what_is_sent_again() {
-    for (rest, timeout, retry) in [
-        ("", None, None),
-        ("timeout: 250ms", Some(250), None),
-        ("timeout: 0s", None, None),
-        ("isRetryable: false", None, None),
-        ("isRetryable: true", None, Some("500-599")),
+    for (rest, timeout, retry, classes) in [
+        ("", None, None, None),
+        ("timeout: 250ms", Some(250), None, None),
+        ("timeout: 0s", None, None, None),
+        ("isRetryable: false", None, None, None),
+        ("isRetryable: true", None, Some("500-599"), None),
         (
             "isRetryable: true, responseClasses: [{condition: {status: {min: 500, max: 500}}, isFailure: false},
               {condition: {any: [{status: {min: 429, max: 429}}, {status: {min: 590}}]}, isFailure: true}]",
             None,
             Some("429,501-599"),
+            Some(("429,590-599", "500")),
         ),
         (
             "isRetryable: true, responseClasses: [{condition: {not: {status: {max: 502}}}}]",
             None,
             Some("500-502"),
+            Some(("", "503-599")),
+        ),
+        (
+            "responseClasses: [{condition: {all: [{status: {min: 404}}, {status: {max: 499}}]}, isFailure: true},
+              {condition: {status: {}}}]",
+            None,
+            None,
+            Some(("404-499", "100-403,500-599")),
         ),
     ] {
         let cluster = Cluster::of(&(SERVICES.to_owned() + &profile("shop", &route(rest))));
         assert_eq!(cluster.problems(), [""; 0], "{rest}");
         let profiles = cluster.profiles();
-        let said = &profiles[0].routes[0].reliability;
+        let route = &profiles[0].routes[0];
+        let said = &route.reliability;
         assert_eq!(said.timeouts.request, timeout.map(Duration::from_millis), "{rest}");
-        let statuses = said.retry.as_ref().map(|it| {
-            let ranges: Vec<String> = it.http.iter().map(ToString::to_string).collect();
-            ranges.join(",")
-        });
-        assert_eq!(statuses.as_deref(), retry, "{rest}");
+        let retried = said.retry.as_ref().map(|it| shown(&it.http));
+        assert_eq!(retried.as_deref(), retry, "{rest}");
+        let found = route.classes.as_deref();
+        let found = found.map(|it| (shown(&it.failures), shown(&it.successes)));
+        let found = found.as_ref().map(|(failures, rest)| (failures.as_str(), rest.as_str()));
+        assert_eq!(found, classes, "{rest}");
+    }
+}
+
+fn shown(ranges: &[StatusRange]) -> String {
+    let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    ranges.join(",")
+}
+
+/// (classes) -> whether a call of gRPC that has failed is sent again
+#[test]
+fn what_is_good_by_its_status_is_not_sent_again() {
+    for (classes, is_sent_again) in [
+        ("", true),
+        ("{condition: {status: {min: 500}}, isFailure: true}", true),
+        (
+            "{condition: {status: {min: 200, max: 299}}, isFailure: false}",
+            false,
+        ),
+        (
+            "{condition: {status: {min: 200, max: 299}}, isFailure: true}",
+            true,
+        ),
+    ] {
+        let route = route(&format!("isRetryable: true, responseClasses: [{classes}]"));
+        let cluster = Cluster::of(&(SERVICES.to_owned() + &profile("shop", &route)));
+        let profiles = cluster.profiles();
+        let retry = profiles[0].routes[0]
+            .reliability
+            .retry
+            .as_ref()
+            .expect("a retry");
+        assert_eq!(retry.is_for_code(14), is_sent_again, "{classes}");
     }
 }
 

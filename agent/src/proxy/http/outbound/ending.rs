@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode, response};
+use weft_core::route::ResponseClasses;
 
 use crate::balance::InFlight;
 use crate::balance::breaker::Judgement;
@@ -65,7 +66,8 @@ impl Ending {
         let in_head = grpc_status(&head.headers);
         if in_head.is_some() || head.status.is_server_error() || !is_grpc(&head.headers) {
             let rest = retry_after(head);
-            self.judge(judgement(head.status, in_head, None), rest);
+            let judgement = judgement(head.status, in_head, None, self.timers.classes());
+            self.judge(judgement, rest);
         }
     }
 
@@ -97,7 +99,9 @@ impl Ending {
 
     /// All of the response has come.
     pub(in crate::proxy::http) fn ended(mut self) {
-        self.judge(judgement(self.status, None, self.in_trailers), None);
+        let classes = self.timers.classes();
+        let judgement = judgement(self.status, None, self.in_trailers, classes);
+        self.judge(judgement, None);
         self.timers.end(self.in_trailers);
     }
 
@@ -124,13 +128,14 @@ fn judgement(
     status: StatusCode,
     in_headers: Option<GrpcStatus>,
     in_trailers: Option<GrpcStatus>,
+    classes: Option<&ResponseClasses>,
 ) -> Judgement {
     let grpc = in_headers.or(in_trailers);
     if status == StatusCode::TOO_MANY_REQUESTS
         || grpc.is_some_and(GrpcStatus::is_resource_exhausted)
     {
         Judgement::Limited
-    } else if exchange::is_success(status, in_headers, in_trailers) {
+    } else if exchange::is_success(status, in_headers, in_trailers, classes) {
         Judgement::Success
     } else {
         Judgement::Failure
@@ -153,26 +158,38 @@ fn retry_after(head: &response::Parts) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use weft_core::route::StatusRange;
+
     use super::*;
 
     #[test]
     fn answers_are_judged_as_they_are_classified() {
         use Judgement::{Failure, Limited, Success};
-        for (status, headers, trailers, expected) in [
-            (200, None, None, Success),
-            (404, None, None, Success),
-            (500, None, None, Failure),
-            (503, None, None, Failure),
-            (429, None, None, Limited),
-            (200, None, Some("0"), Success),
-            (200, None, Some("5"), Success),
-            (200, None, Some("14"), Failure),
-            (200, Some("13"), None, Failure),
-            (200, None, Some("8"), Limited),
+        let list = |text| StatusRange::list(text).expect("valid");
+        let said = ResponseClasses {
+            failures: list("404,429"),
+            successes: list("500"),
+        };
+        let said = Some(&said);
+        for (status, headers, trailers, classes, expected) in [
+            (200, None, None, None, Success),
+            (404, None, None, None, Success),
+            (500, None, None, None, Failure),
+            (503, None, None, None, Failure),
+            (429, None, None, None, Limited),
+            (200, None, Some("0"), None, Success),
+            (200, None, Some("5"), None, Success),
+            (200, None, Some("14"), None, Failure),
+            (200, Some("13"), None, None, Failure),
+            (200, None, Some("8"), None, Limited),
+            (404, None, None, said, Failure),
+            (500, None, None, said, Success),
+            (503, None, None, said, Failure),
+            (429, None, None, said, Limited),
         ] {
             let parse = |it: Option<&str>| GrpcStatus::parse(it?.as_bytes());
             let status = StatusCode::from_u16(status).expect("valid");
-            let found = judgement(status, parse(headers), parse(trailers));
+            let found = judgement(status, parse(headers), parse(trailers), classes);
             assert_eq!(found, expected, "{status} {headers:?} {trailers:?}");
         }
     }

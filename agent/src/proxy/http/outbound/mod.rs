@@ -173,7 +173,7 @@ impl Whole<'_> {
     /// Counts it, if it was not; without an endpoint.
     fn count(&self) -> Timers {
         if self.tries.count() {
-            Timers::one(self.client.without_endpoint())
+            Timers::one(self.client.without_endpoint().begin())
         } else {
             Timers::default()
         }
@@ -250,6 +250,7 @@ async fn try_exchange(
         matched: None,
         backend: None,
         is_grpc,
+        classes: None,
         tries: &whole.tries,
     };
     let routes = (table.as_deref(), network.map(|it| &**it));
@@ -266,11 +267,15 @@ async fn try_exchange(
     if let Goal::Port(port) = &led.goal {
         kind.backend = Some(port);
     }
-    let said = match kind.matched {
-        Some(matched) => matched.rule.reliability.as_deref(),
-        None => table
-            .as_deref()
-            .and_then(|it| it.unrouted_for(&client.pod.id.0.namespace, &parts)),
+    let said = match (kind.matched, table.as_deref()) {
+        (Some(matched), _) => matched.rule.reliability.as_deref(),
+        (None, Some(table)) => {
+            let namespace = &client.pod.id.0.namespace;
+            let said = table.unrouted_for(namespace, &parts.method, parts.uri.path());
+            kind.classes = said.classes.cloned();
+            said.reliability
+        }
+        (None, None) => None,
     };
     let terms = Terms::of(said, &mut parts, is_grpc, purpose).map(Box::new);
     let mut body = RequestBody::of(body, &client.party);

@@ -19,7 +19,7 @@ use crate::proxy::http::connection::MOST_STALE;
 use crate::proxy::http::gate::Pass;
 use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::upload::Watch;
-use crate::proxy::http::{Version, head, host};
+use crate::proxy::http::{Version, head};
 use crate::proxy::outbound::{self, Waiter};
 use crate::proxy::usage::Place;
 
@@ -314,7 +314,7 @@ async fn send_to(
     request = adapt(request, client.version);
     let mut timers = match (counted, endpoint.2) {
         (Some(counted), _) => counted,
-        (None, Some(kind)) => upstream.measure(client, kind, host::of(&request)),
+        (None, Some(kind)) => upstream.measure(client, kind, &request),
         (None, None) => Timers::default(),
     };
     timers.request_ended(&request.body_mut().end());

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
+use hyper::Request;
+
 use super::send::Endpoint;
 use super::{Facts, home};
 use crate::node::LocalPod;
@@ -256,22 +258,23 @@ impl Upstream {
     }
 
     /// Begins to measure an exchange.
-    pub(super) fn measure(
+    pub(super) fn measure<B>(
         &mut self,
         client: &Facts,
         kind: &Kind<'_>,
-        host: Option<&[u8]>,
+        request: &Request<B>,
     ) -> Timers {
         let (context, pod) = (&client.context, &client.pod);
         match self {
             Self::Http1(connection) => {
                 let connection = &mut **connection;
-                kind.of_connection(context, pod, &connection.route, &mut connection.known, host)
+                let known = &mut connection.known;
+                kind.of_connection(context, pod, &connection.route, known, request)
             }
             Self::Http2 { connection, .. } => {
                 let known = connection.known.lock();
                 let mut known = known.unwrap_or_else(PoisonError::into_inner);
-                kind.of_connection(context, pod, &connection.route, &mut known, host)
+                kind.of_connection(context, pod, &connection.route, &mut known, request)
             }
         }
     }
