@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::Kind;
 use crate::store::Page;
-use crate::{Shared, watching, writing};
+use crate::{Shared, tokens, watching, writing};
 
 /// An answer's body: whole, or as it comes.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -26,6 +26,8 @@ pub(crate) struct Collection {
     pub(crate) kind: Kind,
     pub(crate) version: String,
     pub(crate) namespace: Option<String>,
+    /// The name of the one object of it that is asked for by a selector.
+    pub(crate) only: Option<String>,
 }
 
 /// The parameters of a request.
@@ -47,6 +49,7 @@ pub(crate) async fn answer(
     });
     let answered = match authenticated(&shared, request.headers()) {
         Ok(()) if reads => get(&shared, path, &parameters(query)),
+        Ok(()) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
         Ok(()) => writing::write(&shared, path, request).await,
         Err(failure) => Err(failure),
     };
@@ -195,13 +198,11 @@ fn collection(
         [plural, name] => (None, *plural, Some(*name)),
         _ => return Err(not_found()),
     };
-    let collection = Collection::find(shared, [group, version, plural], namespace)?;
-    if let Some(selector) = ["labelSelector", "fieldSelector"]
-        .iter()
-        .find(|it| query.contains_key(**it))
-    {
-        let message = format!("{selector} is not supported by this server");
-        return Err((StatusCode::BAD_REQUEST, "BadRequest", message));
+    let mut collection = Collection::find(shared, [group, version, plural], namespace)?;
+    collection.only = selected(query)?;
+    // As for an account that has a right to single ones.
+    if plural == "secrets" && collection.only.is_none() && name.is_none() {
+        return Err(refusal(403, plural, group));
     }
     let watches = query.get("watch").map(String::as_str);
     match (name, matches!(watches, Some("true" | "1"))) {
@@ -226,6 +227,7 @@ impl Collection {
             kind: kind.ok_or_else(not_found)?,
             version: version.to_owned(),
             namespace: namespace.map(str::to_owned),
+            only: None,
         };
         let refused = shared.behaviour().refused.get(plural).copied();
         match refused {
@@ -233,6 +235,23 @@ impl Collection {
             None => Ok(collection),
         }
     }
+
+    /// Whether a selector lets this object through.
+    pub(crate) fn contains(&self, object: &Value) -> bool {
+        let only = self.only.as_deref();
+        only.is_none_or(|it| object["metadata"]["name"] == it)
+    }
+}
+
+/// The name of the one object that a selector asks for; no selector can say anything else here.
+fn selected(query: &Query) -> Result<Option<String>, Failure> {
+    let by_field = query.get("fieldSelector").map(String::as_str);
+    let name = by_field.and_then(|it| it.strip_prefix("metadata.name="));
+    if query.contains_key("labelSelector") || (by_field.is_some() && name.is_none()) {
+        let message = "this server selects by the field metadata.name only".to_owned();
+        return Err((StatusCode::BAD_REQUEST, "BadRequest", message));
+    }
+    Ok(name.map(str::to_owned))
 }
 
 fn one(shared: &Shared, of: &Collection, name: &str) -> Result<Response<Body>, Failure> {
@@ -270,7 +289,8 @@ fn list(shared: &Shared, of: &Collection, query: &Query) -> Result<Response<Body
         }
         item
     };
-    let items: Vec<Value> = items.iter().map(item).collect();
+    let items = items.iter().filter(|it| of.contains(it));
+    let items: Vec<Value> = items.map(item).collect();
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some((token, left)) = rest {
         metadata["continue"] = json!(token);
@@ -315,7 +335,7 @@ fn parameters(query: &str) -> Query {
     let pairs = query.split('&').filter(|it| !it.is_empty());
     let pair = |it: &str| {
         let (name, value) = it.split_once('=').unwrap_or((it, ""));
-        (name.to_owned(), value.to_owned())
+        (name.to_owned(), value.replace("%3D", "="))
     };
     pairs.map(pair).collect()
 }

@@ -60,6 +60,7 @@ impl Kind {
             Self::built_in("", "v1", "Service", true),
             Self::built_in("", "v1", "ServiceAccount", true),
             Self::built_in("", "v1", "ConfigMap", true),
+            Self::built_in("", "v1", "Secret", true),
             Self::built_in("discovery.k8s.io", "v1", "EndpointSlice", true),
             Self::built_in("networking.k8s.io", "v1", "NetworkPolicy", true),
             Self::built_in("coordination.k8s.io", "v1", "Lease", true),

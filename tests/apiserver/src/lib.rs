@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `/readyz`, `/livez`, `/healthz`, `/version` | text, 500 while not ready | no list of single checks |
 //! | `/api`, `/api/v1`, `/apis`, `/apis/G`, `/apis/G/V` | the lists of discovery; kinds can come and go at any time | no aggregated discovery; the hash and order of versions are not computed |
-//! | GET of a collection, of a namespace or of all | pages by `limit` and `continue`, all of one `resourceVersion`; 410 `Expired` for a page of before a compaction; items of built-in kinds without `apiVersion` and `kind` | selectors are refused with 400 |
+//! | GET of a collection, of a namespace or of all | pages by `limit` and `continue`, all of one `resourceVersion`; 410 `Expired` for a page of before a compaction; items of built-in kinds without `apiVersion` and `kind`; `fieldSelector=metadata.name=` | other selectors are refused with 400; Secrets are listed and watched by name only |
 //! | GET of an object | the object, or 404 | |
 //! | `watch=true` | changes after `resourceVersion`, whole objects, one per line; without one, first all that is there; `BOOKMARK`s, and one before `timeoutSeconds` end it; `ERROR` with code 410 for a version of before a compaction | bookmarks as often as a test wants; no `sendInitialEvents` |
 //! | several versions of a kind | one object, shown in the version that is asked for | nothing is converted but `apiVersion` |
@@ -16,6 +16,7 @@
 //! | kinds a test forbids | 403 with the real one's message | no roles, no bindings |
 //! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only; of built-in kinds, all else tests and folders write |
 //! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
+//! | POST of a TokenReview | whether a token of [`tokens`] is signed, not expired, for one of the audiences, and its pod is there | nobody else's tokens |
 //!
 //! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
 //! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves
@@ -42,6 +43,7 @@ mod kinds;
 pub mod slices;
 mod store;
 mod tls;
+pub mod tokens;
 mod watching;
 mod writing;
 
@@ -86,6 +88,8 @@ pub struct Behaviour {
     pub bookmark_every: Duration,
     /// Watches end after this, whatever is asked for.
     pub longest_watch: Duration,
+    /// Whether TokenReviews are answered without looking at audiences, as by a server that does not know them.
+    pub ignores_audiences: bool,
     /// Whether a watch from a forgotten version is refused with 410, as by what stands before some servers, rather than
     /// begun with an event that says so.
     pub expired_is_refused: bool,
@@ -124,6 +128,7 @@ impl Default for Behaviour {
             longest_page: usize::MAX,
             bookmark_every: Duration::from_secs(60),
             longest_watch: Duration::from_secs(3600),
+            ignores_audiences: false,
             expired_is_refused: false,
         }
     }

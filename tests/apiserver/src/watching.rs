@@ -87,7 +87,7 @@ impl Watch {
                 let gone = status(410, "Expired", &message);
                 return self.send("ERROR", &gone).await;
             };
-            for change in changes {
+            for change in changes.iter().filter(|it| self.of.contains(&it.object)) {
                 self.send(change.what, &shown(&self.of, &change.object))
                     .await?;
             }
@@ -107,8 +107,8 @@ impl Watch {
         let (kind, namespace) = (&self.of.kind, self.of.namespace.as_deref());
         let page = self.shared.store.list(kind, namespace, usize::MAX, None);
         let page = page.map_err(|_| Ended)?;
-        for object in page.items {
-            self.send("ADDED", &shown(&self.of, &object)).await?;
+        for object in page.items.iter().filter(|it| self.of.contains(it)) {
+            self.send("ADDED", &shown(&self.of, object)).await?;
         }
         Ok(page.revision)
     }
