@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use weft_core::{AccessPolicy, Name, TrustDomain};
+use weft_core::{AccessPolicy, Name, ObjectName, TrustDomain};
 
 /// Weft's controller: tells agents what describes the cluster, and signs their certificates.
 #[derive(Debug, Parser)]
@@ -49,9 +49,29 @@ pub struct Run {
     /// Directory of the certificate authority: ca.crt, issuer.crt, issuer.key. Made on first start.
     #[arg(long, value_name = "DIR", env = "WEFT_CA")]
     pub ca: PathBuf,
-    /// File of join tokens: lines `node-name token`; read again whenever it changes.
+    /// How agents prove which node they are on: by join tokens, or by tokens of their service account that the API
+    /// server reviews. If it is not given: as the source is, by join tokens with a directory.
+    #[arg(long, value_name = "WAY", env = "WEFT_AGENT_AUTH")]
+    pub agent_auth: Option<AgentAuth>,
+    /// With join tokens: a file of lines `node-name token`; read again whenever it changes.
     #[arg(long, value_name = "FILE", env = "WEFT_JOIN_TOKENS")]
-    pub join_tokens: PathBuf,
+    pub join_tokens: Option<PathBuf>,
+    /// With tokens of service accounts: the audience that they must be for.
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        env = "WEFT_TOKEN_AUDIENCE",
+        default_value = "weft-controller"
+    )]
+    pub token_audience: String,
+    /// With tokens of service accounts: that of the agents.
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        env = "WEFT_AGENT_SERVICE_ACCOUNT",
+        default_value = "weft-system/weft-agent"
+    )]
+    pub agent_service_account: ObjectName,
     /// Where agents connect to (gRPC over TLS 1.3).
     #[arg(long, value_name = "ADDR:PORT", env = "WEFT_LISTEN")]
     pub listen: SocketAddr,
@@ -169,29 +189,63 @@ impl fmt::Display for SourceChoice {
     }
 }
 
+/// How agents prove which node they are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AgentAuth {
+    /// By tokens in a file.
+    JoinTokens,
+    /// By tokens of their service account, which the API server reviews.
+    Kubernetes,
+}
+
 impl Run {
-    /// Refuses flags that say something about another source than the one that is read.
+    /// How agents prove which node they are on.
+    pub fn agent_auth(&self) -> AgentAuth {
+        let by_source = match self.source {
+            SourceChoice::Directory(_) => AgentAuth::JoinTokens,
+            SourceChoice::Kubernetes => AgentAuth::Kubernetes,
+        };
+        self.agent_auth.unwrap_or(by_source)
+    }
+
+    /// Refuses flags that do not go together: that say something about another source than the one that is read, or
+    /// about another way to know agents.
     ///
     /// # Errors
     /// The first of them.
     pub fn check(&self) -> anyhow::Result<()> {
-        if self.source == SourceChoice::Kubernetes {
-            return Ok(());
-        }
-        for (flag, given) in [
+        let of_kubernetes = [
             ("--kubeconfig", self.kubeconfig.is_some()),
             ("--kube-context", self.kube_context.is_some()),
             (
                 "--believe-netns-annotations",
                 self.believe_netns_annotations,
             ),
-        ] {
-            anyhow::ensure!(
-                !given,
-                "{flag} is for --source kubernetes, and the source is the directory {}",
-                self.source
-            );
+            (
+                "--agent-auth kubernetes",
+                self.agent_auth == Some(AgentAuth::Kubernetes),
+            ),
+        ];
+        if self.source != SourceChoice::Kubernetes {
+            for (flag, given) in of_kubernetes {
+                anyhow::ensure!(
+                    !given,
+                    "{flag} is for --source kubernetes, and the source is the directory {}",
+                    self.source
+                );
+            }
         }
+        match (self.agent_auth(), &self.join_tokens) {
+            (AgentAuth::JoinTokens, None) => {
+                anyhow::bail!("--join-tokens is needed: nobody could connect")
+            }
+            (AgentAuth::Kubernetes, Some(_)) => anyhow::bail!(
+                "--join-tokens is for --agent-auth join-tokens: with --source kubernetes, agents \
+                 are known by tokens of their service account unless it is said so"
+            ),
+            _ => {}
+        }
+        anyhow::ensure!(!self.token_audience.is_empty(), "--token-audience is empty");
         Ok(())
     }
 }
@@ -246,14 +300,31 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_another_source_are_refused() {
+    fn flags_that_do_not_go_together_are_refused() {
+        const TOKENS: [&str; 2] = ["--join-tokens", "t"];
         for (further, refused) in [
             (&["--source", "kubernetes", "--kubeconfig", "a"][..], None),
             (
                 &["--source", "kubernetes", "--believe-netns-annotations"],
                 None,
             ),
-            (&["--source", "./kubernetes"], None),
+            (
+                &["--source", "kubernetes", "--agent-auth", "kubernetes"],
+                None,
+            ),
+            (
+                &["--source", "kubernetes", TOKENS[0], TOKENS[1]],
+                Some("--join-tokens is for"),
+            ),
+            (
+                &["--source", "kubernetes", "--agent-auth", "join-tokens"],
+                Some("--join-tokens is needed"),
+            ),
+            (&["--source", "./kubernetes", TOKENS[0], TOKENS[1]], None),
+            (
+                &["--source", "./kubernetes"],
+                Some("--join-tokens is needed"),
+            ),
             (
                 &["--source", "./kubernetes", "--kubeconfig", "a"],
                 Some("--kubeconfig is for"),
@@ -266,14 +337,16 @@ mod tests {
                 &["--source", "a", "--kube-context", "b"],
                 Some("--kube-context is for"),
             ),
+            (
+                &["--source", "a", "--agent-auth", "kubernetes"],
+                Some("--agent-auth kubernetes is for"),
+            ),
         ] {
             let needed = [
                 "weft-controller",
                 "run",
                 "--ca",
                 "ca",
-                "--join-tokens",
-                "t",
                 "--listen",
                 "127.0.0.1:1",
                 "--admin",

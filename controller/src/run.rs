@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -13,8 +14,10 @@ use weft_proto::Resource;
 
 use crate::admin::Admin;
 use crate::authority::Authority;
-use crate::config::{Run, SourceChoice};
+use crate::config::{AgentAuth, Run, SourceChoice};
 use crate::control::agents::Agents;
+use crate::control::authentication::pods::AgentPods;
+use crate::control::authentication::{Authentication, Expected, Reviews};
 use crate::control::tls::Serving;
 use crate::control::tokens::Tokens;
 use crate::control::{self};
@@ -43,6 +46,7 @@ pub struct Controller {
     server: control::Server,
     problems: Problems,
     source: AnySource,
+    agent_pods: Arc<AgentPods>,
 }
 
 /// A source of either kind, ready to run.
@@ -53,18 +57,14 @@ enum AnySource {
 }
 
 impl AnySource {
-    async fn open(config: &Run, problems: Problems) -> anyhow::Result<Self> {
-        config.check()?;
+    /// The source, given a client where it is a cluster.
+    fn of(config: &Run, client: Option<Client>, problems: Problems) -> anyhow::Result<Self> {
         Ok(match &config.source {
             SourceChoice::Directory(path) => {
                 Self::Directory(Directory::new(path.clone(), problems))
             }
             SourceChoice::Kubernetes => {
-                let connection = Connection {
-                    kubeconfig: config.kubeconfig.clone(),
-                    context: config.kube_context.clone(),
-                };
-                let client = connection.client().await.context("--source kubernetes")?;
+                let client = client.context("--source kubernetes")?;
                 let believe = config.believe_netns_annotations;
                 Self::Kubernetes(Kubernetes::new(client, believe, problems))
             }
@@ -89,9 +89,14 @@ impl Controller {
     /// # Errors
     /// What is configured cannot be used, and why.
     pub async fn open(config: Run, stop: CancellationToken) -> anyhow::Result<Self> {
+        config.check()?;
         let problems = Problems::default();
         let views = Arc::new(Views::default());
-        let source = AnySource::open(&config, problems.clone()).await?;
+        let client = client(&config).await?;
+        let source = AnySource::of(&config, client.clone(), problems.clone())?;
+        let agents_namespace = config.agent_service_account.namespace.clone();
+        let agent_pods = Arc::new(AgentPods::new(agents_namespace));
+        let authentication = authentication(&config, client, &agent_pods, &problems)?;
         let authority = Authority::open(
             config.ca.clone(),
             config.trust_domain.clone(),
@@ -99,11 +104,6 @@ impl Controller {
             problems.clone(),
         );
         let authority = authority.context("the certificate authority")?;
-        let tokens = Tokens::open(config.join_tokens.clone(), problems.clone());
-        let tokens = tokens.with_context(|| {
-            let file = config.join_tokens.display();
-            format!("the join tokens in {file}")
-        })?;
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
         let admin_listener = TcpListener::bind(config.admin).await;
@@ -114,7 +114,7 @@ impl Controller {
         let server = control::Server {
             views,
             authority: Arc::new(authority),
-            tokens: Arc::new(tokens),
+            authentication: Arc::new(authentication),
             agents: Arc::new(Agents::new(problems.clone())),
             metrics: Arc::new(Metrics::default()),
             trust_domain: config.trust_domain.clone(),
@@ -129,6 +129,7 @@ impl Controller {
             server,
             problems,
             source,
+            agent_pods,
         })
     }
 
@@ -172,10 +173,11 @@ impl Controller {
         let (sender, batches) = mpsc::channel(16);
         let mut reading = self.source.start(sender, stop.clone());
         let metrics = self.server.metrics.clone();
+        let agent_pods = self.agent_pods;
         // Translation is work for a processor, not for the tasks that serve.
         let indexing = std::thread::Builder::new()
             .name("index".to_owned())
-            .spawn(move || translate(index, batches, &views, &metrics))?;
+            .spawn(move || translate(index, batches, &views, &agent_pods, &metrics))?;
         let authority = self.server.authority.clone();
         publish_trust(&authority, &self.server.views);
         let watching = look_after(self.server.clone(), stop.clone());
@@ -252,14 +254,55 @@ pub async fn run(config: Run) -> anyhow::Result<()> {
     controller.serve().await
 }
 
+/// A client for the API server of a cluster, if there is one.
+async fn client(config: &Run) -> anyhow::Result<Option<Client>> {
+    if config.source != SourceChoice::Kubernetes {
+        return Ok(None);
+    }
+    let connection = Connection {
+        kubeconfig: config.kubeconfig.clone(),
+        context: config.kube_context.clone(),
+    };
+    let client = connection.client().await;
+    client.context("--source kubernetes").map(Some)
+}
+
+fn authentication(
+    config: &Run,
+    client: Option<Client>,
+    agent_pods: &Arc<AgentPods>,
+    problems: &Problems,
+) -> anyhow::Result<Authentication> {
+    match config.agent_auth() {
+        AgentAuth::JoinTokens => {
+            let file = config.join_tokens.clone().context("--join-tokens")?;
+            let name = file.display().to_string();
+            let tokens = Tokens::open(file, problems.clone());
+            let tokens = tokens.with_context(|| format!("the join tokens in {name}"))?;
+            Ok(Authentication::JoinTokens(tokens))
+        }
+        AgentAuth::Kubernetes => {
+            let client = client.context("--agent-auth kubernetes")?;
+            let expected = Expected {
+                audience: config.token_audience.clone(),
+                account: config.agent_service_account.clone(),
+            };
+            let reviews = Reviews::new(client, expected, agent_pods.clone(), problems.clone());
+            Ok(Authentication::Kubernetes(Arc::new(reviews)))
+        }
+    }
+}
+
 fn translate(
     mut index: Index,
     mut batches: mpsc::Receiver<Batch>,
     views: &Views,
+    agent_pods: &AgentPods,
     metrics: &Metrics,
 ) {
     while let Some(batch) = batches.blocking_recv() {
         let (started, events) = (Instant::now(), batch.events.len());
+        agent_pods.hear(&batch);
         index.apply(batch);
         views.set_complete();
         let took = started.elapsed();
@@ -276,10 +319,11 @@ async fn look_after(server: control::Server, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
-        let (authority, tokens) = (server.authority.clone(), server.tokens.clone());
+        let authority = server.authority.clone();
+        let authentication = server.authentication.clone();
         let looked = tokio::task::spawn_blocking(move || {
             authority.reload();
-            tokens.reload();
+            authentication.reload();
         });
         // A panic in there is logged by the runtime; the next look may succeed.
         let _ = looked.await;

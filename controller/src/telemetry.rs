@@ -26,6 +26,7 @@ use crate::views::Views;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     refused: Family<RefusedLabels, Counter>,
+    authenticated: Family<AuthenticationLabels, Counter>,
     signed: Family<SignedLabels, Counter>,
     rejected: Family<NodeLabels, Counter>,
     pushes: Counter,
@@ -66,6 +67,11 @@ struct RefusedLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AuthenticationLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SignedLabels {
     result: Signing,
 }
@@ -79,6 +85,12 @@ impl Metrics {
     /// An agent was refused.
     pub fn refused(&self, reason: Refused) {
         self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+
+    /// It was decided about the token of a call.
+    pub fn authenticated(&self, result: &'static str) {
+        let labels = AuthenticationLabels { result };
+        self.authenticated.get_or_create(&labels).inc();
     }
 
     /// A signing request was decided.
@@ -113,6 +125,8 @@ impl Metrics {
         let all = &mut registry;
         let help = "Agents refused, by reason";
         all.register("refused", help, self.refused.clone());
+        let help = "Tokens of agents' calls, by what was decided about them";
+        all.register("agent_authentications", help, self.authenticated.clone());
         let help = "Signing requests, by result";
         all.register("signs", help, self.signed.clone());
         let help = "Resources that agents rejected";

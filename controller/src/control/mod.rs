@@ -1,31 +1,29 @@
 //! The gRPC service that agents connect to: the stream of state, and signing.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::codegen::{Service, http};
-use tonic::server::NamedService;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 use weft_core::{Identity, Name, ObjectName, TrustDomain};
 use weft_proto::v1::control_server::{Control, ControlServer};
 use weft_proto::{MAX_MESSAGE_BYTES, v1};
 
 use crate::authority::{Authority, SignError};
-use crate::telemetry::{Metrics, Refused, Signing};
+use crate::telemetry::{Metrics, Signing};
 use crate::views::Views;
 use agents::Agents;
-use strangers::Seat;
+use authentication::Authentication;
+use gate::{Gate, Gated};
 use tls::Serving;
-use tokens::Tokens;
 
 pub mod agents;
+pub mod authentication;
+mod gate;
 mod strangers;
 mod stream;
 pub mod tls;
@@ -39,7 +37,7 @@ pub struct Server {
     /// Signs certificates.
     pub authority: Arc<Authority>,
     /// Who may connect.
-    pub tokens: Arc<Tokens>,
+    pub authentication: Arc<Authentication>,
     /// Who is connected.
     pub agents: Arc<Agents>,
     /// Counts.
@@ -50,31 +48,13 @@ pub struct Server {
     pub stop: CancellationToken,
 }
 
-/// The node whose agent makes a call, and the token that proved it.
+/// The node whose agent makes a call, the token that proved it, and where it comes from.
 #[derive(Clone)]
 struct Caller {
     node: Name,
     token: Vec<u8>,
+    from: IpAddr,
 }
-
-/// Lets in only agents with a join token.
-#[derive(Clone)]
-struct Gate {
-    tokens: Arc<Tokens>,
-    metrics: Arc<Metrics>,
-    /// When a wrong token was last logged.
-    said: Arc<Mutex<Option<Instant>>>,
-}
-
-/// The service, with another limit of what is read for each call.
-#[derive(Clone)]
-struct ByCall {
-    stream: Gated,
-    sign: Gated,
-}
-
-type Gated = InterceptedService<ControlServer<Server>, Gate>;
-type HttpRequest = http::Request<tonic::body::Body>;
 
 /// A connection on which nothing is heard for this long is pinged,
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -84,8 +64,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CALLS: u32 = 128;
 /// A request for a signature is a key and a name.
 const MAX_SIGN_BYTES: usize = 64 * 1024;
-/// Wrong tokens are logged at most this often: they may come by the thousands.
-const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Serves agents until it is stopped.
@@ -97,19 +75,15 @@ impl Server {
         let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
         let accepting = tls::accept(listener, serving.config()?, metrics, sender, stop.clone());
         let accepting = tokio::spawn(accepting);
-        let gate = Gate {
-            tokens: self.tokens.clone(),
-            metrics: self.metrics.clone(),
-            said: Arc::default(),
-        };
+        let gate = Arc::new(Gate::new(self.authentication.clone(), self.metrics.clone()));
         let service = Arc::new(self);
         let limited = |bytes| {
-            let service = ControlServer::from_arc(service.clone())
+            ControlServer::from_arc(service.clone())
                 .max_decoding_message_size(bytes)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            InterceptedService::new(service, gate.clone())
+                .max_encoding_message_size(MAX_MESSAGE_BYTES)
         };
-        let gated = ByCall {
+        let gated = Gated {
+            gate,
             stream: limited(MAX_MESSAGE_BYTES),
             sign: limited(MAX_SIGN_BYTES),
         };
@@ -125,66 +99,6 @@ impl Server {
     }
 }
 
-impl Interceptor for Gate {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let header = request.metadata().get("authorization");
-        let token = header.and_then(|it| it.as_bytes().strip_prefix(b"Bearer "));
-        let Some(token) = token.map(<[u8]>::to_vec) else {
-            self.metrics.refused(Refused::NoToken);
-            return Err(Status::unauthenticated("a bearer token is needed"));
-        };
-        let Some(node) = self.tokens.node_of(&token) else {
-            self.metrics.refused(Refused::WrongToken);
-            self.say_wrong();
-            return Err(Status::unauthenticated("the token is not known"));
-        };
-        // Every connection has one: see `tls::accept`.
-        let seat = request.extensions().get::<Arc<Seat>>();
-        let seat = seat.ok_or_else(|| Status::internal("a connection without a place"))?;
-        if seat.prove(&node).is_err() {
-            return Err(Status::resource_exhausted("too many connections of a node"));
-        }
-        request.extensions_mut().insert(Caller { node, token });
-        Ok(request)
-    }
-}
-
-impl Gate {
-    fn say_wrong(&self) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|it| it.elapsed() >= SAY_AGAIN) {
-            *said = Some(Instant::now());
-            tracing::warn!("an agent was refused: its join token is not known");
-        }
-    }
-}
-
-impl Service<HttpRequest> for ByCall {
-    type Response = <Gated as Service<HttpRequest>>::Response;
-    type Error = <Gated as Service<HttpRequest>>::Error;
-    type Future = <Gated as Service<HttpRequest>>::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        match <Gated as Service<HttpRequest>>::poll_ready(&mut self.stream, context) {
-            Poll::Ready(Ok(())) => {
-                <Gated as Service<HttpRequest>>::poll_ready(&mut self.sign, context)
-            }
-            other => other,
-        }
-    }
-
-    fn call(&mut self, request: HttpRequest) -> Self::Future {
-        match request.uri().path().rsplit('/').next() {
-            Some("Subscribe") => self.stream.call(request),
-            _ => self.sign.call(request),
-        }
-    }
-}
-
-impl NamedService for ByCall {
-    const NAME: &'static str = <ControlServer<Server> as NamedService>::NAME;
-}
-
 #[tonic::async_trait]
 impl Control for Server {
     type SubscribeStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
@@ -197,14 +111,13 @@ impl Control for Server {
         let context = stream::Context {
             views: self.views.clone(),
             agents: self.agents.clone(),
-            tokens: self.tokens.clone(),
+            authentication: self.authentication.clone(),
             metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         };
         // One message waits while one is sent: all else is found out when the agent is ready.
         let (sender, receiver) = mpsc::channel(1);
-        let Caller { node, token } = caller;
-        let serving = stream::serve(context, node, token, request.into_inner(), sender);
+        let serving = stream::serve(context, caller, request.into_inner(), sender);
         tokio::spawn(serving);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

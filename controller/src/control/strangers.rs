@@ -36,6 +36,8 @@ struct State {
 pub(super) struct Seat {
     doors: Arc<Doors>,
     number: u64,
+    /// Where it comes from: an address, or the network of one.
+    pub(super) address: IpAddr,
     /// Cancelled when the place is needed for another.
     pub(super) leave: CancellationToken,
     node: Mutex<Option<Name>>,
@@ -87,6 +89,7 @@ impl Doors {
         Arc::new(Seat {
             doors: self.clone(),
             number,
+            address,
             leave,
             node: Mutex::default(),
         })

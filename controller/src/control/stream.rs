@@ -18,8 +18,9 @@ use weft_proto::v1::controller_message::Message as ToAgent;
 use weft_proto::v1::{self, agent_message::Message as FromAgent};
 use weft_proto::{Key, PROTOCOL_VERSION};
 
+use super::Caller;
 use super::agents::{Agents, Connected};
-use super::tokens::Tokens;
+use super::authentication::Authentication;
 use crate::telemetry::Metrics;
 use crate::views::{Difference, Views};
 
@@ -28,7 +29,7 @@ use crate::views::{Difference, Views};
 pub(super) struct Context {
     pub(super) views: Arc<Views>,
     pub(super) agents: Arc<Agents>,
-    pub(super) tokens: Arc<Tokens>,
+    pub(super) authentication: Arc<Authentication>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: CancellationToken,
 }
@@ -69,12 +70,13 @@ const MAX_KEY_BYTES: usize = 1024;
 /// Serves the stream until it ends, and tells the agent why.
 pub(super) async fn serve(
     context: Context,
-    node: Name,
-    token: Vec<u8>,
+    caller: Caller,
     inbound: impl Inbound,
     outbound: Outbound,
 ) {
-    let ended = match run(&context, &node, &token, inbound, &outbound).await {
+    let ended = run(&context, &caller, inbound, &outbound).await;
+    let node = caller.node;
+    let ended = match ended {
         Ok(()) => {
             tracing::info!(%node, "the agent's stream ended");
             return;
@@ -88,12 +90,13 @@ pub(super) async fn serve(
 
 async fn run(
     context: &Context,
-    node: &Name,
-    token: &[u8],
+    caller: &Caller,
     mut inbound: impl Inbound,
     outbound: &Outbound,
 ) -> Result<(), Status> {
-    let mut tokens = context.tokens.changes();
+    let Caller { node, token, from } = caller;
+    let lapsed = context.authentication.lapsed(token, node, *from);
+    let mut lapsed = std::pin::pin!(lapsed);
     let hello = hello(node, &mut inbound).await?;
     let connected = context
         .agents
@@ -125,11 +128,7 @@ async fn run(
             () = context.stop.cancelled() => {
                 return Err(Status::unavailable("the controller ends"));
             }
-            _ = tokens.changed() => {
-                if context.tokens.node_of(token).as_ref() != Some(node) {
-                    return Err(Status::unauthenticated("the join token is no longer valid"));
-                }
-            }
+            status = &mut lapsed => return Err(status),
             permit = outbound.reserve(), if !outbox.is_empty() => {
                 // The agent is gone.
                 let Ok(permit) = permit else { return Ok(()) };

@@ -58,6 +58,7 @@ impl Controller {
             None => option("--source", &text(source)),
             Some(server) => {
                 option("--source", "kubernetes");
+                option("--agent-auth", "join-tokens");
                 option("--kubeconfig", &text(&server.kubeconfig));
             }
         }

@@ -99,7 +99,7 @@ pub(super) fn explain_watch(error: &watcher::Error) -> String {
 }
 
 /// What a failed request means, and what to do.
-pub(super) fn explain(error: &kube::Error) -> String {
+pub(crate) fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 401 => format!(
             "{} (401): is the token or certificate of this controller still valid?",

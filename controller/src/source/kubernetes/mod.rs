@@ -37,6 +37,7 @@ mod trim;
 mod watch;
 mod world;
 
+pub(crate) use connect::explain;
 pub use connect::{ConnectError, Connection};
 
 /// A cluster's API server.

@@ -1,0 +1,326 @@
+//! An API server with two nodes and their agents' pods, a controller that reads it, and somebody with a token.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+use weft_apiserver::tokens::Token;
+use weft_apiserver::{Options, Server, Store, Tls};
+use weft_controller::config::{Cli, Command};
+use weft_controller::objects::decode;
+use weft_controller::run::Controller;
+use weft_proto::v1::control_client::ControlClient;
+use weft_proto::v1::{agent_message, controller_message};
+use weft_proto::{CONTROLLER_NAME, PROTOCOL_VERSION, v1};
+
+/// Nothing here may take longer, on a machine that has much else to do.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+const CLUSTER: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: weft-system}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {weft.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec: {nodeName: one, serviceAccountName: web, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.1.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop}
+spec: {nodeName: two, serviceAccountName: cart, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.1.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: job, namespace: shop}
+spec: {nodeName: one, serviceAccountName: job, containers: [{name: c}]}
+status: {phase: Succeeded}
+";
+
+/// All of it.
+pub(crate) struct Stage {
+    pub(crate) store: Arc<Store>,
+    /// None while it is down.
+    pub(crate) server: Option<Server>,
+    api_address: SocketAddr,
+    options: Options,
+    folder: TempDir,
+    controller: Running,
+}
+
+/// A controller that serves.
+struct Running {
+    address: SocketAddr,
+    admin: SocketAddr,
+    stop: CancellationToken,
+    serving: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Stage {
+    pub(crate) async fn start() -> Self {
+        let store = Store::of_mesh();
+        for document in decode::documents(CLUSTER).expect("YAML") {
+            store.apply(&document).expect("of a kind that is served");
+        }
+        for (name, node) in [("agent-1", "one"), ("agent-2", "two")] {
+            store.apply(&agent_pod(name, node)).expect("applied");
+        }
+        let options = Options {
+            token: Some("token-of-the-controller".to_owned()),
+            tls: Some(Tls::new(&["127.0.0.1"]).expect("made")),
+        };
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::start(store.clone(), any, options.clone()).await;
+        let server = server.expect("started");
+        let folder = tempfile::tempdir().expect("made");
+        let kubeconfig = folder.path().join("kubeconfig");
+        std::fs::write(kubeconfig, server.kubeconfig()).expect("written");
+        let controller = Running::start(&folder, &[]).await;
+        let stage = Self {
+            store,
+            api_address: server.address(),
+            server: Some(server),
+            options,
+            folder,
+            controller,
+        };
+        stage.until("/ready", "ready\n").await;
+        stage
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().expect("it is up")
+    }
+
+    /// Ends the API server, with all its connections.
+    pub(crate) async fn stop_server(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
+    }
+
+    /// Starts it again where it was.
+    pub(crate) async fn start_server(&mut self) {
+        let (store, options) = (self.store.clone(), self.options.clone());
+        let server = Server::start(store, self.api_address, options).await;
+        self.server = Some(server.expect("started"));
+    }
+
+    /// How many tokens were reviewed.
+    pub(crate) fn reviews(&self) -> usize {
+        let requests = self.server().requests().into_iter();
+        requests.filter(|it| it.contains("tokenreviews")).count()
+    }
+
+    pub(crate) fn roots(&self) -> String {
+        let file = self.folder.path().join("ca/ca.crt");
+        std::fs::read_to_string(file).expect("read")
+    }
+
+    pub(crate) async fn client(&self) -> ControlClient<Channel> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.roots()))
+            .domain_name(CONTROLLER_NAME);
+        let channel = Endpoint::from_shared(format!("https://{}", self.controller.address))
+            .expect("an address")
+            .tls_config(tls)
+            .expect("a configuration")
+            .connect()
+            .await;
+        ControlClient::new(channel.expect("connected"))
+    }
+
+    /// Opens the stream of a node, and takes the first push.
+    pub(crate) async fn subscribe(&self, token: &str, node: &str) -> Result<Agent, Status> {
+        let (sender, receiver) = mpsc::channel(16);
+        let hello = v1::Hello {
+            node: node.to_owned(),
+            agent_version: "test".to_owned(),
+            protocol: PROTOCOL_VERSION,
+            held: vec![],
+            incarnation: rand::random(),
+        };
+        let message = Some(agent_message::Message::Hello(hello));
+        sender
+            .send(v1::AgentMessage { message })
+            .await
+            .expect("open");
+        let request = with_token(ReceiverStream::new(receiver), token);
+        let response = self.client().await.subscribe(request).await?;
+        let mut agent = Agent {
+            _sender: sender,
+            receiver: response.into_inner(),
+        };
+        agent.pushed().await?;
+        Ok(agent)
+    }
+
+    pub(crate) async fn sign(&self, token: &str, account: &str) -> Result<Vec<Vec<u8>>, Status> {
+        sign(&mut self.client().await, token, account).await
+    }
+
+    /// The code with which a token is refused for a stream and for a signature; none: it is not.
+    pub(crate) async fn refused(&self, token: &str) -> [Option<Code>; 2] {
+        let streamed = self.subscribe(token, "one").await;
+        let signed = self.sign(token, "web").await;
+        [streamed.err(), signed.err()].map(|it| it.map(|it| it.code()))
+    }
+
+    /// A counter of the controller's.
+    pub(crate) async fn counted(&self, series: &str) -> u64 {
+        let text = self.get("/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0, |it| it.trim().parse().expect("a number"))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> String {
+        let stream = tokio::net::TcpStream::connect(self.controller.admin).await;
+        let mut stream = stream.expect("connected");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.expect("read");
+        response
+    }
+
+    /// Waits until the administrative port says something.
+    pub(crate) async fn until(&self, path: &str, says: &str) {
+        let waiting = async {
+            while !self.get(path).await.contains(says) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(DEADLINE, waiting).await.is_err() {
+            panic!("{path} never said {says:?}:\n{}", self.get(path).await);
+        }
+    }
+}
+
+impl Running {
+    async fn start(folder: &TempDir, further: &[&str]) -> Self {
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let (kubeconfig, ca) = (path("kubeconfig"), path("ca"));
+        let mut arguments = vec!["weft-controller", "run", "--source", "kubernetes"];
+        arguments.extend(["--kubeconfig", &kubeconfig, "--ca", &ca]);
+        arguments.extend(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        arguments.extend([
+            "--pod-range",
+            "10.1.0.0/16",
+            "--service-range",
+            "10.2.0.0/16",
+        ]);
+        arguments.extend(further);
+        let Command::Run(config) = Cli::parse_from(arguments).command else {
+            panic!("not run");
+        };
+        let stop = CancellationToken::new();
+        let controller = Controller::open(*config, stop.clone()).await;
+        let controller = controller.expect("opened");
+        Self {
+            address: controller.address().expect("bound"),
+            admin: controller.admin_address().expect("bound"),
+            serving: Some(tokio::spawn(controller.serve())),
+            stop,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(serving) = self.serving.take() {
+            serving.abort();
+        }
+    }
+}
+
+/// A stream that is open.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    _sender: mpsc::Sender<v1::AgentMessage>,
+    receiver: Streaming<v1::ControllerMessage>,
+}
+
+impl Agent {
+    /// Takes the next push.
+    pub(crate) async fn pushed(&mut self) -> Result<v1::Push, Status> {
+        let message = timeout(DEADLINE, self.receiver.message()).await;
+        let message = message.expect("in time")?;
+        let message = message.ok_or_else(|| Status::unavailable("ended"))?;
+        match message.message {
+            Some(controller_message::Message::Push(push)) => Ok(push),
+            other => panic!("not a push: {other:?}"),
+        }
+    }
+
+    /// Waits for the end of the stream.
+    pub(crate) async fn ended(mut self) -> Status {
+        loop {
+            if let Err(status) = self.pushed().await {
+                return status;
+            }
+        }
+    }
+}
+
+/// Asks for a certificate, with a token.
+pub(crate) async fn sign(
+    client: &mut ControlClient<Channel>,
+    token: &str,
+    account: &str,
+) -> Result<Vec<Vec<u8>>, Status> {
+    let key = KeyPair::generate().expect("made");
+    let csr = CertificateParams::default().serialize_request(&key);
+    let request = v1::SignRequest {
+        csr: csr.expect("made").der().to_vec(),
+        namespace: "shop".to_owned(),
+        service_account: account.to_owned(),
+    };
+    let signed = client.sign(with_token(request, token)).await?;
+    Ok(signed.into_inner().chain)
+}
+
+fn with_token<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"));
+    let metadata = request.metadata_mut();
+    metadata.insert("authorization", value.expect("what a header may have"));
+    request
+}
+
+/// The pod of an agent; its uid is its name with `uid-` before it.
+pub(crate) fn agent_pod(name: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "weft-system", "uid": format!("uid-{name}")},
+        "spec": {"nodeName": node, "serviceAccountName": "weft-agent", "hostNetwork": true,
+            "containers": [{"name": "agent"}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "192.0.2.1"}]},
+    })
+}
+
+/// The token of an agent's pod.
+pub(crate) fn token_of(name: &str, node: &str) -> Token {
+    Token::of_agent(name, &format!("uid-{name}"), node)
+}
