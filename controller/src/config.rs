@@ -94,7 +94,8 @@ pub struct Run {
         default_value = "cluster.local"
     )]
     pub trust_domain: TrustDomain,
-    /// A range that pods get addresses from (repeatable); `spec.podCIDRs` of Nodes are added.
+    /// A range that pods get addresses from (repeatable); `spec.podCIDRs` of Nodes are added. To be given where a CNI
+    /// hands out addresses by itself, as Calico, Cilium and those of clouds do.
     #[arg(
         long,
         value_name = "CIDR",
@@ -102,7 +103,7 @@ pub struct Run {
         value_delimiter = ','
     )]
     pub pod_range: Vec<IpNet>,
-    /// A range that Services get virtual addresses from (repeatable).
+    /// A range that Services get virtual addresses from (repeatable); `spec.cidrs` of ServiceCIDRs are added.
     #[arg(
         long,
         value_name = "CIDR",

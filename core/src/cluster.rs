@@ -14,7 +14,8 @@ pub struct ClusterSettings {
     pub trust_domain: TrustDomain,
     /// Ranges that pods get addresses from.
     pub pod_ranges: Vec<IpNet>,
-    /// Ranges that Services get virtual addresses from.
+    /// Ranges that Services get virtual addresses from; and single addresses that are said to be a pod's which is not
+    /// known to have them. They must have a record, and are none of the cluster's networks to policies.
     pub service_ranges: Vec<IpNet>,
     /// Use tunnels between pods of one node too, instead of the handover in the process.
     pub force_tunnels: bool,

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use weft_core::route::RouteName;
 use weft_core::{
-    AccessPolicy, AuthorizationName, ClusterSettings, EgressName, EndpointName, IdentityMatch,
-    Name, NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
+    AccessPolicy, AuthorizationName, EgressName, EndpointName, IdentityMatch, Name, NetworkMatch,
+    ObjectName, PolicyGroup, ServerName, TrustDomain,
 };
 use weft_proto::{Key, Resource};
 
@@ -31,6 +31,7 @@ use pods::{Created, NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
 use profiles::{ProfileRecord, Profiles};
 use publish_pods::Derived;
+use ranges::{NodeRecord, Ranges};
 use routes::{GrantRecord, Refused, RouteRecord, Routes};
 use services::{ServiceRecord, SliceRecord};
 
@@ -49,6 +50,8 @@ mod publish_policies;
 mod publish_profiles;
 mod publish_routes;
 mod publish_services;
+mod publish_slices;
+mod ranges;
 mod reliability;
 mod route_rules;
 mod routes;
@@ -64,7 +67,7 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// Ranges that pods get addresses from; those of Node objects are added.
     pub pod_ranges: Vec<IpNet>,
-    /// Ranges that Services get virtual addresses from.
+    /// Ranges that Services get virtual addresses from; those of ServiceCIDR objects are added.
     pub service_ranges: Vec<IpNet>,
     /// What holds for a port that no Server selects, unless namespace or pod say otherwise.
     pub default_policy: AccessPolicy,
@@ -93,6 +96,9 @@ pub struct Index {
     services_in: Members,
     slices: HashMap<ObjectName, SliceRecord>,
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// By pod: the slices that say to have an address of it.
+    slices_naming: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    ranges: Ranges,
     policies: Policies,
     network_policies: NetworkPolicies,
     routes: Routes,
@@ -102,15 +108,6 @@ pub struct Index {
     published: Published,
     dirty: Dirty,
     changes: Changes,
-}
-
-/// What is kept of a node.
-#[derive(Debug, Default)]
-struct NodeRecord {
-    /// The ranges that its pods get addresses from.
-    ranges: Vec<IpNet>,
-    /// Its zone, where it has one.
-    zone: Option<String>,
 }
 
 /// Names by namespace.
@@ -173,6 +170,7 @@ impl Index {
             ..Dirty::default()
         };
         Self {
+            ranges: Ranges::new(&settings.pod_ranges, &settings.service_ranges),
             settings,
             views,
             problems,
@@ -186,6 +184,7 @@ impl Index {
             services_in: Members::new(),
             slices: HashMap::new(),
             slices_of: HashMap::new(),
+            slices_naming: HashMap::new(),
             policies: Policies::default(),
             network_policies: NetworkPolicies::default(),
             routes: Routes::default(),
@@ -266,10 +265,15 @@ impl Index {
             }
             Object::Node(node) => {
                 let record = NodeRecord {
-                    ranges: node_ranges(node)?,
+                    ranges: ranges::node_ranges(node)?,
                     zone: node_zone(node),
                 };
                 self.set_node(&key.name, Some(record));
+                Ok(vec![])
+            }
+            Object::ServiceCidr(cidr) => {
+                let ranges = ranges::service_cidr(cidr)?;
+                self.set_service_cidr(&key.name, Some(ranges));
                 Ok(vec![])
             }
             Object::Pod(pod) => {
@@ -403,6 +407,7 @@ impl Index {
         match key.kind {
             ObjectKind::Namespace => self.set_namespace(&key.name, None),
             ObjectKind::Node => self.set_node(&key.name, None),
+            ObjectKind::ServiceCidr => self.set_service_cidr(&key.name, None),
             ObjectKind::Pod => self.set_pod(&object_name(key), None),
             ObjectKind::Service => self.set_service(&object_name(key), None),
             ObjectKind::EndpointSlice => self.set_slice(&object_name(key), None),
@@ -534,6 +539,7 @@ impl Index {
         match key.kind {
             ObjectKind::Namespace => self.namespaces.contains_key(&key.name),
             ObjectKind::Node => self.nodes.contains_key(&key.name),
+            ObjectKind::ServiceCidr => self.ranges.has_service_cidr(&key.name),
             ObjectKind::Pod => self.pods.contains_key(&object_name(key)),
             ObjectKind::Service => self.services.contains_key(&object_name(key)),
             ObjectKind::EndpointSlice => self.slices.contains_key(&object_name(key)),
@@ -586,14 +592,15 @@ impl Index {
 
     /// Makes anew what is dirty, and publishes it as one.
     fn publish(&mut self) {
-        if std::mem::take(&mut self.dirty.cluster) {
-            self.publish_cluster();
-        }
         for pod in std::mem::take(&mut self.dirty.pods) {
             self.publish_pod(&pod);
         }
         for service in std::mem::take(&mut self.dirty.services) {
             self.publish_service(&service);
+        }
+        // After services, of which some await pods.
+        if std::mem::take(&mut self.dirty.cluster) {
+            self.publish_cluster();
         }
         for authorization in std::mem::take(&mut self.dirty.authorizations) {
             self.report_references(&authorization);
@@ -653,54 +660,6 @@ impl Index {
         self.published.too_large.insert(key);
     }
 
-    fn publish_cluster(&mut self) {
-        let of_nodes = self.nodes.values().flat_map(|it| &it.ranges);
-        let ranges = self.settings.pod_ranges.iter().chain(of_nodes).copied();
-        let pod_ranges: BTreeSet<IpNet> = ranges.collect();
-        let mut missing = vec![];
-        if pod_ranges.is_empty() {
-            let fault = Fault::new("--pod-range", "no pod range is known");
-            let effect = "an address without a record counts as outside of the cluster";
-            missing.push(Problem::of_file("flags", None, fault, effect));
-        }
-        if self.settings.service_ranges.is_empty() {
-            let fault = Fault::new("--service-range", "no service range is known");
-            let effect = "a Service may claim any address, outside of the cluster too";
-            missing.push(Problem::of_file("flags", None, fault, effect));
-        }
-        for service in &self.settings.service_ranges {
-            for pod in pod_ranges.iter().filter(|it| overlap(service, it)) {
-                let reason = format!("{service} and the pod range {pod} overlap");
-                let fault = Fault::new("--service-range", reason);
-                let effect = "an address in both is no pod's";
-                missing.push(Problem::of_file("flags", None, fault, effect));
-            }
-        }
-        self.problems.replace(Scope::Settings, missing);
-        let settings = ClusterSettings {
-            trust_domain: self.settings.trust_domain.clone(),
-            pod_ranges: pod_ranges.into_iter().collect(),
-            service_ranges: self.settings.service_ranges.clone(),
-            force_tunnels: self.settings.force_tunnels,
-        };
-        self.put(Audience::All, Resource::Cluster(settings));
-    }
-
-    fn set_node(&mut self, name: &Name, record: Option<NodeRecord>) {
-        self.dirty.cluster = true;
-        let zone = record.as_ref().and_then(|it| it.zone.clone());
-        let before = match record {
-            Some(record) => self.nodes.insert(name.clone(), record),
-            None => self.nodes.remove(name),
-        };
-        if before.and_then(|it| it.zone) != zone {
-            let there = self.pods.iter();
-            let there = there.filter(|(_, it)| it.node.as_ref() == Some(name));
-            let there = there.map(|(pod, _)| pod.clone());
-            self.dirty.pods.extend(there);
-        }
-    }
-
     fn set_namespace(&mut self, name: &Name, record: Option<NamespaceRecord>) {
         let before = match record.clone() {
             Some(record) => self.namespaces.insert(name.clone(), record),
@@ -720,12 +679,6 @@ impl Index {
         }
     }
 
-    /// Whether an address lies in the ranges of Services.
-    fn is_of_services(&self, address: IpAddr) -> bool {
-        let ranges = &self.settings.service_ranges;
-        ranges.iter().any(|it| it.contains(&address))
-    }
-
     fn put(&mut self, audience: Audience, resource: Resource) {
         let key = resource.key();
         self.changes.insert((audience, key), Some(resource));
@@ -740,24 +693,6 @@ impl Index {
         let scope = Scope::Object(key.clone(), facet);
         self.problems.replace(scope, problems);
     }
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
-}
-
-fn node_ranges(node: &k8s_openapi::api::core::v1::Node) -> Result<Vec<IpNet>, Fault> {
-    let spec = node.spec.as_ref();
-    let mut texts = spec.and_then(|it| it.pod_cidrs.clone()).unwrap_or_default();
-    if texts.is_empty() {
-        texts.extend(spec.and_then(|it| it.pod_cidr.clone()));
-    }
-    let parsed = texts.iter().enumerate().map(|(index, text)| {
-        text.parse::<IpNet>()
-            .map(|it| it.trunc())
-            .map_err(|reason| Fault::new(format!("spec.podCIDRs[{index}]"), reason))
-    });
-    parsed.collect()
 }
 
 fn node_zone(node: &k8s_openapi::api::core::v1::Node) -> Option<String> {

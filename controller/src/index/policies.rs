@@ -246,7 +246,7 @@ pub(super) fn check_networks(written: &[written::Network]) -> Result<Vec<Network
         for (position, text) in written.except.iter().flatten().enumerate() {
             let field = format!("{field}.except[{position}]");
             let excepted = network(&field, text)?;
-            if !super::overlap(&cidr, &excepted) {
+            if !super::ranges::overlap(&cidr, &excepted) {
                 let reason = format!("{excepted} lies outside of {cidr}, so it excepts nobody");
                 return Err(Fault::new(field, reason));
             }

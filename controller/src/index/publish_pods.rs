@@ -66,10 +66,15 @@ impl Index {
         let affected = self.pod_addresses.replace(name, &before, &now);
         self.dirty.pods.extend(affected);
         self.dirty.pods.insert(name.clone());
-        let weight = |it: Option<&PodRecord>| it.map_or_else(Weight::default, |it| it.weight);
-        if weight(self.pods.get(name)) != weight(record.as_ref()) {
-            self.weight_changed(&name.namespace);
+        if !backs_the_same(self.pods.get(name), record.as_ref()) {
+            let naming = self.slices_naming.get(name).into_iter().flatten();
+            let slices = naming.filter_map(|it| self.slices.get(it));
+            self.dirty
+                .services
+                .extend(slices.map(|it| it.service.clone()));
         }
+        let pod = self.pods.get(name);
+        self.dirty.cluster |= self.ranges.pod_changed(name, pod, record.as_ref());
         let is_first = !self.pods_in.contains_key(&name.namespace);
         let members = self.pods_in.entry(name.namespace.clone()).or_default();
         let before = match record {
@@ -216,7 +221,7 @@ impl Index {
     }
 
     /// The addresses that a pod may have.
-    fn usable<'a>(&'a self, pod: &'a PodRecord) -> impl Iterator<Item = IpAddr> + 'a {
+    pub(super) fn usable<'a>(&'a self, pod: &'a PodRecord) -> impl Iterator<Item = IpAddr> + 'a {
         let addresses = pod.addresses.iter().copied();
         addresses.filter(|it| !self.is_of_services(*it))
     }
@@ -379,6 +384,18 @@ impl Index {
         }
         endpoints
     }
+}
+
+/// Whether slices may say the same of two records of a pod.
+fn backs_the_same(before: Option<&PodRecord>, now: Option<&PodRecord>) -> bool {
+    let (Some(before), Some(now)) = (before, now) else {
+        return before.is_none() && now.is_none();
+    };
+    before.uid == now.uid
+        && before.weight == now.weight
+        && before.addresses == now.addresses
+        && before.is_workload() == now.is_workload()
+        && before.host_network == now.host_network
 }
 
 fn pod_key(name: &ObjectName) -> ObjectKey {

@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use weft_core::{Endpoint, EndpointName, EndpointPort, Name, ObjectName, Service, Weight};
+use weft_core::{Endpoint, EndpointName, EndpointPort, Name, ObjectName, Service};
 use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
 use super::ports::PortsChoice;
 use super::publish_pods::Derived;
 use super::reliability::ReliabilitySaid;
-use super::services::{Family, ServiceRecord, SliceRecord};
+use super::services::{ServiceRecord, SliceRecord};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use crate::views::Audience;
@@ -48,6 +48,7 @@ impl Index {
             Some(record) => self.slices.insert(name.clone(), record),
             None => self.slices.remove(name),
         };
+        self.pods_named(name, before.as_ref(), record.as_ref());
         let service_before = before.map(|it| it.service);
         let service_now = record.map(|it| it.service);
         if service_before != service_now
@@ -87,6 +88,7 @@ impl Index {
             failure_accrual: it.accrual.settings,
         });
         let sliced = service.map(|it| self.endpoints_of_slices(it));
+        self.await_pods_of(name);
         self.changes.insert(
             (
                 Audience::All,
@@ -182,67 +184,6 @@ impl Index {
         );
     }
 
-    fn endpoints_of_slices(&self, service: &ServiceRecord) -> Vec<Endpoint> {
-        let names = self.slices_of.get(&service.name);
-        let slices = names.into_iter().flatten();
-        let mut endpoints: Vec<Endpoint> = vec![];
-        // Those of which no slice says that they stay.
-        let mut leaving: BTreeSet<IpAddr> = BTreeSet::new();
-        let mut staying: BTreeSet<IpAddr> = BTreeSet::new();
-        let mut known: std::collections::HashMap<IpAddr, usize> = Default::default();
-        for slice in slices.filter_map(|it| self.slices.get(it)) {
-            let ports = service.ports_of(slice);
-            for listed in &slice.addresses {
-                let at = *known.entry(listed.address).or_insert_with(|| {
-                    endpoints.push(Endpoint {
-                        name: EndpointName {
-                            service: service.name.clone(),
-                            address: listed.address,
-                        },
-                        ports: vec![],
-                        place: service.told_place(listed.place.clone()),
-                        weight: self.weight_of(listed.pod.as_ref()),
-                    });
-                    endpoints.len() - 1
-                });
-                let Some(endpoint) = endpoints.get_mut(at) else {
-                    continue;
-                };
-                match listed.leaving {
-                    true => leaving.insert(listed.address),
-                    false => staying.insert(listed.address),
-                };
-                for port in &ports {
-                    let taken = |it: &EndpointPort| it.service_port == port.service_port;
-                    if !endpoint.ports.iter().any(taken) {
-                        endpoint.ports.push(*port);
-                    }
-                }
-            }
-        }
-        endpoints.retain(|it| !it.ports.is_empty());
-        leaving.retain(|it| !staying.contains(it));
-        only_who_stays(&mut endpoints, &leaving);
-        for endpoint in &mut endpoints {
-            endpoint.ports.sort_by_key(|it| it.service_port);
-        }
-        endpoints
-    }
-
-    fn weight_of(&self, pod: Option<&ObjectName>) -> Weight {
-        let pod = pod.and_then(|it| self.pods.get(it));
-        pod.map(|it| it.weight).unwrap_or_default()
-    }
-
-    /// A pod's weight is another one now: what slices say of it is to be told anew.
-    pub(super) fn weight_changed(&mut self, namespace: &Name) {
-        let sliced = self
-            .slices_of
-            .keys()
-            .filter(|it| it.namespace == *namespace);
-        self.dirty.services.extend(sliced.cloned());
-    }
-
     fn service_addresses_of(&self, name: &ObjectName) -> (Vec<IpAddr>, Vec<Fault>) {
         let mut own = vec![];
         let mut faults = vec![];
@@ -250,7 +191,9 @@ impl Index {
         for address in service.into_iter().flat_map(|it| &it.addresses) {
             let reason = match self.service_addresses.other(*address, name) {
                 _ if !self.may_be_a_services(*address) => {
-                    format!("{address} lies outside of the range of Services")
+                    format!(
+                        "{address} lies outside of the ranges of Services: --service-range and ServiceCIDRs"
+                    )
                 }
                 other => {
                     own.push(*address);
@@ -267,7 +210,7 @@ impl Index {
 
     /// Where the ranges are known, a Service elsewhere would take over traffic that is not its own.
     fn may_be_a_services(&self, address: IpAddr) -> bool {
-        self.settings.service_ranges.is_empty() || self.is_of_services(address)
+        self.ranges.services().is_empty() || self.is_of_services(address)
     }
 
     fn pods_behind_service_changed(&mut self, service: &ObjectName) {
@@ -285,18 +228,6 @@ impl Index {
             pod.is_some_and(|it| record.selects(&it.labels))
         });
         self.dirty.pods.extend(behind.cloned());
-    }
-}
-
-/// Leaves out endpoints that are terminating, if there are others of their family: as kube-proxy does, so that the last
-/// pod of a Service serves until it ends.
-fn only_who_stays(endpoints: &mut Vec<Endpoint>, leaving: &BTreeSet<IpAddr>) {
-    let stays = |it: &Endpoint| !leaving.contains(&it.name.address);
-    for family in [Family::V4, Family::V6] {
-        let of_family = |it: &Endpoint| Family::of(it.name.address) == family;
-        if endpoints.iter().any(|it| of_family(it) && stays(it)) {
-            endpoints.retain(|it| !of_family(it) || stays(it));
-        }
     }
 }
 

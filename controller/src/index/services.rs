@@ -58,7 +58,7 @@ pub(super) enum Distribution {
 }
 
 /// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub(super) enum Family {
     V4,
@@ -91,7 +91,7 @@ pub(super) enum Target {
 pub(super) struct SliceRecord {
     /// The service that it belongs to.
     pub(super) service: ObjectName,
-    /// The addresses that serve.
+    /// Its addresses, those that do not serve too.
     pub(super) addresses: Vec<SliceAddress>,
     /// Its TCP ports: the name of the service's port, and the number at the endpoints.
     pub(super) ports: Vec<(String, u16)>,
@@ -104,10 +104,30 @@ pub(super) struct SliceAddress {
     pub(super) address: IpAddr,
     /// Where it is, and whom it is meant for.
     pub(super) place: EndpointPlace,
-    /// The pod that has it, if one has.
-    pub(super) pod: Option<ObjectName>,
-    /// Whether it is terminating: it still serves, for when nobody else does.
-    pub(super) leaving: bool,
+    /// The pod that is said to have it, if one is.
+    pub(super) pod: Option<PodReference>,
+    /// Whether it serves.
+    pub(super) condition: Condition,
+}
+
+/// Whether an address of a slice serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// It does. So does one that is terminating and ready, as where addresses are published that are not ready.
+    Ready,
+    /// It is terminating and still serves: for when nobody else does.
+    Leaving,
+    /// It does not.
+    Unready,
+}
+
+/// A pod as a slice names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PodReference {
+    /// Its name.
+    pub(super) name: ObjectName,
+    /// Tells it apart from others of that name, where it is said.
+    pub(super) uid: Option<String>,
 }
 
 /// In place of `spec.trafficDistribution`: zones are allocated then, by who writes EndpointSlices. The
@@ -255,8 +275,8 @@ impl ServiceRecord {
 
     /// Where its ports go at a pod that it selects; empty if the pod is not to be used.
     pub(super) fn ports_at(&self, pod: &PodRecord) -> Vec<EndpointPort> {
-        let usable = (pod.ready || self.publish_not_ready) && !pod.terminating && !pod.completed;
-        if !usable || self.external_name {
+        let ready = (pod.ready && !pod.terminating) || self.publish_not_ready;
+        if !ready || pod.completed || self.external_name {
             return vec![];
         }
         let at = |record: &PortRecord| {
@@ -322,18 +342,21 @@ impl SliceRecord {
             // As it is read where `serving` is newer than who writes slices.
             let serving = conditions.and_then(|it| it.serving).unwrap_or(ready);
             let place = slice_place(index, endpoint)?;
-            let pod = target_pod(&service.namespace, endpoint);
+            let pod = target_pod(index, &service.namespace, endpoint)?;
+            let condition = match (ready, terminating, serving) {
+                (true, _, _) => Condition::Ready,
+                (false, true, true) => Condition::Leaving,
+                (false, _, _) => Condition::Unready,
+            };
             for text in &endpoint.addresses {
                 let field = format!("endpoints[{index}].addresses");
                 let address = super::address(&field, text)?;
-                if (ready && !terminating) || (serving && terminating) {
-                    addresses.push(SliceAddress {
-                        address,
-                        place: place.clone(),
-                        pod: pod.clone(),
-                        leaving: terminating,
-                    });
-                }
+                addresses.push(SliceAddress {
+                    address,
+                    place: place.clone(),
+                    pod: pod.clone(),
+                    condition,
+                });
             }
         }
         let mut ports = vec![];
@@ -416,16 +439,31 @@ fn slice_place(index: usize, endpoint: &Endpoint) -> Result<EndpointPlace, Fault
     })
 }
 
-/// The pod of an endpoint; one of another namespace is not the service's to speak for.
-fn target_pod(namespace: &Name, endpoint: &Endpoint) -> Option<ObjectName> {
-    let target = endpoint.target_ref.as_ref()?;
-    if target.kind.as_deref() != Some("Pod") {
-        return None;
-    }
-    Some(ObjectName {
-        namespace: namespace.clone(),
-        name: target.name.as_deref()?.parse().ok()?,
-    })
+/// The pod that an endpoint is said to be.
+fn target_pod(
+    index: usize,
+    namespace: &Name,
+    endpoint: &Endpoint,
+) -> Result<Option<PodReference>, Fault> {
+    let target = endpoint.target_ref.as_ref();
+    let Some(target) = target.filter(|it| it.kind.as_deref() == Some("Pod")) else {
+        return Ok(None);
+    };
+    let named = |field: &str, text: &str| {
+        let field = format!("endpoints[{index}].targetRef.{field}");
+        text.parse().map_err(|reason| Fault::new(field, reason))
+    };
+    let said = |text: &Option<String>| text.clone().filter(|it| !it.is_empty());
+    Ok(Some(PodReference {
+        name: ObjectName {
+            namespace: match said(&target.namespace) {
+                None => namespace.clone(),
+                Some(text) => named("namespace", &text)?,
+            },
+            name: named("name", target.name.as_deref().unwrap_or_default())?,
+        },
+        uid: said(&target.uid),
+    }))
 }
 
 fn shown(text: &str) -> String {

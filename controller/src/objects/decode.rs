@@ -15,7 +15,7 @@ use super::policy::{
 };
 use super::profiles::ServiceProfile;
 use super::routes::{self, ReferenceGrant, Route, RouteSpec, Written};
-use super::{Fault, GATEWAY_GROUP, NETWORKING_GROUP, Object, ObjectKey, ObjectKind};
+use super::{Fault, GATEWAY_GROUP, NETWORKING_GROUP, Object, ObjectKey, ObjectKind, ServiceCidr};
 
 /// The documents of a YAML (or JSON) text; empty ones are left out.
 ///
@@ -197,6 +197,10 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
     Ok(match key.kind {
         ObjectKind::Namespace => Object::Namespace(lenient(document)?),
         ObjectKind::Node => Object::Node(Box::new(lenient(document)?)),
+        ObjectKind::ServiceCidr => {
+            let Written { metadata, spec } = lenient(document)?;
+            Object::ServiceCidr(ServiceCidr { metadata, spec })
+        }
         ObjectKind::Pod => Object::Pod(Box::new(lenient(document)?)),
         ObjectKind::Service => Object::Service(Box::new(lenient(document)?)),
         ObjectKind::EndpointSlice => Object::EndpointSlice(lenient(document)?),

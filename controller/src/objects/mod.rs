@@ -5,7 +5,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDRSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 use weft_core::route::RouteKind;
@@ -30,6 +30,7 @@ pub mod routes;
 pub enum Object {
     Namespace(Namespace),
     Node(Box<Node>),
+    ServiceCidr(ServiceCidr),
     Pod(Box<Pod>),
     Service(Box<Service>),
     EndpointSlice(EndpointSlice),
@@ -46,26 +47,64 @@ pub enum Object {
     ServiceProfile(Box<ServiceProfile>),
 }
 
-/// The kinds of [`Object`]. Versions of one kind are the same kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum ObjectKind {
-    Namespace,
-    Node,
-    Pod,
-    Service,
-    EndpointSlice,
-    ServiceAccount,
-    NetworkPolicy,
-    Server(PolicyGroup),
-    AuthorizationPolicy(PolicyGroup),
-    MeshTlsAuthentication(PolicyGroup),
-    NetworkAuthentication(PolicyGroup),
-    HttpLocalRateLimitPolicy(PolicyGroup),
-    EgressNetwork(PolicyGroup),
-    Route(RouteKind),
-    ReferenceGrant,
-    ServiceProfile,
+/// Makes [`ObjectKind`] and the list of its values of one list: a kind that is in the one and not in the other would
+/// never be read.
+macro_rules! object_kinds {
+    (plain { $($plain:ident,)+ } of_policy_groups { $($policy:ident,)+ }) => {
+        /// The kinds of [`Object`]. Versions of one kind are the same kind.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[allow(missing_docs)]
+        pub enum ObjectKind {
+            $($plain,)+
+            $($policy(PolicyGroup),)+
+            Route(RouteKind),
+        }
+
+        impl ObjectKind {
+            /// All of them.
+            pub fn all() -> Vec<Self> {
+                let mut kinds = vec![$(Self::$plain,)+];
+                for group in [PolicyGroup::Weft, PolicyGroup::Linkerd] {
+                    kinds.extend([$(Self::$policy(group),)+]);
+                }
+                kinds.extend(RouteKind::ALL.map(Self::Route));
+                kinds
+            }
+        }
+    };
+}
+
+// In this order the changes of a batch take effect: cheapest if what many depend on comes first.
+object_kinds! {
+    plain {
+        Namespace,
+        Node,
+        ServiceCidr,
+        Pod,
+        Service,
+        EndpointSlice,
+        ServiceAccount,
+        NetworkPolicy,
+        ReferenceGrant,
+        ServiceProfile,
+    }
+    of_policy_groups {
+        Server,
+        AuthorizationPolicy,
+        MeshTlsAuthentication,
+        NetworkAuthentication,
+        HttpLocalRateLimitPolicy,
+        EgressNetwork,
+    }
+}
+
+/// A range that Services get virtual addresses from, of any version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceCidr {
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+    /// What it says.
+    pub spec: ServiceCIDRSpec,
 }
 
 /// Names an object.
@@ -105,6 +144,7 @@ impl Object {
         match self {
             Self::Namespace(it) => &it.metadata,
             Self::Node(it) => &it.metadata,
+            Self::ServiceCidr(it) => &it.metadata,
             Self::Pod(it) => &it.metadata,
             Self::Service(it) => &it.metadata,
             Self::EndpointSlice(it) => &it.metadata,
@@ -133,6 +173,7 @@ impl ObjectKind {
             ("", "Pod", _) => Some(Self::Pod),
             ("", "Service", _) => Some(Self::Service),
             ("", "ServiceAccount", _) => Some(Self::ServiceAccount),
+            (NETWORKING_GROUP, "ServiceCIDR", _) => Some(Self::ServiceCidr),
             (NETWORKING_GROUP, "NetworkPolicy", _) => Some(Self::NetworkPolicy),
             ("discovery.k8s.io", "EndpointSlice", _) => Some(Self::EndpointSlice),
             (_, "Server", Some(group)) => Some(Self::Server(group)),
@@ -183,7 +224,7 @@ impl ObjectKind {
 
     /// Whether objects of this kind belong to a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr)
     }
 
     /// The kind's name as in manifests.
@@ -191,6 +232,7 @@ impl ObjectKind {
         match self {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
@@ -208,39 +250,12 @@ impl ObjectKind {
         }
     }
 
-    /// All of them.
-    pub fn all() -> Vec<Self> {
-        let mut kinds = vec![
-            Self::Namespace,
-            Self::Node,
-            Self::Pod,
-            Self::Service,
-            Self::EndpointSlice,
-            Self::ServiceAccount,
-            Self::NetworkPolicy,
-            Self::ReferenceGrant,
-            Self::ServiceProfile,
-        ];
-        for group in [PolicyGroup::Weft, PolicyGroup::Linkerd] {
-            kinds.extend([
-                Self::Server(group),
-                Self::AuthorizationPolicy(group),
-                Self::MeshTlsAuthentication(group),
-                Self::NetworkAuthentication(group),
-                Self::HttpLocalRateLimitPolicy(group),
-                Self::EgressNetwork(group),
-            ]);
-        }
-        kinds.extend(RouteKind::ALL.map(Self::Route));
-        kinds
-    }
-
-    /// Its API group; empty: the core's. A kind that is new here is one of [`all`](Self::all), too.
+    /// Its API group; empty: the core's.
     pub fn group(self) -> &'static str {
         match self {
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "",
             Self::EndpointSlice => "discovery.k8s.io",
-            Self::NetworkPolicy => NETWORKING_GROUP,
+            Self::NetworkPolicy | Self::ServiceCidr => NETWORKING_GROUP,
             Self::Route(kind) => kind.group(),
             Self::ReferenceGrant => GATEWAY_GROUP,
             Self::ServiceProfile => PROFILE_GROUP,
@@ -264,6 +279,7 @@ impl ObjectKind {
             Self::Route(RouteKind::Tcp) => &["v1", "v1alpha2"],
             Self::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
             Self::ServiceProfile => &["v1alpha2"],
+            Self::ServiceCidr => &["v1", "v1beta1"],
             kind if kind.policy_group().is_some() => &["v1alpha1"],
             _ => &["v1"],
         }
@@ -285,7 +301,7 @@ impl ObjectKind {
 
 /// The API group of the Gateway API.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-/// The API group of NetworkPolicies.
+/// The API group of NetworkPolicies and ServiceCIDRs.
 pub const NETWORKING_GROUP: &str = "networking.k8s.io";
 /// The API group of ServiceProfiles.
 pub const PROFILE_GROUP: &str = "linkerd.io";

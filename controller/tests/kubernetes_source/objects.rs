@@ -97,6 +97,17 @@ const CASES: &[(&str, &str)] = &[
   {from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: caller}}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}}",
     ),
     (
+        "ranges of Services, and pods in no range",
+        "
+{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: more}, spec: {cidrs: [10.9.0.0/24]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: far, namespace: shop},
+ spec: {clusterIP: 10.9.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: far, namespace: shop, labels: {app: web}},
+ spec: {nodeName: two, containers: [{name: c}]}, status: {phase: Running, podIPs: [{ip: 192.168.1.1}]}}",
+    ),
+    (
         "objects that cannot be used",
         "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: typo, namespace: shop},

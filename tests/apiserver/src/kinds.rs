@@ -65,6 +65,7 @@ impl Kind {
             Self::built_in("networking.k8s.io", "v1", "NetworkPolicy", true),
             Self::built_in("coordination.k8s.io", "v1", "Lease", true),
             Self::built_in("events.k8s.io", "v1", "Event", true),
+            Self::built_in("networking.k8s.io", "v1", "ServiceCIDR", false),
         ]
     }
 

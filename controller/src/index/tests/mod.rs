@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
-use weft_core::{Mesh, NodePod, Server, Workload, WorkloadPolicy};
+use weft_core::{ClusterSettings, Mesh, NodePod, Server, Workload, WorkloadPolicy};
 use weft_proto::{Key, Kind};
 
 use super::*;
@@ -17,9 +17,11 @@ mod limits;
 mod network;
 mod policies;
 mod profiles;
+mod ranges;
 mod reliability;
 mod routes;
 mod services;
+mod slices;
 mod topology;
 mod workloads;
 
@@ -129,6 +131,19 @@ impl Cluster {
             Resource::Server(it) => Some(it),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What agents are told of the cluster.
+    pub(super) fn settings(&self) -> ClusterSettings {
+        match self.resource(Kind::Cluster, "cluster") {
+            Some(Resource::Cluster(it)) => it,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether agents refuse an address as long as no workload has it.
+    pub(super) fn must_have_record(&self, address: &str) -> bool {
+        self.settings().contains(address.parse().expect("valid"))
     }
 
     /// Endpoints as `address:service port>target port`.

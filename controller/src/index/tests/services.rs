@@ -37,6 +37,7 @@ fn endpoints_follow_readiness() {
             false,
         ),
         ("phase: Succeeded".to_owned(), true, false),
+        ("phase: Failed".to_owned(), true, false),
     ] {
         let publishing = format!("publishNotReadyAddresses: {publish}, ports: [{{port: 80}}]");
         let cluster = Cluster::of(&(pod("a", "10.1.0.1", &status) + &service(&publishing)));
@@ -47,6 +48,9 @@ fn endpoints_follow_readiness() {
         "namespace: shop",
         "namespace: shop, deletionTimestamp: '2026-01-01T00:00:00Z'",
     );
+    let published = service("publishNotReadyAddresses: true, ports: [{port: 80}]");
+    let cluster = Cluster::of(&(leaving.clone() + &published));
+    assert_eq!(cluster.endpoints(), ["10.1.0.1:80>80"], "as slices have it");
     let cluster = Cluster::of(&(leaving + &service("ports: [{port: 80}]")));
     assert!(cluster.endpoints().is_empty());
     assert!(
@@ -172,7 +176,9 @@ fn a_service_claims_addresses_of_services_only() {
         });
         let expected: IpAddr = "10.2.0.1".parse().expect("valid");
         assert_eq!(told, Some(vec![expected]), "{address}");
-        let reason = format!("spec.clusterIPs: {address} lies outside of the range of Services");
+        let reason = format!(
+            "spec.clusterIPs: {address} lies outside of the ranges of Services: --service-range and ServiceCIDRs"
+        );
         assert_eq!(cluster.problems(), [reason]);
     }
     let many: Vec<_> = (1..18).map(|it| format!("10.2.0.{it}")).collect();
@@ -217,7 +223,7 @@ addressType: IPv4
 endpoints:
 - {addresses: [10.1.0.7]}
 - {addresses: [10.1.0.8], conditions: {ready: false}}
-- {addresses: [10.1.0.9], conditions: {ready: true, terminating: true}}
+- {addresses: [10.1.0.9], conditions: {ready: false, serving: true, terminating: true}}
 ports: [{name: http, port: 9090}, {name: other, port: 1}]
 ";
     let ports = "ports: [{name: http, port: 80, targetPort: http}, {name: admin, port: 81}]";
@@ -240,56 +246,6 @@ ports: [{name: http, port: 9090}, {name: other, port: 1}]
     assert_eq!(cluster.endpoints(), ["10.1.0.1:80>9090"]);
     cluster.delete(slice);
     assert_eq!(cluster.endpoints(), derived);
-}
-
-/// As kube-proxy does: the last pod of a Service serves until it ends.
-#[test]
-fn who_is_terminating_serves_if_nobody_else_does() {
-    let slice = |name: &str, family: &str, endpoints: &[&str]| {
-        format!(
-            "---
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
-addressType: {family}
-endpoints: [{}]
-ports: [{{name: http, port: 9090}}]
-",
-            endpoints.join(", ")
-        )
-    };
-    const STAYS: &str = "{addresses: [10.1.0.1], conditions: {ready: true, serving: true}}";
-    const LEAVES: &str = "{addresses: [10.1.0.2], \
-        conditions: {ready: false, serving: true, terminating: true}}";
-    const FAILS: &str = "{addresses: [10.1.0.3], \
-        conditions: {ready: false, serving: false, terminating: true}}";
-    const PUBLISHED: &str = "{addresses: [10.1.0.4], \
-        conditions: {ready: true, terminating: true}}";
-    const LEAVES_TOO: &str = "{addresses: ['fd01::2'], \
-        conditions: {ready: false, serving: true, terminating: true}}";
-    let none: &[&str] = &[];
-    for (v4, v6, expected) in [
-        (&[STAYS, LEAVES, FAILS][..], none, vec!["10.1.0.1:80>9090"]),
-        (&[LEAVES, FAILS], none, vec!["10.1.0.2:80>9090"]),
-        (&[FAILS], none, vec![]),
-        (&[PUBLISHED], none, vec!["10.1.0.4:80>9090"]),
-        (&[PUBLISHED, STAYS], none, vec!["10.1.0.1:80>9090"]),
-        (
-            &[STAYS, LEAVES],
-            &[LEAVES_TOO],
-            vec!["10.1.0.1:80>9090", "fd01::2:80>9090"],
-        ),
-    ] {
-        let manifests = service("ports: [{name: http, port: 80}]")
-            + &slice("web-4", "IPv4", v4)
-            + &slice("web-6", "IPv6", v6);
-        assert_eq!(Cluster::of(&manifests).endpoints(), expected, "{v4:?}");
-    }
-    // Of two slices, one may be older: who stays by one, stays.
-    let manifests = service("ports: [{name: http, port: 80}]")
-        + &slice("web-4", "IPv4", &[STAYS, LEAVES])
-        + &slice("web-5", "IPv4", &[&LEAVES.replace("0.2", "0.1")]);
-    assert_eq!(Cluster::of(&manifests).endpoints(), ["10.1.0.1:80>9090"]);
 }
 
 #[test]

@@ -380,21 +380,3 @@ fn an_invalid_pod_stays_as_it_was() {
     cluster.apply(&good);
     assert!(cluster.problems().is_empty());
 }
-
-#[test]
-fn ranges_of_nodes_count() {
-    let mut cluster = Cluster::of(
-        "{apiVersion: v1, kind: Node, metadata: {name: one},
-          spec: {podCIDR: 10.3.0.0/24, podCIDRs: [10.3.0.0/24, 'fd00::/64']}}",
-    );
-    let ranges = |cluster: &Cluster| match cluster.resource(Kind::Cluster, "cluster") {
-        Some(Resource::Cluster(it)) => it.pod_ranges.iter().map(ToString::to_string).collect(),
-        _ => vec![],
-    };
-    assert_eq!(
-        ranges(&cluster),
-        ["10.1.0.0/16", "10.3.0.0/24", "fd00::/64"]
-    );
-    cluster.delete("{apiVersion: v1, kind: Node, metadata: {name: one}}");
-    assert_eq!(ranges(&cluster), ["10.1.0.0/16"]);
-}

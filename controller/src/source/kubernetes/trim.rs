@@ -43,6 +43,7 @@ fn kept(kind: ObjectKind) -> &'static Keep {
         ObjectKind::EndpointSlice => &SLICE,
         ObjectKind::Namespace | ObjectKind::ServiceAccount => &METADATA_ONLY,
         ObjectKind::Service
+        | ObjectKind::ServiceCidr
         | ObjectKind::NetworkPolicy
         | ObjectKind::Server(_)
         | ObjectKind::AuthorizationPolicy(_)
