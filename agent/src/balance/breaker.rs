@@ -11,6 +11,10 @@
 //! Too many are so many in a row, or such a share of all within a window. A `Retry-After` lets an endpoint
 //! *rest*: others are preferred until then, and if there are none it is used all the same.
 //!
+//! Whose request the one that tries is, is chance, and a client may break it off or never end it. Neither may keep the
+//! endpoint away from others: who breaks it off leaves its place to the next at once, and who takes long is followed
+//! by another one soon, though by not many, as it may be the server that does not answer.
+//!
 //! Pure: the clock and chance are handed in. What a success is, is for the caller to say. Requests that began before
 //! the state changed have no say any more: of those in flight when an endpoint is ejected, the last to fail would
 //! prolong its penalty, and one that succeeds late would take it back unseen.
@@ -47,6 +51,8 @@ enum State {
         since: Instant,
         /// The one that the probe follows.
         penalty: Duration,
+        /// How long until another one tries.
+        patience: Duration,
     },
 }
 
@@ -126,7 +132,9 @@ impl Breaker {
             State::Ejected { until, .. } if now < until => Standing::Ejected,
             State::Ejected { .. } => Standing::Due,
             // Who takes so long may be waiting for something that never comes.
-            State::Probing { since, .. } if now < since + PROBE_PATIENCE => Standing::Ejected,
+            State::Probing {
+                since, patience, ..
+            } if now < since + patience => Standing::Ejected,
             State::Probing { .. } => Standing::Due,
         }
     }
@@ -137,13 +145,17 @@ impl Breaker {
             Standing::Ready | Standing::Resting => {}
             Standing::Ejected => return None,
             Standing::Due => {
-                let (State::Ejected { penalty, .. } | State::Probing { penalty, .. }) = self.state
-                else {
-                    return None;
+                let (penalty, patience) = match self.state {
+                    State::Closed => return None,
+                    State::Ejected { penalty, .. } => (penalty, LEAST_PATIENCE),
+                    State::Probing {
+                        penalty, patience, ..
+                    } => (penalty, (patience * 2).min(MOST_PATIENCE)),
                 };
                 self.enter(State::Probing {
                     since: now,
                     penalty,
+                    patience,
                 });
             }
         }
@@ -184,10 +196,10 @@ impl Breaker {
                     self.eject(penalty, rests, now, chance);
                     None
                 }
-                // Another one may try in a while: who never answers must not always have somebody waiting.
+                // Another one may try at once, and for the same penalty.
                 Judgement::Unknown => {
                     self.enter(State::Ejected {
-                        until: now + self.settings.min_penalty,
+                        until: now,
                         penalty,
                     });
                     None
@@ -269,8 +281,10 @@ impl Window {
 
 /// Parts of a window: it is a tenth shorter, at most, than it is said to be.
 const PARTS: usize = 10;
-/// How long the one that tries may take until another one does.
-const PROBE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the one that tries may take until another one does; twice as long each time, so that a server that never
+/// answers has few who wait for it.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -355,17 +369,47 @@ mod tests {
         let probe = breaker.begin(later).expect("it is due");
         assert_eq!(breaker.standing(later), Standing::Ejected);
         assert_eq!(breaker.begin(later), None);
-        // Who gave up leaves the place to the next, in a while.
-        assert_eq!(breaker.end(probe, Unknown, None, later, 0.0), None);
-        assert_eq!(breaker.begin(later + ms(999)), None);
-        let later = later + ms(1000);
-        let probe = breaker.begin(later).expect("it is due again");
-        // So does one that takes for ever, and then has no say.
-        let much_later = later + PROBE_PATIENCE;
-        let next = breaker.begin(much_later).expect("it is due again");
-        assert_eq!(breaker.end(probe, Failure, None, much_later, 0.0), None);
-        let change = breaker.end(next, Success, None, much_later, 0.0);
+        let change = breaker.end(probe, Success, None, later, 0.0);
         assert_eq!(change, Some(Change::Readmitted));
+    }
+
+    #[test]
+    fn who_breaks_it_off_leaves_its_place_to_the_next_at_once() {
+        let now = Instant::now();
+        let mut breaker = ejected(now);
+        let later = now + ms(1000);
+        for _ in 0..100 {
+            let probe = breaker.begin(later).expect("it is due");
+            assert_eq!(breaker.end(probe, Unknown, None, later, 0.0), None);
+        }
+        // The penalty is still what it was.
+        assert_eq!(run(&mut breaker, Failure, later), None);
+        assert_eq!(breaker.standing(later + ms(1999)), Standing::Ejected);
+        let later = later + ms(2000);
+        let change = run(&mut breaker, Success, later);
+        assert_eq!(change, Some(Change::Readmitted));
+    }
+
+    #[test]
+    fn who_takes_long_is_followed_by_few() {
+        let mut now = Instant::now();
+        let mut breaker = ejected(now);
+        now += ms(1000);
+        let mut held = vec![breaker.begin(now).expect("it is due")];
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            let patience = ms(seconds * 1000);
+            assert_eq!(breaker.begin(now + patience - ms(1)), None, "{seconds}");
+            now += patience;
+            held.push(breaker.begin(now).expect("it is due again"));
+        }
+        // Of all of these only the last one has a say.
+        let last = held.pop().expect("there is one");
+        for ticket in held {
+            assert_eq!(breaker.end(ticket, Failure, None, now, 0.0), None);
+        }
+        let change = breaker.end(last, Success, None, now, 0.0);
+        assert_eq!(change, Some(Change::Readmitted));
+        assert_eq!(breaker.standing(now), Standing::Ready);
     }
 
     #[test]
@@ -482,7 +526,7 @@ mod tests {
                 {
                     breaker.end(ticket, judgement, Some(ms(after)), now, chance);
                 }
-                let longest = all.max_penalty.mul_f64(1.5).max(PROBE_PATIENCE);
+                let longest = all.max_penalty.mul_f64(1.5).max(MOST_PATIENCE);
                 prop_assert_ne!(breaker.standing(now + longest), Standing::Ejected);
             }
         }

@@ -55,6 +55,7 @@ fn http_breaking() {
         unreachable,
     );
     check("who claims to be the mesh is judged all the same", claimed);
+    check("no client keeps an endpoint from others", held_up);
     checks.finish();
 }
 
@@ -302,6 +303,40 @@ fn unreachable(scene: &Scene) -> Result<()> {
     scene.both_of(target, ["gone", "there"])?;
     let ejected = scene.metric("weft_balancer_ejected", SERVICE, None)?;
     ensure!(ejected == 0.0, "{ejected} ejected");
+    Ok(())
+}
+
+/// Whose request is the one that tries an endpoint again is chance: who does not let it end, or breaks it off, must
+/// not keep it from others.
+fn held_up(scene: &Scene) -> Result<()> {
+    const SERVICE: &str = "held-up";
+    let cluster = &scene.cluster;
+    let pod = cluster.add_pod(PodSpec::new(SERVICE).on(1))?;
+    let other = cluster.add_pod(PodSpec::new("other").on(0))?;
+    let server = HttpServer::start(&pod, HTTP, &[])?;
+    let spec = ServiceSpec::new(SERVICE).select("app", SERVICE);
+    let spec = IN_A_ROW
+        .iter()
+        .fold(spec, |spec, (name, value)| spec.annotation(name, value));
+    let target = serving(cluster, &scene.client, &spec.port(80, HTTP), 80)?;
+    for args in [["--max-time", "60"], ["--max-time", "0.2"]] {
+        for _ in 0..3 {
+            curl_shop(&scene.client, target, "/status/500", &[])?;
+        }
+        let before = server.requests()?.len();
+        let url = format!("http://{target}/delay/60000");
+        let mut holding = other.command("curl")?.args(["-sS"]).args(args);
+        holding = holding.args(["--retry", "100", "--retry-delay", "1", "--retry-all-errors"]);
+        let _holding = holding.arg(url).spawn()?;
+        wait_for("it to be tried", Duration::from_secs(30), || {
+            Ok((server.requests()?.len() > before).then_some(()))
+        })?;
+        // Far less than what such a request may take.
+        wait_for("others to be served", Duration::from_secs(20), || {
+            let shown = curl_shop(&scene.client, target, "/", &[])?;
+            Ok((shown.code() == 200).then_some(()))
+        })?;
+    }
     Ok(())
 }
 
