@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::identity::Identity;
 use crate::names::{Name, NameError, ObjectName};
-use crate::protocol::PortRanges;
+use crate::protocol::{PortProtocol, PortRanges};
 
 /// Names a workload within the cluster: `<namespace>/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -29,6 +29,8 @@ pub struct Workload {
     pub owner: Option<Owner>,
     /// Whether it takes part in the mesh, and as whom.
     pub mesh: Mesh,
+    /// Its ports that are opaque as far as it and its namespace say; none: those that are by default.
+    pub opaque_ports: Option<PortRanges>,
 }
 
 /// Whether a workload takes part in the mesh.
@@ -85,6 +87,14 @@ pub struct NodePod {
 }
 
 impl Workload {
+    /// What one of its ports speaks, for those who are not on its node: there a Server may say more.
+    pub fn protocol_of(&self, port: u16) -> PortProtocol {
+        match &self.opaque_ports {
+            Some(ports) => ports.protocol_of(port),
+            None => PortRanges::opaque_by_default().protocol_of(port),
+        }
+    }
+
     /// The identity, if meshed.
     pub fn identity(&self) -> Option<&Identity> {
         match &self.mesh {

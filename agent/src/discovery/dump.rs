@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 use weft_core::route::{InboundRoutes, RouteTable};
 use weft_core::{
     AccessPolicy, Authorization, ClusterSettings, EgressNetwork, Mesh, Name, NetworkRules,
-    ObjectName, Owner, PolicyGroup, PortProtocol, ProxyProtocol, RateLimit, Server, ServerBinding,
-    Workload, WorkloadPolicy,
+    ObjectName, Owner, PolicyGroup, PortProtocol, PortRanges, ProxyProtocol, RateLimit, Server,
+    ServerBinding, Workload, WorkloadPolicy,
 };
 
 use crate::balance::EndpointEntry;
@@ -99,6 +99,9 @@ impl Serialize for ShownWorkload {
             node: &'a Name,
             owner: &'a Option<Owner>,
             mesh: &'a Mesh,
+            /// Absent: those that are by default.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            opaque_ports: &'a Option<PortRanges>,
         }
         let Workload {
             id,
@@ -106,6 +109,7 @@ impl Serialize for ShownWorkload {
             node,
             owner,
             mesh,
+            opaque_ports,
         } = &*self.0;
         let shown = Shown {
             name: &id.0,
@@ -113,6 +117,7 @@ impl Serialize for ShownWorkload {
             node,
             owner,
             mesh,
+            opaque_ports,
         };
         shown.serialize(serializer)
     }

@@ -36,6 +36,7 @@ pub(crate) fn workload(id: &str, addresses: &[&str]) -> Resource {
                 .expect("valid"),
             tunnel: Tunnel::WeftH2,
         },
+        opaque_ports: None,
     })
 }
 

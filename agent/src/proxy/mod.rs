@@ -158,7 +158,10 @@ impl Context {
             outbound::Classified::Service(port) => port.protocol(),
             outbound::Classified::Address => match self.pods.at(address) {
                 Some(local) => self.store.inbound_protocol(&local.id, port),
-                None => PortRanges::opaque_by_default().protocol_of(port),
+                None => match self.store.workload_at(address) {
+                    Some(workload) => workload.protocol_of(port),
+                    None => PortRanges::opaque_by_default().protocol_of(port),
+                },
             },
         }
     }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use weft_core::{
     AccessPolicy, EndpointName, EndpointPlace, EndpointPort, Identity, Mesh, Name, NodePod,
-    ObjectName, ServerBinding, ServerName, Tunnel, Weight, Workload, WorkloadId, WorkloadPolicy,
+    ObjectName, PortRanges, ServerBinding, ServerName, Tunnel, Weight, Workload, WorkloadId,
+    WorkloadPolicy,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -255,20 +256,30 @@ impl Index {
             node,
             owner: pod.owner.clone(),
             mesh,
+            // Most have no others than all have, and there are many.
+            opaque_ports: Some(self.opaque_ports(pod))
+                .filter(|it| *it != PortRanges::opaque_by_default()),
         })
+    }
+
+    fn opaque_ports(&self, pod: &PodRecord) -> PortRanges {
+        let named = |name: &str| pod.ports_named(name).collect();
+        let silent = PortsChoice::default();
+        let namespace = self.namespaces.get(&pod.id.0.namespace);
+        let namespace = namespace.map_or(&silent, |it| &it.ports);
+        pod.ports_choice.inbound_ports(namespace, named)
     }
 
     fn node_pod(&self, pod: &PodRecord) -> NodePod {
         let silent = PortsChoice::default();
         let namespace = self.namespaces.get(&pod.id.0.namespace);
         let namespace = namespace.map_or(&silent, |it| &it.ports);
-        let named = |name: &str| pod.ports_named(name).collect();
         NodePod {
             id: pod.id.clone(),
             uid: pod.uid.clone(),
             netns: pod.netns.clone(),
             probe_ports: pod.probe_ports.clone(),
-            opaque_ports: pod.ports_choice.inbound_ports(namespace, named),
+            opaque_ports: self.opaque_ports(pod),
             opaque_outbound_ports: pod.ports_choice.outbound_ports(namespace),
             zone: self.zone_of(pod.node.as_ref()).map(str::to_owned),
         }

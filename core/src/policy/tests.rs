@@ -423,6 +423,7 @@ fn workload(id: &str, address: &str, account: Option<&str>) -> Arc<Workload> {
                 tunnel: Tunnel::WeftH2,
             },
         },
+        opaque_ports: None,
     })
 }
 

@@ -93,7 +93,7 @@ fn samples() -> Vec<Resource> {
         group: PolicyGroup::Weft,
         name: "shop/web".parse().expect("valid"),
     };
-    let workload = |mesh, owner| {
+    let workload = |mesh, owner, opaque_ports| {
         Resource::Workload(Workload {
             id: "shop/web-0".parse().expect("valid"),
             addresses: vec![
@@ -103,6 +103,7 @@ fn samples() -> Vec<Resource> {
             node: "node-a".parse().expect("valid"),
             owner,
             mesh,
+            opaque_ports,
         })
     };
     let meshed = |tunnel| Mesh::Meshed {
@@ -124,9 +125,13 @@ fn samples() -> Vec<Resource> {
             trust_domain: "cluster.local".parse().expect("valid"),
             roots: vec![vec![1, 2, 3]],
         }),
-        workload(Mesh::Unmeshed, None),
-        workload(meshed(Tunnel::WeftH2), Some(owner)),
-        workload(meshed(Tunnel::Hbone), None),
+        workload(Mesh::Unmeshed, None, None),
+        workload(
+            meshed(Tunnel::WeftH2),
+            Some(owner),
+            Some(PortRanges::new([(80, 81)])),
+        ),
+        workload(meshed(Tunnel::Hbone), None, Some(PortRanges::default())),
         Resource::NodePod(NodePod {
             id: "shop/web-0".parse().expect("valid"),
             uid: "1234".to_owned(),

@@ -31,6 +31,9 @@ impl From<core::Workload> for v1::Workload {
             owner_kind,
             owner_name,
             meshed,
+            opaque_ports: workload.opaque_ports.map(|it| v1::OpaquePorts {
+                ranges: port_ranges(&it),
+            }),
         }
     }
 }
@@ -50,12 +53,15 @@ impl TryFrom<v1::Workload> for core::Workload {
             None => core::Mesh::Unmeshed,
             Some(meshed) => meshed.try_into()?,
         };
+        let opaque_ports = message.opaque_ports;
+        let opaque_ports = opaque_ports.map(|it| ports_of("workload.opaque_ports", it.ranges));
         Ok(Self {
             id: core::WorkloadId(object_name("workload.name", message.name)?),
             addresses: addresses("workload.addresses", &message.addresses)?,
             node: parsed("workload.node", &message.node)?,
             owner,
             mesh,
+            opaque_ports: opaque_ports.transpose()?,
         })
     }
 }

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use weft_tests::apps::{MariaDb, Redis, curl_with};
-use weft_tests::manifests::ServiceSpec;
+use weft_tests::manifests::{ServiceSpec, server};
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::{eventually, expect_echo};
 use weft_tests::testapp::{self, Server};
@@ -211,39 +212,44 @@ fn expect_opaque(client: &Pod, target: std::net::SocketAddr, stage: &Stage) -> R
     expect_echo(client, target, "opaque").map(drop)
 }
 
-/// Its settings tell a client nothing that it would not say itself. Where its own side leaves them alone they come to
-/// the client's side before the client has spoken.
+/// Its settings tell a client nothing that it would not say itself. Where its own side leaves them alone, as only a
+/// Server tells it to, they come to the client's side before the client has spoken.
 fn settings_first(stage: &Stage) -> Result<()> {
-    let spec = PodSpec::new("settings").on(1);
-    let spec = spec.annotation("weft.dev/opaque-ports", "8097");
-    let pod = stage.cluster.add_pod(spec)?;
+    let pod = stage.cluster.add_pod(PodSpec::new("settings").on(1))?;
+    let mut opaque = server("default", "settings", "settings", 8097);
+    opaque["spec"]["proxyProtocol"] = json!("opaque");
+    opaque["spec"]["accessPolicy"] = json!("all-unauthenticated");
+    stage.cluster.apply(&opaque)?;
     let _server = HttpServer::start(&pod, 8097, &["--speaks", "http2"])?;
     let detected = |how: &str| -> Result<f64> {
         let metrics = stage.cluster.node(0).metrics()?;
         let labels = [("protocol", "http2"), ("how", how)];
         Ok(metrics.sum("weft_protocol_detections_total", &labels))
     };
-    let before = detected("detected")?;
     let preface =
         "PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\x00\\x00\\x00\\x04\\x00\\x00\\x00\\x00\\x00";
     let args = ["--pause-ms", "1000", "--quiet-ms", "1000"];
-    let got = raw(&stage.client, pod.sockets(8097)[0], &["", preface], &args)?;
-    ensure!(
-        got.outcome == "quiet" && !got.received.is_empty(),
-        "{got:?}"
-    );
-    let after = detected("detected")?;
-    ensure!(after > before, "{after} were detected, {before} before");
-    Ok(())
+    eventually("the Server to be in force", || {
+        let before = detected("detected")?;
+        let got = raw(&stage.client, pod.sockets(8097)[0], &["", preface], &args)?;
+        ensure!(
+            got.outcome == "quiet" && !got.received.is_empty(),
+            "{got:?}"
+        );
+        let after = detected("detected")?;
+        ensure!(after > before, "{after} were detected, {before} before");
+        Ok(())
+    })
 }
 
 fn opaque_by_pod(stage: &Stage) -> Result<()> {
-    for (name, annotation) in [
-        ("opaque-one", "weft.dev/opaque-ports"),
-        ("opaque-two", "config.linkerd.io/opaque-ports"),
+    for (name, node, annotation) in [
+        ("opaque-one", 0, "weft.dev/opaque-ports"),
+        ("opaque-two", 0, "config.linkerd.io/opaque-ports"),
+        ("opaque-far", 1, "weft.dev/opaque-ports"),
     ] {
         let spec = PodSpec::new(name)
-            .on(0)
+            .on(node)
             .annotation(annotation, "9000,9100-9101");
         let pod = stage.cluster.add_pod(spec)?;
         let _server = Server::start(&pod, 9101, "echo", &[])?;

@@ -954,6 +954,10 @@ fn ports_of_pods_are_declared() {
         let told = cluster.node_pod("shop/a").expect("told");
         assert_eq!(told.opaque_ports, inbound, "{manifests}");
         assert_eq!(told.opaque_outbound_ports, outbound, "{manifests}");
+        // Others hear of it if it is not the default.
+        let known = cluster.workload("shop/a").expect("told");
+        let listed = Some(inbound).filter(|it| *it != default);
+        assert_eq!(known.opaque_ports, listed, "{manifests}");
         assert!(cluster.problems().is_empty());
     }
     // What cannot be read leaves what was said before.
