@@ -99,6 +99,17 @@ impl Admin {
         }
     }
 
+    /// What keeps agents from being served.
+    fn lacks(&self) -> Option<&'static str> {
+        if !self.state.views.is_complete() {
+            Some("the source has not been read as a whole yet")
+        } else if !self.state.authority.has_issuer() {
+            Some("there is no issuer of certificates yet")
+        } else {
+            None
+        }
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
             let text = "only GET\n".to_owned();
@@ -106,14 +117,13 @@ impl Admin {
         }
         match request.uri().path() {
             "/live" => respond(StatusCode::OK, TEXT, "live\n".to_owned()),
-            "/ready" if self.state.views.is_complete() => {
-                respond(StatusCode::OK, TEXT, "ready\n".to_owned())
-            }
-            "/ready" => {
-                let text =
-                    "the source has not been read as a whole yet: see /problems\n".to_owned();
-                respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
-            }
+            "/ready" => match self.lacks() {
+                None => respond(StatusCode::OK, TEXT, "ready\n".to_owned()),
+                Some(lacks) => {
+                    let text = format!("{lacks}: see /problems\n");
+                    respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+                }
+            },
             "/metrics" => match telemetry::text(&self.registry) {
                 Ok(text) => {
                     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

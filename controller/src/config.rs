@@ -46,9 +46,34 @@ pub struct Run {
     /// may write pods who may not see all traffic: a pod could take another's for its own.
     #[arg(long, env = "WEFT_BELIEVE_NETNS_ANNOTATIONS")]
     pub believe_netns_annotations: bool,
-    /// Directory of the certificate authority: ca.crt, issuer.crt, issuer.key. Made on first start.
+    /// Directory of the certificate authority: ca.crt, issuer.crt, issuer.key. Made on first start. With
+    /// `--source kubernetes` it may be left out: a Secret takes its place.
     #[arg(long, value_name = "DIR", env = "WEFT_CA")]
-    pub ca: PathBuf,
+    pub ca: Option<PathBuf>,
+    /// With `--source kubernetes`: this controller's namespace, which the Secret of the issuer and the ConfigMap of roots
+    /// are in. If it is not given, that of the service account of this pod, or of the context in the kubeconfig.
+    #[arg(long, value_name = "NAMESPACE", env = "WEFT_NAMESPACE")]
+    pub namespace: Option<Name>,
+    /// Without `--ca`: the Secret of the issuer (type kubernetes.io/tls: tls.crt, tls.key, ca.crt).
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_IDENTITY_SECRET",
+        default_value = "weft-identity-issuer"
+    )]
+    pub identity_secret: Name,
+    /// Without `--ca`: the ConfigMap to write the roots to, for agents to mount (ca.crt).
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_IDENTITY_ROOTS",
+        default_value = "weft-identity-roots"
+    )]
+    pub identity_roots: Name,
+    /// Without `--ca`: do not make the Secret of the issuer if it is not there, but wait until somebody else, as
+    /// cert-manager, has written it.
+    #[arg(long, env = "WEFT_WAIT_FOR_ISSUER")]
+    pub wait_for_issuer: bool,
     /// How agents prove which node they are on: by join tokens, or by tokens of their service account that the API
     /// server reviews. If it is not given: as the source is, by join tokens with a directory.
     #[arg(long, value_name = "WAY", env = "WEFT_AGENT_AUTH")]
@@ -222,6 +247,8 @@ impl Run {
                 "--believe-netns-annotations",
                 self.believe_netns_annotations,
             ),
+            ("--namespace", self.namespace.is_some()),
+            ("--wait-for-issuer", self.wait_for_issuer),
             (
                 "--agent-auth kubernetes",
                 self.agent_auth == Some(AgentAuth::Kubernetes),
@@ -235,6 +262,16 @@ impl Run {
                     self.source
                 );
             }
+        }
+        match (&self.source, &self.ca) {
+            (SourceChoice::Directory(_), None) => {
+                anyhow::bail!("--ca is needed: without an issuer nobody has an identity")
+            }
+            (_, Some(_)) => anyhow::ensure!(
+                !self.wait_for_issuer,
+                "--wait-for-issuer is for the issuer in a Secret, and --ca is given"
+            ),
+            _ => {}
         }
         match (self.agent_auth(), &self.join_tokens) {
             (AgentAuth::JoinTokens, None) => {
@@ -342,6 +379,14 @@ mod tests {
                 &["--source", "a", "--agent-auth", "kubernetes"],
                 Some("--agent-auth kubernetes is for"),
             ),
+            (
+                &["--source", "a", "--namespace", "b"],
+                Some("--namespace is for"),
+            ),
+            (
+                &["--source", "kubernetes", "--wait-for-issuer"],
+                Some("--wait-for-issuer is for the issuer in a Secret"),
+            ),
         ] {
             let needed = [
                 "weft-controller",
@@ -354,6 +399,31 @@ mod tests {
                 "127.0.0.1:2",
             ];
             let cli = Cli::try_parse_from(needed.iter().chain(further)).expect("parsed");
+            let Command::Run(run) = cli.command else {
+                panic!("another command");
+            };
+            let fault = run.check().err().map(|it| it.to_string());
+            match refused {
+                None => assert_eq!(fault, None, "{further:?}"),
+                Some(text) => assert!(fault.is_some_and(|it| it.starts_with(text)), "{further:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_cluster_needs_no_folder_of_an_issuer() {
+        for (further, refused) in [
+            (&["--source", "kubernetes"][..], None),
+            (&["--source", "kubernetes", "--wait-for-issuer"], None),
+            (
+                &["--source", "a", "--join-tokens", "t"],
+                Some("--ca is needed"),
+            ),
+        ] {
+            let needed = ["weft-controller", "run"];
+            let ports = ["--listen", "127.0.0.1:1", "--admin", "127.0.0.1:2"];
+            let arguments = needed.iter().chain(&ports).chain(further);
+            let cli = Cli::try_parse_from(arguments).expect("parsed");
             let Command::Run(run) = cli.command else {
                 panic!("another command");
             };

@@ -1,34 +1,35 @@
 //! `weft-controller run`: puts the parts together, and ends them in order.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_core::TrustBundle;
 use weft_proto::Resource;
 
 use crate::admin::Admin;
-use crate::authority::Authority;
-use crate::config::{AgentAuth, Run, SourceChoice};
+use crate::authority::{IssuerSecret, RootsConfigMap};
+use crate::config::{Run, SourceChoice};
+use crate::control;
 use crate::control::agents::Agents;
 use crate::control::authentication::pods::AgentPods;
-use crate::control::authentication::{Authentication, Expected, Reviews};
 use crate::control::tls::Serving;
-use crate::control::tokens::Tokens;
-use crate::control::{self};
 use crate::index::{Index, Settings};
 use crate::problems::Problems;
 use crate::source::directory::Directory;
-use crate::source::kubernetes::{Connection, Kubernetes};
+use crate::source::kubernetes::Kubernetes;
 use crate::source::{Batch, Source};
 use crate::statuses::RouteStatuses;
 use crate::telemetry::{Metrics, State};
 use crate::views::{Audience, Changes, Views};
+
+mod parts;
 
 /// How often the authority's files and the join tokens are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,11 +43,12 @@ pub struct Controller {
     listener: TcpListener,
     admin_listener: TcpListener,
     serving: Arc<Serving>,
-    serving_until: std::time::SystemTime,
+    serving_until: SystemTime,
     server: control::Server,
     problems: Problems,
     source: AnySource,
     agent_pods: Arc<AgentPods>,
+    identity: Option<(IssuerSecret, RootsConfigMap)>,
 }
 
 /// A source of either kind, ready to run.
@@ -92,28 +94,27 @@ impl Controller {
         config.check()?;
         let problems = Problems::default();
         let views = Arc::new(Views::default());
-        let client = client(&config).await?;
+        let client = parts::client(&config).await?;
         let source = AnySource::of(&config, client.clone(), problems.clone())?;
         let agents_namespace = config.agent_service_account.namespace.clone();
         let agent_pods = Arc::new(AgentPods::new(agents_namespace));
-        let authentication = authentication(&config, client, &agent_pods, &problems)?;
-        let authority = Authority::open(
-            config.ca.clone(),
-            config.trust_domain.clone(),
-            config.leaf_lifetime,
-            problems.clone(),
-        );
-        let authority = authority.context("the certificate authority")?;
+        let identity = parts::identity(&config, client.as_ref());
+        let authority = Arc::new(parts::authority(&config, identity.as_ref(), &problems)?);
+        let identity = identity.map(|it| it.kept_for(&authority));
+        let authentication = parts::authentication(&config, client, &agent_pods, &problems)?;
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
         let admin_listener = TcpListener::bind(config.admin).await;
         let admin_listener =
             admin_listener.with_context(|| format!("listening on {}", config.admin))?;
         let serving = Arc::new(Serving::default());
-        let serving_until = serving.renew(&authority, config.controller_name.as_str())?;
+        let serving_until = match authority.has_issuer() {
+            true => serving.renew(&authority, config.controller_name.as_str())?,
+            false => SystemTime::now(),
+        };
         let server = control::Server {
             views,
-            authority: Arc::new(authority),
+            authority,
             authentication: Arc::new(authentication),
             agents: Arc::new(Agents::new(problems.clone())),
             metrics: Arc::new(Metrics::default()),
@@ -130,6 +131,7 @@ impl Controller {
             problems,
             source,
             agent_pods,
+            identity,
         })
     }
 
@@ -179,13 +181,25 @@ impl Controller {
             .name("index".to_owned())
             .spawn(move || translate(index, batches, &views, &agent_pods, &metrics))?;
         let authority = self.server.authority.clone();
-        publish_trust(&authority, &self.server.views);
-        let watching = look_after(self.server.clone(), stop.clone());
+        if let Some((secret, roots)) = self.identity {
+            tasks.spawn(secret.follow(stop.clone()));
+            tasks.spawn(roots.keep(stop.clone()));
+        }
+        let told = authority.has_issuer().then(|| authority.trust_bundle());
+        if let Some(bundle) = told.clone() {
+            publish_trust(bundle, &self.server.views);
+        }
+        let (publishes, published) = oneshot::channel();
+        let watching = look_after(self.server.clone(), told, publishes, stop.clone());
         tasks.spawn(watching);
         let (serving, name) = (self.serving.clone(), self.config.controller_name.clone());
         let (until, stopped) = (self.serving_until, stop.clone());
         tasks.spawn(async move {
-            let keep = serving.keep(&authority, name.as_str(), until);
+            let keep = async {
+                // Agents that find a certificate here find the roots, too.
+                let _ = published.await;
+                serving.keep(&authority, name.as_str(), until).await;
+            };
             tokio::select! { () = stopped.cancelled() => {}, () = keep => {} }
         });
         let mut served = tokio::spawn(self.server.serve(self.listener, self.serving));
@@ -254,45 +268,6 @@ pub async fn run(config: Run) -> anyhow::Result<()> {
     controller.serve().await
 }
 
-/// A client for the API server of a cluster, if there is one.
-async fn client(config: &Run) -> anyhow::Result<Option<Client>> {
-    if config.source != SourceChoice::Kubernetes {
-        return Ok(None);
-    }
-    let connection = Connection {
-        kubeconfig: config.kubeconfig.clone(),
-        context: config.kube_context.clone(),
-    };
-    let client = connection.client().await;
-    client.context("--source kubernetes").map(Some)
-}
-
-fn authentication(
-    config: &Run,
-    client: Option<Client>,
-    agent_pods: &Arc<AgentPods>,
-    problems: &Problems,
-) -> anyhow::Result<Authentication> {
-    match config.agent_auth() {
-        AgentAuth::JoinTokens => {
-            let file = config.join_tokens.clone().context("--join-tokens")?;
-            let name = file.display().to_string();
-            let tokens = Tokens::open(file, problems.clone());
-            let tokens = tokens.with_context(|| format!("the join tokens in {name}"))?;
-            Ok(Authentication::JoinTokens(tokens))
-        }
-        AgentAuth::Kubernetes => {
-            let client = client.context("--agent-auth kubernetes")?;
-            let expected = Expected {
-                audience: config.token_audience.clone(),
-                account: config.agent_service_account.clone(),
-            };
-            let reviews = Reviews::new(client, expected, agent_pods.clone(), problems.clone());
-            Ok(Authentication::Kubernetes(Arc::new(reviews)))
-        }
-    }
-}
-
 fn translate(
     mut index: Index,
     mut batches: mpsc::Receiver<Batch>,
@@ -312,12 +287,30 @@ fn translate(
 }
 
 /// Reads the authority's files and the join tokens again when they change.
-async fn look_after(server: control::Server, stop: CancellationToken) {
-    let mut told = server.authority.trust_bundle();
+async fn look_after(
+    server: control::Server,
+    mut told: Option<TrustBundle>,
+    publishes: oneshot::Sender<()>,
+    stop: CancellationToken,
+) {
+    let mut changes = server.authority.changes();
+    let mut publishes = Some(publishes);
     loop {
+        // Changes without being written, too: when a root expires.
+        let now = server.authority.trust_bundle();
+        if told.as_ref() != Some(&now) && !now.roots.is_empty() {
+            publish_trust(now.clone(), &server.views);
+            told = Some(now);
+        }
+        if let Some(publishes) = publishes.take_if(|_| told.is_some()) {
+            // Nobody waits when it ends.
+            let _ = publishes.send(());
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
+            // The sender lives as long as the authority does.
+            _ = changes.changed() => {}
         }
         let authority = server.authority.clone();
         let authentication = server.authentication.clone();
@@ -327,17 +320,11 @@ async fn look_after(server: control::Server, stop: CancellationToken) {
         });
         // A panic in there is logged by the runtime; the next look may succeed.
         let _ = looked.await;
-        // Changes without being written, too: when a root expires.
-        let now = server.authority.trust_bundle();
-        if now != told && !now.roots.is_empty() {
-            told = now;
-            publish_trust(&server.authority, &server.views);
-        }
     }
 }
 
-fn publish_trust(authority: &Authority, views: &Views) {
-    let resource = Resource::TrustBundle(authority.trust_bundle());
+fn publish_trust(bundle: TrustBundle, views: &Views) {
+    let resource = Resource::TrustBundle(bundle);
     let mut changes = Changes::new();
     changes.insert((Audience::All, resource.key()), Some(resource));
     if !views.apply(changes).is_empty() {

@@ -5,20 +5,13 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
-};
 use weft_core::TrustDomain;
 
 use super::issuer::IssuerError;
+use super::material::{IN_FOLDER, Material};
 
-pub(super) const ROOTS: &str = "ca.crt";
-pub(super) const ISSUER_CERTIFICATE: &str = "issuer.crt";
-pub(super) const ISSUER_KEY: &str = "issuer.key";
-
-const NAMES: [&str; 3] = [ISSUER_KEY, ISSUER_CERTIFICATE, ROOTS];
+const NAMES: [&str; 3] = [IN_FOLDER.key, IN_FOLDER.certificate, IN_FOLDER.roots];
 
 /// A folder in which a root is made; there as long as that takes:
 const MAKING: &str = ".making";
@@ -27,8 +20,6 @@ const UNFINISHED: &str = "unfinished";
 /// which gets this name when all three files are in it.
 const MADE: &str = "made";
 
-/// Life of a root made here.
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// When and as what each file was written.
@@ -38,10 +29,7 @@ pub(super) struct Stamps([(u64, u64, i64, i64); 3]);
 impl Stamps {
     pub(super) fn of(folder: &Path) -> Result<Self, IssuerError> {
         let mut stamps = [(0, 0, 0, 0); 3];
-        for (stamp, name) in stamps
-            .iter_mut()
-            .zip([ROOTS, ISSUER_CERTIFICATE, ISSUER_KEY])
-        {
+        for (stamp, name) in stamps.iter_mut().zip(NAMES) {
             let path = folder.join(name);
             let it = std::fs::metadata(&path).map_err(|error| failed(&path, error))?;
             *stamp = (it.ino(), it.size(), it.mtime(), it.mtime_nsec());
@@ -74,7 +62,7 @@ pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, Is
             let missing = NAMES.into_iter().find(|name| !present(name));
             // Never repaired by guessing: a new root would cut off everybody who has the old one.
             return Err(IssuerError::Content {
-                file: missing.unwrap_or(ROOTS),
+                file: missing.unwrap_or(IN_FOLDER.roots),
                 reason: "missing, while others of the folder are there".to_owned(),
             });
         }
@@ -87,18 +75,13 @@ pub(super) fn make(folder: &Path, trust_domain: &TrustDomain) -> Result<bool, Is
         .mode(0o700)
         .create(&unfinished)
         .map_err(|error| failed(&unfinished, error))?;
-    let (certificate, key) = root(trust_domain).map_err(|error| IssuerError::Content {
-        file: ROOTS,
+    let new = Material::new(IN_FOLDER, trust_domain).map_err(|error| IssuerError::Content {
+        file: IN_FOLDER.roots,
         reason: format!("cannot be made: {error}"),
     })?;
-    write(&unfinished, ISSUER_KEY, key.as_bytes(), 0o600)?;
-    write(
-        &unfinished,
-        ISSUER_CERTIFICATE,
-        certificate.as_bytes(),
-        0o600,
-    )?;
-    write(&unfinished, ROOTS, certificate.as_bytes(), 0o644)?;
+    write(&unfinished, IN_FOLDER.key, &new.key, 0o600)?;
+    write(&unfinished, IN_FOLDER.certificate, &new.certificate, 0o600)?;
+    write(&unfinished, IN_FOLDER.roots, &new.roots, 0o644)?;
     rename(&unfinished, &made)?;
     adopt(folder, &made)?;
     discard(&making).map(|()| true)
@@ -140,22 +123,6 @@ fn discard(making: &Path) -> Result<(), IssuerError> {
     }
 }
 
-fn root(trust_domain: &TrustDomain) -> Result<(String, String), rcgen::Error> {
-    let key = KeyPair::generate()?;
-    let now = SystemTime::now();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    let name = format!("Weft root of {trust_domain}");
-    params.distinguished_name.push(DnType::CommonName, name);
-    // No certificate authority below it.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(super::serial());
-    set_validity(&mut params, now - super::BACKDATE, now + ROOT_LIFETIME);
-    let certificate = params.self_signed(&key)?;
-    Ok((certificate.pem(), key.serialize_pem()))
-}
-
 /// Writes a file so that it is there as a whole or not at all, and never readable by others than
 /// `mode` says, not even for a moment.
 fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), IssuerError> {
@@ -179,7 +146,20 @@ fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), Iss
     written().map_err(|error| failed(&path, error))
 }
 
-pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<u8>, IssuerError> {
+/// Reads what a folder holds.
+pub(super) fn read(folder: &Path) -> Result<Material, IssuerError> {
+    let roots = read_file(folder, IN_FOLDER.roots)?;
+    let certificate = read_file(folder, IN_FOLDER.certificate)?;
+    warn_if_exposed(folder, IN_FOLDER.key);
+    Ok(Material {
+        names: IN_FOLDER,
+        roots,
+        certificate,
+        key: read_file(folder, IN_FOLDER.key)?,
+    })
+}
+
+fn read_file(folder: &Path, name: &str) -> Result<Vec<u8>, IssuerError> {
     let path = folder.join(name);
     let mut content = vec![];
     File::open(&path)
@@ -190,27 +170,11 @@ pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<u8>, IssuerError> {
 
 /// Says so when others than the owner may read a file. It is used all the same: a mounted Secret
 /// looks like that, and is private by other means.
-pub(super) fn warn_if_exposed(folder: &Path, name: &str) {
+fn warn_if_exposed(folder: &Path, name: &str) {
     let path = folder.join(name);
     if std::fs::metadata(&path).is_ok_and(|it| it.mode() & 0o077 != 0) {
         tracing::warn!(file = %path.display(), "others than the owner may read the key");
     }
-}
-
-/// Sets from when to when a certificate is valid, in whole seconds.
-pub(super) fn set_validity(
-    params: &mut CertificateParams,
-    not_before: SystemTime,
-    not_after: SystemTime,
-) {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    // Before 1970 only if the clock is absurd; then nothing would be valid anyway.
-    let since = |moment: SystemTime| {
-        let since = moment.duration_since(SystemTime::UNIX_EPOCH);
-        Duration::from_secs(since.unwrap_or_default().as_secs())
-    };
-    params.not_before = epoch + since(not_before);
-    params.not_after = epoch + since(not_after);
 }
 
 fn failed(path: &Path, error: io::Error) -> IssuerError {

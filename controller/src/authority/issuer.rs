@@ -1,7 +1,8 @@
-//! The issuer and the roots, as read from their files and checked.
+//! The issuer and the roots, read and checked.
 
+use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,10 +15,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use weft_core::TrustDomain;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::files::{self, ISSUER_CERTIFICATE, ISSUER_KEY, ROOTS, Stamps};
+use super::material::{Material, Names};
+use super::set_validity;
 
-/// What the folder holds.
-#[derive(Debug)]
+/// What can be used.
 pub(super) struct Loaded {
     pub(super) issuer: Issuer<'static, KeyPair>,
     /// Whom the issuer's certificate names.
@@ -27,7 +28,8 @@ pub(super) struct Loaded {
     /// What leads from a leaf to a root: the issuer and those above it, without roots.
     pub(super) intermediates: Vec<CertificateDer<'static>>,
     pub(super) roots: Vec<Root>,
-    stamps: Stamps,
+    /// What it was read from.
+    pub(super) material: Material,
 }
 
 /// A root.
@@ -41,9 +43,9 @@ pub(super) struct Root {
 }
 
 impl Root {
-    fn read(der: CertificateDer<'static>) -> Result<Self, IssuerError> {
-        let certificate = parse(ROOTS, &der)?;
-        check_authority(ROOTS, &certificate)?;
+    fn read(file: &'static str, der: CertificateDer<'static>) -> Result<Self, IssuerError> {
+        let certificate = parse(file, &der)?;
+        check_authority(file, &certificate)?;
         let validity = certificate.validity();
         let (subject, not_before, not_after) = (
             certificate.subject().to_string(),
@@ -64,7 +66,7 @@ impl Root {
     }
 }
 
-/// Why the folder cannot be used.
+/// Why an issuer cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IssuerError {
     /// A file or folder cannot be read or written.
@@ -85,58 +87,65 @@ pub enum IssuerError {
     },
 }
 
+/// Never the key.
+impl fmt::Debug for Loaded {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Loaded");
+        shown
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Loaded {
-    /// Reads and checks the folder.
+    /// Reads and checks it.
     ///
     /// # Errors
     /// See [`IssuerError`].
-    pub(super) fn read(folder: &Path, trust_domain: &TrustDomain) -> Result<Self, IssuerError> {
-        // Before the content: a change in between is then seen as one.
-        let stamps = Stamps::of(folder)?;
-        let roots = certificates(ROOTS, &files::read(folder, ROOTS)?)?;
-        let roots = roots.into_iter().map(Root::read);
+    pub(super) fn check(
+        material: Material,
+        trust_domain: &TrustDomain,
+    ) -> Result<Self, IssuerError> {
+        let names = material.names;
+        let roots = certificates(names.roots, &material.roots)?.into_iter();
+        let roots = roots.map(|it| Root::read(names.roots, it));
         let roots = roots.collect::<Result<Vec<_>, _>>()?;
-        let chain = certificates(
-            ISSUER_CERTIFICATE,
-            &files::read(folder, ISSUER_CERTIFICATE)?,
-        )?;
-        files::warn_if_exposed(folder, ISSUER_KEY);
-        let key = files::read(folder, ISSUER_KEY)?;
-        let key = String::from_utf8(key).map_err(|it| content(ISSUER_KEY, it))?;
-        let key = KeyPair::from_pem(&key).map_err(|it| content(ISSUER_KEY, it))?;
+        let chain = certificates(names.certificate, &material.certificate)?;
+        let key = std::str::from_utf8(&material.key).map_err(|it| content(names.key, it))?;
+        let key = KeyPair::from_pem(key).map_err(|it| content(names.key, it))?;
         let Some(own) = chain.first() else {
-            return Err(content(ISSUER_CERTIFICATE, "no certificate"));
+            return Err(content(names.certificate, "no certificate"));
         };
-        let certificate = parse(ISSUER_CERTIFICATE, own)?;
-        check_authority(ISSUER_CERTIFICATE, &certificate)?;
+        let certificate = parse(names.certificate, own)?;
+        check_authority(names.certificate, &certificate)?;
         if certificate.public_key().raw != key.subject_public_key_info() {
             return Err(content(
-                ISSUER_KEY,
+                names.key,
                 "not the key of the issuer's certificate",
             ));
         }
-        let path_ends = check_path(&chain, &roots)?;
+        let path_ends = check_path(names, &chain, &roots)?;
         let validity = certificate.validity();
         let loaded = Self {
             subject: certificate.subject().to_string(),
             not_before: time(validity.not_before.timestamp()),
             not_after: path_ends,
             issuer: Issuer::from_ca_cert_der(own, key)
-                .map_err(|it| content(ISSUER_CERTIFICATE, it))?,
+                .map_err(|it| content(names.certificate, it))?,
             intermediates: chain
                 .iter()
                 .filter(|it| roots.iter().all(|root| root.der != **it))
                 .cloned()
                 .collect(),
             roots,
-            stamps,
+            material,
         };
         if loaded.not_after < SystemTime::now() {
-            return Err(content(ISSUER_CERTIFICATE, "expired"));
+            return Err(content(names.certificate, "expired"));
         }
         loaded
             .probe(trust_domain)
-            .map_err(|reason| content(ISSUER_CERTIFICATE, format!("not believed: {reason}")))?;
+            .map_err(|reason| content(names.certificate, format!("not believed: {reason}")))?;
         Ok(loaded)
     }
 
@@ -153,7 +162,7 @@ impl Loaded {
         let uri = format!("spiffe://{trust_domain}/ns/probe/sa/probe");
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        files::set_validity(&mut params, now - super::BACKDATE, now + super::BACKDATE);
+        set_validity(&mut params, now - super::BACKDATE, now + super::BACKDATE);
         let leaf = params.signed_by(&key, &self.issuer)?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
@@ -161,25 +170,18 @@ impl Loaded {
         verifier.verify_client_cert(leaf.der(), &self.intermediates, UnixTime::now())?;
         Ok(())
     }
-
-    /// Whether the files changed since.
-    ///
-    /// # Errors
-    /// They cannot be looked at.
-    pub(super) fn is_stale(&self, folder: &Path) -> Result<bool, IssuerError> {
-        Ok(Stamps::of(folder)? != self.stamps)
-    }
 }
 
 /// Refuses an issuer whose chain does not lead to one of the roots. Returns when the first of the
 /// certificates on the way ends, root included.
 fn check_path(
+    names: Names,
     chain: &[CertificateDer<'static>],
     roots: &[Root],
 ) -> Result<SystemTime, IssuerError> {
     let mut ends = None;
     for (index, der) in chain.iter().enumerate() {
-        let certificate = parse(ISSUER_CERTIFICATE, der)?;
+        let certificate = parse(names.certificate, der)?;
         let end = time(certificate.validity().not_after.timestamp());
         let end = ends.map_or(end, |it: SystemTime| it.min(end));
         ends = Some(end);
@@ -194,12 +196,12 @@ fn check_path(
         };
         let mut signers = vec![];
         for root in roots {
-            let authority = parse(ROOTS, &root.der)?;
+            let authority = parse(names.roots, &root.der)?;
             if signed_by(&authority) {
                 // Verifiers do not look at a root's own constraint.
                 if path_length(&authority).is_some_and(|it| (it as usize) < index + 1) {
                     let reason = "its root allows a shorter path only (path length constraint)";
-                    return Err(content(ISSUER_CERTIFICATE, reason));
+                    return Err(content(names.certificate, reason));
                 }
                 signers.push(root.not_after);
             }
@@ -210,14 +212,14 @@ fn check_path(
         let Some(next) = chain.get(index + 1) else {
             break;
         };
-        let next = parse(ISSUER_CERTIFICATE, next)?;
-        check_authority(ISSUER_CERTIFICATE, &next)?;
+        let next = parse(names.certificate, next)?;
+        check_authority(names.certificate, &next)?;
         if !signed_by(&next) {
             break;
         }
     }
-    let reason = format!("does not lead to any of the roots in {ROOTS}");
-    Err(content(ISSUER_CERTIFICATE, reason))
+    let reason = format!("does not lead to any of the roots in {}", names.roots);
+    Err(content(names.certificate, reason))
 }
 
 fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {

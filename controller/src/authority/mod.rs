@@ -2,10 +2,12 @@
 //! a workload runs as. *Whether* it may sign for somebody is decided by its caller.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
@@ -17,21 +19,37 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 use crate::objects::Fault;
 use crate::problems::{Problem, Problems, Scope};
+use files::Stamps;
 pub use issuer::IssuerError;
 use issuer::{Loaded, Root};
+use material::{IN_FOLDER, IN_SECRET, Material};
+pub use roots::RootsConfigMap;
+pub use secret::IssuerSecret;
 
 mod files;
 mod issuer;
+mod material;
+mod roots;
+pub(crate) mod secret;
 
 /// The certificate authority.
 #[derive(Debug)]
 pub struct Authority {
-    folder: PathBuf,
+    place: Place,
     trust_domain: TrustDomain,
     lifetime: Duration,
     problems: Problems,
     loaded: ArcSwapOption<Loaded>,
     generation: watch::Sender<u64>,
+}
+
+/// Where the issuer and the roots are kept.
+#[derive(Debug)]
+enum Place {
+    /// In files, which are looked at again.
+    Folder(PathBuf, Mutex<Option<Stamps>>),
+    /// Elsewhere, by this name: whoever knows brings them.
+    Elsewhere(String),
 }
 
 /// A signed certificate.
@@ -46,6 +64,9 @@ pub struct Signed {
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
+    /// There never was an issuer that can be used.
+    #[error("there is no issuer yet")]
+    NoIssuer,
     /// The request is not one.
     #[error("the signing request is refused: {0}")]
     Request(String),
@@ -81,36 +102,95 @@ impl Authority {
         if files::make(&folder, &trust_domain)? {
             tracing::info!(folder = %folder.display(), "made a root certificate");
         }
-        let loaded = Loaded::read(&folder, &trust_domain)?;
-        Ok(Self {
-            folder,
+        // Before the content: a change in between is then seen as one.
+        let stamps = Stamps::of(&folder)?;
+        let loaded = Loaded::check(files::read(&folder)?, &trust_domain)?;
+        let place = Place::Folder(folder, Mutex::new(Some(stamps)));
+        let authority = Self::without_issuer(place, trust_domain, lifetime, problems);
+        authority.loaded.store(Some(Arc::new(loaded)));
+        Ok(authority)
+    }
+
+    /// An authority whose issuer is kept elsewhere, in what this names, and is yet to be brought.
+    pub fn awaiting(
+        place: String,
+        trust_domain: TrustDomain,
+        lifetime: Duration,
+        problems: Problems,
+    ) -> Self {
+        let place = Place::Elsewhere(place);
+        Self::without_issuer(place, trust_domain, lifetime, problems)
+    }
+
+    fn without_issuer(
+        place: Place,
+        trust_domain: TrustDomain,
+        lifetime: Duration,
+        problems: Problems,
+    ) -> Self {
+        Self {
+            place,
             trust_domain,
             lifetime,
             problems,
-            loaded: ArcSwapOption::from_pointee(loaded),
+            loaded: ArcSwapOption::empty(),
             generation: watch::Sender::new(0),
-        })
+        }
+    }
+
+    /// Whether there is an issuer.
+    pub fn has_issuer(&self) -> bool {
+        self.loaded.load().is_some()
     }
 
     /// Reads the files again if they changed. What cannot be used is reported, and what was in
     /// force stays.
     pub fn reload(&self) {
-        let now = self.loaded.load_full();
         self.report_roots();
-        let problems = match now.map_or(Ok(true), |it| it.is_stale(&self.folder)) {
-            Ok(false) => return,
-            Ok(true) => match Loaded::read(&self.folder, &self.trust_domain) {
-                Ok(loaded) => {
-                    tracing::info!(issuer = %loaded.subject, "loaded the issuer anew");
-                    self.loaded.store(Some(Arc::new(loaded)));
-                    self.generation.send_modify(|it| *it += 1);
-                    vec![]
-                }
-                Err(error) => vec![self.problem(&error)],
-            },
-            Err(error) => vec![self.problem(&error)],
+        let Place::Folder(folder, seen) = &self.place else {
+            return;
         };
-        self.problems.replace(Scope::Authority, problems);
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = match Stamps::of(folder) {
+            Ok(stamps) if seen.as_ref() == Some(&stamps) => return,
+            Ok(stamps) => files::read(folder).map(|it| (stamps, it)),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok((stamps, material)) => {
+                if self.bring(material) {
+                    *seen = Some(stamps);
+                }
+            }
+            Err(error) => self.report(&error),
+        }
+    }
+
+    /// Takes an issuer into force, if it can be used; else that is reported, and what was in force stays.
+    fn bring(&self, material: Material) -> bool {
+        let in_force = self.loaded.load();
+        if in_force.as_ref().is_some_and(|it| it.material == material) {
+            self.problems.replace(Scope::Authority, vec![]);
+            return true;
+        }
+        match Loaded::check(material, &self.trust_domain) {
+            Ok(loaded) => {
+                tracing::info!(issuer = %loaded.subject, "loaded the issuer");
+                self.loaded.store(Some(Arc::new(loaded)));
+                self.generation.send_modify(|it| *it += 1);
+                self.problems.replace(Scope::Authority, vec![]);
+                true
+            }
+            Err(error) => {
+                self.report(&error);
+                false
+            }
+        }
+    }
+
+    fn report(&self, fault: &dyn std::fmt::Display) {
+        let problem = self.problem(fault);
+        self.problems.replace(Scope::Authority, vec![problem]);
     }
 
     /// Reports roots that agents are not told, as they are not valid now.
@@ -120,22 +200,22 @@ impl Authority {
         let roots = loaded.iter().flat_map(|it| &it.roots);
         let problem = |root: &Root| {
             let fault = Fault::new("", format!("{} is expired, or not valid yet", root.subject));
-            let file = self.folder.join(files::ROOTS).display().to_string();
-            Problem::of_file(file, None, fault, "it vouches for nobody")
+            Problem::of_file(self.place.roots(), None, fault, "it vouches for nobody")
         };
         let invalid = roots.filter(|it| !it.is_valid(now)).map(problem).collect();
         self.problems.replace(Scope::Roots, invalid);
     }
 
-    fn problem(&self, error: &IssuerError) -> Problem {
-        let folder = self.folder.display().to_string();
-        let fault = Fault::new("", error);
-        Problem::of_file(
-            folder,
-            None,
-            fault,
-            "the issuer and roots before stay in force",
-        )
+    fn problem(&self, fault: &dyn std::fmt::Display) -> Problem {
+        let place = match &self.place {
+            Place::Folder(folder, _) => folder.display().to_string(),
+            Place::Elsewhere(name) => name.clone(),
+        };
+        let effect = match self.has_issuer() {
+            true => "the issuer and roots before stay in force",
+            false => "nobody can connect, and nothing is signed, until it is there",
+        };
+        Problem::of_file(place, None, Fault::new("", fault), effect)
     }
 
     /// Changes whenever issuer or roots do.
@@ -154,6 +234,13 @@ impl Authority {
             trust_domain: self.trust_domain.clone(),
             roots: roots.map(|it| it.der.to_vec()).collect(),
         }
+    }
+
+    /// The same as PEM; none, if there are none.
+    pub fn roots_as_pem(&self) -> Option<String> {
+        let roots = self.trust_bundle().roots;
+        let pem = roots.iter().map(|it| pem(it)).collect::<String>();
+        (!pem.is_empty()).then_some(pem)
     }
 
     /// When the issuer's certificate ends.
@@ -203,7 +290,7 @@ impl Authority {
         key: &impl PublicKeyData,
         lifetime: Duration,
     ) -> Result<Signed, SignError> {
-        let loaded = self.loaded.load_full().ok_or(SignError::IssuerExpires)?;
+        let loaded = self.loaded.load_full().ok_or(SignError::NoIssuer)?;
         let now = SystemTime::now();
         let not_before = (now - BACKDATE.min(lifetime / 10)).max(loaded.not_before);
         let not_after = (now + lifetime).min(loaded.not_after);
@@ -214,12 +301,32 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial());
-        files::set_validity(&mut params, not_before, not_after);
+        set_validity(&mut params, not_before, not_after);
         let leaf = params.signed_by(key, &loaded.issuer)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(loaded.intermediates.iter().cloned());
         Ok(Signed { chain, not_after })
     }
+}
+
+impl Place {
+    /// Where the roots are.
+    fn roots(&self) -> String {
+        match self {
+            Self::Folder(folder, _) => folder.join(IN_FOLDER.roots).display().to_string(),
+            Self::Elsewhere(name) => format!("{name}, {}", IN_SECRET.roots),
+        }
+    }
+}
+
+/// A certificate as text (RFC 7468).
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines = text.as_bytes().chunks(64);
+    // Base64 is ASCII.
+    let lines = lines.map(|it| String::from_utf8_lossy(it).into_owned() + "\n");
+    let lines: String = lines.collect();
+    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
 }
 
 /// The key of a signing request that is signed by it: P-256, P-384 or Ed25519.
@@ -247,6 +354,18 @@ fn requested_key(request: &[u8]) -> Result<SubjectPublicKeyInfo, SignError> {
         .verify_signature()
         .map_err(|_| refuse("its signature is not by its key"))?;
     Ok(key)
+}
+
+/// Sets from when to when a certificate is valid, in whole seconds.
+fn set_validity(params: &mut CertificateParams, not_before: SystemTime, not_after: SystemTime) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    // Before 1970 only if the clock is absurd; then nothing would be valid anyway.
+    let since = |moment: SystemTime| {
+        let since = moment.duration_since(SystemTime::UNIX_EPOCH);
+        Duration::from_secs(since.unwrap_or_default().as_secs())
+    };
+    params.not_before = epoch + since(not_before);
+    params.not_after = epoch + since(not_after);
 }
 
 /// A random serial number: 16 bytes, positive, as RFC 5280 (section 4.1.2.2) allows.

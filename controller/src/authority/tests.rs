@@ -273,7 +273,7 @@ fn an_issuer_below_a_root_is_sent_with_the_leaf() {
 fn a_leaf_never_outlives_its_issuer() {
     let folder = tempfile::tempdir().expect("made");
     let end = SystemTime::now() + Duration::from_secs(600);
-    let foreign = foreign(|it| files::set_validity(it, SystemTime::now() - DAY, end));
+    let foreign = foreign(|it| set_validity(it, SystemTime::now() - DAY, end));
     foreign.write(&folder, &foreign.root.pem());
     let authority = open(&folder, DAY).expect("opened");
     let csr = request(&KeyPair::generate().expect("made"));
@@ -283,7 +283,7 @@ fn a_leaf_never_outlives_its_issuer() {
 
     let folder = tempfile::tempdir().expect("made");
     let end = SystemTime::now() + Duration::from_secs(30);
-    let foreign = self::foreign(|it| files::set_validity(it, SystemTime::now() - DAY, end));
+    let foreign = self::foreign(|it| set_validity(it, SystemTime::now() - DAY, end));
     foreign.write(&folder, &foreign.root.pem());
     let authority = open(&folder, DAY).expect("opened");
     let refused = authority.sign(&csr, &identity());
@@ -294,10 +294,7 @@ fn a_leaf_never_outlives_its_issuer() {
 fn a_leaf_never_outlives_its_root() {
     let folder = tempfile::tempdir().expect("made");
     let end = SystemTime::now() + Duration::from_secs(600);
-    let foreign = below(
-        |it| files::set_validity(it, SystemTime::now() - DAY, end),
-        |_| {},
-    );
+    let foreign = below(|it| set_validity(it, SystemTime::now() - DAY, end), |_| {});
     foreign.write(&folder, &foreign.root.pem());
     let authority = open(&folder, DAY).expect("opened");
     let csr = request(&KeyPair::generate().expect("made"));
@@ -311,10 +308,7 @@ fn an_expired_root_vouches_for_nobody() {
     let folder = tempfile::tempdir().expect("made");
     let good = foreign(|_| {});
     let end = SystemTime::now() + Duration::from_secs(2);
-    let ends = below(
-        |it| files::set_validity(it, SystemTime::now() - DAY, end),
-        |_| {},
-    );
+    let ends = below(|it| set_validity(it, SystemTime::now() - DAY, end), |_| {});
     good.write(&folder, &(good.root.pem() + &ends.root.pem()));
     let authority = open(&folder, DAY).expect("opened");
     assert_eq!(authority.trust_bundle().roots.len(), 2);
@@ -350,9 +344,9 @@ fn unusable_issuers_are_refused() {
     let no_authority = foreign(|it| it.is_ca = IsCa::ExplicitNoCa);
     let no_signing = foreign(|it| it.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
     let past = SystemTime::now() - DAY;
-    let expired = foreign(|it| files::set_validity(it, past - DAY, past));
-    let early = foreign(|it| files::set_validity(it, SystemTime::now() + DAY, past + 9 * DAY));
-    let dead_root = below(|it| files::set_validity(it, past - DAY, past), |_| {});
+    let expired = foreign(|it| set_validity(it, past - DAY, past));
+    let early = foreign(|it| set_validity(it, SystemTime::now() + DAY, past + 9 * DAY));
+    let dead_root = below(|it| set_validity(it, past - DAY, past), |_| {});
     let path_too_long = below(
         |it| it.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)),
         |_| {},

@@ -180,7 +180,7 @@ impl Server {
                 let status = Status::invalid_argument(error.to_string());
                 (Signing::Invalid, status)
             }
-            SignError::IssuerExpires | SignError::Signing(_) => {
+            SignError::NoIssuer | SignError::IssuerExpires | SignError::Signing(_) => {
                 let status = Status::unavailable(error.to_string());
                 (Signing::Failed, status)
             }

@@ -41,15 +41,22 @@ impl Serving {
         Ok(signed.not_after)
     }
 
-    /// Renews at half of the certificate's life, and when the issuer changes.
+    /// Renews at half of the certificate's life, and when the issuer changes; without one, when there is one.
     pub async fn keep(&self, authority: &Authority, name: &str, mut not_after: SystemTime) {
         let mut changes = authority.changes();
+        if self.0.load().is_none() {
+            // It may have come already.
+            changes.mark_changed();
+        }
         loop {
             let left = not_after.duration_since(SystemTime::now());
             let half = left.unwrap_or_default() / 2;
             tokio::select! {
                 () = tokio::time::sleep(half.max(RETRY)) => {}
                 changed = changes.changed() => if changed.is_err() { return },
+            }
+            if !authority.has_issuer() {
+                continue;
             }
             match self.renew(authority, name) {
                 Ok(renewed) => not_after = renewed,

@@ -1,6 +1,7 @@
 //! An API server with two nodes and their agents' pods, a controller that reads it, and somebody with a token.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,12 +65,13 @@ pub(crate) struct Stage {
     pub(crate) server: Option<Server>,
     api_address: SocketAddr,
     options: Options,
-    folder: TempDir,
+    pub(crate) folder: TempDir,
     controller: Running,
 }
 
 /// A controller that serves.
-struct Running {
+pub(crate) struct Running {
+    store: Arc<Store>,
     address: SocketAddr,
     admin: SocketAddr,
     stop: CancellationToken,
@@ -77,8 +79,15 @@ struct Running {
 }
 
 impl Stage {
+    /// With a controller that is ready.
     pub(crate) async fn start() -> Self {
-        let store = Store::of_mesh();
+        let stage = Self::with(Store::of_mesh(), &[]).await;
+        stage.until("/ready", "ready\n").await;
+        stage
+    }
+
+    /// With a controller of these flags, on a store that may hold more.
+    pub(crate) async fn with(store: Arc<Store>, further: &[&str]) -> Self {
         for document in decode::documents(CLUSTER).expect("YAML") {
             store.apply(&document).expect("of a kind that is served");
         }
@@ -95,17 +104,20 @@ impl Stage {
         let folder = tempfile::tempdir().expect("made");
         let kubeconfig = folder.path().join("kubeconfig");
         std::fs::write(kubeconfig, server.kubeconfig()).expect("written");
-        let controller = Running::start(&folder, &[]).await;
-        let stage = Self {
+        let controller = Running::start(&folder, store.clone(), further).await;
+        Self {
             store,
             api_address: server.address(),
             server: Some(server),
             options,
             folder,
             controller,
-        };
-        stage.until("/ready", "ready\n").await;
-        stage
+        }
+    }
+
+    /// Starts one more controller.
+    pub(crate) async fn another(&self, further: &[&str]) -> Running {
+        Running::start(&self.folder, self.store.clone(), further).await
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -131,17 +143,58 @@ impl Stage {
         let requests = self.server().requests().into_iter();
         requests.filter(|it| it.contains("tokenreviews")).count()
     }
+}
 
-    pub(crate) fn roots(&self) -> String {
-        let file = self.folder.path().join("ca/ca.crt");
-        std::fs::read_to_string(file).expect("read")
+impl Deref for Stage {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.controller
+    }
+}
+
+impl Running {
+    async fn start(folder: &TempDir, store: Arc<Store>, further: &[&str]) -> Self {
+        let kubeconfig = folder.path().join("kubeconfig").display().to_string();
+        let mut arguments = vec!["weft-controller", "run", "--source", "kubernetes"];
+        arguments.extend(["--kubeconfig", &kubeconfig, "--namespace", "weft-system"]);
+        arguments.extend(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        arguments.extend([
+            "--pod-range",
+            "10.1.0.0/16",
+            "--service-range",
+            "10.2.0.0/16",
+        ]);
+        arguments.extend(further);
+        let Command::Run(config) = Cli::parse_from(arguments).command else {
+            panic!("not run");
+        };
+        let stop = CancellationToken::new();
+        let controller = Controller::open(*config, stop.clone()).await;
+        let controller = controller.expect("opened");
+        Self {
+            store,
+            address: controller.address().expect("bound"),
+            admin: controller.admin_address().expect("bound"),
+            serving: Some(tokio::spawn(controller.serve())),
+            stop,
+        }
+    }
+
+    /// The roots as agents have them mounted.
+    pub(crate) async fn roots(&self) -> String {
+        let roots = || {
+            let map = object(&self.store, "ConfigMap", "weft-identity-roots")?;
+            map["data"]["ca.crt"].as_str().map(str::to_owned)
+        };
+        wait_for("the roots", roots).await
     }
 
     pub(crate) async fn client(&self) -> ControlClient<Channel> {
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(self.roots()))
+            .ca_certificate(Certificate::from_pem(self.roots().await))
             .domain_name(CONTROLLER_NAME);
-        let channel = Endpoint::from_shared(format!("https://{}", self.controller.address))
+        let channel = Endpoint::from_shared(format!("https://{}", self.address))
             .expect("an address")
             .tls_config(tls)
             .expect("a configuration")
@@ -194,7 +247,7 @@ impl Stage {
     }
 
     pub(crate) async fn get(&self, path: &str) -> String {
-        let stream = tokio::net::TcpStream::connect(self.controller.admin).await;
+        let stream = tokio::net::TcpStream::connect(self.admin).await;
         let mut stream = stream.expect("connected");
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("sent");
@@ -212,35 +265,6 @@ impl Stage {
         };
         if timeout(DEADLINE, waiting).await.is_err() {
             panic!("{path} never said {says:?}:\n{}", self.get(path).await);
-        }
-    }
-}
-
-impl Running {
-    async fn start(folder: &TempDir, further: &[&str]) -> Self {
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        let (kubeconfig, ca) = (path("kubeconfig"), path("ca"));
-        let mut arguments = vec!["weft-controller", "run", "--source", "kubernetes"];
-        arguments.extend(["--kubeconfig", &kubeconfig, "--ca", &ca]);
-        arguments.extend(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        arguments.extend([
-            "--pod-range",
-            "10.1.0.0/16",
-            "--service-range",
-            "10.2.0.0/16",
-        ]);
-        arguments.extend(further);
-        let Command::Run(config) = Cli::parse_from(arguments).command else {
-            panic!("not run");
-        };
-        let stop = CancellationToken::new();
-        let controller = Controller::open(*config, stop.clone()).await;
-        let controller = controller.expect("opened");
-        Self {
-            address: controller.address().expect("bound"),
-            admin: controller.admin_address().expect("bound"),
-            serving: Some(tokio::spawn(controller.serve())),
-            stop,
         }
     }
 }
@@ -323,4 +347,25 @@ pub(crate) fn agent_pod(name: &str, node: &str) -> Value {
 /// The token of an agent's pod.
 pub(crate) fn token_of(name: &str, node: &str) -> Token {
     Token::of_agent(name, &format!("uid-{name}"), node)
+}
+
+/// An object of the controller's namespace.
+pub(crate) fn object(store: &Store, kind: &str, name: &str) -> Option<Arc<Value>> {
+    let mut objects = store.objects().into_iter();
+    objects.find(|it| {
+        let metadata = &it["metadata"];
+        it["kind"] == kind && metadata["name"] == name && metadata["namespace"] == "weft-system"
+    })
+}
+
+/// Waits until there is something.
+pub(crate) async fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        match found() {
+            Some(found) => return found,
+            None if tokio::time::Instant::now() > deadline => panic!("waiting for {what}"),
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
 }

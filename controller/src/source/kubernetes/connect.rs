@@ -88,7 +88,7 @@ impl Connection {
 }
 
 /// What a failed watch means, and what to do.
-pub(super) fn explain_watch(error: &watcher::Error) -> String {
+pub(crate) fn explain_watch(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error) => format!("cannot list: {}", explain(error)),
         watcher::Error::WatchStartFailed(error) => format!("cannot watch: {}", explain(error)),

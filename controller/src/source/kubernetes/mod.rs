@@ -37,8 +37,8 @@ mod trim;
 mod watch;
 mod world;
 
-pub(crate) use connect::explain;
 pub use connect::{ConnectError, Connection};
+pub(crate) use connect::{explain, explain_watch};
 
 /// A cluster's API server.
 pub struct Kubernetes {
