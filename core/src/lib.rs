@@ -6,6 +6,7 @@
 
 mod accrual;
 mod cluster;
+mod counts;
 mod egress;
 mod identity;
 mod names;
@@ -17,6 +18,7 @@ mod workload;
 
 pub use accrual::{FailureAccrual, SuccessRate};
 pub use cluster::{ClusterSettings, TrustBundle};
+pub use counts::Counts;
 pub use egress::{
     EgressName, EgressNetwork, EgressNetworks, EgressRoute, EgressSettings, TrafficPolicy,
 };

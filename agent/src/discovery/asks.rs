@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
-use weft_core::WorkloadId;
+use weft_core::{Counts, WorkloadId};
 
 use super::state::StreamState;
 use super::store::{Destination, Store, is_reachable};
@@ -37,7 +37,7 @@ pub(super) struct Asks {
 struct Table {
     asks: HashMap<IpAddr, Ask>,
     /// How many of them each pod has.
-    shares: HashMap<WorkloadId, usize>,
+    shares: Counts<WorkloadId>,
 }
 
 struct Ask {
@@ -174,7 +174,7 @@ impl Asks {
             state: AskState::Outstanding(done),
         };
         table.asks.insert(address, ask);
-        *table.shares.entry(pod.clone()).or_default() += 1;
+        table.shares.add(pod.clone());
         Some(answer)
     }
 
@@ -194,19 +194,12 @@ impl Asks {
 
 impl Table {
     fn is_full(&self, pod: &WorkloadId) -> bool {
-        let share = self.shares.get(pod).copied().unwrap_or(0);
-        share >= MAX_ASKS_OF_A_POD || self.asks.len() >= MAX_ASKS
+        self.shares.of(pod) >= MAX_ASKS_OF_A_POD || self.asks.len() >= MAX_ASKS
     }
 
     fn remove(&mut self, address: IpAddr) {
-        let Some(ask) = self.asks.remove(&address) else {
-            return;
-        };
-        if let Some(share) = self.shares.get_mut(&ask.by) {
-            *share -= 1;
-            if *share == 0 {
-                self.shares.remove(&ask.by);
-            }
+        if let Some(ask) = self.asks.remove(&address) {
+            self.shares.remove(&ask.by);
         }
     }
 

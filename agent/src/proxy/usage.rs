@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
+use weft_core::Counts;
 
 use super::http::refusal::MOST_TOLD_PER_POD;
 use super::limits::Limits;
@@ -90,7 +91,7 @@ pub(super) struct PeerPlace {
 
 /// What each peer has of something that all share.
 #[derive(Debug, Default)]
-pub(super) struct Shares(Mutex<HashMap<IpAddr, usize>>);
+pub(super) struct Shares(Mutex<Counts<IpAddr>>);
 
 /// One of those that a peer has; given back when dropped.
 #[derive(Debug)]
@@ -291,10 +292,10 @@ impl Shares {
     /// One more for a peer; none if it has as many as it may.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, most: usize) -> Option<Share> {
         let mut counts = self.counts();
-        if counts.get(&peer).is_some_and(|count| *count >= most) {
+        if counts.of(&peer) >= most {
             return None;
         }
-        *counts.entry(peer).or_default() += 1;
+        counts.add(peer);
         drop(counts);
         Some(Share {
             shares: Arc::clone(self),
@@ -302,20 +303,14 @@ impl Shares {
         })
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn counts(&self) -> MutexGuard<'_, Counts<IpAddr>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut counts = self.shares.counts();
-        if let Some(count) = counts.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.peer);
-            }
-        }
+        self.shares.counts().remove(&self.peer);
     }
 }
 

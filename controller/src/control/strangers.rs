@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
-use weft_core::Name;
+use weft_core::{Counts, Name};
 
 /// Everybody who is connected: strangers one by one, agents by number.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ struct State {
     strangers: BTreeMap<u64, (IpAddr, CancellationToken)>,
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
     /// Connections of agents.
-    nodes: HashMap<Name, usize>,
+    nodes: Counts<Name>,
 }
 
 /// A connection's place: among the strangers until it proves to be an agent's.
@@ -112,15 +112,6 @@ impl State {
         }
         Some((address, leave))
     }
-
-    fn leave_node(&mut self, node: &Name) {
-        if let Some(count) = self.nodes.get_mut(node) {
-            *count -= 1;
-            if *count == 0 {
-                self.nodes.remove(node);
-            }
-        }
-    }
 }
 
 impl Seat {
@@ -131,13 +122,13 @@ impl Seat {
             return Ok(());
         }
         let mut state = self.doors.locked();
-        if state.nodes.get(node).is_some_and(|it| *it >= MAX_PER_NODE) {
+        if state.nodes.of(node) >= MAX_PER_NODE {
             return Err(TooMany);
         }
         state.remove(self.number);
-        *state.nodes.entry(node.clone()).or_default() += 1;
+        state.nodes.add(node.clone());
         if let Some(before) = proved.replace(node.clone()) {
-            state.leave_node(&before);
+            state.nodes.remove(&before);
         }
         Ok(())
     }
@@ -157,7 +148,7 @@ impl Drop for Seat {
         let mut state = self.doors.locked();
         state.remove(self.number);
         if let Some(node) = node {
-            state.leave_node(&node);
+            state.nodes.remove(&node);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use weft_core::{ClusterSettings, Name, ObjectName};
+use weft_core::{ClusterSettings, Counts, Name, ObjectName};
 use weft_proto::Resource;
 
 use super::Index;
@@ -44,7 +44,7 @@ pub(super) struct Ranges {
     /// The one of them that is reported: the same as long as it is one.
     shown: Option<(IpAddr, ObjectName)>,
     /// How many pods have their node's address.
-    of_nodes: HashMap<IpAddr, usize>,
+    of_nodes: Counts<IpAddr>,
     /// What slices of a Service say to be pods' addresses, of pods that are not known to have them.
     awaited: HashMap<ObjectName, BTreeSet<IpAddr>>,
 }
@@ -52,9 +52,9 @@ pub(super) struct Ranges {
 /// Ranges, many of them, asked whether they have an address.
 #[derive(Debug, Default)]
 struct Nets {
-    counts: HashMap<IpNet, usize>,
+    counts: Counts<IpNet>,
     /// How many there are of each family and length: few.
-    lengths: BTreeMap<(bool, u8), usize>,
+    lengths: Counts<(bool, u8)>,
 }
 
 impl Ranges {
@@ -95,10 +95,10 @@ impl Ranges {
         // Seldom; and such an address may be awaited no more, or again.
         let mut changed = were_of_node != are_of_node && !self.awaited.is_empty();
         for address in are_of_node {
-            *self.of_nodes.entry(address).or_default() += 1;
+            self.of_nodes.add(address);
         }
         for address in were_of_node {
-            take_one(&mut self.of_nodes, &address);
+            self.of_nodes.remove(&address);
         }
         let own = |it: Option<&PodRecord>| match it {
             Some(pod) if pod.is_workload() => pod.addresses.clone(),
@@ -166,8 +166,7 @@ impl Ranges {
     /// is known: its pods have no records.
     fn told_awaited(&self) -> BTreeSet<IpNet> {
         let all = self.awaited.values().flatten();
-        let unknown =
-            all.filter(|it| !self.pods.contains(**it) && !self.of_nodes.contains_key(*it));
+        let unknown = all.filter(|it| !self.pods.contains(**it) && self.of_nodes.of(it) == 0);
         unknown
             .map(|it| IpNet::from(*it))
             .take(MAX_SINGLE)
@@ -177,43 +176,26 @@ impl Ranges {
 
 impl Nets {
     fn add(&mut self, range: IpNet) {
-        *self.counts.entry(range).or_default() += 1;
-        *self.lengths.entry(kind(&range)).or_default() += 1;
+        self.counts.add(range);
+        self.lengths.add(kind(&range));
     }
 
     fn remove(&mut self, range: IpNet) {
-        if take_one(&mut self.counts, &range).is_none() {
-            return;
-        }
-        if let Some(count) = self.lengths.get_mut(&kind(&range)) {
-            *count -= 1;
-            if *count == 0 {
-                self.lengths.remove(&kind(&range));
-            }
+        if self.counts.remove(&range) {
+            self.lengths.remove(&kind(&range));
         }
     }
 
     fn contains(&self, address: IpAddr) -> bool {
         self.lengths.keys().any(|(is_v4, length)| {
             *is_v4 == address.is_ipv4()
-                && IpNet::new(address, *length)
-                    .is_ok_and(|it| self.counts.contains_key(&it.trunc()))
+                && IpNet::new(address, *length).is_ok_and(|it| self.counts.of(&it.trunc()) > 0)
         })
     }
 }
 
 fn kind(range: &IpNet) -> (bool, u8) {
     (range.addr().is_ipv4(), range.prefix_len())
-}
-
-/// Takes one of a count. None: there was none.
-fn take_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) -> Option<()> {
-    let count = counts.get_mut(key)?;
-    *count -= 1;
-    if *count == 0 {
-        counts.remove(key);
-    }
-    Some(())
 }
 
 impl Index {
