@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod index;
 pub mod objects;
+mod pause;
 pub mod problems;
 pub mod run;
 pub mod source;

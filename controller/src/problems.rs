@@ -136,6 +136,15 @@ impl Problems {
         }
     }
 
+    /// Replaces what is wrong with a place that is read or written as a whole: a reason, and what holds meanwhile. None:
+    /// nothing is.
+    pub fn of_place(&self, place: &str, failure: Option<(String, &str)>) {
+        let problem = failure
+            .map(|(reason, effect)| Problem::of_file(place, None, Fault::new("", reason), effect));
+        let scope = Scope::Source(place.to_owned());
+        self.replace(scope, problem.into_iter().collect());
+    }
+
     /// All present problems.
     pub fn list(&self) -> Vec<Problem> {
         self.locked().values().flatten().cloned().collect()

@@ -11,13 +11,13 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_core::ObjectName;
 
 use super::Authority;
 use super::material::IN_SECRET;
-use crate::objects::Fault;
-use crate::problems::{Problem, Scope};
+use crate::pause::{Pause, about};
 use crate::source::kubernetes::explain;
 
 /// The ConfigMap.
@@ -32,36 +32,34 @@ pub struct RootsConfigMap {
 
 /// How often it is looked whether it still says what it should,
 const LOOK: Duration = Duration::from_secs(5);
-/// and, after a failure, how soon again.
+/// and, after a failure, how soon again,
 const RETRY: Duration = Duration::from_secs(1);
-/// The longest wait after failures.
+/// or after many.
 const LONGEST_RETRY: Duration = Duration::from_secs(20);
 
 impl RootsConfigMap {
     /// Keeps it current until it is stopped.
     pub async fn keep(self, stop: CancellationToken) {
         let mut changes = self.authority.changes();
-        let mut retry = RETRY;
+        let no_failure = || Pause::new(RETRY, LONGEST_RETRY);
+        let mut pause = no_failure();
         let keeping = async {
             loop {
                 changes.mark_unchanged();
                 let wait = match self.write().await {
                     Ok(()) => {
-                        retry = RETRY;
+                        pause = no_failure();
                         self.report(None);
-                        LOOK
+                        about(LOOK)
                     }
                     Err(error) => {
-                        let wait = retry;
-                        retry = (retry * 2).min(LONGEST_RETRY);
                         // Another controller wrote at the same moment: what, is seen the next time.
                         if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
                             self.report(Some(explain(&error)));
                         }
-                        wait
+                        pause.after(Instant::now())
                     }
                 };
-                let wait = wait.mul_f64(0.75 + rand::random::<f64>() / 2.0);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     // The sender lives as long as the authority does.
@@ -108,14 +106,9 @@ impl RootsConfigMap {
 
     fn report(&self, failure: Option<String>) {
         let place = format!("kubernetes: ConfigMap {}", self.name);
-        let problem = |reason: String| {
-            let fault = Fault::new("", format!("the roots cannot be written: {reason}"));
-            let effect = "agents that start believe what it said before";
-            Problem::of_file(place.clone(), None, fault, effect)
-        };
-        let problems = failure.map(problem).into_iter().collect();
-        let scope = Scope::Source(place.clone());
-        self.authority.problems.replace(scope, problems);
+        let effect = "agents that start believe what it said before";
+        let failure = failure.map(|it| (format!("the roots cannot be written: {it}"), effect));
+        self.authority.problems.of_place(&place, failure);
     }
 }
 

@@ -13,14 +13,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_core::ObjectName;
 
 use super::material::{IN_SECRET, Material};
 use super::roots::has_roots;
 use super::{Authority, IssuerError};
-use crate::objects::Fault;
-use crate::problems::{Problem, Scope};
+use crate::pause::Pause;
 use crate::source::kubernetes::{explain, explain_watch};
 
 /// The Secret.
@@ -44,11 +44,9 @@ const TLS: &str = "kubernetes.io/tls";
 /// How long the server lets a watch last.
 const WATCH_SECONDS: u32 = 105;
 /// How long to wait after a failure; longer after each, up to
-const PAUSE: Duration = Duration::from_millis(500);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 /// this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A watch that has not failed for this long works.
-const QUIET: Duration = Duration::from_secs(30);
 
 /// What a Secret is called in problems.
 pub(crate) fn shown(name: &ObjectName) -> String {
@@ -58,22 +56,18 @@ pub(crate) fn shown(name: &ObjectName) -> String {
 impl IssuerSecret {
     /// Follows it until it is stopped.
     pub async fn follow(self, stop: CancellationToken) {
-        let mut pause = PAUSE;
+        let mut pause = Pause::new(SHORTEST_PAUSE, LONGEST_PAUSE);
         let following = async {
             loop {
-                let began = tokio::time::Instant::now();
-                let Anew = self.once().await;
-                if began.elapsed() > QUIET {
-                    pause = PAUSE;
-                }
-                tokio::time::sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                let Anew = self.once(pause.quiet()).await;
+                tokio::time::sleep(pause.after(Instant::now())).await;
             }
         };
         tokio::select! { () = stop.cancelled() => {}, () = following => {} }
     }
 
-    async fn once(&self) -> Anew {
+    /// Follows it until it is better to begin anew; a watch that has not failed for `quiet` works.
+    async fn once(&self, quiet: Duration) -> Anew {
         let api: Api<Secret> = self.api(&self.name);
         let config = watcher::Config::default()
             .fields(&format!("metadata.name={}", self.name.name))
@@ -86,7 +80,7 @@ impl IssuerSecret {
             // An outage that ended without any change since is noticed by its failures staying out.
             let event = tokio::select! {
                 event = events.next() => event,
-                () = tokio::time::sleep(QUIET), if failed => {
+                () = tokio::time::sleep(quiet), if failed => {
                     failed = false;
                     self.watches(None);
                     continue;
@@ -193,17 +187,14 @@ impl IssuerSecret {
     }
 
     fn watches(&self, failure: Option<String>) {
-        let place = shown(&self.name);
-        let problem = |reason: String| {
-            let effect = match self.authority.has_issuer() {
-                true => "the issuer and roots before stay in force",
-                false => "nobody can connect, and nothing is signed, until it can be read",
-            };
-            Problem::of_file(place.clone(), None, Fault::new("", reason), effect)
+        let effect = match self.authority.has_issuer() {
+            true => "the issuer and roots before stay in force",
+            false => "nobody can connect, and nothing is signed, until it can be read",
         };
-        let problems = failure.map(problem).into_iter().collect();
-        let scope = Scope::Source(place.clone());
-        self.authority.problems.replace(scope, problems);
+        let failure = failure.map(|it| (it, effect));
+        self.authority
+            .problems
+            .of_place(&shown(&self.name), failure);
     }
 
     fn api<K>(&self, of: &ObjectName) -> Api<K>

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, watch};
-use weft_core::Name;
+use weft_core::{Counts, Name};
 
 use super::Refusal;
 use super::pods::AgentPods;
@@ -20,6 +19,7 @@ pub use super::proof::Expected;
 use super::proof::Proof;
 use super::remembered::{DURING_AN_OUTAGE, Fingerprint, Remembered, fingerprint};
 use crate::objects::Fault;
+use crate::pause::about;
 use crate::problems::{Problem, Problems, Scope};
 use crate::source::kubernetes::explain;
 
@@ -34,7 +34,7 @@ pub struct Reviews {
     asking: Mutex<HashMap<Fingerprint, watch::Receiver<Option<Answer>>>>,
     at_a_time: Semaphore,
     /// Reviews that run or wait, by whose they are.
-    of_address: Mutex<HashMap<IpAddr, usize>>,
+    of_address: Mutex<Counts<IpAddr>>,
 }
 
 type Answer = Result<Proof, Refusal>;
@@ -115,7 +115,7 @@ impl Reviews {
         let mut changes = self.pods.changes();
         loop {
             let proof = self.review(token, from, OF_A_STREAM).await?;
-            let due = tokio::time::sleep(LOOK.mul_f64(0.75 + rand::random::<f64>() / 2.0));
+            let due = tokio::time::sleep(about(LOOK));
             tokio::pin!(due);
             loop {
                 if self.node_by(&proof)? != *node {
@@ -235,11 +235,10 @@ struct Place {
 impl Place {
     fn take(reviews: &Arc<Reviews>, address: IpAddr) -> Option<Self> {
         let mut taken = locked(&reviews.of_address);
-        let count = taken.entry(address).or_default();
-        if *count >= OF_AN_ADDRESS {
+        if taken.of(&address) >= OF_AN_ADDRESS {
             return None;
         }
-        *count += 1;
+        taken.add(address);
         Some(Self {
             reviews: reviews.clone(),
             address,
@@ -249,16 +248,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        leave(&mut locked(&self.reviews.of_address), &self.address);
-    }
-}
-
-fn leave<K: Hash + Eq>(places: &mut HashMap<K, usize>, whose: &K) {
-    if let Some(count) = places.get_mut(whose) {
-        *count -= 1;
-        if *count == 0 {
-            places.remove(whose);
-        }
+        locked(&self.reviews.of_address).remove(&self.address);
     }
 }
 

@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Batch, Source};
 use crate::objects::{Fault, ObjectKind};
+use crate::pause::{Pause, about};
 use crate::problems::{Problem, Problems, Scope};
 use discovery::Served;
-use watch::{News, Pause, Report, Watch};
+use watch::{News, Report, Watch};
 use world::{PLACE, Told, World};
 
 mod connect;
@@ -86,6 +87,12 @@ impl Default for Pace {
     }
 }
 
+impl Pace {
+    fn pause(&self) -> Pause {
+        Pause::new(self.shortest_pause, self.longest_pause)
+    }
+}
+
 impl Kubernetes {
     /// What an API server says. With `believe_netns`, annotations of pods say where their network namespaces are; that
     /// is for clusters in which nobody else may write pods.
@@ -120,7 +127,7 @@ impl Source for Kubernetes {
         let (reports, mut reported) = mpsc::channel(1024);
         let mut following = Following::new(self, reports);
         let mut settled: Option<Instant> = None;
-        let mut pause = Pause::new(&following.pace);
+        let mut pause = following.pace.pause();
         let mut looking = Box::pin(discovery_after(following.client.clone(), Duration::ZERO));
         // Whether it is looked early already: many kinds that are not served must not keep it from an end.
         let mut hurried = true;
@@ -151,7 +158,7 @@ impl Source for Kubernetes {
                     let wait = match outcome {
                         Ok(served) => {
                             following.follow(served);
-                            following.pace.look.mul_f64(0.75 + rand::random::<f64>() / 2.0)
+                            about(following.pace.look)
                         }
                         Err(error) => {
                             following.cannot_look(&error);
@@ -328,9 +335,7 @@ impl Following {
             "the API server cannot be asked what it serves: {}",
             connect::explain(error)
         );
-        let problem = Problem::of_file(PLACE, None, Fault::new("", reason), KEPT);
-        self.problems
-            .replace(Scope::Source(PLACE.to_owned()), vec![problem]);
+        self.problems.of_place(PLACE, Some((reason, KEPT)));
     }
 
     fn report_look(&self) {

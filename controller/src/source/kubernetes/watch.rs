@@ -3,8 +3,6 @@
 //! Listing and watching is kube's: pages, bookmarks, resuming where a connection broke. What it goes on after and
 //! might have lost something by, as an event that cannot be read, begins anew here.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -16,6 +14,7 @@ use super::Pace;
 use super::document::Document;
 use super::world::Told;
 use crate::objects::ObjectKind;
+use crate::pause::{Pause, about};
 
 /// What comes of a watch.
 #[derive(Debug)]
@@ -57,7 +56,7 @@ struct Unheard;
 impl Watch {
     /// Watches until nobody listens.
     pub(super) async fn run(self) {
-        let mut pause = Pause::new(&self.pace);
+        let mut pause = self.pace.pause();
         loop {
             if self.once(&mut pause).await.is_err() {
                 return;
@@ -75,8 +74,7 @@ impl Watch {
         let mut events = std::pin::pin!(events);
         let mut failed = false;
         let mut listed = false;
-        let anew = self.pace.anew.mul_f64(0.75 + rand::random::<f64>() / 2.0);
-        let anew = Instant::now() + anew;
+        let anew = Instant::now() + about(self.pace.anew);
         loop {
             // An outage that ended without any change since is noticed by its failures staying out.
             let event = tokio::select! {
@@ -151,70 +149,5 @@ fn is_unserved(error: &watcher::Error) -> bool {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
-    }
-}
-
-/// How long to wait after failures: longer and longer, and never all at the same moment. A failure long after the
-/// one before it counts as the first.
-#[derive(Debug)]
-pub(super) struct Pause {
-    shortest: Duration,
-    longest: Duration,
-    failures: u32,
-    last: Option<Instant>,
-}
-
-impl Pause {
-    pub(super) fn new(pace: &Pace) -> Self {
-        Self {
-            shortest: pace.shortest_pause,
-            longest: pace.longest_pause,
-            failures: 0,
-            last: None,
-        }
-    }
-
-    /// How long to wait after a failure at this moment.
-    pub(super) fn after(&mut self, now: Instant) -> Duration {
-        if self.last.is_some_and(|last| now - last > self.quiet()) {
-            self.failures = 0;
-        }
-        self.last = Some(now);
-        let doubled = 2_u32.saturating_pow(self.failures.min(16));
-        self.failures += 1;
-        let whole = self.shortest.saturating_mul(doubled).min(self.longest);
-        whole.mul_f64(0.5 + rand::random::<f64>() / 2.0)
-    }
-
-    /// After this long without failure there is none.
-    fn quiet(&self) -> Duration {
-        self.longest * 3
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_and_are_forgotten() {
-        let pace = Pace {
-            shortest_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(8),
-            ..Pace::default()
-        };
-        let mut pause = Pause::new(&pace);
-        let mut now = Instant::now();
-        for whole in [1, 2, 4, 8, 8, 8] {
-            let whole = Duration::from_secs(whole);
-            let waited = pause.after(now);
-            assert!(
-                waited >= whole / 2 && waited <= whole,
-                "{waited:?} of {whole:?}"
-            );
-            now += waited;
-        }
-        now += Duration::from_secs(25);
-        assert!(pause.after(now) <= Duration::from_secs(1));
     }
 }

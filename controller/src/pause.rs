@@ -1,0 +1,70 @@
+//! How long to wait: longer and longer after failures, and never all at the same moment.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long to wait after failures. A failure long after the one before it counts as the first.
+#[derive(Debug)]
+pub(crate) struct Pause {
+    shortest: Duration,
+    longest: Duration,
+    failures: u32,
+    last: Option<Instant>,
+}
+
+impl Pause {
+    /// No failure yet. After the first it is half of the shortest at least, and never more than the longest.
+    pub(crate) fn new(shortest: Duration, longest: Duration) -> Self {
+        Self {
+            shortest,
+            longest,
+            failures: 0,
+            last: None,
+        }
+    }
+
+    /// How long to wait after a failure at this moment.
+    pub(crate) fn after(&mut self, now: Instant) -> Duration {
+        if self.last.is_some_and(|last| now - last > self.quiet()) {
+            self.failures = 0;
+        }
+        self.last = Some(now);
+        let doubled = 2_u32.saturating_pow(self.failures.min(16));
+        self.failures += 1;
+        let whole = self.shortest.saturating_mul(doubled).min(self.longest);
+        whole.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+    }
+
+    /// After this long without failure there is none.
+    pub(crate) fn quiet(&self) -> Duration {
+        self.longest * 3
+    }
+}
+
+/// A time that is up to a quarter shorter or longer, for what many do again and again.
+pub(crate) fn about(time: Duration) -> Duration {
+    time.mul_f64(0.75 + rand::random::<f64>() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_are_forgotten() {
+        let mut pause = Pause::new(Duration::from_secs(1), Duration::from_secs(8));
+        let mut now = Instant::now();
+        for whole in [1, 2, 4, 8, 8, 8] {
+            let whole = Duration::from_secs(whole);
+            let waited = pause.after(now);
+            assert!(
+                waited >= whole / 2 && waited <= whole,
+                "{waited:?} of {whole:?}"
+            );
+            now += waited;
+        }
+        now += Duration::from_secs(25);
+        assert!(pause.after(now) <= Duration::from_secs(1));
+    }
+}
