@@ -60,6 +60,14 @@ impl PortProtocol {
             .unwrap_or_else(|| opaque.protocol_of(port))
     }
 
+    /// What is known of a port where nobody says which are opaque: see [`PortRanges::opaque_by_default`].
+    pub fn by_default(port: u16) -> Self {
+        match DEFAULT_OPAQUE_PORTS.contains(&port) {
+            true => Self::Opaque,
+            false => Self::Detect,
+        }
+    }
+
     /// Whether it is not to be looked into.
     pub fn is_opaque(self) -> bool {
         matches!(self, Self::Opaque | Self::Tls)
@@ -269,6 +277,15 @@ mod tests {
         ] {
             let known = PortProtocol::of_service_port(declared, port, opaque);
             assert_eq!(known, expected, "{declared:?} {port} {opaque}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_the_default_list() {
+        let listed = PortRanges::opaque_by_default();
+        for port in 0..=u16::MAX {
+            let known = PortProtocol::by_default(port);
+            assert_eq!(known, listed.protocol_of(port), "{port}");
         }
     }
 

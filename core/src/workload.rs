@@ -91,7 +91,7 @@ impl Workload {
     pub fn protocol_of(&self, port: u16) -> PortProtocol {
         match &self.opaque_ports {
             Some(ports) => ports.protocol_of(port),
-            None => PortRanges::opaque_by_default().protocol_of(port),
+            None => PortProtocol::by_default(port),
         }
     }
 

@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use weft_core::{
     Client, ClusterSettings, EgressName, EgressNetwork, EndpointName, Name, NodePod, ObjectName,
-    PortProtocol, PortRanges, TrustBundle, TrustDomain, Verdict, Workload, WorkloadId,
+    PortProtocol, TrustBundle, TrustDomain, Verdict, Workload, WorkloadId,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -206,7 +206,7 @@ impl Store {
         let declared = policies.declared_protocol(workload, port);
         declared.unwrap_or_else(|| match self.node_pods.load().get(workload) {
             Some(pod) => pod.opaque_ports.protocol_of(port),
-            None => PortRanges::opaque_by_default().protocol_of(port),
+            None => PortProtocol::by_default(port),
         })
     }
 

@@ -1,6 +1,6 @@
 use weft_core::{
-    AccessPolicy, Authorization, AuthorizationName, DenyReason, PolicyGroup, ProxyProtocol, Server,
-    ServerBinding, ServerName, WorkloadPolicy,
+    AccessPolicy, Authorization, AuthorizationName, DenyReason, PolicyGroup, PortRanges,
+    ProxyProtocol, Server, ServerBinding, ServerName, WorkloadPolicy,
 };
 
 use super::super::services::{Balanced, of_family};

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use weft_core::{PortProtocol, PortRanges};
+use weft_core::PortProtocol;
 
 use crate::balance::queue::QueueLimits;
 use crate::bpf::Bpf;
@@ -160,7 +160,7 @@ impl Context {
                 Some(local) => self.store.inbound_protocol(&local.id, port),
                 None => match self.store.workload_at(address) {
                     Some(workload) => workload.protocol_of(port),
-                    None => PortRanges::opaque_by_default().protocol_of(port),
+                    None => PortProtocol::by_default(port),
                 },
             },
         }

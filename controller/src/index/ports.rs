@@ -42,6 +42,13 @@ const SKIP_OUTBOUND: [&str; 2] = [
 /// A longer list is a mistake: agents are told it with every pod that it is for.
 const MAX_LISTED: usize = 256;
 
+/// Of a namespace that is not known, or says nothing.
+pub(super) static SILENT: PortsChoice = PortsChoice {
+    opaque: Listed::Silent,
+    skip_inbound: Listed::Silent,
+    skip_outbound: Listed::Silent,
+};
+
 impl PortsChoice {
     /// Reads annotations. Also returned: faults of those that cannot be read.
     pub(super) fn check(metadata: &ObjectMeta) -> (Self, Vec<Fault>) {

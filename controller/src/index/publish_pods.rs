@@ -14,7 +14,7 @@ use weft_proto::{Key, Kind, Resource};
 use super::Index;
 use super::pods::{MeshChoice, PodRecord};
 use super::policies::PortChoice;
-use super::ports::PortsChoice;
+use super::ports::{self, PortsChoice};
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use crate::views::Audience;
@@ -264,16 +264,18 @@ impl Index {
 
     fn opaque_ports(&self, pod: &PodRecord) -> PortRanges {
         let named = |name: &str| pod.ports_named(name).collect();
-        let silent = PortsChoice::default();
-        let namespace = self.namespaces.get(&pod.id.0.namespace);
-        let namespace = namespace.map_or(&silent, |it| &it.ports);
+        let namespace = self.ports_of_namespace(&pod.id.0.namespace);
         pod.ports_choice.inbound_ports(namespace, named)
     }
 
+    /// What a namespace says of the ports in it.
+    pub(super) fn ports_of_namespace(&self, namespace: &Name) -> &PortsChoice {
+        let namespace = self.namespaces.get(namespace);
+        namespace.map_or(&ports::SILENT, |it| &it.ports)
+    }
+
     fn node_pod(&self, pod: &PodRecord) -> NodePod {
-        let silent = PortsChoice::default();
-        let namespace = self.namespaces.get(&pod.id.0.namespace);
-        let namespace = namespace.map_or(&silent, |it| &it.ports);
+        let namespace = self.ports_of_namespace(&pod.id.0.namespace);
         NodePod {
             id: pod.id.clone(),
             uid: pod.uid.clone(),

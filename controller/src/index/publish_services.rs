@@ -8,7 +8,6 @@ use weft_core::{Endpoint, EndpointName, EndpointPort, Name, ObjectName, Service}
 use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
-use super::ports::PortsChoice;
 use super::publish_pods::Derived;
 use super::reliability::ReliabilitySaid;
 use super::services::{ServiceRecord, SliceRecord};
@@ -77,9 +76,7 @@ impl Index {
         let mut endpoints = BTreeSet::new();
         let (addresses, faults) = self.service_addresses_of(name);
         let service = self.services.get(name).filter(|it| !it.external_name);
-        let of_namespace = self.namespaces.get(&name.namespace);
-        let silent = PortsChoice::default();
-        let of_namespace = of_namespace.map_or(&silent, |it| &it.ports);
+        let of_namespace = self.ports_of_namespace(&name.namespace);
         let resource = service.map(|it| Service {
             name: name.clone(),
             addresses,
