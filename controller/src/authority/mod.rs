@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
@@ -321,12 +320,9 @@ impl Place {
 
 /// A certificate as text (RFC 7468).
 fn pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let lines = text.as_bytes().chunks(64);
-    // Base64 is ASCII.
-    let lines = lines.map(|it| String::from_utf8_lossy(it).into_owned() + "\n");
-    let lines: String = lines.collect();
-    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
+    let certificate = Pem::new("CERTIFICATE", der);
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&certificate, lines)
 }
 
 /// The key of a signing request that is signed by it: P-256, P-384 or Ed25519.
