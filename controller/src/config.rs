@@ -388,25 +388,7 @@ mod tests {
                 Some("--wait-for-issuer is for the issuer in a Secret"),
             ),
         ] {
-            let needed = [
-                "weft-controller",
-                "run",
-                "--ca",
-                "ca",
-                "--listen",
-                "127.0.0.1:1",
-                "--admin",
-                "127.0.0.1:2",
-            ];
-            let cli = Cli::try_parse_from(needed.iter().chain(further)).expect("parsed");
-            let Command::Run(run) = cli.command else {
-                panic!("another command");
-            };
-            let fault = run.check().err().map(|it| it.to_string());
-            match refused {
-                None => assert_eq!(fault, None, "{further:?}"),
-                Some(text) => assert!(fault.is_some_and(|it| it.starts_with(text)), "{further:?}"),
-            }
+            expect_check(["--ca", "ca"].iter().chain(further), refused);
         }
     }
 
@@ -420,18 +402,26 @@ mod tests {
                 Some("--ca is needed"),
             ),
         ] {
-            let needed = ["weft-controller", "run"];
-            let ports = ["--listen", "127.0.0.1:1", "--admin", "127.0.0.1:2"];
-            let arguments = needed.iter().chain(&ports).chain(further);
-            let cli = Cli::try_parse_from(arguments).expect("parsed");
-            let Command::Run(run) = cli.command else {
-                panic!("another command");
-            };
-            let fault = run.check().err().map(|it| it.to_string());
-            match refused {
-                None => assert_eq!(fault, None, "{further:?}"),
-                Some(text) => assert!(fault.is_some_and(|it| it.starts_with(text)), "{further:?}"),
-            }
+            expect_check(further.iter(), refused);
+        }
+    }
+
+    /// Checks flags that are refused with a text that begins like this, or not at all.
+    fn expect_check<'a>(further: impl Iterator<Item = &'a &'a str>, refused: Option<&str>) {
+        let mut arguments = vec!["weft-controller", "run"];
+        arguments.extend(["--listen", "127.0.0.1:1", "--admin", "127.0.0.1:2"]);
+        arguments.extend(further);
+        let cli = Cli::try_parse_from(&arguments).expect("parsed");
+        let Command::Run(run) = cli.command else {
+            panic!("another command");
+        };
+        let fault = run.check().err().map(|it| it.to_string());
+        match refused {
+            None => assert_eq!(fault, None, "{arguments:?}"),
+            Some(text) => assert!(
+                fault.is_some_and(|it| it.starts_with(text)),
+                "{arguments:?}"
+            ),
         }
     }
 

@@ -2,28 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
-use weft_controller::config::{Cli, Command};
-use weft_controller::run::Controller;
 use weft_core::{Authentication, IdentityMatch, Server};
 use weft_proto::v1::control_client::ControlClient;
 use weft_proto::v1::{agent_message, controller_message};
-use weft_proto::{CONTROLLER_NAME, Key, Kind, PROTOCOL_VERSION, Resource, convert, v1};
+use weft_proto::{Key, Kind, Resource, convert, v1};
+
+use served::{Served, with_token};
+
+mod served;
 
 const TOKEN_ONE: &str = "token-of-node-one-0123";
 const TOKEN_TWO: &str = "token-of-node-two-0123";
@@ -77,10 +75,7 @@ spec:
 
 struct Cluster {
     folder: TempDir,
-    address: SocketAddr,
-    admin: SocketAddr,
-    stop: CancellationToken,
-    serving: JoinHandle<anyhow::Result<()>>,
+    served: Served,
 }
 
 impl Cluster {
@@ -97,43 +92,24 @@ impl Cluster {
     /// Starts a controller on a folder that is there.
     async fn on(folder: TempDir) -> Self {
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let cli = Cli::parse_from([
-            "weft-controller",
-            "run",
+        let arguments = [
             "--source",
             &path("source"),
             "--ca",
             &path("ca"),
             "--join-tokens",
             &path("tokens"),
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-            "--pod-range",
-            "10.1.0.0/16",
-            "--service-range",
-            "10.2.0.0/16",
-        ]);
-        let Command::Run(config) = cli.command else {
-            panic!("not run");
-        };
-        let stop = CancellationToken::new();
-        let controller = Controller::open(*config, stop.clone())
-            .await
-            .expect("opened");
+        ];
         Self {
-            address: controller.address().expect("bound"),
-            admin: controller.admin_address().expect("bound"),
-            serving: tokio::spawn(controller.serve()),
+            served: Served::start(&arguments, DEADLINE).await,
             folder,
-            stop,
         }
     }
 
-    async fn stop(self) -> TempDir {
-        self.stop.cancel();
-        let ended = timeout(DEADLINE, self.serving).await.expect("in time");
+    async fn stop(mut self) -> TempDir {
+        self.served.stop.cancel();
+        let serving = self.served.serving.take().expect("it serves");
+        let ended = timeout(DEADLINE, serving).await.expect("in time");
         ended.expect("no panic").expect("no error");
         self.folder
     }
@@ -147,30 +123,14 @@ impl Cluster {
     }
 
     async fn client(&self) -> ControlClient<Channel> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(self.roots()))
-            .domain_name(CONTROLLER_NAME);
-        let channel = Endpoint::from_shared(format!("https://{}", self.address))
-            .expect("an address")
-            .tls_config(tls)
-            .expect("a configuration")
-            .connect()
-            .await;
-        ControlClient::new(channel.expect("connected"))
+        self.served.client(&self.roots()).await
     }
 
     async fn subscribe(&self, token: &str, hello: v1::Hello) -> Result<Agent, Status> {
-        let (sender, receiver) = mpsc::channel(16);
-        let message = agent_message::Message::Hello(hello);
-        let message = v1::AgentMessage {
-            message: Some(message),
-        };
-        sender.send(message).await.expect("open");
-        let request = with_token(ReceiverStream::new(receiver), token);
-        let response = self.client().await.subscribe(request).await?;
+        let (sender, receiver) = served::subscribe(&mut self.client().await, token, hello).await?;
         Ok(Agent {
             sender,
-            receiver: response.into_inner(),
+            receiver,
             resources: BTreeMap::new(),
             versions: BTreeMap::new(),
             pushes: 0,
@@ -178,40 +138,16 @@ impl Cluster {
     }
 
     async fn sign(&self, token: &str, account: &str) -> Result<Vec<Vec<u8>>, Status> {
-        let key = KeyPair::generate().expect("made");
-        let csr = CertificateParams::default()
-            .serialize_request(&key)
-            .expect("made");
-        let request = v1::SignRequest {
-            csr: csr.der().to_vec(),
-            namespace: "production".to_owned(),
-            service_account: account.to_owned(),
-        };
-        let signed = self.client().await.sign(with_token(request, token)).await?;
-        Ok(signed.into_inner().chain)
+        let account = ("production", account);
+        served::sign(&mut self.client().await, token, account).await
     }
+}
 
-    async fn get(&self, path: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(self.admin)
-            .await
-            .expect("connected");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("sent");
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.expect("read");
-        response
-    }
+impl Deref for Cluster {
+    type Target = Served;
 
-    /// Waits until the administrative port says something.
-    async fn until(&self, path: &str, says: &str) {
-        let waiting = async {
-            while !self.get(path).await.contains(says) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if timeout(DEADLINE, waiting).await.is_err() {
-            panic!("{path} never said {says:?}:\n{}", self.get(path).await);
-        }
+    fn deref(&self) -> &Served {
+        &self.served
     }
 }
 
@@ -294,19 +230,9 @@ impl Agent {
 
 fn hello(node: &str, held: Vec<v1::Held>) -> v1::Hello {
     v1::Hello {
-        node: node.to_owned(),
-        agent_version: "test".to_owned(),
-        protocol: PROTOCOL_VERSION,
-        held,
         incarnation: 1,
+        ..served::hello(node, held)
     }
-}
-
-fn with_token<T>(message: T, token: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    let value = MetadataValue::try_from(format!("Bearer {token}")).expect("ASCII");
-    request.metadata_mut().insert("authorization", value);
-    request
 }
 
 async fn refused(agent: Result<Agent, Status>) -> Code {

@@ -2,6 +2,8 @@
 //! they are, and people who stole one.
 
 mod issuer;
+#[path = "../served/mod.rs"]
+mod served;
 mod stage;
 mod stolen;
 mod tokens;

@@ -5,27 +5,20 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
-use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
 use weft_apiserver::tokens::Token;
 use weft_apiserver::{Options, Server, Store, Tls};
-use weft_controller::config::{Cli, Command};
 use weft_controller::objects::decode;
-use weft_controller::run::Controller;
+use weft_proto::v1;
 use weft_proto::v1::control_client::ControlClient;
-use weft_proto::v1::{agent_message, controller_message};
-use weft_proto::{CONTROLLER_NAME, PROTOCOL_VERSION, v1};
+use weft_proto::v1::controller_message;
+
+use crate::served::{self, Served};
 
 /// Nothing here may take longer, on a machine that has much else to do.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -69,13 +62,10 @@ pub(crate) struct Stage {
     controller: Running,
 }
 
-/// A controller that serves.
+/// A controller that reads it.
 pub(crate) struct Running {
     store: Arc<Store>,
-    address: SocketAddr,
-    admin: SocketAddr,
-    stop: CancellationToken,
-    serving: Option<JoinHandle<anyhow::Result<()>>>,
+    served: Served,
 }
 
 impl Stage {
@@ -156,28 +146,12 @@ impl Deref for Stage {
 impl Running {
     async fn start(folder: &TempDir, store: Arc<Store>, further: &[&str]) -> Self {
         let kubeconfig = folder.path().join("kubeconfig").display().to_string();
-        let mut arguments = vec!["weft-controller", "run", "--source", "kubernetes"];
-        arguments.extend(["--kubeconfig", &kubeconfig, "--namespace", "weft-system"]);
-        arguments.extend(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        arguments.extend([
-            "--pod-range",
-            "10.1.0.0/16",
-            "--service-range",
-            "10.2.0.0/16",
-        ]);
+        let mut arguments = vec!["--source", "kubernetes", "--namespace", "weft-system"];
+        arguments.extend(["--kubeconfig", &kubeconfig]);
         arguments.extend(further);
-        let Command::Run(config) = Cli::parse_from(arguments).command else {
-            panic!("not run");
-        };
-        let stop = CancellationToken::new();
-        let controller = Controller::open(*config, stop.clone()).await;
-        let controller = controller.expect("opened");
         Self {
             store,
-            address: controller.address().expect("bound"),
-            admin: controller.admin_address().expect("bound"),
-            serving: Some(tokio::spawn(controller.serve())),
-            stop,
+            served: Served::start(&arguments, DEADLINE).await,
         }
     }
 
@@ -191,38 +165,16 @@ impl Running {
     }
 
     pub(crate) async fn client(&self) -> ControlClient<Channel> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(self.roots().await))
-            .domain_name(CONTROLLER_NAME);
-        let channel = Endpoint::from_shared(format!("https://{}", self.address))
-            .expect("an address")
-            .tls_config(tls)
-            .expect("a configuration")
-            .connect()
-            .await;
-        ControlClient::new(channel.expect("connected"))
+        self.served.client(&self.roots().await).await
     }
 
     /// Opens the stream of a node, and takes the first push.
     pub(crate) async fn subscribe(&self, token: &str, node: &str) -> Result<Agent, Status> {
-        let (sender, receiver) = mpsc::channel(16);
-        let hello = v1::Hello {
-            node: node.to_owned(),
-            agent_version: "test".to_owned(),
-            protocol: PROTOCOL_VERSION,
-            held: vec![],
-            incarnation: rand::random(),
-        };
-        let message = Some(agent_message::Message::Hello(hello));
-        sender
-            .send(v1::AgentMessage { message })
-            .await
-            .expect("open");
-        let request = with_token(ReceiverStream::new(receiver), token);
-        let response = self.client().await.subscribe(request).await?;
+        let hello = served::hello(node, vec![]);
+        let (sender, receiver) = served::subscribe(&mut self.client().await, token, hello).await?;
         let mut agent = Agent {
             _sender: sender,
-            receiver: response.into_inner(),
+            receiver,
         };
         agent.pushed().await?;
         Ok(agent)
@@ -245,36 +197,13 @@ impl Running {
         let line = text.lines().find_map(|line| line.strip_prefix(series));
         line.map_or(0, |it| it.trim().parse().expect("a number"))
     }
-
-    pub(crate) async fn get(&self, path: &str) -> String {
-        let stream = tokio::net::TcpStream::connect(self.admin).await;
-        let mut stream = stream.expect("connected");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("sent");
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.expect("read");
-        response
-    }
-
-    /// Waits until the administrative port says something.
-    pub(crate) async fn until(&self, path: &str, says: &str) {
-        let waiting = async {
-            while !self.get(path).await.contains(says) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if timeout(DEADLINE, waiting).await.is_err() {
-            panic!("{path} never said {says:?}:\n{}", self.get(path).await);
-        }
-    }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(serving) = self.serving.take() {
-            serving.abort();
-        }
+impl Deref for Running {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
     }
 }
 
@@ -313,23 +242,7 @@ pub(crate) async fn sign(
     token: &str,
     account: &str,
 ) -> Result<Vec<Vec<u8>>, Status> {
-    let key = KeyPair::generate().expect("made");
-    let csr = CertificateParams::default().serialize_request(&key);
-    let request = v1::SignRequest {
-        csr: csr.expect("made").der().to_vec(),
-        namespace: "shop".to_owned(),
-        service_account: account.to_owned(),
-    };
-    let signed = client.sign(with_token(request, token)).await?;
-    Ok(signed.into_inner().chain)
-}
-
-fn with_token<T>(message: T, token: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    let value = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"));
-    let metadata = request.metadata_mut();
-    metadata.insert("authorization", value.expect("what a header may have"));
-    request
+    served::sign(client, token, ("shop", account)).await
 }
 
 /// The pod of an agent; its uid is its name with `uid-` before it.
