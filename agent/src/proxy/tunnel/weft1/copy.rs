@@ -52,6 +52,7 @@ pub async fn join(
                 sent_all: false,
                 peer_ended: false,
                 received_all: false,
+                peer_left: false,
                 places: Places::default(),
                 kept: into_tunnel.kept(),
             };
@@ -111,6 +112,8 @@ struct Copying<'a> {
     peer_ended: bool,
     /// And ours has been told.
     received_all: bool,
+    /// It has ended the connection too, in order.
+    peer_left: bool,
     /// What was heard and the application has not taken.
     places: Places,
     /// What the channel's buffers are counted as while this waits.
@@ -132,6 +135,9 @@ impl Copying<'_> {
             let _ = self.poll_into_tunnel(&mut { TURNS }, context)?;
             if self.sent_all && self.received_all {
                 return Poll::Ready(Ok(()));
+            }
+            if self.received_all {
+                self.poll_gone(context)?;
             }
             // A side that is not being read is watched for its end in another way.
             if (self.read_ended || self.channel.has_unsent())
@@ -260,6 +266,33 @@ impl Copying<'_> {
                 }
             }
         }
+    }
+
+    /// After the peer's end, until our own: there is nothing more to hear but that the connection itself
+    /// ends, by which an application is told to be gone that closed while ours was still sending. Whoever
+    /// [aborts](abort) goes on taking bytes for a moment, which ours must not believe to be delivered.
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Result<(), Broken> {
+        while !self.peer_left {
+            let heard = match self.channel.hear() {
+                Ok(None) => match self.channel.poll_receive(true, context) {
+                    Poll::Ready(received) => received,
+                    Poll::Pending => {
+                        self.channel.shrink_inbox();
+                        return Ok(());
+                    }
+                },
+                Ok(Some(Heard::Event(Event::Leaving))) => Ok(()),
+                // The parser lets nothing else come here.
+                Ok(Some(_)) => return Err(self.broken(Error::Closed)),
+                Err(error) => Err(error),
+            };
+            match heard {
+                Ok(()) => {}
+                Err(Error::Closed) => self.peer_left = true,
+                Err(error) => return Err(self.broken(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Takes in what the peer has said, as far as there is place for it.

@@ -462,6 +462,23 @@ async fn the_last_bytes_before_a_reset_cross() {
     }
 }
 
+/// The end arrives first, and then what was sent is not taken: by whoever reads it nowhere.
+#[tokio::test]
+async fn nothing_is_sent_to_an_application_that_has_left() {
+    let mut near = Near::new(Limits::default()).await;
+    let (mut client, application, copying) = near.flow().await;
+    drop(application);
+    assert_eq!(soon(client.read(&mut [0])).await.expect("the end"), 0);
+    let chunk = vec![1; 1 << 20];
+    let mut taken = 0;
+    // As much as there is room for on the way, which in a second of reading is passed many times over.
+    while soon(client.write_all(&chunk)).await.is_ok() {
+        taken += chunk.len();
+        assert!(taken < 100 << 20, "it can be sent to for ever");
+    }
+    assert!(soon(copying).await.expect("no panic").is_err());
+}
+
 /// rustls's own connection at one end: what is made here is TLS, key updates included.
 #[tokio::test]
 async fn it_is_the_tls_of_others() {
