@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::agents::AgentStatus;
+use crate::control::tls::Serving;
 use crate::problems::Problem;
 use crate::statuses::RouteStatus;
 use crate::telemetry::{self, State};
@@ -42,6 +43,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 pub struct Admin {
     /// The state to show.
     pub state: State,
+    /// What agents are served with.
+    pub serving: Arc<Serving>,
     /// The metrics.
     pub registry: Registry,
 }
@@ -105,6 +108,8 @@ impl Admin {
             Some("the source has not been read as a whole yet")
         } else if !self.state.authority.has_issuer() {
             Some("there is no issuer of certificates yet")
+        } else if !self.serving.has_certificate() {
+            Some("there is no certificate yet that agents would know this controller by")
         } else {
             None
         }

@@ -240,6 +240,7 @@ impl Controller {
         Admin {
             registry: self.server.metrics.registry(state.clone()),
             state,
+            serving: self.serving.clone(),
         }
     }
 }

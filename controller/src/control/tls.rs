@@ -41,10 +41,15 @@ impl Serving {
         Ok(signed.not_after)
     }
 
+    /// Whether agents can be served.
+    pub fn has_certificate(&self) -> bool {
+        self.0.load().is_some()
+    }
+
     /// Renews at half of the certificate's life, and when the issuer changes; without one, when there is one.
     pub async fn keep(&self, authority: &Authority, name: &str, mut not_after: SystemTime) {
         let mut changes = authority.changes();
-        if self.0.load().is_none() {
+        if !self.has_certificate() {
             // It may have come already.
             changes.mark_changed();
         }
