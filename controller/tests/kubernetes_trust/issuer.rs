@@ -272,6 +272,8 @@ async fn what_cannot_be_read_or_written_is_told() {
     let store = Store::of_mesh();
     let mut stage = Stage::with(store, &[]).await;
     stage.until("/ready", "ready\n").await;
+    // Ready is who has an issuer; that agents have the roots comes after.
+    stage.roots().await;
     stage.server().behave(|it| {
         it.refused.insert("secrets".to_owned(), 403);
         it.refused.insert("configmaps".to_owned(), 403);
