@@ -118,11 +118,18 @@ pub struct KernelConfig {
 /// How to reach and trust the controller.
 #[derive(Debug, Args)]
 pub struct ControllerConfig {
-    /// The controller's address: `https://HOST:PORT`.
-    #[arg(long = "controller", env = "WEFT_CONTROLLER")]
-    pub address: http::Uri,
+    /// Where a controller is: `https://HOST:PORT` (repeatable). All addresses that a name has are used: with that of a
+    /// headless Service, all controllers.
+    #[arg(
+        long = "controller",
+        value_name = "URL",
+        env = "WEFT_CONTROLLER",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub addresses: Vec<http::Uri>,
 
-    /// The name that the controller's certificate must have.
+    /// The name that controllers' certificates must have.
     #[arg(long = "controller-name", env = "WEFT_CONTROLLER_NAME", default_value = weft_proto::CONTROLLER_NAME)]
     pub name: String,
 

@@ -84,7 +84,12 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
 
     let store = Store::on(config.node.clone());
     let controller = Arc::new(Controller::new(ControllerConfig {
-        url: config.controller.address.to_string(),
+        urls: config
+            .controller
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         name: config.controller.name.clone(),
         trust_bundle: config.controller.trust_bundle.clone(),
         join_token: config.controller.join_token_file.clone(),

@@ -1,9 +1,16 @@
-//! Connecting to the controller: TLS against the agent's trust bundle, and the agent's own token.
+//! Connecting to a controller: TLS against the agent's trust bundle, and the agent's own token.
 //!
-//! Bundle and token are read again for each connection, so that both can be rotated in place.
+//! Bundle and token are read again for each connection, so that both can be rotated in place; and names are looked up
+//! again, so that controllers may come and go. Which of several is tried first is [`Places`]' concern.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use http::Uri;
+use tokio::net::lookup_host;
+use tokio::time::{Instant, timeout};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -13,11 +20,13 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use weft_proto::MAX_MESSAGE_BYTES;
 use weft_proto::v1::control_client::ControlClient;
 
-/// Where the controller is and how both sides prove who they are.
+use super::places::Places;
+
+/// Where the controllers are and how both sides prove who they are.
 #[derive(Clone, Debug)]
 pub struct ControllerConfig {
-    /// `https://host:port`.
-    pub url: String,
+    /// `https://host:port`, each with a name that may have several addresses.
+    pub urls: Vec<String>,
     /// The name in the controller's certificate.
     pub name: String,
     /// Roots that vouch for the controller: a PEM file.
@@ -26,11 +35,19 @@ pub struct ControllerConfig {
     pub join_token: PathBuf,
 }
 
-/// The controller, as the agent reaches it.
+/// The controllers, as the agent reaches them.
 #[derive(Debug)]
 pub struct Controller {
     config: ControllerConfig,
-    endpoint: Endpoint,
+    hosts: Vec<Host>,
+    places: Mutex<Places>,
+}
+
+/// Where controllers are, as it is written.
+#[derive(Debug)]
+struct Host {
+    name: String,
+    port: u16,
 }
 
 /// An open connection with the token that it was opened with.
@@ -38,6 +55,8 @@ pub struct Controller {
 pub struct Connection {
     /// The client.
     pub client: ControlClient<Channel>,
+    /// Whom it is to.
+    pub address: SocketAddr,
     authorization: MetadataValue<Ascii>,
 }
 
@@ -47,6 +66,14 @@ pub enum ControllerError {
     /// Not an `https://` address.
     #[error("controller address {0:?} is not of the form https://host:port")]
     Address(String),
+    /// There is nobody by that name.
+    #[error("cannot find the controller {host}: {reason}")]
+    Unknown {
+        /// The name.
+        host: String,
+        /// Why.
+        reason: String,
+    },
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     File {
@@ -62,43 +89,36 @@ pub enum ControllerError {
     #[error("{0} holds no usable token: one line of visible ASCII is needed")]
     Token(PathBuf),
     /// The connection failed.
-    #[error("cannot connect to the controller at {url}: {reason}")]
+    #[error("cannot connect to the controller at {address}: {reason}")]
     Connect {
         /// Its address.
-        url: String,
+        address: SocketAddr,
         /// Why.
         reason: String,
     },
+    /// There are several, and none could be connected to.
+    #[error("{}", joined(.0))]
+    Each(Vec<ControllerError>),
 }
 
 impl Controller {
-    /// Checks the address; connects to nothing.
+    /// Checks the addresses; connects to nothing.
     ///
     /// # Errors
-    /// An address that is not `https://host:port`: the token must not travel in the clear.
+    /// One that is not `https://host:port`: the token must not travel in the clear.
     pub fn new(config: ControllerConfig) -> Result<Self, ControllerError> {
-        let address = || ControllerError::Address(config.url.clone());
-        let endpoint = Endpoint::from_shared(config.url.clone()).map_err(|_| address())?;
-        let uri = endpoint.uri();
-        if uri.scheme_str() != Some("https") || uri.host().is_none() {
-            return Err(address());
-        }
-        // A controller that is gone without a word is noticed within KEEPALIVE + KEEPALIVE_TIMEOUT.
-        let endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES * 2);
-        Ok(Self { config, endpoint })
+        let hosts = config.urls.iter().map(|it| Host::parse(it));
+        Ok(Self {
+            hosts: hosts.collect::<Result<_, _>>()?,
+            config,
+            places: Mutex::new(Places::new(Instant::now())),
+        })
     }
 
-    /// Opens a connection.
+    /// Opens a connection to one of them.
     ///
     /// # Errors
-    /// Bundle or token cannot be read, or the connection or its handshake fails.
+    /// Bundle or token cannot be read, or at none of the addresses connection and handshake succeed.
     pub async fn connect(&self) -> Result<Connection, ControllerError> {
         let bundle = read(&self.config.trust_bundle).await?;
         if !CertificateDer::pem_slice_iter(&bundle).any(|it| it.is_ok()) {
@@ -110,17 +130,88 @@ impl Controller {
             .ca_certificate(Certificate::from_pem(bundle))
             .domain_name(self.config.name.clone())
             .timeout(CONNECT_TIMEOUT);
-        let endpoint = self.endpoint.clone().tls_config(tls);
-        let endpoint = endpoint.map_err(|error| self.connect_error(&error))?;
-        let channel = endpoint.connect().await;
-        let channel = channel.map_err(|error| self.connect_error(&error))?;
-        let client = ControlClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Connection {
-            client,
-            authorization,
-        })
+        self.find().await?;
+        let order = self.places().order(Instant::now());
+        let mut errors = vec![];
+        for (address, patience) in order {
+            match channel(address, tls.clone(), patience).await {
+                Ok(channel) => {
+                    let client = ControlClient::new(channel)
+                        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+                    return Ok(Connection {
+                        client,
+                        address,
+                        authorization,
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "tries another controller");
+                    self.failed(address);
+                    errors.push(error);
+                }
+            }
+        }
+        Err(each(errors))
+    }
+
+    /// The stream is at this controller, or at none: who signs is asked there first.
+    pub fn uses(&self, address: Option<SocketAddr>) {
+        self.places().uses(address);
+    }
+
+    /// A controller that was connected to is of no use: others come first.
+    pub fn failed(&self, address: SocketAddr) {
+        self.places().failed(address, Instant::now());
+    }
+
+    /// Whether there is a controller that has not failed since [`Controller::begin_round`].
+    pub fn has_untried(&self) -> bool {
+        self.has_untried_but(None)
+    }
+
+    /// The same, beside this one.
+    pub fn has_untried_but(&self, address: Option<SocketAddr>) -> bool {
+        self.places().has_untried_but(address)
+    }
+
+    /// Whether there is more than one.
+    pub fn has_several(&self) -> bool {
+        self.places().count() > 1
+    }
+
+    /// From now on all count as not tried.
+    pub fn begin_round(&self) {
+        self.places().begin_round(Instant::now());
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        // Every change leaves it whole.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds their addresses. Those that were found before will do where names cannot be looked up now, or not soon.
+    async fn find(&self) -> Result<(), ControllerError> {
+        let patience = match self.places().count() {
+            0 => CONNECT_TIMEOUT,
+            _ => LOOKUP_PATIENCE,
+        };
+        let lookups = self.hosts.iter().map(|it| it.addresses(patience));
+        let (mut found, mut unknown) = (vec![], vec![]);
+        for looked_up in futures::future::join_all(lookups).await {
+            match looked_up {
+                Ok(addresses) => found.extend(addresses),
+                Err(error) => unknown.push(error),
+            }
+        }
+        if !unknown.is_empty() {
+            found.extend(self.places().known());
+        }
+        if found.is_empty() {
+            return Err(each(unknown));
+        }
+        self.places().found(found);
+        Ok(())
     }
 
     async fn authorization(&self) -> Result<MetadataValue<Ascii>, ControllerError> {
@@ -136,12 +227,63 @@ impl Controller {
         value.set_sensitive(true);
         Ok(value)
     }
+}
 
-    fn connect_error(&self, error: &tonic::transport::Error) -> ControllerError {
-        ControllerError::Connect {
-            url: self.config.url.clone(),
-            reason: with_sources(error),
+impl Host {
+    fn parse(url: &str) -> Result<Self, ControllerError> {
+        let address = || ControllerError::Address(url.to_owned());
+        let uri: Uri = url.parse().map_err(|_| address())?;
+        let name = uri.host().filter(|_| uri.scheme_str() == Some("https"));
+        let name = name.ok_or_else(address)?;
+        let bare = name.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+        Ok(Self {
+            name: bare.unwrap_or(name).to_owned(),
+            port: uri.port_u16().unwrap_or(HTTPS_PORT),
+        })
+    }
+
+    async fn addresses(&self, patience: Duration) -> Result<Vec<SocketAddr>, ControllerError> {
+        if let Ok(address) = self.name.parse::<IpAddr>() {
+            return Ok(vec![(address, self.port).into()]);
         }
+        let unknown = |reason: String| ControllerError::Unknown {
+            host: self.name.clone(),
+            reason,
+        };
+        let found = timeout(patience, lookup_host((self.name.as_str(), self.port))).await;
+        let found =
+            found.map_err(|_| unknown("no answer to the question of its address".into()))?;
+        let mut found = found
+            .map_err(|error| unknown(error.to_string()))?
+            .peekable();
+        match found.peek() {
+            Some(_) => Ok(found.collect()),
+            None => Err(unknown("the name has no address".to_owned())),
+        }
+    }
+}
+
+async fn channel(
+    address: SocketAddr,
+    tls: ClientTlsConfig,
+    patience: Duration,
+) -> Result<Channel, ControllerError> {
+    let failed = |reason: String| ControllerError::Connect { address, reason };
+    let endpoint = Endpoint::from_shared(format!("https://{address}"));
+    let endpoint = endpoint.and_then(|it| it.tls_config(tls));
+    let endpoint = endpoint.map_err(|error| failed(with_sources(&error)))?;
+    // A controller that is gone without a word is noticed within KEEPALIVE + KEEPALIVE_TIMEOUT.
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES * 2);
+    match timeout(patience, endpoint.connect()).await {
+        Ok(channel) => channel.map_err(|error| failed(with_sources(&error))),
+        Err(_) => Err(failed(format!("no answer within {} s", patience.as_secs()))),
     }
 }
 
@@ -174,7 +316,22 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
+fn each(mut errors: Vec<ControllerError>) -> ControllerError {
+    match errors.len() {
+        1 => errors.remove(0),
+        _ => ControllerError::Each(errors),
+    }
+}
+
+fn joined(errors: &[ControllerError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long names may take where addresses are known.
+const LOOKUP_PATIENCE: Duration = Duration::from_millis(300);
+const HTTPS_PORT: u16 = 443;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// First state is megabytes; the default of 64 KiB would make it a round trip each.
@@ -189,13 +346,14 @@ mod tests {
         for (url, good) in [
             ("https://10.0.0.1:15012", true),
             ("https://[fd00::1]:15012", true),
+            ("https://weft-controller.weft-system.svc:15012", true),
             ("http://10.0.0.1:15012", false),
             ("10.0.0.1:15012", false),
             ("unix:///run/x", false),
             ("", false),
         ] {
             let config = ControllerConfig {
-                url: url.to_owned(),
+                urls: vec![url.to_owned()],
                 name: "weft-controller".to_owned(),
                 trust_bundle: PathBuf::new(),
                 join_token: PathBuf::new(),

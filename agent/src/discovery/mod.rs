@@ -11,6 +11,7 @@ pub mod backoff;
 mod controller;
 mod dump;
 mod interner;
+mod places;
 mod policies;
 mod services;
 mod sharded;

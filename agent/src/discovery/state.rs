@@ -1,6 +1,7 @@
 //! How the control stream is doing, for readiness, metrics and dumps.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,6 +12,8 @@ use tokio::time::Instant;
 pub struct StreamState {
     /// A stream is open and the controller answered on it.
     pub connected: bool,
+    /// The controller that it is to.
+    pub controller: Option<SocketAddr>,
     /// When the last message arrived.
     pub last_message: Option<Instant>,
     /// Everything was received once, on this stream or an earlier one.
@@ -29,6 +32,8 @@ pub struct StreamState {
     pub connects: u64,
     /// Tries to connect, and streams, that failed since the start.
     pub failures: u64,
+    /// How long was waited after the last of these.
+    pub retry_delay: Duration,
     /// Why the last stream or try ended.
     pub last_error: Option<String>,
 }
@@ -51,6 +56,7 @@ impl StreamState {
         let seconds = |duration: Option<Duration>| duration.map(|it| it.as_secs_f64());
         json!({
             "connected": self.connected,
+            "controller": self.controller,
             "complete": self.complete,
             "current": self.current,
             "knowledge_age_seconds": seconds(self.knowledge_age()),
@@ -60,6 +66,7 @@ impl StreamState {
             "rejected": self.rejected,
             "connects": self.connects,
             "failures": self.failures,
+            "retry_delay_seconds": self.retry_delay.as_secs_f64(),
             "last_error": self.last_error,
         })
     }

@@ -1,15 +1,16 @@
 //! The control stream's client: keeps the store current for as long as the controller is there.
 //!
-//! It says what it holds, applies each push as one, answers what it could not use, and comes back
-//! with backoff when the stream ends. It never empties the store: only the controller removes.
+//! It says what it holds, applies each push as one, answers what it could not use, and goes to another controller at
+//! once when the stream ends; when all have failed it comes back with backoff. It never empties the store: only a
+//! controller removes.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -34,6 +35,8 @@ pub struct ControlStream {
     wants: mpsc::Receiver<IpAddr>,
     state: watch::Sender<StreamState>,
     unsaid: Unsaid,
+    /// The controller that the stream is to.
+    at: Option<SocketAddr>,
 }
 
 /// What is held, but not said in the Hello of this stream as it would have been too large: gone
@@ -61,6 +64,8 @@ enum StreamError {
     Broken(Status),
     #[error("the controller did not answer within {} s", SUBSCRIBE_TIMEOUT.as_secs())]
     Silent,
+    #[error("the controller told nothing within {} s", .0.as_secs())]
+    Mute(Duration),
     #[error("the controller ended the stream")]
     Ended,
     #[error("applying a push failed: {0}")]
@@ -86,6 +91,7 @@ impl ControlStream {
             wants,
             state,
             unsaid: Unsaid::default(),
+            at: None,
         };
         (stream, discovery)
     }
@@ -102,14 +108,23 @@ impl ControlStream {
                 () = stop.cancelled() => return,
             };
             let worked = self.state.borrow().current && began.elapsed() >= STEADY;
-            failures = if worked {
-                1
+            if worked {
+                failures = 0;
+                self.controller.begin_round();
+            }
+            if let Some(address) = self.at.take() {
+                self.controller.uses(None);
+                self.controller.failed(address);
+            }
+            // Whoever has not failed yet is not waited for.
+            let delay = if self.controller.has_untried() {
+                Duration::ZERO
             } else {
-                failures.saturating_add(1)
+                failures = failures.saturating_add(1);
+                backoff::delay(failures, RETRY_BASE, RETRY_MAX, rand::random())
             };
             let text = error.to_string();
-            self.ended(&text);
-            let delay = backoff::delay(failures, RETRY_BASE, RETRY_MAX, rand::random());
+            self.ended(&text, delay);
             if text == last_error {
                 debug!(
                     error = text,
@@ -125,9 +140,11 @@ impl ControlStream {
                 );
                 last_error = text;
             }
-            tokio::select! {
-                () = sleep(delay) => {}
-                () = stop.cancelled() => return,
+            if delay > Duration::ZERO {
+                tokio::select! {
+                    () = sleep(delay) => self.controller.begin_round(),
+                    () = stop.cancelled() => return,
+                }
             }
         }
     }
@@ -135,6 +152,7 @@ impl ControlStream {
     /// One stream, until it fails.
     async fn session(&mut self) -> Result<std::convert::Infallible, StreamError> {
         let mut connection = self.controller.connect().await?;
+        self.at = Some(connection.address);
         let (sender, receiver) = mpsc::channel(SEND_QUEUE);
         let hello = self
             .unsaid
@@ -144,9 +162,11 @@ impl ControlStream {
         let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
         let response = subscribed.map_err(|_| StreamError::Silent)?;
         let mut messages = response.map_err(StreamError::Broken)?.into_inner();
-        info!("control stream open");
+        info!(controller = %connection.address, "control stream open");
+        self.controller.uses(self.at);
         self.state.send_modify(|state| {
             state.connected = true;
+            state.controller = self.at;
             state.connects += 1;
         });
         // What piled up while nobody listened is old, or among these.
@@ -154,16 +174,35 @@ impl ControlStream {
         for address in self.asks.outstanding() {
             send(&sender, want(address)).await?;
         }
+        let patience = self.patience();
+        let mute = patience.map(|it| Instant::now() + it);
+        let mut heard = false;
         loop {
             tokio::select! {
                 message = messages.message() => {
                     let message = message.map_err(StreamError::Broken)?;
+                    heard = true;
                     self.receive(message.ok_or(StreamError::Ended)?, &sender).await?;
+                }
+                () = until(mute), if !heard => {
+                    return Err(StreamError::Mute(patience.unwrap_or_default()));
                 }
                 Some(address) = self.wants.recv() => if self.asks.is_outstanding(address) {
                     send(&sender, want(address)).await?;
                 }
             }
+        }
+    }
+
+    /// How long a controller may take to begin: one that cannot tell anything yet, or not now, is left for another.
+    fn patience(&self) -> Option<Duration> {
+        match (
+            self.controller.has_several(),
+            self.controller.has_untried_but(self.at),
+        ) {
+            (true, true) => Some(FIRST_PATIENCE),
+            (true, false) => Some(LAST_PATIENCE),
+            (false, _) => None,
         }
     }
 
@@ -268,14 +307,16 @@ impl ControlStream {
         self.asks.looked(address, found);
     }
 
-    fn ended(&self, error: &str) {
+    fn ended(&self, error: &str, delay: Duration) {
         self.state.send_modify(|state| {
             if state.current {
                 state.current_until = Some(Instant::now());
             }
             state.connected = false;
             state.current = false;
+            state.controller = None;
             state.failures += 1;
+            state.retry_delay = delay;
             state.last_error = Some(error.to_owned());
         });
     }
@@ -408,10 +449,21 @@ fn rejected_key(rejection: &v1::Rejection) -> String {
     }
 }
 
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 const RETRY_BASE: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A stream that lived this long was no part of a row of failures.
 const STEADY: Duration = Duration::from_secs(5);
+/// How long a controller may take to tell something if there is another to be tried,
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
+/// and if all others have just failed.
+const LAST_PATIENCE: Duration = Duration::from_secs(20);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_QUEUE: usize = 256;
 /// What a Hello spends on what is held, well below what a message may have.

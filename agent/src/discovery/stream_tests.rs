@@ -155,7 +155,11 @@ impl Drop for World {
 
 impl World {
     async fn new() -> Self {
-        let authority = Arc::new(Authority::new());
+        Self::beside(Arc::new(Authority::new()), &[]).await
+    }
+
+    /// With further controllers.
+    async fn beside(authority: Arc<Authority>, others: &[SocketAddr]) -> Self {
         let tokens = Arc::default();
         let (address, sessions, server) =
             serve("127.0.0.1:0".parse().expect("valid"), &authority, &tokens).await;
@@ -166,7 +170,11 @@ impl World {
             path
         };
         let config = ControllerConfig {
-            url: format!("https://{address}"),
+            urls: [address]
+                .iter()
+                .chain(others)
+                .map(|it| format!("https://{it}"))
+                .collect(),
             name: "weft-controller".to_owned(),
             trust_bundle: file("bundle", &authority.pem()),
             join_token: file("token", &format!("{TOKEN}\n")),
@@ -320,6 +328,67 @@ async fn a_new_stream_resumes_where_the_old_one_ended() {
         Some(Duration::ZERO)
     );
     assert_eq!(world.discovery.state().connects, 2);
+}
+
+/// Two controllers: the stream goes from the one that ends it to the other, and back again, without a pause.
+#[tokio::test]
+async fn another_controller_is_gone_to_at_once() {
+    let authority = Arc::new(Authority::new());
+    let tokens = Arc::default();
+    let any = "127.0.0.1:0".parse().expect("valid");
+    let (address, mut others, other) = serve(any, &authority, &tokens).await;
+    let mut world = World::beside(authority, &[address]).await;
+    let first = timeout(Duration::from_secs(20), async {
+        tokio::select! {
+            session = world.sessions.recv() => (session, true),
+            session = others.recv() => (session, false),
+        }
+    });
+    let (session, mut at_world) = first.await.expect("in time");
+    let mut session = session.expect("served");
+    let kept = workload("shop/kept", &["10.1.0.1"]);
+    session.push(push(1, vec![cluster(), kept], true)).await;
+    for round in 1..4 {
+        drop(session);
+        at_world = !at_world;
+        let sessions = match at_world {
+            true => &mut world.sessions,
+            false => &mut others,
+        };
+        let next = timeout(Duration::from_secs(20), sessions.recv()).await;
+        session = next.expect("in time").expect("served");
+        assert_eq!(session.hello.held.len(), 2, "what it has it keeps");
+        session.push(push(1, vec![], true)).await;
+        let state = world.discovery.state();
+        let at = if at_world { world.address } else { address };
+        assert_eq!(state.controller, Some(at));
+        assert_eq!((state.connects, state.failures), (round + 1, round));
+        // The first time neither had failed. Then one had, and the other had just been left: that is a round.
+        if round == 1 {
+            assert_eq!(state.retry_delay, Duration::ZERO);
+        }
+        assert!(world.knows("shop/kept"));
+    }
+    other.cancel();
+}
+
+/// One that takes the stream and tells nothing is left for another.
+#[tokio::test]
+async fn a_controller_that_tells_nothing_is_left() {
+    let authority = Arc::new(Authority::new());
+    let tokens = Arc::default();
+    let any = "127.0.0.1:0".parse().expect("valid");
+    let (address, mut others, other) = serve(any, &authority, &tokens).await;
+    let mut world = World::beside(authority, &[address]).await;
+    let both = timeout(Duration::from_secs(60), async {
+        let first = world.sessions.recv().await;
+        (first, others.recv().await)
+    });
+    let (first, second) = both.await.expect("in time");
+    assert!(first.is_some() && second.is_some());
+    let error = world.discovery.state().last_error.unwrap_or_default();
+    assert!(error.contains("told nothing"), "{error}");
+    other.cancel();
 }
 
 #[tokio::test]

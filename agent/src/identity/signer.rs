@@ -1,4 +1,5 @@
-//! Who signs: the controller, in production.
+//! Who signs: a controller, in production; if there are several, that of the stream, which knows the pods that the
+//! agent knows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,7 @@ pub struct ControllerSigner {
 enum Slot {
     #[default]
     Empty,
-    Open(Instant, Connection),
+    Open(Instant, Box<Connection>),
     Failed(Instant, Arc<ControllerError>),
 }
 
@@ -68,7 +69,7 @@ impl ControllerSigner {
         let mut slot = self.connection.lock().await;
         match &*slot {
             Slot::Open(since, connection) if since.elapsed() < REUSE => {
-                return Ok(connection.clone());
+                return Ok(Connection::clone(connection));
             }
             Slot::Failed(at, error) if *at > began => {
                 return Err(SignError::Connect(Arc::clone(error)));
@@ -78,7 +79,7 @@ impl ControllerSigner {
         *slot = Slot::Empty;
         match self.controller.connect().await {
             Ok(connection) => {
-                *slot = Slot::Open(Instant::now(), connection.clone());
+                *slot = Slot::Open(Instant::now(), Box::new(connection.clone()));
                 Ok(connection)
             }
             Err(error) => {
@@ -109,9 +110,21 @@ impl ControllerSigner {
             Ok(Err(status)) => SignError::Refused(status),
             Err(_) => SignError::Silent,
         };
+        if is_no_answer(&failed) {
+            self.controller.failed(connection.address);
+        }
         // The connection may be the reason, or the token that it was opened with.
         *self.connection.lock().await = Slot::Empty;
         Err(failed)
+    }
+}
+
+/// Whether another controller may sign what this one did not.
+fn is_no_answer(error: &SignError) -> bool {
+    match error {
+        SignError::Refused(status) => status.code() == tonic::Code::Unavailable,
+        SignError::Silent => true,
+        SignError::Connect(_) => false,
     }
 }
 
