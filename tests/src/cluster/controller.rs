@@ -17,6 +17,10 @@ use crate::netns::Netns;
 use crate::run::Run;
 use crate::wait::wait_for;
 
+mod replica;
+
+pub use replica::Replica;
+
 /// The controller of a cluster.
 #[derive(Debug)]
 pub struct Controller {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-pub use controller::{Controller, TRUST_DOMAIN};
+pub use controller::{Controller, Replica, TRUST_DOMAIN};
 pub use node::Node;
 
 use crate::cgroup::{self, Cgroup};
