@@ -15,6 +15,7 @@ mod exhaustion;
 mod flood;
 mod http2;
 mod http_client;
+mod http_peer;
 mod http_server;
 mod namespaces;
 mod peer;
@@ -188,6 +189,15 @@ fn hostile_http_client() {
     let stage = Stage::build(&http_client::LIMITS).expect("a cluster");
     let mut checks = Checks::new("hostile_http_client");
     http_client::all(&stage, &mut checks);
+    checks.finish();
+}
+
+/// A peer that speaks HTTP as no agent would pass it on.
+#[test]
+fn hostile_http_peer() {
+    let stage = Stage::build(&[]).expect("a cluster");
+    let mut checks = Checks::new("hostile_http_peer");
+    http_peer::all(&stage, &mut checks);
     checks.finish();
 }
 

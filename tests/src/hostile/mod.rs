@@ -5,9 +5,11 @@ mod frames;
 mod http1;
 mod http2;
 mod servers;
+mod smuggling;
 
 pub use frames::{PREFACE, frame, literal};
 pub use servers::{Answer, answers};
+pub use smuggling::ambiguous;
 
 /// What a hostile client does on each of its connections.
 #[derive(Clone, Debug)]

@@ -6,12 +6,18 @@ use weft_tests::apps::{Shown, curl_shop};
 use weft_tests::manifests::{authorization, server};
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::eventually;
-use weft_tests::webapp::{GrpcServer, HttpLoad, HttpServer, grpc_call};
+use weft_tests::webapp::{
+    GrpcServer, HttpLoad, HttpServer, grpc_call, raw, websocket_echo, websocket_server,
+};
 use weft_tests::{Checks, Cluster, Pod, PodSpec};
+
+use crate::stage::{UPGRADE, switched};
 
 /// A caller that may, one that may not, on both nodes, one outside of the mesh, and whom they call.
 struct Scene {
     friend: Pod,
+    /// Of the same account, on the server's node.
+    near_friend: Pod,
     other: Pod,
     neighbour: Pod,
     plain: Pod,
@@ -31,6 +37,7 @@ fn http_policy() {
     check("who may not is told so, and reaches nobody", requests);
     check("calls", calls);
     check("a change ends what it no longer allows", live_change);
+    check("a WebSocket does not outlive its permission", upgraded);
     checks.finish();
 }
 
@@ -39,6 +46,8 @@ impl Scene {
         let cluster = Cluster::start()?;
         let add = |spec| cluster.add_pod(spec);
         let friend = add(PodSpec::new("friend").on(0))?;
+        let near_friend = PodSpec::new("near-friend").on(1).service_account("friend");
+        let near_friend = add(near_friend)?;
         let other = add(PodSpec::new("other").on(0))?;
         let neighbour = add(PodSpec::new("neighbour").on(1))?;
         let plain = add(PodSpec::new("plain").on(0).unmeshed())?;
@@ -47,7 +56,11 @@ impl Scene {
             HttpServer::start(&api, HTTP, &[])?,
             GrpcServer::start(&api, GRPC)?,
         );
-        for (name, port, protocol) in [("http", HTTP, "HTTP/1"), ("grpc", GRPC, "gRPC")] {
+        for (name, port, protocol) in [
+            ("http", HTTP, "HTTP/1"),
+            ("grpc", GRPC, "gRPC"),
+            ("websocket", WEBSOCKET, "HTTP/1"),
+        ] {
             let mut declared = server("default", name, "api", port);
             declared["spec"]["proxyProtocol"] = json!(protocol);
             cluster.apply(&declared)?;
@@ -55,6 +68,7 @@ impl Scene {
         }
         let scene = Scene {
             friend,
+            near_friend,
             other,
             neighbour,
             plain,
@@ -182,5 +196,45 @@ fn live_change(scene: &Scene) -> Result<()> {
     })
 }
 
+/// What the connection was let in for is long over when the permission ends; what it became ends with it, on both
+/// sides, and another client's goes on.
+fn upgraded(scene: &Scene) -> Result<()> {
+    let server = websocket_server(&scene.api, WEBSOCKET)?;
+    let target = scene.api.sockets(WEBSOCKET)[0];
+    let allow = |account| authorization("default", "websocket", "websocket", &[account]);
+    for friend in [&scene.friend, &scene.near_friend] {
+        let account = friend.name();
+        eventually("the friend to be let in", || {
+            let echoed = websocket_echo(friend, target, &["--messages", "2"])?;
+            ensure!(echoed.outcome == "ok", "{account}: {echoed:?}");
+            Ok(())
+        })?;
+        let closed = || server.stdout().matches("closed").count();
+        let before = (closed(), switched(&scene.cluster)?);
+        let raw = std::thread::scope(|scope| {
+            let upgraded =
+                scope.spawn(|| raw(friend, target, &[UPGRADE], &["--quiet-ms", "20000"]));
+            eventually("the upgrade to have begun", || {
+                let now = switched(&scene.cluster)?;
+                ensure!(now > before.1, "{now} upgrades");
+                Ok(())
+            })?;
+            scene.cluster.apply(&allow("somebody-else"))?;
+            upgraded
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread failed"))?
+        })?;
+        ensure!(raw.statuses == [101], "{account}: {raw:?}");
+        ensure!(raw.outcome != "quiet", "{account}'s goes on: {raw:?}");
+        eventually("the server's side to end", || {
+            ensure!(closed() > before.0, "{account}: it goes on");
+            Ok(())
+        })?;
+        scene.cluster.apply(&allow("friend"))?;
+    }
+    Ok(())
+}
+
 const HTTP: u16 = 8080;
 const GRPC: u16 = 9090;
+const WEBSOCKET: u16 = 8091;

@@ -14,6 +14,8 @@ use weft_tests::webapp::{
 };
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec};
 
+use crate::stage::{UPGRADE, switched};
+
 /// Callers on both nodes and one outside of the mesh, and whom they call.
 struct Scene {
     /// Has the Server's own policy, on the other node.
@@ -158,13 +160,6 @@ impl Scene {
     }
 
     /// How many upgrades clients have got.
-    fn switched(&self) -> Result<f64> {
-        let labels = [("direction", "outbound"), ("status_code", "101")];
-        let nodes = self.cluster.nodes().iter();
-        let counts = nodes.map(|it| Ok(it.metrics()?.sum("response_total", &labels)));
-        counts.sum()
-    }
-
     fn readers(&self) -> [&Pod; 2] {
         [&self.reader, &self.near]
     }
@@ -394,7 +389,7 @@ fn live_change(scene: &Scene) -> Result<()> {
         ensure!(echoed.outcome == "ok", "{} got {echoed:?}", pod.name());
         let (stream, upgraded, unharmed) = std::thread::scope(|scope| {
             let long = "/stream?chunks=400&interval=50&bytes=10";
-            let before = (scene.seen(long)?, scene.switched()?);
+            let before = (scene.seen(long)?, switched(&scene.cluster)?);
             let stream = scope.spawn(|| scene.ask(pod, long));
             let unharmed =
                 scope.spawn(|| scene.ask(&scene.friend, "/stream?chunks=60&interval=50"));
@@ -403,7 +398,7 @@ fn live_change(scene: &Scene) -> Result<()> {
                 raw(pod, target, &[UPGRADE], &["--quiet-ms", "20000"])
             });
             eventually("the stream and the upgrade to have begun", || {
-                let now = (scene.seen(long)?, scene.switched()?);
+                let now = (scene.seen(long)?, switched(&scene.cluster)?);
                 ensure!(now.0 > before.0 && now.1 > before.1, "not yet: {now:?}");
                 Ok(())
             })?;
@@ -564,4 +559,3 @@ fn readers() -> Value {
 const HTTP: u16 = 8080;
 const GRPC: u16 = 9090;
 const WEBSOCKET: u16 = 8091;
-const UPGRADE: &str = "GET /chat HTTP/1.1\\r\\nHost: shop\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n";

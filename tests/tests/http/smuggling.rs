@@ -1,11 +1,10 @@
 //! Requests that two readers would read differently: never does the server see two of one, and never
 //! does another client get an answer that is not its own.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use anyhow::{Context, Result, ensure};
 use weft_tests::Checks;
 use weft_tests::apps::{Nginx, curl_shop};
+use weft_tests::hostile::ambiguous;
 use weft_tests::webapp::{HttpServer, Raw, Transcript, raw};
 
 use crate::stage::{Pair, Stage, expect_code, seen};
@@ -16,8 +15,8 @@ fn http_smuggling() {
     let mut checks = Checks::new("http smuggling");
     for (place, pair) in stage.meshed() {
         let scene = Scene::start(pair).expect("servers");
-        for (name, bytes) in AMBIGUOUS {
-            checks.check(&format!("{name}, {place}"), || scene.attack(bytes));
+        for (number, (name, _)) in ambiguous("/", "").into_iter().enumerate() {
+            checks.check(&format!("{name}, {place}"), || scene.attack(number));
         }
         checks.check(
             &format!("what was passed on is unambiguous, {place}"),
@@ -39,139 +38,6 @@ fn http_smuggling() {
     );
     checks.finish();
 }
-
-/// Names and bytes. Each has in it, under one of its readings, a request for `/smuggled`. Without a mesh
-/// nearly all of them succeed with one of the servers.
-const AMBIGUOUS: [(&str, &str); 32] = [
-    (
-        "length and chunks",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 5\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks and length",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\nContent-Length: 60\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "two lengths",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 0\\r\\nContent-Length: 53\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a list of lengths",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 0, 53\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a length with a sign",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: +0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a negative length",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: -1\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a hexadecimal length",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 0x0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a length beyond all numbers",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 18446744073709551616\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a length with a space before the colon",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length : 0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks with a space before the colon",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nContent-Length: 53\\r\\nTransfer-Encoding : chunked\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks that are misspelt",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: xchunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks, then something else",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked, identity\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks twice",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks after a vertical tab",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: \\x0bchunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "chunks by HTTP/1.0",
-        "POST / HTTP/1.0\\r\\nHost: shop\\r\\nConnection: keep-alive\\r\\nTransfer-Encoding: chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a folded line",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding:\\r\\n chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a first line that is folded",
-        "POST / HTTP/1.1\\r\\n Transfer-Encoding: chunked\\r\\nHost: shop\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a header that ends with LF",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nX: y\\nTransfer-Encoding: chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a header with CR in it",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nX: y\\rTransfer-Encoding: chunked\\r\\nContent-Length: 5\\r\\n\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a header with NUL in it",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nX: y\\0\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a name with a space",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nBad Name: y\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a name that is empty",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\n: y\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a line without a colon",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nnothing\\r\\nContent-Length: 0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "two hosts",
-        "GET /smuggled HTTP/1.1\\r\\nHost: shop\\r\\nHost: admin\\r\\n\\r\\n",
-    ),
-    ("no host", "GET /smuggled HTTP/1.1\\r\\nX: y\\r\\n\\r\\n"),
-    (
-        "a host that is none",
-        "GET /smuggled HTTP/1.1\\r\\nHost: shop/admin@x\\r\\n\\r\\n",
-    ),
-    (
-        "two targets",
-        "GET / /other HTTP/1.1\\r\\nHost: shop\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a chunk's size that is none",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0x0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a chunk's size beyond all numbers",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n10000000000000000\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "a chunk that ends with LF",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n1\\nx\\n0\\n\\nSMUGGLED",
-    ),
-    (
-        "a chunk longer than it says",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n1\\r\\nxyz\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-    (
-        "an extension with LF",
-        "POST / HTTP/1.1\\r\\nHost: shop\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n1;a\\nb\\r\\nx\\r\\n0\\r\\n\\r\\nSMUGGLED",
-    ),
-];
-
-/// What stands for `SMUGGLED`: what an attacker would have another client's request become.
-const SMUGGLED: &str = "GET /smuggled HTTP/1.1\\r\\nHost: shop\\r\\nX-Rest: of\\r\\n\\r\\n";
 
 /// Servers that read with different care.
 struct Scene<'a> {
@@ -203,13 +69,11 @@ impl<'a> Scene<'a> {
 
     /// One that is rejected is answered with 400 or nothing; one that is made unambiguous is one
     /// request. Neither does a second one come of it, nor does the next client see anything of it.
-    fn attack(&self, bytes: &str) -> Result<()> {
+    fn attack(&self, number: usize) -> Result<()> {
         // A path for each, so that what one attack achieved does not count for the next.
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let path = format!("/smuggled-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let bytes = bytes
-            .replace("SMUGGLED", SMUGGLED)
-            .replace("/smuggled", &path);
+        let path = format!("/smuggled-{number}");
+        let (_, bytes) = ambiguous("/", &path).swap_remove(number);
+        let bytes = bytes.escape_ascii().to_string();
         for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
             let got = self.send(port, &bytes)?;
             ensure!(

@@ -118,3 +118,14 @@ pub(crate) fn seen(shown: &Shown) -> Result<weft_tests::webapp::Seen> {
 
 /// Headers by which an application learns who its client is.
 pub(crate) const CLIENT_ID: [&str; 2] = ["l5d-client-id", "weft-client-id"];
+
+/// How many upgrades clients have been let into.
+pub(crate) fn switched(cluster: &Cluster) -> Result<f64> {
+    let labels = [("direction", "outbound"), ("status_code", "101")];
+    let nodes = cluster.nodes().iter();
+    let counts = nodes.map(|it| Ok(it.metrics()?.sum("response_total", &labels)));
+    counts.sum()
+}
+
+/// What asks for a WebSocket, escaped.
+pub(crate) const UPGRADE: &str = "GET /chat HTTP/1.1\\r\\nHost: shop\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n";

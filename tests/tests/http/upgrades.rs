@@ -7,7 +7,7 @@ use weft_tests::Checks;
 use weft_tests::command::Process;
 use weft_tests::webapp::{HttpServer, raw, websocket_echo, websocket_server};
 
-use crate::stage::{Pair, Stage};
+use crate::stage::{Pair, Stage, UPGRADE};
 
 #[test]
 fn http_upgrades() {
@@ -104,7 +104,6 @@ while True:
     Ok(process)
 }
 
-const UPGRADE: &str = "GET /chat HTTP/1.1\\r\\nHost: shop\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n";
 const WEBSOCKET: u16 = 8091;
 const HTTP: u16 = 8092;
 const PROXY: u16 = 8090;
