@@ -46,6 +46,8 @@ pub enum Refused {
     NoToken,
     /// The token is not known.
     WrongToken,
+    /// The token is that of an agent on another node.
+    OtherNode,
 }
 
 /// What became of a signing request.
@@ -309,6 +311,7 @@ impl EncodeLabelValue for Refused {
             Self::Handshake => "handshake",
             Self::NoToken => "no_token",
             Self::WrongToken => "wrong_token",
+            Self::OtherNode => "other_node",
         };
         EncodeLabelValue::encode(&text, encoder)
     }

@@ -21,7 +21,7 @@ use weft_proto::{Key, PROTOCOL_VERSION};
 use super::Caller;
 use super::agents::{Agents, Connected};
 use super::authentication::Authentication;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Refused};
 use crate::views::{Difference, Views};
 
 /// What a stream works with.
@@ -97,7 +97,11 @@ async fn run(
     let Caller { node, token, from } = caller;
     let lapsed = context.authentication.lapsed(token, node, *from);
     let mut lapsed = std::pin::pin!(lapsed);
-    let hello = hello(node, &mut inbound).await?;
+    let hello = hello(&mut inbound).await?;
+    if hello.node != node.as_str() {
+        context.metrics.refused(Refused::OtherNode);
+        return Err(Status::permission_denied("the token is another node's"));
+    }
     let connected = context
         .agents
         .connect(node, hello.incarnation, shortened(hello.agent_version));
@@ -200,7 +204,7 @@ async fn complete(
     Ok(())
 }
 
-async fn hello(node: &Name, inbound: &mut impl Inbound) -> Result<v1::Hello, Status> {
+async fn hello(inbound: &mut impl Inbound) -> Result<v1::Hello, Status> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.next());
     let first = first
         .await
@@ -214,9 +218,6 @@ async fn hello(node: &Name, inbound: &mut impl Inbound) -> Result<v1::Hello, Sta
             hello.protocol
         );
         return Err(Status::failed_precondition(reason));
-    }
-    if hello.node != node.as_str() {
-        return Err(Status::permission_denied("the token is another node's"));
     }
     Ok(hello)
 }

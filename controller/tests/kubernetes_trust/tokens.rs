@@ -24,8 +24,13 @@ async fn agents_are_known_by_their_tokens() {
             assert_eq!(refused.code(), Code::PermissionDenied, "{account}");
         }
     }
-    let none = stage.get("/metrics").await;
-    assert!(none.contains("signs_total{result=\"denied\"} 6"), "{none}");
+    let told = stage.get("/metrics").await;
+    for counted in [
+        "signs_total{result=\"denied\"} 6",
+        "refused_total{reason=\"other_node\"} 2",
+    ] {
+        assert!(told.contains(counted), "{told}");
+    }
 }
 
 #[tokio::test]
