@@ -50,7 +50,10 @@ pub(crate) async fn answer(
     let answered = match authenticated(&shared, request.headers()) {
         Ok(()) if reads => get(&shared, path, &parameters(query)),
         Ok(()) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
-        Ok(()) => writing::write(&shared, path, request).await,
+        Ok(()) => match tokens::asked_at(path) {
+            Some(of) => tokens::request(&shared, of, request).await,
+            None => writing::write(&shared, path, request).await,
+        },
         Err(failure) => Err(failure),
     };
     Ok(answered.unwrap_or_else(|(code, reason, message)| {

@@ -17,6 +17,7 @@
 //! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only; of built-in kinds, all else tests and folders write |
 //! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
 //! | POST of a TokenReview | whether a token of [`tokens`] is signed, not expired, for one of the audiences, and its pod is there | nobody else's tokens |
+//! | POST of a TokenRequest | a token for the audiences and the time that are asked for, bound to a pod that is there, of the service account, with that uid; and to its node | tokens of pods only; may last less than ten minutes |
 //!
 //! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
 //! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves

@@ -19,9 +19,12 @@ struct Arguments {
     /// Where to listen (TLS).
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     listen: SocketAddr,
-    /// Where to listen in plaintext too, for everybody: for tests that look.
+    /// Where to listen in plaintext too, for everybody: for tests that look, and those that are kubelets.
     #[arg(long, value_name = "ADDR:PORT")]
     plain: Option<SocketAddr>,
+    /// Where to keep what clients make, for the next one, as etcd does.
+    #[arg(long, value_name = "FILE")]
+    kept: Option<PathBuf>,
     /// Where to write a kubeconfig, once the folder was read and the port is open. The server's certificate is kept
     /// beside it, for the next one.
     #[arg(long, value_name = "FILE")]
@@ -34,6 +37,9 @@ async fn main() -> anyhow::Result<()> {
     let store = Store::of_mesh();
     let mut folder = Folder::new(arguments.folder);
     folder.look(&store)?;
+    if let Some(file) = arguments.kept {
+        store.keep_in(file)?;
+    }
     let address = arguments.listen.ip().to_string();
     let names = [address.as_str()];
     let options = Options {
@@ -49,7 +55,10 @@ async fn main() -> anyhow::Result<()> {
         None => None,
     };
     let file = arguments.kubeconfig;
-    std::fs::write(&file, server.kubeconfig())
+    // At once: a controller may be starting.
+    let temporary = file.with_extension("new");
+    std::fs::write(&temporary, server.kubeconfig())
+        .and_then(|()| std::fs::rename(&temporary, &file))
         .with_context(|| format!("writing {}", file.display()))?;
     println!("listening on {}", server.address());
     folder.follow(&store).await;

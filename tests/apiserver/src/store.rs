@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::kinds::Kind;
 use crate::locked;
 
+mod kept;
 mod writes;
 
 pub(crate) use writes::Refused;
@@ -50,6 +51,8 @@ struct State {
     rests: HashMap<String, (u64, Vec<Arc<Value>>)>,
     /// How many of those there ever were: no two have one token.
     pages: u64,
+    /// What clients made, and where it is kept.
+    made: kept::Made,
 }
 
 /// A page of a list.

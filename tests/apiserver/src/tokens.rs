@@ -1,5 +1,5 @@
-//! Tokens of service accounts, as kubelets project them into pods, and their review: JSON web tokens with the claims of
-//! real ones, signed by a key that everybody knows.
+//! Tokens of service accounts, as kubelets ask for them and project them into pods, and their review: JSON web tokens
+//! with the claims of real ones, signed by a key that everybody knows.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -101,6 +101,74 @@ impl Token {
 /// Where TokenReviews are posted to.
 pub(crate) const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
+/// The namespace and the service account whose tokens a path is asked for.
+pub(crate) fn asked_at(path: &str) -> Option<[&str; 2]> {
+    let below = path.strip_prefix("/api/v1/namespaces/")?;
+    let (namespace, rest) = below.split_once('/')?;
+    let (account, rest) = rest.strip_prefix("serviceaccounts/")?.split_once('/')?;
+    (rest == "token").then_some([namespace, account])
+}
+
+/// Answers a TokenRequest, as kubelets make them for the pods of their node.
+pub(crate) async fn request(
+    shared: &Shared,
+    [namespace, account]: [&str; 2],
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Failure> {
+    let mut asked = json_of(request).await?;
+    let token = requested(shared, [namespace, account], &asked["spec"])?;
+    asked["status"] = json!({"token": token.signed()});
+    Ok(json_body(StatusCode::CREATED, &asked))
+}
+
+fn requested(
+    shared: &Shared,
+    [namespace, account]: [&str; 2],
+    spec: &Value,
+) -> Result<Token, Failure> {
+    let of = &spec["boundObjectRef"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (name, uid) = (text(&of["name"]), text(&of["uid"]));
+    let objects = shared.store.objects();
+    let pod = objects.iter().find(|it| {
+        let metadata = &it["metadata"];
+        it["kind"] == "Pod"
+            && metadata["namespace"] == namespace
+            && metadata["name"] == name.as_str()
+    });
+    let Some(pod) = pod.filter(|_| of["kind"] == "Pod") else {
+        let message = format!("pods {name:?} not found");
+        return Err((StatusCode::NOT_FOUND, "NotFound", message));
+    };
+    if pod["metadata"]["uid"] != uid.as_str() {
+        let message = format!("the UID in the bound object reference ({uid}) does not match");
+        return Err((StatusCode::CONFLICT, "Conflict", message));
+    }
+    if pod["spec"]["serviceAccountName"] != account {
+        let message = format!("cannot bind token for serviceaccount {account:?} to pod {name:?}");
+        return Err((StatusCode::BAD_REQUEST, "BadRequest", message));
+    }
+    let audiences = spec["audiences"].as_array().into_iter().flatten();
+    let lasts = spec["expirationSeconds"].as_u64().unwrap_or(3600);
+    Ok(Token {
+        namespace: namespace.to_owned(),
+        service_account: account.to_owned(),
+        audiences: audiences.map(text).collect(),
+        pod: Some((name, uid)),
+        node: pod["spec"]["nodeName"].as_str().map(str::to_owned),
+        expires: SystemTime::now() + Duration::from_secs(lasts),
+    })
+}
+
+async fn json_of(request: Request<Incoming>) -> Result<Value, Failure> {
+    let bytes = request.into_body().collect().await;
+    let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let message = format!("the body is no JSON: {error}");
+        (StatusCode::BAD_REQUEST, "BadRequest", message)
+    })
+}
+
 /// Answers a TokenReview.
 pub(crate) async fn answer(
     shared: &Shared,
@@ -109,12 +177,7 @@ pub(crate) async fn answer(
     if let Some(code) = shared.behaviour().refused.get("tokenreviews").copied() {
         return Err(refusal(code, "tokenreviews", "authentication.k8s.io"));
     }
-    let bytes = request.into_body().collect().await;
-    let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
-    let mut review: Value = serde_json::from_slice(&bytes).map_err(|error| {
-        let message = format!("the body is no JSON: {error}");
-        (StatusCode::BAD_REQUEST, "BadRequest", message)
-    })?;
+    let mut review = json_of(request).await?;
     review["status"] = match reviewed(shared, &review["spec"]) {
         Ok(status) => status,
         Err(error) => json!({"user": {}, "error": error}),

@@ -43,7 +43,8 @@ impl Store {
             metadata["namespace"] = json!(namespace);
         }
         let object = state.record("ADDED", id.clone(), object);
-        state.objects.insert(id, object.clone());
+        state.objects.insert(id.clone(), object.clone());
+        state.made(id);
         self.announce(state.revision);
         Ok(object)
     }
@@ -74,7 +75,8 @@ impl Store {
             return Ok(before);
         }
         let object = state.record("MODIFIED", id.clone(), object);
-        state.objects.insert(id, object.clone());
+        state.objects.insert(id.clone(), object.clone());
+        state.made_changed(&id);
         self.announce(state.revision);
         Ok(object)
     }
