@@ -1,4 +1,4 @@
-//! The few lines of HTTP that admin endpoints need: one GET or PUT per connection.
+//! The few lines of HTTP that admin endpoints need: one request per connection.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,11 +29,25 @@ impl Reply {
 
 /// `GET path` from a server in a namespace.
 pub fn get(netns: &Netns, server: SocketAddr, path: &str) -> Result<Reply> {
+    request(netns, server, ["GET", path], "")
+}
+
+/// `POST path` to a server in a namespace.
+pub fn post(netns: &Netns, server: SocketAddr, path: &str, body: &str) -> Result<Reply> {
+    request(netns, server, ["POST", path], body)
+}
+
+fn request(
+    netns: &Netns,
+    server: SocketAddr,
+    [method, path]: [&str; 2],
+    body: &str,
+) -> Result<Reply> {
     netns.run(|| {
         let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)
             .with_context(|| format!("connecting to {server}"))?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        exchange(&mut stream, "GET", path, "")
+        exchange(&mut stream, method, path, body)
     })?
 }
 

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::controller::{grpc_address, lock, write_private};
-use super::{ClusterOptions, Node, START_DEADLINE};
+use super::{ClusterOptions, Node, START_DEADLINE, kubelet};
 use crate::command::{Process, Program};
 use crate::http;
 use crate::metrics::Metrics;
@@ -36,9 +36,11 @@ pub(super) struct AgentState {
 }
 
 impl Node {
+    /// Says how the agent is started; what it knows the controller by is `trust_bundle`, or, where there is none, in the
+    /// volume that its kubelet projects.
     pub(super) fn configure_agent(
         &self,
-        trust_bundle: &Path,
+        trust_bundle: Option<&Path>,
         further_args: &[String],
         options: &ClusterOptions,
     ) -> Result<()> {
@@ -53,8 +55,14 @@ impl Node {
         option("--instance", self.instance());
         option("--controller", &format!("https://{}", grpc_address()));
         option("--controller-name", "weft-controller");
-        option("--trust-bundle", &text(trust_bundle));
-        option("--join-token-file", &text(&self.dir().join("join-token")));
+        let projected = kubelet::volume(self.dir());
+        let roots = projected.join(kubelet::ROOTS);
+        option("--trust-bundle", &text(trust_bundle.unwrap_or(&roots)));
+        let token = match trust_bundle {
+            Some(_) => self.dir().join("join-token"),
+            None => projected.join(kubelet::TOKEN),
+        };
+        option("--join-token-file", &text(&token));
         option("--cgroup", &text(pods.path()));
         option("--kubelet-cgroup", &text(self.kubelet_cgroup().path()));
         option("--admin", &ADMIN.to_string());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{CONTROLLER_HOST, POD_RANGES, SERVICE_RANGES, START_DEADLINE};
+use super::{CONTROLLER_HOST, POD_RANGES, SERVICE_RANGES, START_DEADLINE, kubelet};
 use crate::cgroup::Cgroup;
 use crate::command::{Process, Program};
 use crate::http;
@@ -48,26 +48,29 @@ impl Controller {
         let netns = Netns::create(&format!("{}-ctl", run.name()))?;
         super::join_lan(&netns, lan, CONTROLLER_HOST, "ctl")?;
         let ca_dir = run.dir().join("ca");
-        let tokens_file = run.dir().join("join-tokens");
-        let lines: String = tokens
-            .iter()
-            .map(|(node, token)| format!("{node} {token}\n"))
-            .collect();
-        write_private(&tokens_file, &lines)?;
         let text = |path: &Path| path.display().to_string();
         let mut args = vec!["run".to_owned()];
         let mut option = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
         let api_server = kubernetes.then(|| ApiServer::new(source, run.dir()));
         match &api_server {
-            None => option("--source", &text(source)),
+            None => {
+                let tokens_file = run.dir().join("join-tokens");
+                let lines = tokens.iter();
+                let lines: String = lines
+                    .map(|(node, token)| format!("{node} {token}\n"))
+                    .collect();
+                write_private(&tokens_file, &lines)?;
+                option("--source", &text(source));
+                option("--ca", &text(&ca_dir));
+                option("--join-tokens", &text(&tokens_file));
+            }
+            // The issuer is a Secret, and agents are known by tokens of their pods.
             Some(server) => {
                 option("--source", "kubernetes");
-                option("--agent-auth", "join-tokens");
                 option("--kubeconfig", &text(&server.kubeconfig));
+                option("--namespace", kubelet::NAMESPACE);
             }
         }
-        option("--ca", &text(&ca_dir));
-        option("--join-tokens", &text(&tokens_file));
         option("--listen", &grpc_address().to_string());
         option("--admin", &ADMIN.to_string());
         option("--trust-domain", TRUST_DOMAIN);
@@ -100,8 +103,14 @@ impl Controller {
         if self.api_server.as_ref().is_some_and(|it| !it.is_running()) {
             self.start_api_server()?;
         }
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// Starts the binary.
+    pub fn spawn(&self) -> Result<()> {
         let program = super::binary("weft-controller")?;
-        let mut process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
+        let process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
             .args(&self.args)
             .env(
                 "WEFT_LOG",
@@ -109,9 +118,19 @@ impl Controller {
             )
             .spawn()?;
         lock(&self.log_files).extend(process.logs().map(Path::to_owned));
-        let ready = wait_for("the controller to be ready", START_DEADLINE, || {
-            if let Err(ended) = super::check_running(&mut process) {
-                return Ok(Some(Err(ended)));
+        *lock(&self.process) = Some(process);
+        Ok(())
+    }
+
+    /// Waits until agents can connect.
+    pub fn wait_ready(&self) -> Result<()> {
+        wait_for("the controller to be ready", START_DEADLINE, || {
+            let running = match &mut *lock(&self.process) {
+                Some(process) => super::check_running(process),
+                None => Err(anyhow::anyhow!("it was not started")),
+            };
+            if running.is_err() {
+                return Ok(Some(running));
             }
             let reply = http::get(&self.netns, ADMIN, "/ready")?;
             anyhow::ensure!(
@@ -120,10 +139,8 @@ impl Controller {
                 reply.status,
                 reply.body
             );
-            Ok(self.ca_dir.join("ca.crt").exists().then_some(Ok(())))
-        });
-        *lock(&self.process) = Some(process);
-        ready?
+            Ok(Some(Ok(())))
+        })?
     }
 
     /// Starts the API server of a cluster that has one, and waits until it serves.
@@ -134,6 +151,8 @@ impl Controller {
             .args(["--folder", &server.folder.display().to_string()])
             .args(["--kubeconfig", &server.kubeconfig.display().to_string()])
             .args(["--listen", API_SERVER])
+            .args(["--plain", &kubelet::PLAIN.to_string()])
+            .args(["--kept", &server.kept.display().to_string()])
             .spawn()?;
         lock(&self.log_files).extend(process.logs().map(Path::to_owned));
         process.wait_for_line("listening on", START_DEADLINE)?;
@@ -173,7 +192,7 @@ impl Controller {
         lock(&self.process).as_ref().map(Process::pid)
     }
 
-    /// Where the certificate authority's files are.
+    /// Where the certificate authority's files are, unless it has them in a Secret.
     pub fn ca_dir(&self) -> &Path {
         &self.ca_dir
     }
@@ -217,6 +236,8 @@ struct ApiServer {
     process: Mutex<Option<Process>>,
     folder: PathBuf,
     kubeconfig: PathBuf,
+    /// What outlives it, beside the folder.
+    kept: PathBuf,
 }
 
 impl ApiServer {
@@ -225,6 +246,7 @@ impl ApiServer {
             process: Mutex::new(None),
             folder: folder.to_owned(),
             kubeconfig: dir.join("kubeconfig"),
+            kept: dir.join("kept-by-the-api-server.json"),
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod agent;
 mod controller;
+mod kubelet;
 mod node;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 pub use controller::{Controller, Replica, TRUST_DOMAIN};
+pub use kubelet::{AgentPod, Projected};
 pub use node::Node;
 
 use crate::cgroup::{self, Cgroup};
@@ -49,7 +51,8 @@ pub struct ClusterOptions {
     /// Whether every agent has a cgroup of its own beside that of the pods, as a service of the host
     /// has, rather than one for all agents inside of the one that is intercepted.
     pub separate_cgroups: bool,
-    /// Whether the controller reads the manifests from an API server, rather than from their directory.
+    /// Whether the controller reads the manifests from an API server, rather than from their directory; then it has its
+    /// issuer there, too, and knows agents by tokens of their pods.
     pub kubernetes: bool,
 }
 
@@ -199,6 +202,33 @@ impl Cluster {
         pod.delete()
     }
 
+    /// Lets the kubelet of a node make a pod for the node's agent, with the volume that it needs; one that was there
+    /// stays, and is not the agent's any more.
+    pub fn add_agent_pod(&self, node: &Node) -> Result<AgentPod> {
+        let pod = node.renew_agent_pod();
+        self.apply(&pod.manifest())?;
+        self.project(node, &Projected::default())?;
+        Ok(pod)
+    }
+
+    /// Lets the kubelet of a node exchange token and roots of the agent's pod.
+    pub fn project(&self, node: &Node, wanted: &Projected) -> Result<()> {
+        let token = node.agent_pod().token(self.controller()?, wanted)?;
+        self.project_token(node, &token)
+    }
+
+    /// Puts any token, and the roots, where the agent of a node has its own.
+    pub fn project_token(&self, node: &Node, token: &str) -> Result<()> {
+        let roots = kubelet::roots(self.controller()?)?;
+        let files = [(kubelet::TOKEN, token), (kubelet::ROOTS, &roots)];
+        kubelet::project(&kubelet::volume(node.dir()), &files)
+    }
+
+    /// The roots that agents have mounted, where there is Kubernetes.
+    pub fn mounted_roots(&self) -> Result<String> {
+        kubelet::roots(self.controller()?)
+    }
+
     /// Makes a Service with an IPv4 and an IPv6 address and gives both.
     pub fn add_service(&self, spec: &ServiceSpec) -> Result<[IpAddr; 2]> {
         let number = self.services.fetch_add(1, Ordering::Relaxed) + 10;
@@ -255,16 +285,24 @@ impl Cluster {
             &tokens,
             &options.controller_args,
         )?;
+        if options.kubernetes {
+            let namespace = manifests::namespace(kubelet::NAMESPACE, &json!({}));
+            self.manifests.apply_object(&namespace)?;
+        }
         let started = controller.start();
         self.controller = Some(controller);
         started.map_err(|error| error.context(self.logs(40)))?;
+        let ca = self.controller()?.ca_dir().join("ca.crt");
+        let trust_bundle = (!options.kubernetes).then_some(ca.as_path());
         for node in &self.nodes {
-            let trust_bundle = self.controller()?.ca_dir().join("ca.crt");
+            if options.kubernetes {
+                self.add_agent_pod(node)?;
+            }
             let mut args = options.agent_args.clone();
             let own = options.node_args.iter();
             let own = own.filter(|(index, _)| *index == node.index());
             args.extend(own.flat_map(|(_, args)| args.clone()));
-            node.configure_agent(&trust_bundle, &args, options)?;
+            node.configure_agent(trust_bundle, &args, options)?;
             node.spawn_agent()?;
         }
         for node in &self.nodes {

@@ -9,6 +9,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::agent::AgentState;
+use super::controller::lock;
+use super::kubelet::AgentPod;
 use super::{FIRST_NODE_HOST, lan_v4, lan_v6, pod_v4, pod_v6};
 use crate::cgroup::Cgroup;
 use crate::command::Program;
@@ -31,6 +33,7 @@ pub struct Node {
     dir: PathBuf,
     join_token: String,
     next_host: AtomicU8,
+    agent_pod: Mutex<AgentPod>,
 }
 
 impl Node {
@@ -52,8 +55,10 @@ impl Node {
         let cgroup = root.child(&name)?;
         let dir = run.dir().join(&name);
         std::fs::create_dir_all(&dir)?;
+        let address = lan_v4(FIRST_NODE_HOST + index).to_string();
         Ok(Node {
             agent: Mutex::default(),
+            agent_pod: Mutex::new(AgentPod::new(&name, address)),
             name,
             index: index.into(),
             instance,
@@ -160,6 +165,18 @@ impl Node {
     /// What proves to the controller that an agent is this node's.
     pub fn join_token(&self) -> &str {
         &self.join_token
+    }
+
+    /// The pod that its agent runs in, where there is Kubernetes.
+    pub fn agent_pod(&self) -> AgentPod {
+        lock(&self.agent_pod).clone()
+    }
+
+    /// Another pod for its agent, as after an upgrade; gives it.
+    pub(super) fn renew_agent_pod(&self) -> AgentPod {
+        let pod = AgentPod::new(&self.name, self.v4().to_string());
+        *lock(&self.agent_pod) = pod.clone();
+        pod
     }
 
     /// The next free host number for a pod's addresses.
