@@ -12,7 +12,7 @@ use weft_tests::manifests::ServiceSpec;
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::{eventually, expect_echo, expect_refusal};
 use weft_tests::testapp::{self, Pulse, Server};
-use weft_tests::webapp::{HttpServer, grpc_call, websocket_echo};
+use weft_tests::webapp::{HttpServer, grpc_call, raw, websocket_echo};
 use weft_tests::{Checks, Cluster, Pod, PodSpec};
 
 /// Clients, and what is outside.
@@ -243,6 +243,7 @@ fn denied(scene: &Scene) -> Result<()> {
             ("parent_name", "out"),
         ];
         wait_for_metric(node, "weft_egress_denied_total", &labels, 5.0)?;
+        once_each(scene, &labels)?;
         let labels = [("pod", "client"), ("reason", "egress_denied")];
         wait_for_metric(node, "weft_refused_total", &labels, 5.0)?;
         let labels = [
@@ -256,6 +257,28 @@ fn denied(scene: &Scene) -> Result<()> {
         wait_for_metric(node, name, &labels, 2.0).map(drop)
     })?;
     ensure!(scene.echo.accepted()?.len() > before, "nothing got out");
+    Ok(())
+}
+
+/// A request is denied once, also where its client is slow to say what it is: the connection was denied meanwhile.
+fn once_each(scene: &Scene, labels: &[(&str, &str)]) -> Result<()> {
+    let node = scene.cluster.node(0);
+    let denied = || Ok::<_, anyhow::Error>(node.metrics()?.sum("weft_egress_denied_total", labels));
+    let before = denied()?;
+    let later = [
+        "",
+        "GET / HTTP/1.1\\r\\nHost: outside\\r\\nConnection: close\\r\\n\\r\\n",
+    ];
+    for pause in ["0", "200"] {
+        let raw = raw(&scene.client, scene.at(WEB), &later, &["--pause-ms", pause])?;
+        ensure!(raw.statuses == [403], "{raw:?}");
+    }
+    let now = denied()?;
+    ensure!(
+        now == before + 2.0,
+        "two requests were counted as {}",
+        now - before
+    );
     Ok(())
 }
 
@@ -342,7 +365,7 @@ fn routes(scene: &Scene) -> Result<()> {
         {"matches": [{"path": {"value": "/tagged"}}],
          "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-egress", "value": "yes"}]}}],
          "backendRefs": [out]},
-        {"matches": [{"path": {"value": "/slow"}}], "timeouts": {"request": "300ms"}},
+        {"matches": [{"path": {"value": "/delay"}}], "timeouts": {"request": "300ms"}},
     ]);
     let http = route("HTTPRoute", "web", WEB_TOO, json!({"rules": rules}));
     let rules = json!([{"matches": [{"method": {"method": "Nothing"}}]}]);
@@ -357,8 +380,17 @@ fn routes(scene: &Scene) -> Result<()> {
         ensure!(tagged.body.contains("x-egress"), "{tagged:?}");
         let moved = get("/moved")?;
         ensure!(moved.code() == 302, "{moved:?}");
-        let slow = get("/slow?delay_ms=5000")?;
-        ensure!(matches!(slow.code(), 200 | 504), "{slow:?}");
+        let slow = get("/delay/20000")?;
+        ensure!(slow.code() == 504, "{slow:?}");
+        // Nobody would see what follows.
+        let asked = "CONNECT elsewhere:443 HTTP/1.1\\r\\nHost: elsewhere:443\\r\\n\\r\\n";
+        let connect = raw(
+            &scene.client,
+            scene.at(WEB_TOO),
+            &[asked],
+            &["--half-close"],
+        )?;
+        ensure!(connect.statuses == [405], "{connect:?}");
         let called = grpc_call(&scene.client, scene.at(CALLS), &[])?;
         ensure!(called.code == 7, "not PERMISSION_DENIED: {called:?}");
         // A client that only waits is not let out by routes of requests.

@@ -130,7 +130,7 @@ pub(super) fn lead(
     match select_flow(&network, client, to.port(), server_name) {
         SelectedFlow::Service | SelectedFlow::NotFound => match network.allows_unrouted() {
             true => Ok(Led::Original),
-            false => Err(denied(context, pod, &network)),
+            false => Err(FlowError::EgressDenied(network.name().clone())),
         },
         SelectedFlow::Rule { rule, .. } => {
             match pick(&rule.backends, rand::random()).map(|it| &it.target) {
@@ -145,14 +145,15 @@ pub(super) fn lead(
     }
 }
 
-/// Counts a denial by this network.
-pub(super) fn denied(context: &Context, pod: &LocalPod, network: &EgressNetwork) -> FlowError {
-    let name = network.name().clone();
-    context.telemetry.egress_denied(EgressLabels {
-        pod: pod.labels.clone(),
-        network: name.clone(),
-    });
-    FlowError::EgressDenied(name)
+/// Counts it where that is what ended a flow or a request. A flow that is denied while it is looked at may still
+/// turn out to be requests, and these are denied one by one.
+pub(super) fn count(context: &Context, pod: &LocalPod, error: &FlowError) {
+    if let FlowError::EgressDenied(network) = error {
+        context.telemetry.egress_denied(EgressLabels {
+            pod: pod.labels.clone(),
+            network: network.clone(),
+        });
+    }
 }
 
 /// Enters a flow that was connected, if it leaves the cluster, and decides about it again.
@@ -179,7 +180,7 @@ pub(super) fn enter_flow(
     let client = &pod.id.0.namespace;
     match context.store.egress(client, to) {
         Some(network) if !allows_flow(&network, client, to.port(), server_name) => {
-            Err(denied(context, pod, &network))
+            Err(FlowError::EgressDenied(network.name().clone()))
         }
         _ => Ok(()),
     }

@@ -140,6 +140,9 @@ pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListe
 async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: (TcpStream, SocketAddr)) {
     let mut record = new_record(&pod);
     let result = run(&context, &pod, stream, &mut record).await;
+    if let Err(error) = &result {
+        egress::count(&context, &pod, error);
+    }
     record.finish(&context.telemetry, &result);
 }
 

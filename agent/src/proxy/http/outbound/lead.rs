@@ -12,6 +12,7 @@ use weft_core::route::{
 use super::{Facts, Target, refused};
 use crate::discovery::ServicePortEntry;
 use crate::proxy::egress;
+use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 
 /// Where a request is led.
@@ -106,7 +107,8 @@ fn unrouted(
     match (&client.target, egress) {
         (Target::Service(port), _) => of_profile(client, table, port).map(Goal::Port),
         (Target::Address, Some(network)) if !network.allows_unrouted() => {
-            let error = egress::denied(&client.context, &client.pod, network);
+            let error = FlowError::EgressDenied(network.name().clone());
+            egress::count(&client.context, &client.pod, &error);
             refused(client, &error);
             Err(error.into())
         }
