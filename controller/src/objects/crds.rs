@@ -1,12 +1,16 @@
 //! The custom resource definitions, generated from the types that are parsed, as YAML.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceSubresourceStatus, CustomResourceSubresources,
+    JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::policy::{
     AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
@@ -15,14 +19,82 @@ use super::policy::{
 
 /// The definitions.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![
+    let definitions = [
         Server::crd(),
         AuthorizationPolicy::crd(),
         MeshTlsAuthentication::crd(),
         NetworkAuthentication::crd(),
         HttpLocalRateLimitPolicy::crd(),
         EgressNetwork::crd(),
-    ]
+    ];
+    definitions.into_iter().map(with_status).collect()
+}
+
+/// The same with a status, which is written and never read as a part of an object: whatever is in there, the object can
+/// be used.
+fn with_status(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut definition.spec.versions {
+        version.subresources = Some(CustomResourceSubresources {
+            scale: None,
+            status: Some(CustomResourceSubresourceStatus(json!({}))),
+        });
+        let schema = version.schema.as_mut();
+        let schema = schema.and_then(|it| it.open_api_v3_schema.as_mut());
+        if let Some(schema) = schema {
+            let properties = schema.properties.get_or_insert_default();
+            properties.insert("status".to_owned(), status());
+        }
+    }
+    definition
+}
+
+/// Conditions, as all of Kubernetes has them.
+fn status() -> JSONSchemaProps {
+    let text = |description: &str| of_type("string", description);
+    let number = JSONSchemaProps {
+        format: Some("int64".to_owned()),
+        ..of_type(
+            "integer",
+            "The generation of the object that this is about.",
+        )
+    };
+    let time = JSONSchemaProps {
+        format: Some("date-time".to_owned()),
+        ..text("Since when it holds, or does not.")
+    };
+    let condition = JSONSchemaProps {
+        properties: Some(BTreeMap::from([
+            (
+                "type".to_owned(),
+                text("Accepted, Programmed or ResolvedRefs."),
+            ),
+            ("status".to_owned(), text("True, False or Unknown.")),
+            ("reason".to_owned(), text("Why, in one word.")),
+            ("message".to_owned(), text("Why, for people.")),
+            ("observedGeneration".to_owned(), number),
+            ("lastTransitionTime".to_owned(), time),
+        ])),
+        required: Some(vec!["type".to_owned(), "status".to_owned()]),
+        ..of_type("object", "Whether something holds.")
+    };
+    let conditions = JSONSchemaProps {
+        items: Some(JSONSchemaPropsOrArray::Schema(Box::new(condition))),
+        x_kubernetes_list_type: Some("map".to_owned()),
+        x_kubernetes_list_map_keys: Some(vec!["type".to_owned()]),
+        ..of_type("array", "What the controller says about it.")
+    };
+    JSONSchemaProps {
+        properties: Some(BTreeMap::from([("conditions".to_owned(), conditions)])),
+        ..of_type("object", "Written by the controller.")
+    }
+}
+
+fn of_type(name: &str, description: &str) -> JSONSchemaProps {
+    JSONSchemaProps {
+        type_: Some(name.to_owned()),
+        description: Some(description.to_owned()),
+        ..JSONSchemaProps::default()
+    }
 }
 
 /// File name and content of each definition.
