@@ -50,10 +50,18 @@ pub struct Run {
     /// `--source kubernetes` it may be left out: a Secret takes its place.
     #[arg(long, value_name = "DIR", env = "WEFT_CA")]
     pub ca: Option<PathBuf>,
-    /// With `--source kubernetes`: this controller's namespace, which the Secret of the issuer and the ConfigMap of roots
-    /// are in. If it is not given, that of the service account of this pod, or of the context in the kubeconfig.
+    /// With `--source kubernetes`: this controller's namespace, which the Lease of the leader, the Secret of the issuer
+    /// and the ConfigMap of roots are in. If it is not given, that of the service account of this pod, or of the context in the kubeconfig.
     #[arg(long, value_name = "NAMESPACE", env = "WEFT_NAMESPACE")]
     pub namespace: Option<Name>,
+    /// With `--source kubernetes`: the Lease by which one of several controllers leads. That one writes statuses.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_LEASE",
+        default_value = "weft-controller"
+    )]
+    pub lease: Name,
     /// Without `--ca`: the Secret of the issuer (type kubernetes.io/tls: tls.crt, tls.key, ca.crt).
     #[arg(
         long,

@@ -10,6 +10,7 @@ pub mod authority;
 pub mod config;
 pub mod control;
 pub mod index;
+pub mod leader;
 pub mod objects;
 mod pause;
 pub mod problems;

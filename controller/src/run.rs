@@ -21,11 +21,13 @@ use crate::control::agents::Agents;
 use crate::control::authentication::pods::AgentPods;
 use crate::control::tls::Serving;
 use crate::index::{Index, Settings};
+use crate::leader::{Candidate, Leadership};
 use crate::problems::Problems;
 use crate::source::directory::Directory;
 use crate::source::kubernetes::Kubernetes;
 use crate::source::{Batch, Source};
-use crate::statuses::RouteStatuses;
+use crate::statuses::Statuses;
+use crate::statuses::writer::Writer;
 use crate::telemetry::{Metrics, State};
 use crate::views::{Audience, Changes, Views};
 
@@ -49,6 +51,8 @@ pub struct Controller {
     source: AnySource,
     agent_pods: Arc<AgentPods>,
     identity: Option<(IssuerSecret, RootsConfigMap)>,
+    candidate: Option<Candidate>,
+    leadership: Leadership,
 }
 
 /// A source of either kind, ready to run.
@@ -101,6 +105,7 @@ impl Controller {
         let identity = parts::identity(&config, client.as_ref());
         let authority = Arc::new(parts::authority(&config, identity.as_ref(), &problems)?);
         let identity = identity.map(|it| it.kept_for(&authority));
+        let (candidate, leadership) = parts::leadership(&config, client.as_ref(), &problems);
         let authentication = parts::authentication(&config, client, &agent_pods, &problems)?;
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
@@ -132,6 +137,8 @@ impl Controller {
             source,
             agent_pods,
             identity,
+            candidate,
+            leadership,
         })
     }
 
@@ -170,8 +177,20 @@ impl Controller {
         };
         let views = self.server.views.clone();
         let index = Index::new(settings, views.clone(), self.problems.clone());
-        let admin = self.admin(index.route_statuses());
+        let admin = self.admin(index.statuses());
         tasks.spawn(admin.serve(self.admin_listener, stop.clone()));
+        if let Some(candidate) = self.candidate {
+            let writer = Writer {
+                client: candidate.client(),
+                statuses: index.statuses(),
+                views: views.clone(),
+                leadership: self.leadership,
+                problems: self.problems.clone(),
+                metrics: self.server.metrics.clone(),
+            };
+            tasks.spawn(writer.run(stop.clone()));
+            tasks.spawn(candidate.run(stop.clone()));
+        }
         let (sender, batches) = mpsc::channel(16);
         let mut reading = self.source.start(sender, stop.clone());
         let metrics = self.server.metrics.clone();
@@ -229,13 +248,14 @@ impl Controller {
         outcome
     }
 
-    fn admin(&self, statuses: RouteStatuses) -> Admin {
+    fn admin(&self, statuses: Statuses) -> Admin {
         let state = State {
             views: self.server.views.clone(),
             agents: self.server.agents.clone(),
             authority: self.server.authority.clone(),
             problems: self.problems.clone(),
             statuses,
+            leadership: self.leadership.clone(),
         };
         Admin {
             registry: self.server.metrics.registry(state.clone()),

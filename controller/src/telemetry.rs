@@ -18,17 +18,20 @@ use weft_core::Name;
 
 use crate::authority::Authority;
 use crate::control::agents::Agents;
+use crate::leader::Leadership;
 use crate::problems::Problems;
-use crate::statuses::RouteStatuses;
+use crate::statuses::Statuses;
 use crate::views::Views;
 
 /// What is counted while it happens.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     refused: Family<RefusedLabels, Counter>,
-    authenticated: Family<AuthenticationLabels, Counter>,
+    authenticated: Family<ResultLabels, Counter>,
     signed: Family<SignedLabels, Counter>,
     rejected: Family<NodeLabels, Counter>,
+    statuses: Family<ResultLabels, Counter>,
+    told: Family<ResultLabels, Counter>,
     pushes: Counter,
     pushed: Counter,
     removed: Counter,
@@ -69,7 +72,7 @@ struct RefusedLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AuthenticationLabels {
+struct ResultLabels {
     result: &'static str,
 }
 
@@ -91,7 +94,7 @@ impl Metrics {
 
     /// It was decided about the token of a call.
     pub fn authenticated(&self, result: &'static str) {
-        let labels = AuthenticationLabels { result };
+        let labels = ResultLabels { result };
         self.authenticated.get_or_create(&labels).inc();
     }
 
@@ -105,6 +108,16 @@ impl Metrics {
         let node = node.to_string();
         let counter = self.rejected.get_or_create(&NodeLabels { node });
         counter.inc_by(count as u64);
+    }
+
+    /// It was tried to write a status.
+    pub fn status(&self, result: &'static str) {
+        self.statuses.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// It was tried to write an Event.
+    pub fn event(&self, result: &'static str) {
+        self.told.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// A push was sent.
@@ -133,6 +146,10 @@ impl Metrics {
         all.register("signs", help, self.signed.clone());
         let help = "Resources that agents rejected";
         all.register("rejections", help, self.rejected.clone());
+        let help = "Statuses that were to be written, by what became of it";
+        all.register("statuses", help, self.statuses.clone());
+        let help = "Events on objects that cannot be used, by what became of them";
+        all.register("events", help, self.told.clone());
         let help = "Pushes sent to agents";
         all.register("pushes", help, self.pushes.clone());
         let help = "Resources sent to agents";
@@ -158,7 +175,8 @@ pub struct State {
     pub agents: Arc<Agents>,
     pub authority: Arc<Authority>,
     pub problems: Problems,
-    pub statuses: RouteStatuses,
+    pub statuses: Statuses,
+    pub leadership: Leadership,
 }
 
 /// All metrics as text.
@@ -182,6 +200,8 @@ impl Collector for State {
         let (all, nodes) = self.views.counts();
         let expires = self.authority.issuer_not_after().map_or(0, seconds);
         let runtime = tokio::runtime::Handle::try_current();
+        let leads = self.leadership.leads();
+        let waiting = if leads { self.statuses.waiting() } else { 0 };
         let tasks = runtime.map_or(0, |it| it.metrics().num_alive_tasks() as u64);
         for (name, help, value) in [
             ("agents", "Agents connected", self.agents.count() as u64),
@@ -207,6 +227,16 @@ impl Collector for State {
                 expires,
             ),
             ("tasks", "Tasks of the runtime", tasks),
+            (
+                "leader",
+                "Whether this controller leads, and writes statuses",
+                leads.into(),
+            ),
+            (
+                "statuses_waiting",
+                "Objects on which something is to be said",
+                waiting as u64,
+            ),
         ] {
             let gauge = ConstGauge::new(value as f64);
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;

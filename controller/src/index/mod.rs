@@ -21,7 +21,7 @@ use weft_proto::{Key, Resource};
 use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
 use crate::problems::{Facet, Origin, Problem, Problems, Scope};
 use crate::source::{Batch, Event};
-use crate::statuses::RouteStatuses;
+use crate::statuses::Statuses;
 use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
 use egress::{EgressRecord, PublishedEgress};
@@ -86,7 +86,7 @@ pub struct Index {
     settings: Settings,
     views: Arc<Views>,
     problems: Problems,
-    statuses: RouteStatuses,
+    statuses: Statuses,
     origins: HashMap<ObjectKey, Origin>,
     namespaces: HashMap<Name, NamespaceRecord>,
     nodes: HashMap<Name, NodeRecord>,
@@ -174,7 +174,7 @@ impl Index {
             settings,
             views,
             problems,
-            statuses: RouteStatuses::default(),
+            statuses: Statuses::default(),
             origins: HashMap::new(),
             namespaces: HashMap::new(),
             nodes: HashMap::new(),
@@ -197,17 +197,19 @@ impl Index {
         }
     }
 
-    /// What is to be said about routes, kept up to date.
-    pub fn route_statuses(&self) -> RouteStatuses {
+    /// What is to be said on objects, kept up to date.
+    pub fn statuses(&self) -> Statuses {
         self.statuses.clone()
     }
 
     /// Takes in changed objects, and publishes what follows from them, as one.
     pub fn apply(&mut self, batch: Batch) {
+        self.statuses.unsettled();
         for event in batch.events {
             self.take(event);
         }
         self.publish();
+        self.statuses.settled();
     }
 
     fn take(&mut self, event: Event) {
@@ -218,6 +220,7 @@ impl Index {
                 origin,
             } => {
                 self.origins.insert(key.clone(), origin);
+                self.statuses.seen(&key, object.metadata().generation);
                 match self.upsert(&key, &object) {
                     Ok(ignored) => {
                         self.report(&key, Facet::Content, vec![], "");
@@ -238,6 +241,9 @@ impl Index {
                 origin,
             } => {
                 self.origins.insert(key.clone(), origin);
+                let generation = document.pointer("/metadata/generation");
+                let generation = generation.and_then(Value::as_i64);
+                self.statuses.seen(&key, generation);
                 self.refuse(&key, fault, &document);
             }
             Event::Delete { key } => {
@@ -251,6 +257,7 @@ impl Index {
                 ] {
                     self.report(&key, facet, vec![], "");
                 }
+                self.statuses.gone(&key);
             }
         }
     }
@@ -685,6 +692,7 @@ impl Index {
     }
 
     fn report(&self, key: &ObjectKey, facet: Facet, faults: Vec<Fault>, effect: &str) {
+        self.statuses.faults(key, facet, &faults, effect);
         let origin = self.origins.get(key);
         let problems = faults
             .into_iter()

@@ -11,6 +11,7 @@ use crate::config::{AgentAuth, Run, SourceChoice};
 use crate::control::authentication::pods::AgentPods;
 use crate::control::authentication::{Authentication, Expected, Reviews};
 use crate::control::tokens::Tokens;
+use crate::leader::{Candidate, Leadership};
 use crate::problems::Problems;
 use crate::source::kubernetes::Connection;
 
@@ -57,9 +58,7 @@ impl Identity {
 /// Where the issuer and the roots are, if they are in the cluster.
 pub(super) fn identity(config: &Run, client: Option<&Client>) -> Option<Identity> {
     let client = client.filter(|_| config.ca.is_none())?;
-    let given = config.namespace.clone();
-    // What the kubeconfig or the service account says is a name, or nothing is found there.
-    let namespace = given.or_else(|| client.default_namespace().parse().ok())?;
+    let namespace = namespace(config, client)?;
     let named = |name: &Name| ObjectName {
         namespace: namespace.clone(),
         name: name.clone(),
@@ -70,6 +69,36 @@ pub(super) fn identity(config: &Run, client: Option<&Client>) -> Option<Identity
         roots: named(&config.identity_roots),
         make: !config.wait_for_issuer,
     })
+}
+
+/// Whether this controller leads, and who sees to it that it does if it can; none where there is no cluster.
+pub(super) fn leadership(
+    config: &Run,
+    client: Option<&Client>,
+    problems: &Problems,
+) -> (Option<Candidate>, Leadership) {
+    let Some(client) = client else {
+        return (None, Leadership::none());
+    };
+    let Some(namespace) = namespace(config, client) else {
+        tracing::warn!(
+            "no status is written: the kubeconfig names no namespace, nor does --namespace"
+        );
+        return (None, Leadership::none());
+    };
+    let name = ObjectName {
+        namespace,
+        name: config.lease.clone(),
+    };
+    let (candidate, leadership) = Candidate::new(client.clone(), name, problems.clone());
+    (Some(candidate), leadership)
+}
+
+/// The controller's own namespace.
+fn namespace(config: &Run, client: &Client) -> Option<Name> {
+    let given = config.namespace.clone();
+    // What the kubeconfig or the service account says is a name, or nothing is found there.
+    given.or_else(|| client.default_namespace().parse().ok())
 }
 
 /// The certificate authority.

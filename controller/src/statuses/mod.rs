@@ -1,18 +1,86 @@
-//! What is to be said on routes themselves: the conditions of each of their parents, as the Gateway API
-//! has them in `status.parents`. Computed by the index, whatever the source; shown to people now, and
-//! there to be written by a source that can.
+//! What is to be said on objects themselves: on routes the conditions of each of their parents, as the Gateway API has
+//! them in `status.parents`; on Weft's policies conditions of their own; on whatever cannot be used, an Event. Computed
+//! by the index, whatever the source; shown to people, and [written](writer) where there is a cluster.
+//!
+//! What changed waits in a queue that names objects and nothing else: what is written is what is true when it is
+//! written, however often it changed meanwhile. When too many wait, all are looked through instead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
+use tokio::sync::Notify;
+use weft_core::PolicyGroup;
 use weft_core::route::RouteName;
 
 use crate::objects::routes::ParentRef;
+use crate::objects::{Fault, ObjectKey, ObjectKind};
+use crate::problems::Facet;
+use policy::PolicyStatus;
 
-/// The statuses of all routes that have a Service as a parent.
+pub mod conditions;
+mod events;
+mod policy;
+pub mod writer;
+
+/// The statuses of all objects.
 #[derive(Clone, Debug, Default)]
-pub struct RouteStatuses(Arc<Mutex<BTreeMap<RouteName, RouteStatus>>>);
+pub struct Statuses(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    routes: BTreeMap<RouteName, RouteStatus>,
+    policies: BTreeMap<ObjectKey, PolicyStatus>,
+    /// Objects that a status may be written on, in the version that is known.
+    known: BTreeMap<ObjectKey, Option<i64>>,
+    /// Objects that cannot be used, and why.
+    unusable: BTreeMap<ObjectKey, String>,
+    waiting: BTreeSet<ObjectKey>,
+    /// More than fit in there.
+    all: bool,
+    /// Changes are being made that count as one.
+    changing: bool,
+}
+
+/// What is to be said on an object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Saying {
+    /// Its status, where it is known and has one.
+    pub(crate) status: Option<Status>,
+    /// Why it cannot be used.
+    pub(crate) unusable: Option<String>,
+}
+
+/// A status to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Status {
+    /// The version of the object that it is about.
+    pub(crate) generation: Option<i64>,
+    pub(crate) content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Content {
+    /// `status.parents`: the own entries.
+    Parents(Vec<ParentStatus>),
+    /// `status.conditions`: the own ones.
+    Conditions(Vec<Condition>),
+}
+
+/// What to do next about statuses.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// This one's changed.
+    One(ObjectKey),
+    /// Look through all.
+    All,
+}
 
 /// The status of a route.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -43,7 +111,7 @@ pub struct ParentStatus {
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Condition {
-    /// `Accepted`, `ResolvedRefs` or `PartiallyInvalid`.
+    /// `Accepted`, `ResolvedRefs`, `Programmed` or `PartiallyInvalid`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// Whether it holds.
@@ -57,25 +125,201 @@ pub struct Condition {
 
 /// The name that the Gateway API wants controllers to have.
 pub const CONTROLLER_NAME: &str = "weft.dev/controller";
+/// So many objects may wait.
+const MOST_WAITING: usize = 4096;
 
-impl RouteStatuses {
+/// Whether statuses are written on objects of a kind. What is of Linkerd's policy group is Linkerd's to say, except for
+/// its routes, whose status has an entry for each controller.
+pub(crate) fn has_status(kind: ObjectKind) -> bool {
+    matches!(kind, ObjectKind::Route(_)) || kind.policy_group() == Some(PolicyGroup::Weft)
+}
+
+impl Statuses {
+    /// What changes until [`Statuses::settled`] counts as one: an object is not said to be as it was, in a version that
+    /// was not looked at yet.
+    pub fn unsettled(&self) {
+        self.locked().changing = true;
+    }
+
+    /// What was changed is whole.
+    pub fn settled(&self) {
+        self.locked().changing = false;
+        self.0.changed.notify_one();
+    }
+
     /// Replaces a route's status; none: it has none any more.
     pub fn replace(&self, route: &RouteName, status: Option<RouteStatus>) {
-        let mut all = self.locked();
-        match status {
-            Some(status) => all.insert(route.clone(), status),
-            None => all.remove(route),
-        };
+        self.change(&key(route), |state| {
+            let before = match status.clone() {
+                Some(status) => state.routes.insert(route.clone(), status),
+                None => state.routes.remove(route),
+            };
+            before != status
+        });
     }
 
-    /// All of them, by name.
+    /// An object is there, in this version.
+    pub fn seen(&self, key: &ObjectKey, generation: Option<i64>) {
+        if has_status(key.kind) {
+            self.change(key, |state| {
+                state.known.insert(key.clone(), generation) != Some(generation)
+            });
+        }
+    }
+
+    /// What is wrong with an object in one respect, and what holds meanwhile.
+    pub fn faults(&self, key: &ObjectKey, facet: Facet, faults: &[Fault], effect: &str) {
+        let is_policy = key.kind.policy_group() == Some(PolicyGroup::Weft);
+        let unusable = (facet == Facet::Content).then(|| match faults {
+            [] => None,
+            faults => Some(policy::told(faults, effect)),
+        });
+        if !is_policy && unusable.is_none() {
+            return;
+        }
+        self.change(key, |state| {
+            let mut changed = false;
+            if let Some(unusable) = unusable {
+                let before = match unusable.clone() {
+                    Some(reason) => state.unusable.insert(key.clone(), reason),
+                    None => state.unusable.remove(key),
+                };
+                changed |= before != unusable;
+            }
+            if is_policy {
+                let policy = state.policies.entry(key.clone()).or_default();
+                changed |= policy.set(facet, faults, effect);
+            }
+            changed
+        });
+    }
+
+    /// An object is gone.
+    pub fn gone(&self, key: &ObjectKey) {
+        let mut state = self.locked();
+        state.known.remove(key);
+        state.policies.remove(key);
+        state.unusable.remove(key);
+        state.waiting.remove(key);
+    }
+
+    /// The statuses of routes, by name.
     pub fn list(&self) -> Vec<RouteStatus> {
-        self.locked().values().cloned().collect()
+        self.locked().routes.values().cloned().collect()
     }
 
-    fn locked(&self) -> MutexGuard<'_, BTreeMap<RouteName, RouteStatus>> {
-        // Every change is one insert or remove: a panic elsewhere leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many objects wait for what is to be said on them.
+    pub fn waiting(&self) -> usize {
+        self.locked().waiting.len()
+    }
+
+    /// What is to be said on an object now.
+    pub(crate) async fn of(&self, object: &ObjectKey) -> Saying {
+        self.once(|state| {
+            Some(Saying {
+                status: state.status(object),
+                unusable: state.unusable.get(object).cloned(),
+            })
+        })
+        .await
+    }
+
+    /// Begins anew: nothing waits, and all are to be looked through.
+    pub(crate) fn begin(&self) {
+        let mut state = self.locked();
+        state.waiting = state.unusable.keys().take(MOST_WAITING).cloned().collect();
+        state.all = true;
+    }
+
+    /// This is to be done again.
+    pub(crate) fn again(&self, next: Next) {
+        match next {
+            Next::One(object) => self.change(&object, |_| true),
+            Next::All => {
+                self.locked().all = true;
+                self.0.changed.notify_one();
+            }
+        }
+    }
+
+    /// What to do next, as soon as there is something.
+    pub(crate) async fn next(&self) -> Next {
+        self.once(|state| match std::mem::take(&mut state.all) {
+            true => Some(Next::All),
+            false => state.waiting.pop_first().map(Next::One),
+        })
+        .await
+    }
+
+    /// Waits until the state is whole and has something. Only one may wait at a time.
+    async fn once<T>(&self, take: impl Fn(&mut State) -> Option<T>) -> T {
+        loop {
+            let changed = self.0.changed.notified();
+            {
+                let mut state = self.locked();
+                let taken = (!state.changing).then(|| take(&mut state)).flatten();
+                if let Some(taken) = taken {
+                    return taken;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Changes the state; true: the object is to be written.
+    fn change(&self, key: &ObjectKey, change: impl FnOnce(&mut State) -> bool) {
+        let mut state = self.locked();
+        if !change(&mut state) {
+            return;
+        }
+        if state.waiting.len() < MOST_WAITING {
+            state.waiting.insert(key.clone());
+        } else {
+            state.all = true;
+        }
+        drop(state);
+        self.0.changed.notify_one();
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        // Every change leaves it whole.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn status(&self, object: &ObjectKey) -> Option<Status> {
+        let generation = *self.known.get(object)?;
+        let content = match object.kind {
+            ObjectKind::Route(kind) => {
+                let name = RouteName {
+                    name: weft_core::ObjectName {
+                        namespace: object.namespace.clone()?,
+                        name: object.name.clone(),
+                    },
+                    kind,
+                };
+                let route = self.routes.get(&name);
+                let parents = route.map_or_else(Vec::new, |it| it.parents.clone());
+                Content::Parents(parents.into_iter().map(policy::programmed).collect())
+            }
+            kind => {
+                let policy = self.policies.get(object).cloned().unwrap_or_default();
+                Content::Conditions(policy.conditions(kind))
+            }
+        };
+        Some(Status {
+            generation,
+            content,
+        })
+    }
+}
+
+fn key(route: &RouteName) -> ObjectKey {
+    ObjectKey {
+        kind: ObjectKind::Route(route.kind),
+        namespace: Some(route.name.namespace.clone()),
+        name: route.name.name.clone(),
     }
 }
 
@@ -85,4 +329,124 @@ fn shown<S: Serializer>(route: &RouteName, serializer: S) -> Result<S::Ok, S::Er
 
 fn truth<S: Serializer>(status: &bool, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(if *status { "True" } else { "False" })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::objects::decode;
+
+    fn policy(name: &str) -> ObjectKey {
+        ObjectKey {
+            kind: ObjectKind::Server(PolicyGroup::Weft),
+            namespace: Some("shop".parse().expect("valid")),
+            name: name.parse().expect("valid"),
+        }
+    }
+
+    async fn waiting(statuses: &Statuses) -> Vec<Next> {
+        let mut next = vec![];
+        while statuses.waiting() > 0 || statuses.locked().all {
+            next.push(statuses.next().await);
+        }
+        next
+    }
+
+    #[tokio::test]
+    async fn an_object_waits_once_however_often_it_changes() {
+        let statuses = Statuses::default();
+        let fault = [Fault::new("spec.port", "no port")];
+        for generation in 1..10 {
+            statuses.seen(&policy("a"), Some(generation));
+            statuses.faults(&policy("a"), Facet::Content, &fault, "it is ignored");
+            statuses.faults(&policy("a"), Facet::Content, &[], "");
+        }
+        statuses.seen(&policy("b"), None);
+        let expected = [Next::One(policy("a")), Next::One(policy("b"))];
+        assert_eq!(waiting(&statuses).await, expected);
+        // What is the same again is no change.
+        statuses.seen(&policy("a"), Some(9));
+        statuses.faults(&policy("a"), Facet::Content, &[], "");
+        assert_eq!(waiting(&statuses).await, []);
+        let status = statuses.of(&policy("a")).await.status.expect("known");
+        assert_eq!(status.generation, Some(9));
+        statuses.gone(&policy("a"));
+        assert_eq!(statuses.of(&policy("a")).await, Saying::default());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_of_what_is_half_changed() {
+        let statuses = Statuses::default();
+        statuses.unsettled();
+        statuses.seen(&policy("a"), Some(1));
+        let early = statuses.next().now_or_never();
+        assert_eq!((early, statuses.waiting()), (None, 1));
+        assert_eq!(statuses.of(&policy("a")).now_or_never(), None);
+        statuses.settled();
+        assert_eq!(statuses.next().await, Next::One(policy("a")));
+        assert!(statuses.of(&policy("a")).await.status.is_some());
+    }
+
+    /// Whoever may write a status by these rules may write it on all kinds that have one, and nothing else.
+    #[test]
+    fn the_cluster_role_lets_statuses_be_written() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/base/rbac.yaml");
+        let text = std::fs::read_to_string(path).expect("read");
+        let documents = decode::documents(&text).expect("YAML");
+        let role = documents.iter().find(|it| it["kind"] == "ClusterRole");
+        let rules = role.expect("a role")["rules"].as_array().expect("a list");
+        let list = |rule: &Value, field: &str| -> Vec<String> {
+            let list = rule[field].as_array().into_iter().flatten();
+            list.map(|it| it.as_str().unwrap_or_default().to_owned())
+                .collect()
+        };
+        let mut allowed = BTreeSet::new();
+        for rule in rules.iter().filter(|it| list(it, "verbs") == ["patch"]) {
+            for group in list(rule, "apiGroups") {
+                let of_group = |it: String| format!("{group}/{it}");
+                allowed.extend(list(rule, "resources").into_iter().map(of_group));
+            }
+        }
+        let kinds = ObjectKind::all().into_iter().filter(|it| has_status(*it));
+        let needed = kinds.map(|kind| {
+            let name = kind.as_str().to_lowercase();
+            let plural = match name.strip_suffix('y') {
+                Some(stem) => format!("{stem}ies"),
+                None => format!("{name}s"),
+            };
+            format!("{}/{plural}/status", kind.group())
+        });
+        assert_eq!(allowed, needed.collect());
+    }
+
+    #[tokio::test]
+    async fn the_queue_has_an_end_and_nothing_is_lost() {
+        let statuses = Statuses::default();
+        for number in 0..2 * MOST_WAITING {
+            statuses.seen(&policy(&format!("p{number}")), Some(1));
+        }
+        assert_eq!(statuses.waiting(), MOST_WAITING);
+        let next = waiting(&statuses).await;
+        assert_eq!(next[0], Next::All);
+        assert_eq!(next.len(), MOST_WAITING + 1);
+    }
+
+    #[tokio::test]
+    async fn what_linkerd_says_on_its_objects_is_left_to_it() {
+        let statuses = Statuses::default();
+        let key = ObjectKey {
+            kind: ObjectKind::Server(PolicyGroup::Linkerd),
+            ..policy("a")
+        };
+        statuses.seen(&key, Some(1));
+        let fault = [Fault::new("spec.port", "no port")];
+        statuses.faults(&key, Facet::Content, &fault, "it is ignored");
+        let saying = statuses.of(&key).await;
+        assert_eq!(saying.status, None);
+        let expected = "spec.port: no port; it is ignored";
+        assert_eq!(saying.unusable.as_deref(), Some(expected));
+    }
 }

@@ -1,7 +1,8 @@
 //! What trust rests on in a cluster, over a real API server's protocol and real gRPC: agents that prove by tokens where
-//! they are, and people who stole one.
+//! they are, people who stole one, and one of several controllers that leads.
 
 mod issuer;
+mod leader;
 #[path = "../served/mod.rs"]
 mod served;
 mod stage;

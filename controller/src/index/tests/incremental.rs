@@ -218,7 +218,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(cluster.problems(), fresh.problems());
-            let statuses = |it: &Cluster| it.index.route_statuses().list();
+            let statuses = |it: &Cluster| it.index.statuses().list();
             prop_assert_eq!(statuses(&cluster), statuses(&fresh));
             let beyond = fresh.views.beyond(&node, HashMap::new());
             let expected: BTreeMap<Key, u64> = beyond.changed.iter().map(|it| {

@@ -79,7 +79,7 @@ impl Cluster {
     /// Statuses as `name#parent: condition=reason, ...`.
     pub(super) fn statuses(&self) -> Vec<String> {
         let mut shown = vec![];
-        for status in self.index.route_statuses().list() {
+        for status in self.index.statuses().list() {
             for parent in status.parents {
                 let conditions = parent.conditions.iter();
                 let conditions = conditions.map(|it| {
@@ -779,7 +779,7 @@ fn routes_that_cannot_be_used_change_nothing() {
             statuses,
             ["r@web: !Accepted=UnsupportedValue, ResolvedRefs=ResolvedRefs"]
         );
-        let status = cluster.index.route_statuses().list();
+        let status = cluster.index.statuses().list();
         assert_eq!(status[0].observed_generation, Some(4), "{rules}");
         cluster.apply(&good);
         assert!(cluster.problems().is_empty());

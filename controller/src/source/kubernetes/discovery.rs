@@ -10,7 +10,7 @@ use kube::core::ApiResource;
 use crate::objects::ObjectKind;
 
 /// The kinds that are served, and where.
-pub(super) type Served = BTreeMap<ObjectKind, ApiResource>;
+pub(crate) type Served = BTreeMap<ObjectKind, ApiResource>;
 
 /// Without these there is nothing to mesh, or nothing that closes what is to be closed: a server that does not have
 /// them is too old, or is just starting.
@@ -35,7 +35,7 @@ pub(super) fn is_of_use(kind: ObjectKind) -> bool {
 /// # Errors
 /// Something could not be found out. What was known before is then better than what was just heard: a kind that is
 /// wrongly taken for removed would be policies that do not hold.
-pub(super) async fn look(client: &Client) -> Result<Served, kube::Error> {
+pub(crate) async fn look(client: &Client) -> Result<Served, kube::Error> {
     ready(client).await?;
     let mut lists = vec![client.list_core_api_resources("v1").await?];
     let groups = client.list_api_groups().await?;

@@ -11,11 +11,11 @@ use serde_json::Value;
 
 /// An object.
 #[derive(Clone, Debug)]
-pub(super) struct Document {
+pub(crate) struct Document {
     /// What a watch needs of the metadata, where it is readable: name, namespace and version.
     metadata: Box<ObjectMeta>,
     /// All of it.
-    pub(super) value: Value,
+    pub(crate) value: Value,
 }
 
 impl From<Value> for Document {

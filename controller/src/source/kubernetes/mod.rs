@@ -27,7 +27,6 @@ use super::{Batch, Source};
 use crate::objects::{Fault, ObjectKind};
 use crate::pause::{Pause, about};
 use crate::problems::{Problem, Problems, Scope};
-use discovery::Served;
 use watch::{News, Report, Watch};
 use world::{PLACE, Told, World};
 
@@ -40,6 +39,8 @@ mod world;
 
 pub use connect::{ConnectError, Connection};
 pub(crate) use connect::{explain, explain_watch};
+pub(crate) use discovery::{Served, look as served};
+pub(crate) use document::Document;
 
 /// A cluster's API server.
 pub struct Kubernetes {

@@ -1,0 +1,182 @@
+//! What is said about a policy, from what is wrong with it: pure.
+
+use std::collections::BTreeMap;
+
+use super::{Condition, ParentStatus};
+use crate::objects::{Fault, ObjectKind};
+use crate::problems::Facet;
+
+/// What is known about a policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct PolicyStatus(BTreeMap<Facet, Said>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Said {
+    faults: String,
+    effect: String,
+}
+
+impl PolicyStatus {
+    /// Replaces what is wrong in one respect; whether that is a change.
+    pub(super) fn set(&mut self, facet: Facet, faults: &[Fault], effect: &str) -> bool {
+        let said = (!faults.is_empty()).then(|| Said {
+            faults: listed(faults),
+            effect: effect.to_owned(),
+        });
+        let before = match said.clone() {
+            Some(said) => self.0.insert(facet, said),
+            None => self.0.remove(&facet),
+        };
+        before != said
+    }
+
+    /// The conditions of a policy of this kind.
+    pub(super) fn conditions(&self, kind: ObjectKind) -> Vec<Condition> {
+        let wrong = |facet| {
+            let said = self.0.get(&facet);
+            said.map(|it| format!("{}; {}", it.faults, it.effect))
+        };
+        let (invalid, conflict) = (wrong(Facet::Content), wrong(Facet::Conflict));
+        let accepted = match (&invalid, &conflict) {
+            (Some(reason), _) => not("Accepted", "Invalid", reason),
+            (None, Some(reason)) => not("Accepted", "Conflicted", reason),
+            (None, None) => holds("Accepted", &wrong(Facet::Part).unwrap_or_default()),
+        };
+        // This version of it is what holds, or not.
+        let programmed = match &invalid {
+            Some(_) => {
+                let effect = &self.0[&Facet::Content].effect;
+                not("Programmed", "Invalid", effect)
+            }
+            None => holds("Programmed", ""),
+        };
+        let mut conditions = vec![accepted, programmed];
+        if refers(kind) {
+            conditions.push(match wrong(Facet::Reference) {
+                Some(reason) => not("ResolvedRefs", "RefNotFound", &reason),
+                None => holds("ResolvedRefs", ""),
+            });
+        }
+        conditions
+    }
+}
+
+/// Whether it is followed where references of policies of a kind lead.
+fn refers(kind: ObjectKind) -> bool {
+    matches!(
+        kind,
+        ObjectKind::AuthorizationPolicy(_) | ObjectKind::HttpLocalRateLimitPolicy(_)
+    )
+}
+
+/// A route at a parent, with whether this version of it is in force there.
+pub(super) fn programmed(mut parent: ParentStatus) -> ParentStatus {
+    let accepted = parent.conditions.iter().find(|it| it.kind == "Accepted");
+    let programmed = match accepted {
+        Some(it) if !it.status => not("Programmed", it.reason, &it.message),
+        _ => holds("Programmed", ""),
+    };
+    parent.conditions.push(programmed);
+    parent
+}
+
+/// Faults, and what holds meanwhile, for people.
+pub(super) fn told(faults: &[Fault], effect: &str) -> String {
+    format!("{}; {effect}", listed(faults))
+}
+
+fn listed(faults: &[Fault]) -> String {
+    let shown = faults.iter().take(SHOWN_FAULTS).map(|fault| {
+        let text = match fault.field.is_empty() {
+            true => fault.reason.clone(),
+            false => fault.to_string(),
+        };
+        text.chars().take(LONGEST_FAULT).collect::<String>()
+    });
+    let shown: Vec<String> = shown.collect();
+    let more = match faults.len().saturating_sub(SHOWN_FAULTS) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    format!("{}{more}", shown.join("; "))
+}
+
+fn holds(kind: &'static str, message: &str) -> Condition {
+    Condition {
+        kind,
+        status: true,
+        reason: kind,
+        message: message.to_owned(),
+    }
+}
+
+fn not(kind: &'static str, reason: &'static str, message: &str) -> Condition {
+    Condition {
+        kind,
+        status: false,
+        reason,
+        message: message.to_owned(),
+    }
+}
+
+/// A condition may say 32 KiB.
+const SHOWN_FAULTS: usize = 8;
+const LONGEST_FAULT: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use weft_core::PolicyGroup;
+
+    use super::*;
+
+    #[test]
+    fn conditions_say_what_is_wrong_and_what_holds() {
+        let authorization = ObjectKind::AuthorizationPolicy(PolicyGroup::Weft);
+        let server = ObjectKind::Server(PolicyGroup::Weft);
+        for (kind, wrong, expected) in [
+            (server, None, "+Accepted +Programmed"),
+            (
+                server,
+                Some(Facet::Content),
+                "-Accepted=Invalid: spec.a: bad; kept -Programmed=Invalid: kept",
+            ),
+            (
+                server,
+                Some(Facet::Conflict),
+                "-Accepted=Conflicted: spec.a: bad; kept +Programmed",
+            ),
+            (
+                server,
+                Some(Facet::Part),
+                "+Accepted: spec.a: bad; kept +Programmed",
+            ),
+            (
+                authorization,
+                Some(Facet::Reference),
+                "+Accepted +Programmed -ResolvedRefs=RefNotFound: spec.a: bad; kept",
+            ),
+            (authorization, None, "+Accepted +Programmed +ResolvedRefs"),
+        ] {
+            let mut policy = PolicyStatus::default();
+            if let Some(facet) = wrong {
+                assert!(policy.set(facet, &[Fault::new("spec.a", "bad")], "kept"));
+                assert!(!policy.set(facet, &[Fault::new("spec.a", "bad")], "kept"));
+            }
+            let shown = |it: Condition| {
+                let sign = if it.status { "+" } else { "-" };
+                let reason = match it.reason == it.kind {
+                    true => String::new(),
+                    false => format!("={}", it.reason),
+                };
+                let message = match it.message.as_str() {
+                    "" => String::new(),
+                    message => format!(": {message}"),
+                };
+                format!("{sign}{}{reason}{message}", it.kind)
+            };
+            let conditions = policy.conditions(kind).into_iter().map(shown);
+            let conditions: Vec<String> = conditions.collect();
+            assert_eq!(conditions.join(" "), expected, "{kind:?} {wrong:?}");
+        }
+    }
+}
