@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::{CONTROLLER_HOST, POD_RANGES, SERVICE_RANGES, START_DEADLINE, kubelet};
 use crate::cgroup::Cgroup;
@@ -165,6 +166,12 @@ impl Controller {
         let server = self.api_server.as_ref().context("there is no API server")?;
         let process = lock(&server.process).take();
         process.context("the API server is not running")?.kill()
+    }
+
+    /// What the API server has at a path.
+    pub fn ask_api_server(&self, path: &str) -> Result<Value> {
+        let reply = http::get(&self.netns, kubelet::PLAIN, path)?;
+        Ok(serde_json::from_str(&reply.ok()?)?)
     }
 
     /// What is wrong, as it tells.

@@ -42,6 +42,12 @@ impl Replica<'_> {
 
     /// Starts the binary and waits until agents can connect.
     pub fn start(&self) -> Result<()> {
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// Starts the binary.
+    pub fn spawn(&self) -> Result<()> {
         let first = self.first;
         let args = first.args.iter().scan("", |before, it| {
             let argument = match *before {
@@ -64,6 +70,11 @@ impl Replica<'_> {
         let process = program.args(args).spawn()?;
         lock(&self.log_files).extend(process.logs().map(Path::to_owned));
         *lock(&self.process) = Some(process);
+        Ok(())
+    }
+
+    /// Waits until agents can connect.
+    pub fn wait_ready(&self) -> Result<()> {
         wait_for("the other controller to be ready", START_DEADLINE, || {
             let mut process = lock(&self.process);
             let process = process.as_mut().context("it was not started")?;
