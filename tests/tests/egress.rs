@@ -366,6 +366,7 @@ fn routes(scene: &Scene) -> Result<()> {
          "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-egress", "value": "yes"}]}}],
          "backendRefs": [out]},
         {"matches": [{"path": {"value": "/delay"}}], "timeouts": {"request": "300ms"}},
+        {"matches": [{"path": {"value": "/status"}}], "retry": {"codes": [503], "attempts": 2}},
     ]);
     let http = route("HTTPRoute", "web", WEB_TOO, json!({"rules": rules}));
     let rules = json!([{"matches": [{"method": {"method": "Nothing"}}]}]);
@@ -382,6 +383,11 @@ fn routes(scene: &Scene) -> Result<()> {
         ensure!(moved.code() == 302, "{moved:?}");
         let slow = get("/delay/20000")?;
         ensure!(slow.code() == 504, "{slow:?}");
+        let failing = get("/status/503")?;
+        ensure!(failing.code() == 503, "{failing:?}");
+        let labels = [("parent_kind", "EgressNetwork"), ("route_name", "web")];
+        let retried = "outbound_http_route_retry_requests_total";
+        wait_for_metric(scene.cluster.node(0), retried, &labels, 2.0)?;
         // Nobody would see what follows.
         let asked = "CONNECT elsewhere:443 HTTP/1.1\\r\\nHost: elsewhere:443\\r\\n\\r\\n";
         let connect = raw(

@@ -228,7 +228,8 @@ impl Breaker {
 
     fn eject(&mut self, penalty: Duration, rests: Option<Instant>, now: Instant, chance: f64) {
         let jitter = f64::from(self.settings.jitter_permille) / 1000.0;
-        let until = now + penalty.mul_f64(1.0 + chance.clamp(0.0, 1.0) * jitter);
+        let longer = penalty.mul_f64(1.0 + chance.clamp(0.0, 1.0) * jitter);
+        let until = now + longer.min(self.settings.max_penalty);
         self.rests_until = None;
         self.enter(State::Ejected {
             until: rests.map_or(until, |it| until.max(it)),
@@ -445,6 +446,23 @@ mod tests {
     }
 
     #[test]
+    fn no_chance_prolongs_the_largest_penalty() {
+        let now = Instant::now();
+        let largest = FailureAccrual {
+            min_penalty: settings().max_penalty,
+            ..settings()
+        };
+        let mut breaker = Breaker::new(largest);
+        for _ in 0..3 {
+            let ticket = breaker.begin(now).expect("it may be chosen");
+            breaker.end(ticket, Failure, None, now, 1.0);
+        }
+        let until = now + largest.max_penalty;
+        assert_eq!(breaker.standing(until - ms(1)), Standing::Ejected);
+        assert_eq!(breaker.standing(until), Standing::Due);
+    }
+
+    #[test]
     fn a_share_of_failures_within_a_window_ejects() {
         let rate = FailureAccrual {
             max_failures: 0,
@@ -526,7 +544,7 @@ mod tests {
                 {
                     breaker.end(ticket, judgement, Some(ms(after)), now, chance);
                 }
-                let longest = all.max_penalty.mul_f64(1.5).max(MOST_PATIENCE);
+                let longest = all.max_penalty.max(MOST_PATIENCE);
                 prop_assert_ne!(breaker.standing(now + longest), Standing::Ejected);
             }
         }

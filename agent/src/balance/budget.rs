@@ -8,8 +8,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_core::Name;
 use weft_core::route::{BudgetSettings, RouteName};
+use weft_core::{EgressName, Name};
 
 /// The retries that the requests of a route, or of a service, may have now.
 #[derive(Debug)]
@@ -95,8 +95,8 @@ impl RetryBudget {
     }
 }
 
-/// The budgets of a service's port: of each rule of its routes, and of requests that none is for. All pods of
-/// the node share them.
+/// The budgets of a service's port: of each rule of its routes, and of requests that none is for. Or of all that
+/// leaves the cluster: of each rule of each network. All pods of the node share them.
 #[derive(Debug, Default)]
 pub struct RetryBudgets(Mutex<Vec<(BudgetOwner, Arc<Mutex<RetryBudget>>)>>);
 
@@ -105,6 +105,8 @@ pub struct RetryBudgets(Mutex<Vec<(BudgetOwner, Arc<Mutex<RetryBudget>>)>>);
 pub enum BudgetOwner {
     /// A rule's: its route, and which one of it.
     Rule(RouteName, usize),
+    /// The same of a route by which requests leave the cluster.
+    Egress(EgressName, RouteName, usize),
     /// The port's, for requests that no rule is for.
     Port,
     /// The same of clients in a namespace, which has terms of its own.
@@ -140,7 +142,7 @@ impl RetryBudgets {
     }
 }
 
-/// Of one port: more rules than that are rare, and their budgets begin anew more often.
+/// Of one port, or of all networks: more rules than that are rare, and their budgets begin anew more often.
 const MOST_BUDGETS: usize = 256;
 /// A retry, in thousandths.
 const RETRY: u64 = 1000;

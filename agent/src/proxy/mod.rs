@@ -40,6 +40,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use weft_core::PortProtocol;
 
+use crate::balance::RetryBudgets;
 use crate::balance::queue::QueueLimits;
 use crate::bpf::Bpf;
 use crate::config::TunnelProtocol;
@@ -80,6 +81,8 @@ pub struct Context {
     handshakes: Arc<Handshakes>,
     kept: Arc<KeptBytes>,
     spoken: Spoken,
+    /// Those of requests that leave the cluster; a Service's are with its port.
+    egress_retries: RetryBudgets,
     /// Places of clients that are told why they were refused.
     refusals: Semaphore,
 }
@@ -130,6 +133,7 @@ impl Context {
             config,
             live: LiveFlows::new(),
             spoken: Spoken::default(),
+            egress_retries: RetryBudgets::default(),
         })
     }
 

@@ -192,9 +192,13 @@ impl<'a> Again<'a> {
         replay: &Arc<Replay>,
     ) -> Self {
         let now = std::time::Instant::now();
-        let budget = kind.parent.map(|it| {
+        let budgets = match kind.parent {
+            Some(port) => Some(&port.retries),
+            None => kind.egress.map(|_| &client.context.egress_retries),
+        };
+        let budget = budgets.map(|it| {
             let owner = owner(&client.pod.id.0.namespace, kind);
-            it.retries.of(owner, retry.budget, now)
+            it.of(owner, retry.budget, now)
         });
         if let Some(budget) = &budget {
             let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
@@ -350,7 +354,11 @@ impl<'a> Again<'a> {
 /// Whose budget a request's retries are taken from.
 fn owner(client: &Name, kind: &Kind<'_>) -> BudgetOwner {
     if let Some(matched) = kind.matched {
-        return BudgetOwner::Rule(matched.route.clone(), matched.rule_index);
+        let (route, rule) = (matched.route.clone(), matched.rule_index);
+        return match kind.egress {
+            Some(egress) => BudgetOwner::Egress(egress.network.name().clone(), route, rule),
+            None => BudgetOwner::Rule(route, rule),
+        };
     }
     let own = kind.parent.map(|it| &it.service.namespace);
     let profile = kind.table.and_then(|it| it.profile(client));
