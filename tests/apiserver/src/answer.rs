@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::Kind;
 use crate::store::Page;
-use crate::{Shared, tokens, watching, writing};
+use crate::{Shared, faults, tokens, watching, writing};
 
 /// An answer's body: whole, or as it comes.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -47,6 +47,9 @@ pub(crate) async fn answer(
         true => format!("{path}?{query}"),
         false => format!("{} {path}", request.method()),
     });
+    if reads {
+        faults::held(&shared, path, &parameters(query)).await;
+    }
     let answered = match authenticated(&shared, request.headers()) {
         Ok(()) if reads => get(&shared, path, &parameters(query)),
         Ok(()) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
@@ -128,8 +131,9 @@ fn health(shared: &Shared) -> Response<Body> {
 
 fn groups(shared: &Shared) -> Value {
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let hidden = shared.behaviour().hidden.clone();
     for kind in shared.store.kinds() {
-        if !kind.group.is_empty() {
+        if !kind.group.is_empty() && !hidden.contains(&kind.group) {
             let versions = groups.entry(kind.group).or_default();
             versions.extend(kind.versions);
             versions.sort();
@@ -158,6 +162,13 @@ fn resources(shared: &Shared, group: &str, version: &str) -> Result<Response<Bod
             "ServiceUnavailable",
             message,
         ));
+    }
+    let is_unknown = {
+        let behaviour = shared.behaviour();
+        behaviour.named_only.contains(group) || behaviour.hidden.contains(group)
+    };
+    if is_unknown {
+        return Err(not_found());
     }
     let mut resources = vec![];
     for kind in shared.store.kinds() {
@@ -201,6 +212,10 @@ fn collection(
         [plural, name] => (None, *plural, Some(*name)),
         _ => return Err(not_found()),
     };
+    let failure = faults::answer(shared, plural, query);
+    if let Some(failure) = failure.filter(|_| name.is_none()) {
+        return Ok(failure);
+    }
     let mut collection = Collection::find(shared, [group, version, plural], namespace)?;
     collection.only = selected(query)?;
     // As for an account that has a right to single ones.

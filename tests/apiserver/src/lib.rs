@@ -24,10 +24,10 @@
 //! the rest: admission, defaults, roles, priority and fairness, caches of several API servers that are not
 //! equally fresh, and load.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hyper::service::service_fn;
@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 mod answer;
+mod faults;
 pub mod folder;
 mod kinds;
 pub mod slices;
@@ -48,6 +49,7 @@ pub mod tokens;
 mod watching;
 mod writing;
 
+pub use faults::{Asked, Fault};
 pub use kinds::Kind;
 pub use store::Store;
 pub use tls::Tls;
@@ -81,8 +83,18 @@ pub struct Behaviour {
     pub failed_writes: HashMap<String, Vec<u16>>,
     /// What happens to the next events of watches, by the plural name of their collection.
     pub cuts: HashMap<String, Vec<Cut>>,
+    /// Requests for objects that fail; the first that is like a request answers it.
+    pub faults: Vec<Fault>,
+    /// Collections, by their plural name, of whose lists no page but the first is answered yet.
+    pub held_pages: HashSet<String>,
+    /// How many of the next changes of a collection, by its plural name, watches do not say.
+    pub swallowed: HashMap<String, usize>,
     /// API groups whose discovery fails with 503.
     pub undiscoverable: Vec<String>,
+    /// API groups whose versions are named, and then not known, with 404.
+    pub named_only: HashSet<String>,
+    /// API groups that nothing is said of, and whose objects are served.
+    pub hidden: HashSet<String>,
     /// No page is longer than this, whatever is asked for.
     pub longest_page: usize,
     /// How often watches get a bookmark.
@@ -113,7 +125,7 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) options: Options,
     behaviour: Mutex<Behaviour>,
-    requests: Mutex<Vec<String>>,
+    requests: Mutex<Vec<(Instant, String)>>,
     /// Ends all connections when it is cancelled, and is replaced then.
     connections: Mutex<CancellationToken>,
 }
@@ -125,7 +137,12 @@ impl Default for Behaviour {
             refused: HashMap::new(),
             failed_writes: HashMap::new(),
             cuts: HashMap::new(),
+            faults: vec![],
+            held_pages: HashSet::new(),
+            swallowed: HashMap::new(),
             undiscoverable: vec![],
+            named_only: HashSet::new(),
+            hidden: HashSet::new(),
             longest_page: usize::MAX,
             bookmark_every: Duration::from_secs(60),
             longest_watch: Duration::from_secs(3600),
@@ -209,6 +226,12 @@ impl Server {
 
     /// The requests so far: path and query; of those that write, method and path.
     pub fn requests(&self) -> Vec<String> {
+        let requests = locked(&self.shared.requests);
+        requests.iter().map(|(_, it)| it.clone()).collect()
+    }
+
+    /// The same, with when each arrived.
+    pub fn request_times(&self) -> Vec<(Instant, String)> {
         locked(&self.shared.requests).clone()
     }
 
@@ -234,7 +257,7 @@ impl Shared {
     }
 
     pub(crate) fn note(&self, request: String) {
-        locked(&self.requests).push(request);
+        locked(&self.requests).push((Instant::now(), request));
     }
 }
 

@@ -212,7 +212,8 @@ impl Store {
     ) -> Result<Page, Expired> {
         let mut state = locked(&self.state);
         let (revision, mut items) = match token {
-            Some(token) => state.rests.remove(token).ok_or(Expired)?,
+            // It may be asked for again.
+            Some(token) => state.rests.get(token).cloned().ok_or(Expired)?,
             None => {
                 let objects = state.objects.iter();
                 let of_kind = objects.filter(|(id, _)| is_of(id, kind, namespace));

@@ -88,6 +88,9 @@ impl Watch {
                 return self.send("ERROR", &gone).await;
             };
             for change in changes.iter().filter(|it| self.of.contains(&it.object)) {
+                if self.swallows() {
+                    continue;
+                }
                 self.send(change.what, &shown(&self.of, &change.object))
                     .await?;
             }
@@ -144,6 +147,13 @@ impl Watch {
                 Err(Ended)
             }
         }
+    }
+
+    fn swallows(&self) -> bool {
+        let mut behaviour = self.shared.behaviour();
+        let left = behaviour.swallowed.get_mut(&self.of.kind.plural);
+        let left = left.filter(|it| **it > 0);
+        left.map(|it| *it -= 1).is_some()
     }
 
     fn cut(&self) -> Option<Cut> {
