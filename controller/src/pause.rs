@@ -36,6 +36,14 @@ impl Pause {
         whole.mul_f64(0.5 + rand::random::<f64>() / 2.0)
     }
 
+    /// The same, where somebody may have asked for longer: never less than that, and a little more, as others were asked
+    /// for the same.
+    pub(crate) fn after_asked(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
+        let own = self.after(now);
+        let asked = asked.map(|it| it.mul_f64(1.0 + rand::random::<f64>() / 4.0));
+        own.max(asked.unwrap_or_default())
+    }
+
     /// After this long without failure there is none.
     pub(crate) fn quiet(&self) -> Duration {
         self.longest * 3
@@ -66,5 +74,15 @@ mod tests {
         }
         now += Duration::from_secs(25);
         assert!(pause.after(now) <= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn who_asks_for_longer_is_heeded() {
+        let mut pause = Pause::new(Duration::from_secs(1), Duration::from_secs(8));
+        let asked = Duration::from_secs(20);
+        let waited = pause.after_asked(Instant::now(), Some(asked));
+        assert!(waited >= asked && waited <= asked * 5 / 4, "{waited:?}");
+        let own = pause.after_asked(Instant::now(), Some(Duration::ZERO));
+        assert!(own >= Duration::from_millis(500), "{own:?}");
     }
 }

@@ -59,12 +59,17 @@ pub struct Controller {
 #[derive(Debug)]
 enum AnySource {
     Directory(Directory),
-    Kubernetes(Kubernetes),
+    Kubernetes(Box<Kubernetes>),
 }
 
 impl AnySource {
     /// The source, given a client where it is a cluster.
-    fn of(config: &Run, client: Option<Client>, problems: Problems) -> anyhow::Result<Self> {
+    fn of(
+        config: &Run,
+        client: Option<Client>,
+        problems: Problems,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         Ok(match &config.source {
             SourceChoice::Directory(path) => {
                 Self::Directory(Directory::new(path.clone(), problems))
@@ -72,7 +77,8 @@ impl AnySource {
             SourceChoice::Kubernetes => {
                 let client = client.context("--source kubernetes")?;
                 let believe = config.believe_netns_annotations;
-                Self::Kubernetes(Kubernetes::new(client, believe, problems))
+                let source = Kubernetes::new(client, believe, problems);
+                Self::Kubernetes(Box::new(source.counting(metrics.clone())))
             }
         })
     }
@@ -99,7 +105,8 @@ impl Controller {
         let problems = Problems::default();
         let views = Arc::new(Views::default());
         let client = parts::client(&config).await?;
-        let source = AnySource::of(&config, client.clone(), problems.clone())?;
+        let metrics = Arc::new(Metrics::default());
+        let source = AnySource::of(&config, client.clone(), problems.clone(), &metrics)?;
         let agents_namespace = config.agent_service_account.namespace.clone();
         let agent_pods = Arc::new(AgentPods::new(agents_namespace));
         let identity = parts::identity(&config, client.as_ref());
@@ -122,7 +129,7 @@ impl Controller {
             authority,
             authentication: Arc::new(authentication),
             agents: Arc::new(Agents::new(problems.clone())),
-            metrics: Arc::new(Metrics::default()),
+            metrics,
             trust_domain: config.trust_domain.clone(),
             stop,
         };
@@ -294,7 +301,7 @@ fn translate(
     mut batches: mpsc::Receiver<Batch>,
     views: &Views,
     agent_pods: &AgentPods,
-    metrics: &Metrics,
+    metrics: &Arc<Metrics>,
 ) {
     while let Some(batch) = batches.blocking_recv() {
         let (started, events) = (Instant::now(), batch.events.len());

@@ -35,6 +35,7 @@ pub struct Metrics {
     pushes: Counter,
     pushed: Counter,
     removed: Counter,
+    source_failures: Family<SourceFailureLabels, Counter>,
     batches: Counter,
     events: Counter,
     applying: Counter<f64, AtomicU64>,
@@ -86,6 +87,14 @@ struct NodeLabels {
     node: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceFailureLabels {
+    verb: &'static str,
+    group: String,
+    resource: String,
+    code: String,
+}
+
 impl Metrics {
     /// An agent was refused.
     pub fn refused(&self, reason: Refused) {
@@ -118,6 +127,22 @@ impl Metrics {
     /// It was tried to write an Event.
     pub fn event(&self, result: &'static str) {
         self.told.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// A request to the API server for all objects of a resource of a group failed, with a status if it was answered.
+    pub fn source_failed(
+        &self,
+        verb: &'static str,
+        (group, resource): (&str, &str),
+        status: Option<u16>,
+    ) {
+        let labels = SourceFailureLabels {
+            verb,
+            group: group.to_owned(),
+            resource: resource.to_owned(),
+            code: status.map(|it| it.to_string()).unwrap_or_default(),
+        };
+        self.source_failures.get_or_create(&labels).inc();
     }
 
     /// A push was sent.
@@ -156,6 +181,8 @@ impl Metrics {
         all.register("pushed_resources", help, self.pushed.clone());
         let help = "Removals of resources sent to agents";
         all.register("pushed_removals", help, self.removed.clone());
+        let help = "Failed requests for objects to the API server";
+        all.register("source_failures", help, self.source_failures.clone());
         let help = "Batches of changes from the source";
         all.register("source_batches", help, self.batches.clone());
         let help = "Changed objects from the source";

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use weft_apiserver::{Kind, Store};
+use weft_controller::objects::{ObjectKind, decode};
 
-use crate::stage::{SHOP, Stage, World, apply, has, stored, wait_for};
+use crate::stage::{PACE, SHOP, Stage, World, apply, has, stored, wait_for};
 
 const SERVER_IS_TOLD: &str = "Server";
 
@@ -25,11 +26,7 @@ async fn nothing_is_told_before_everything_was_listed() {
             403,
             "Server.policy.weft.dev: cannot list: servers is forbidden",
         ),
-        (
-            "pods",
-            403,
-            "is Weft's ClusterRole bound to this controller's service account?",
-        ),
+        ("pods", 403, "Pod: cannot list: pods is forbidden"),
         (
             "httproutes",
             500,
@@ -72,6 +69,126 @@ async fn a_server_that_starts_is_waited_for() {
     stage.controller.wait_complete().await;
     stage.wait_same("a ready server").await;
     stage.controller.wait_reached().await;
+}
+
+/// Where the server names what it does not know yet, a controller that took that for nothing would have nothing to close
+/// ports by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_named_and_not_known_is_waited_for() {
+    let group = || "policy.weft.dev".to_owned();
+    let stage = Stage::with(stored(SHOP), |it| {
+        it.named_only.insert(group());
+    })
+    .await;
+    let problem =
+        "there is a version of group policy.weft.dev in which Server.policy.weft.dev may be";
+    stage.controller.wait_problem(problem).await;
+    wait_looks(&stage).await;
+    assert!(!stage.controller.is_complete());
+    stage.server().behave(|it| it.named_only.clear());
+    stage.controller.wait_complete().await;
+    assert!(server_is_told(&stage.controller.world()));
+    // Nor does it take anything away later.
+    stage.server().behave(|it| {
+        it.named_only.insert(group());
+    });
+    stage.controller.wait_problem(problem).await;
+    wait_looks(&stage).await;
+    assert!(server_is_told(&stage.controller.world()));
+    stage.server().behave(|it| it.named_only.clear());
+    stage.controller.wait_reached().await;
+}
+
+/// One that is not as fresh as others says nothing of a kind, whose objects are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_whose_objects_are_served_is_not_gone() {
+    let stage = Stage::of(SHOP).await;
+    stage.controller.wait_complete().await;
+    let group = "policy.weft.dev".to_owned();
+    stage.server().behave(|it| {
+        it.hidden.insert(group);
+    });
+    wait_looks(&stage).await;
+    assert!(server_is_told(&stage.controller.world()));
+    stage.delete("{apiVersion: policy.weft.dev/v1alpha1, kind: Server, metadata: {name: web, namespace: shop}}");
+    stage.wait_same("its objects are followed").await;
+    stage.controller.wait_reached().await;
+}
+
+/// Waits until it was looked what is served more often than takes a kind away.
+async fn wait_looks(stage: &Stage) {
+    let since = tokio::time::Instant::now();
+    let looks = || {
+        let requests = stage.server().requests().into_iter();
+        requests.filter(|it| it == "/apis?").count()
+    };
+    let before = looks();
+    wait_for("looks", || {
+        let enough = looks() > before + 20 && since.elapsed() > 3 * PACE.removed;
+        enough.then_some(()).ok_or_else(|| looks().to_string())
+    })
+    .await;
+}
+
+/// An operator knows by it what to give, and to whom.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_right_is_named_once() {
+    let stage = Stage::of(SHOP).await;
+    stage.controller.wait_complete().await;
+    let told = stage.controller.world();
+    stage.server().behave(|it| {
+        it.refused.insert("servers".to_owned(), 403);
+    });
+    stage.server().disconnect();
+    for group in ["policy.weft.dev", "policy.linkerd.io"] {
+        let right = format!(
+            "the right to watch the resource servers of API group {group:?} in all namespaces"
+        );
+        stage.controller.wait_problem(&right).await;
+        let problems = stage.controller.problems().into_iter();
+        let about: Vec<_> = problems.filter(|it| it.contains(&right)).collect();
+        assert_eq!(about.len(), 1, "{about:?}");
+        assert!(
+            about[0].contains("ClusterRole weft-controller"),
+            "{about:?}"
+        );
+    }
+    assert_eq!(stage.controller.world(), told);
+    stage.server().behave(|it| it.refused.clear());
+    stage.controller.wait_reached().await;
+}
+
+/// What is read is what may be read.
+#[test]
+fn the_role_has_a_rule_for_every_kind() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/base/rbac.yaml");
+    let text = std::fs::read_to_string(file).expect("there");
+    let documents = decode::documents(&text).expect("YAML");
+    let roles = documents.iter();
+    let mut roles = roles.filter(|it| it["kind"] == "ClusterRole");
+    let role = roles.next().expect("a ClusterRole");
+    let has = |list: &serde_json::Value, item: &str| {
+        let mut items = list.as_array().into_iter().flatten();
+        items.any(|it| it == item)
+    };
+    let kinds = Kind::all_built_in()
+        .into_iter()
+        .chain(Kind::all_of_meshes());
+    let mut checked = 0;
+    for kind in kinds.filter(|it| it.kind != "ServiceAccount") {
+        if ObjectKind::find(&kind.group, &kind.kind).is_none() {
+            continue;
+        }
+        checked += 1;
+        let mut rules = role["rules"].as_array().into_iter().flatten();
+        let may = rules.any(|rule| {
+            has(&rule["apiGroups"], &kind.group)
+                && has(&rule["resources"], &kind.plural)
+                && ["list", "watch"].iter().all(|it| has(&rule["verbs"], it))
+        });
+        assert!(may, "{kind:?}");
+    }
+    assert!(checked > 20, "{checked}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,5 +3,6 @@
 
 mod chaos;
 mod kinds;
+mod lists;
 mod objects;
 mod stage;

@@ -27,6 +27,7 @@ pub(crate) const PACE: Pace = Pace {
     settle: Duration::from_millis(5),
     shortest_pause: Duration::from_millis(10),
     longest_pause: Duration::from_millis(100),
+    longest_asked_pause: Duration::from_secs(60),
     page: 2,
     anew: Duration::from_secs(3600),
     watch_seconds: 2,
@@ -70,7 +71,12 @@ impl Stage {
         Self::made(store, |_| {}, pace).await
     }
 
-    async fn made(store: Arc<Store>, behave: impl FnOnce(&mut Behaviour), pace: Pace) -> Self {
+    /// The same, read at a pace.
+    pub(crate) async fn made(
+        store: Arc<Store>,
+        behave: impl FnOnce(&mut Behaviour),
+        pace: Pace,
+    ) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(store.clone(), any, Options::default()).await;
         let server = server.expect("started");

@@ -114,4 +114,13 @@ async fn a_missing_right_is_a_problem() {
     let token = token_of("agent-1", "one").signed();
     assert_eq!(stage.refused(&token).await, [Some(Code::Unavailable); 2]);
     stage.until("/problems", "ClusterRole").await;
+    stage.server().behave(|it| {
+        it.refused.insert("services".to_owned(), 403);
+    });
+    stage.server().disconnect();
+    let right = "the right to watch the resource services";
+    stage.until("/problems", right).await;
+    let labels = "{verb=\"watch\",group=\"\",resource=\"services\",code=\"403\"}";
+    let counted = format!("weft_controller_source_failures_total{labels}");
+    stage.until("/metrics", &counted).await;
 }

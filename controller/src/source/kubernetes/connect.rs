@@ -3,9 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use kube::client::{ClientBuilder, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::response::StatusDetails;
+use kube::core::{ApiResource, Status};
 use kube::runtime::watcher;
 use kube::{Client, Config};
+use tower::BoxError;
+use tower::util::AndThenLayer;
 
 /// Where the API server is.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +66,8 @@ impl Connection {
         config.reset_reader_on_write = true;
         // Whoever asks here waits and asks again; in one place, and never at the same moment as others.
         config.default_retry = false;
-        Client::try_from(config).map_err(ConnectError::Client)
+        let builder = ClientBuilder::try_from(config).map_err(ConnectError::Client)?;
+        Ok(builder.with_layer(&AndThenLayer::new(pausing)).build())
     }
 
     async fn config(&self) -> Result<Config, ConnectError> {
@@ -84,6 +94,91 @@ impl Connection {
             reason,
             hint: ": outside of a cluster, say by --kubeconfig where the API server is",
         })
+    }
+}
+
+type Answer = Response<Box<DynBody>>;
+
+fn pausing(answer: Answer) -> BoxFuture<'static, Result<Answer, BoxError>> {
+    with_pause(answer).boxed()
+}
+
+/// Puts the pause that an answer asks for by a header (RFC 9110, section 10.2.3) into the status in its body, where
+/// clients find it. Often that is plain text: the server has not even looked at the request.
+async fn with_pause(answer: Answer) -> Result<Answer, BoxError> {
+    let code = answer.status();
+    let asks = matches!(
+        code,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    );
+    let header = answer.headers().get(http::header::RETRY_AFTER);
+    let seconds = header.and_then(|it| it.to_str().ok()?.trim().parse().ok());
+    let Some(seconds) = seconds.filter(|_| asks) else {
+        return Ok(answer);
+    };
+    let (head, mut body) = answer.into_parts();
+    // Whatever the reason is, it is a failure that asks for a pause.
+    let mut text = vec![];
+    while let Some(Ok(frame)) = body.frame().await
+        && text.len() < LONGEST_REASON
+    {
+        text.extend_from_slice(frame.data_ref().map_or(&[], |it| it));
+    }
+    let mut status: Status = serde_json::from_slice(&text).unwrap_or_else(|_| {
+        let message = String::from_utf8_lossy(&text);
+        Status::failure(message.trim(), "TooManyRequests").with_code(code.as_u16())
+    });
+    let details = status.details.get_or_insert_with(|| StatusDetails {
+        name: String::new(),
+        group: String::new(),
+        kind: String::new(),
+        uid: String::new(),
+        causes: vec![],
+        retry_after_seconds: 0,
+    });
+    details.retry_after_seconds = seconds;
+    let body = Full::from(serde_json::to_vec(&status)?).map_err(|never| match never {});
+    Ok(Response::from_parts(head, Box::new(body)))
+}
+
+/// What an answer may say at most that asks for a pause.
+const LONGEST_REASON: usize = 64 * 1024;
+
+/// The pause that the server asks for.
+pub(super) fn asked_pause(error: &kube::Error) -> Option<Duration> {
+    let kube::Error::Api(status) = error else {
+        return None;
+    };
+    let seconds = status.details.as_ref()?.retry_after_seconds;
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+/// The status of an answer that is a failure.
+pub(super) fn status_of(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// An answer without the version that every list and event has.
+pub(super) fn no_version() -> kube::Error {
+    let message = "the server told no resourceVersion";
+    kube::Error::Api(Box::new(Status::failure(message, "")))
+}
+
+/// What a failed request for objects of a kind means, and what to do.
+pub(super) fn explain_of(error: &kube::Error, verb: &str, of: &ApiResource) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => format!(
+            "{} (403): this controller needs the right to {verb} the resource {} of API group {:?} in all \
+             namespaces: it is in the ClusterRole weft-controller (daemonset/base/rbac.yaml): is that up to date, and \
+             bound to this controller's service account?",
+            status.message.trim(),
+            of.plural,
+            of.group,
+        ),
+        _ => explain(error),
     }
 }
 

@@ -30,24 +30,70 @@ pub(super) fn is_of_use(kind: ObjectKind) -> bool {
     kind != ObjectKind::ServiceAccount
 }
 
+/// What was found out.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// What is served.
+    pub(super) served: Served,
+    /// What may be served or not: the server names a version, and says, asked about that, that it does not know it. One
+    /// that starts, or that is not as fresh as another, does so for a while.
+    pub(super) doubtful: BTreeSet<ObjectKind>,
+}
+
 /// Asks what is served.
 ///
 /// # Errors
 /// Something could not be found out. What was known before is then better than what was just heard: a kind that is
 /// wrongly taken for removed would be policies that do not hold.
-pub(crate) async fn look(client: &Client) -> Result<Served, kube::Error> {
+pub(super) async fn look(client: &Client) -> Result<Found, kube::Error> {
     ready(client).await?;
     let mut lists = vec![client.list_core_api_resources("v1").await?];
-    let groups = client.list_api_groups().await?;
-    for version in versions_of_use(&groups.groups) {
-        match client.list_api_group_resources(&version).await {
-            Ok(list) => lists.push(list),
+    let mut unclear = vec![];
+    for version in versions_of_use(&client.list_api_groups().await?.groups) {
+        match resources(client, &version).await? {
+            Some(list) => lists.push(list),
+            None if is_named(client, &version).await? => match resources(client, &version).await? {
+                Some(list) => lists.push(list),
+                None => unclear.push(version),
+            },
             // Removed since it was listed.
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(error),
+            None => {}
         }
     }
-    Ok(choose(&lists))
+    let served = choose(&lists);
+    let doubtful = doubtful(&served, &unclear);
+    Ok(Found { served, doubtful })
+}
+
+/// What is served, for who can do without what is in doubt.
+///
+/// # Errors
+/// Something could not be found out.
+pub(crate) async fn served(client: &Client) -> Result<Served, kube::Error> {
+    look(client).await.map(|it| it.served)
+}
+
+/// The resources of `group/version`; none: the server does not know it.
+async fn resources(client: &Client, version: &str) -> Result<Option<APIResourceList>, kube::Error> {
+    match client.list_api_group_resources(version).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
+async fn is_named(client: &Client, version: &str) -> Result<bool, kube::Error> {
+    let named = versions_of_use(&client.list_api_groups().await?.groups);
+    Ok(named.iter().any(|it| it == version))
+}
+
+/// The kinds that only versions could have that are named and not known.
+fn doubtful(served: &Served, unclear: &[String]) -> BTreeSet<ObjectKind> {
+    let may_be = |kind: &ObjectKind| {
+        let versions = kind.versions().iter();
+        let mut versions = versions.map(|it| format!("{}/{it}", kind.group()));
+        is_of_use(*kind) && !served.contains_key(kind) && versions.any(|it| unclear.contains(&it))
+    };
+    ObjectKind::all().into_iter().filter(may_be).collect()
 }
 
 /// A server that starts serves kinds that are built in before those of definitions.
@@ -173,6 +219,26 @@ mod tests {
             let version = served.get(&kind).map(|it| it.version.as_str());
             assert_eq!(version, expected, "{lists:?}");
         }
+    }
+
+    #[test]
+    fn what_is_named_and_not_known_is_doubtful() {
+        const READ: &[&str] = &["get", "list", "watch"];
+        let unclear = ["gateway.networking.k8s.io/v1".to_owned()];
+        let http = ObjectKind::Route(RouteKind::Http);
+        let grpc = ObjectKind::Route(RouteKind::Grpc);
+        let older = list(
+            "gateway.networking.k8s.io/v1beta1",
+            &[("httproutes", "HTTPRoute")],
+            READ,
+        );
+        assert!(doubtful(&Served::new(), &[]).is_empty());
+        let all = doubtful(&Served::new(), &unclear);
+        assert!(all.contains(&http) && all.contains(&grpc), "{all:?}");
+        assert!(!all.contains(&ObjectKind::Pod), "{all:?}");
+        // The same objects, in another version.
+        let all = doubtful(&choose(&[older]), &unclear);
+        assert!(!all.contains(&http) && all.contains(&grpc), "{all:?}");
     }
 
     #[test]

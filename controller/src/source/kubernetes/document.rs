@@ -7,15 +7,52 @@ use std::borrow::Cow;
 use kube::api::ObjectMeta;
 use kube::core::{ApiResource, DynamicResourceScope, Resource};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use super::trim::trim;
+use crate::objects::ObjectKind;
 
 /// An object.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     /// What a watch needs of the metadata, where it is readable: name, namespace and version.
     metadata: Box<ObjectMeta>,
-    /// All of it.
+    /// All of it, or what a [`Form`] left.
     pub(crate) value: Value,
+}
+
+/// How objects of a kind are taken in: what is not looked at is dropped before they wait for anybody.
+#[derive(Clone, Debug)]
+pub(super) struct Form {
+    /// Their kind.
+    pub(super) kind: ObjectKind,
+    /// The version in which they are told.
+    pub(super) api_version: String,
+    /// Whether annotations say where the network namespaces of pods are.
+    pub(super) believe_netns: bool,
+}
+
+impl Form {
+    /// Leaves of an object what is looked at, with the kind and version that items of lists do not say.
+    pub(super) fn take(&self, document: &mut Document) {
+        if let Value::Object(fields) = &mut document.value {
+            fields.insert("apiVersion".to_owned(), json!(self.api_version));
+            fields.insert("kind".to_owned(), json!(self.kind.as_str()));
+        }
+        trim(self.kind, &mut document.value, self.believe_netns);
+    }
+}
+
+impl Document {
+    /// Its version, if that can be compared to others.
+    pub(super) fn version(&self) -> Option<u64> {
+        comparable(self.metadata.resource_version.as_deref()?)
+    }
+}
+
+/// A `resourceVersion` as a number: larger is later, within a kind.
+pub(super) fn comparable(version: &str) -> Option<u64> {
+    version.parse().ok()
 }
 
 impl From<Value> for Document {

@@ -5,15 +5,17 @@
 //! |---|---|
 //! | `connect` | where the API server is |
 //! | `discovery` | what it serves, and in which version it is read |
-//! | `watch` | one kind: list, watch, begin anew |
+//! | `watch` | one kind: list, watch, list beside it |
+//! | `pages`, `changes` | a list, page by page, and what happens after it |
 //! | `document`, `trim` | an object as it arrives, and what of it is looked at |
-//! | `world` | from what watches say to changes for the index: pure |
+//! | `world`, `known` | from what watches say to changes for the index: pure |
 //!
 //! Nothing here takes silence for an answer. What cannot be listed, discovered or read stays as it was, and a
 //! controller that starts tells agents nothing until every kind that is served was listed once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
@@ -27,25 +29,32 @@ use super::{Batch, Source};
 use crate::objects::{Fault, ObjectKind};
 use crate::pause::{Pause, about};
 use crate::problems::{Problem, Problems, Scope};
+use crate::telemetry::Metrics;
+use discovery::Found;
+use document::Form;
 use watch::{News, Report, Watch};
 use world::{PLACE, Told, World};
 
+mod changes;
 mod connect;
 mod discovery;
 mod document;
+mod known;
+mod pages;
 mod trim;
 mod watch;
 mod world;
 
 pub use connect::{ConnectError, Connection};
 pub(crate) use connect::{explain, explain_watch};
-pub(crate) use discovery::{Served, look as served};
+pub(crate) use discovery::{Served, served};
 pub(crate) use document::Document;
 
 /// A cluster's API server.
 pub struct Kubernetes {
     client: Client,
     problems: Problems,
+    metrics: Arc<Metrics>,
     believe_netns: bool,
     pace: Pace,
 }
@@ -63,9 +72,12 @@ pub struct Pace {
     pub shortest_pause: Duration,
     /// How long to wait after many.
     pub longest_pause: Duration,
+    /// How long the server can have it that nothing is asked, as it says by `Retry-After`.
+    pub longest_asked_pause: Duration,
     /// Objects per page of a list.
     pub page: u32,
-    /// How often everything is listed anew, for what no watch can notice: a cluster that was restored from a backup.
+    /// How often everything is listed anew beside the watch, for what no watch can notice: a cluster that was restored
+    /// from a backup.
     pub anew: Duration,
     /// How long the server lets a watch last. A connection that is dead without a sign is noticed after this.
     pub watch_seconds: u32,
@@ -81,6 +93,7 @@ impl Default for Pace {
             settle: Duration::from_millis(20),
             shortest_pause: Duration::from_millis(800),
             longest_pause: Duration::from_secs(30),
+            longest_asked_pause: Duration::from_secs(60),
             page: 500,
             anew: Duration::from_secs(3600),
             watch_seconds: WATCH_SECONDS,
@@ -101,9 +114,15 @@ impl Kubernetes {
         Self {
             client,
             problems,
+            metrics: Arc::default(),
             believe_netns,
             pace: Pace::default(),
         }
+    }
+
+    /// Counts there what fails.
+    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Does things at another pace.
@@ -157,13 +176,15 @@ impl Source for Kubernetes {
                 outcome = &mut looking => {
                     hurried = false;
                     let wait = match outcome {
-                        Ok(served) => {
-                            following.follow(served);
+                        Ok(found) => {
+                            following.follow(found);
                             about(following.pace.look)
                         }
                         Err(error) => {
                             following.cannot_look(&error);
-                            pause.after(Instant::now())
+                            let asked = connect::asked_pause(&error);
+                            let asked = asked.map(|it| it.min(following.pace.longest_asked_pause));
+                            pause.after_asked(Instant::now(), asked)
                         }
                     };
                     looking = Box::pin(discovery_after(following.client.clone(), wait));
@@ -173,7 +194,7 @@ impl Source for Kubernetes {
     }
 }
 
-async fn discovery_after(client: Client, wait: Duration) -> Result<Served, kube::Error> {
+async fn discovery_after(client: Client, wait: Duration) -> Result<Found, kube::Error> {
     tokio::time::sleep(wait).await;
     discovery::look(&client).await
 }
@@ -189,6 +210,8 @@ async fn sleep_until(at: Option<Instant>) {
 struct Following {
     client: Client,
     problems: Problems,
+    metrics: Arc<Metrics>,
+    believe_netns: bool,
     pace: Pace,
     reports: mpsc::Sender<Report>,
     watches: BTreeMap<ObjectKind, Running>,
@@ -196,6 +219,8 @@ struct Following {
     world: World,
     /// Kinds without which nothing is begun, and that are not served.
     lacking: Vec<ObjectKind>,
+    /// Kinds of which it is not clear whether they are served.
+    doubtful: BTreeSet<ObjectKind>,
     /// Whether it was ever found out what is served.
     looked: bool,
 }
@@ -205,9 +230,15 @@ struct Running {
     number: u64,
     resource: ApiResource,
     task: AbortHandle,
-    /// Since when the kind is not served any more.
+    /// Since when the kind is not among what is served any more.
     absent: Option<Instant>,
+    /// How often in a row it was asked for objects of the kind, and did not know it.
+    unknown: u32,
 }
+
+/// A kind that is not among what is served is gone when the server did not know it so often, asked for its objects: one
+/// answer may be that of a server that starts, or that is not as fresh as another.
+const GONE: u32 = 2;
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -222,38 +253,44 @@ impl Following {
         Self {
             client: source.client,
             problems: source.problems,
+            metrics: source.metrics,
+            believe_netns: source.believe_netns,
             pace: source.pace,
             reports,
             watches: BTreeMap::new(),
             number: 0,
-            world: World::new(source.believe_netns),
+            world: World::new(),
             lacking: vec![],
+            doubtful: BTreeSet::new(),
             looked: false,
         }
     }
 
     fn is_due(&self) -> bool {
-        self.looked && self.lacking.is_empty() && self.world.is_due()
+        // What is told first is everything.
+        let is_clear = self.world.is_started() || self.doubtful.is_empty();
+        self.looked && is_clear && self.lacking.is_empty() && self.world.is_due()
     }
 
     /// Takes in what a watch says; whether it is to be looked what is served.
     fn hear(&mut self, report: Report) -> bool {
         let Report { kind, number, news } = report;
         // Of a watch that another took the place of.
-        if self.watches.get(&kind).is_none_or(|it| it.number != number) {
+        let running = self.watches.get_mut(&kind);
+        let Some(running) = running.filter(|it| it.number == number) else {
             return false;
+        };
+        match &news {
+            // Says nothing about the server yet.
+            News::Told(Told::Began) | News::Failed(_) => {}
+            News::Told(_) | News::Recovered => running.unknown = 0,
+            News::Unserved(_) => running.unknown += 1,
         }
         match news {
             News::Told(told) => {
                 let names = Scope::Source(format!("{PLACE} names of {}", shown(kind)));
-                match &told {
-                    // Says nothing about the server yet.
-                    Told::Began => {}
-                    Told::Complete => {
-                        self.problem_of_watch(kind, None);
-                        self.problems.replace(names.clone(), vec![]);
-                    }
-                    _ => self.problem_of_watch(kind, None),
+                if matches!(told, Told::Complete { .. }) {
+                    self.problems.replace(names.clone(), vec![]);
                 }
                 if let Err(problem) = self.world.take(kind, told) {
                     self.problems.replace(names, vec![*problem]);
@@ -268,8 +305,7 @@ impl Following {
                 self.problem_of_watch(kind, None);
                 false
             }
-            News::Unserved => {
-                let reason = "the API server does not know the kind (404)".to_owned();
+            News::Unserved(reason) => {
                 self.problem_of_watch(kind, Some(reason));
                 true
             }
@@ -277,8 +313,9 @@ impl Following {
     }
 
     /// Watches what is served, and no more what is not served any more for a while.
-    fn follow(&mut self, served: Served) {
+    fn follow(&mut self, Found { served, doubtful }: Found) {
         self.looked = true;
+        self.doubtful = doubtful;
         let lacking = discovery::REQUIRED.into_iter();
         self.lacking = lacking.filter(|it| !served.contains_key(it)).collect();
         self.report_look();
@@ -291,9 +328,11 @@ impl Following {
         let now = Instant::now();
         let mut removed = vec![];
         for (kind, running) in &mut self.watches {
-            if !served.contains_key(kind) {
+            if self.doubtful.contains(kind) {
+                running.absent = None;
+            } else if !served.contains_key(kind) {
                 let since = *running.absent.get_or_insert(now);
-                if now - since >= self.pace.removed {
+                if now - since >= self.pace.removed && running.unknown >= GONE {
                     removed.push(*kind);
                 }
             }
@@ -313,13 +352,20 @@ impl Following {
             version = resource.version,
             "watches a kind"
         );
-        self.world.watch(kind, &resource.api_version);
+        self.world.watch(kind);
+        // Of the watch before.
+        self.problem_of_watch(kind, None);
         let watch = Watch {
             client: self.client.clone(),
-            kind,
+            form: Form {
+                kind,
+                api_version: resource.api_version.clone(),
+                believe_netns: self.believe_netns,
+            },
             resource: resource.clone(),
             number: self.number,
             pace: self.pace.clone(),
+            metrics: self.metrics.clone(),
             reports: self.reports.clone(),
         };
         let running = Running {
@@ -327,6 +373,7 @@ impl Following {
             resource,
             task: tokio::spawn(watch.run()).abort_handle(),
             absent: None,
+            unknown: 0,
         };
         self.watches.insert(kind, running);
     }
@@ -348,7 +395,17 @@ impl Following {
             );
             Problem::of_file(PLACE, None, Fault::new("", reason), KEPT)
         };
-        let problems = self.lacking.iter().map(problem).collect();
+        let doubt = |kind: &ObjectKind| {
+            let reason = format!(
+                "the API server says that there is a version of group {} in which {} may be, and does not know it \
+                 (404): is it starting, or its aggregated API away?",
+                kind.group(),
+                shown(*kind),
+            );
+            Problem::of_file(PLACE, None, Fault::new("", reason), KEPT)
+        };
+        let lacking = self.lacking.iter().map(problem);
+        let problems = lacking.chain(self.doubtful.iter().map(doubt)).collect();
         self.problems
             .replace(Scope::Source(PLACE.to_owned()), problems);
     }

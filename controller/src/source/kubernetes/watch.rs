@@ -1,20 +1,28 @@
 //! One watch: the objects of one kind, for as long as it is served.
 //!
-//! Listing and watching is kube's: pages, bookmarks, resuming where a connection broke. What it goes on after and
-//! might have lost something by, as an event that cannot be read, begins anew here.
+//! It begins with a list, and goes on with what happens after it. From time to time everything is listed again, beside
+//! the watch, which goes on meanwhile: that finds what the watch did not say, and that a cluster was restored from a
+//! backup. Where a watch may have lost something, it begins again with a list.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use kube::core::ApiResource;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Pace;
-use super::document::Document;
+use super::changes::{self, Change};
+use super::connect::{explain_of, status_of};
+use super::document::{Document, Form, comparable};
+use super::pages::{self, Step};
 use super::world::Told;
+use super::{Pace, shown};
 use crate::objects::ObjectKind;
 use crate::pause::{Pause, about};
+use crate::telemetry::Metrics;
 
 /// What comes of a watch.
 #[derive(Debug)]
@@ -35,7 +43,7 @@ pub(super) enum News {
     /// It fails, and tries on.
     Failed(String),
     /// The server does not know the kind.
-    Unserved,
+    Unserved(String),
     /// It does not fail any more.
     Recovered,
 }
@@ -43,87 +51,198 @@ pub(super) enum News {
 /// A watch.
 pub(super) struct Watch {
     pub(super) client: Client,
-    pub(super) kind: ObjectKind,
+    pub(super) form: Form,
     pub(super) resource: ApiResource,
     pub(super) number: u64,
     pub(super) pace: Pace,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) reports: mpsc::Sender<Report>,
 }
 
 /// Nobody listens any more.
 struct Unheard;
 
+/// What goes on at the moment.
+struct Course {
+    /// The list that is being made.
+    list: Option<BoxStream<'static, Step>>,
+    /// What happens since a list.
+    changes: Option<BoxStream<'static, Change>>,
+    /// The version up to which that is known.
+    seen: Option<u64>,
+    /// The same, when the list began.
+    seen_before: Option<u64>,
+    /// When everything is listed again.
+    anew: Instant,
+    /// How long to wait before a list, where a watch ended that it helps.
+    pause: Pause,
+    /// Why the list fails,
+    list_fails: Option<String>,
+    /// and the watch, and since when.
+    watch_fails: Option<(String, Instant)>,
+}
+
 impl Watch {
     /// Watches until nobody listens.
     pub(super) async fn run(self) {
-        let mut pause = self.pace.pause();
-        loop {
-            if self.once(&mut pause).await.is_err() {
-                return;
+        let mut course = Course {
+            list: None,
+            changes: None,
+            seen: None,
+            seen_before: None,
+            anew: Instant::now(),
+            pause: self.pace.pause(),
+            list_fails: None,
+            watch_fails: None,
+        };
+        while self.step(&mut course).await.is_ok() {}
+    }
+
+    async fn step(&self, course: &mut Course) -> Result<(), Unheard> {
+        // An outage that ended without any change since is noticed by its failures staying out.
+        let well = course.watch_fails.as_ref().map(|(_, since)| *since);
+        let well = well.map(|it| it + course.pause.quiet());
+        tokio::select! {
+            step = next(&mut course.list) => self.of_list(course, step).await,
+            change = next(&mut course.changes) => self.of_watch(course, change).await,
+            () = super::sleep_until(well) => self.watch_is_well(course).await,
+            () = tokio::time::sleep_until(course.anew), if course.list.is_none() => {
+                course.list = Some(self.list(Duration::ZERO));
+                Ok(())
             }
         }
     }
 
-    /// Watches until it is better to begin anew.
-    async fn once(&self, pause: &mut Pause) -> Result<(), Unheard> {
-        let api: Api<Document> = Api::all_with(self.client.clone(), &self.resource);
-        let config = watcher::Config::default()
-            .page_size(self.pace.page)
-            .timeout(self.pace.watch_seconds);
-        let events = watcher(api, config);
-        let mut events = std::pin::pin!(events);
-        let mut failed = false;
-        let mut listed = false;
-        let anew = Instant::now() + about(self.pace.anew);
-        loop {
-            // An outage that ended without any change since is noticed by its failures staying out.
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = tokio::time::sleep(pause.quiet()), if failed => {
-                    failed = false;
-                    self.report(News::Recovered).await?;
-                    continue;
+    fn api(&self) -> Api<Document> {
+        Api::all_with(self.client.clone(), &self.resource)
+    }
+
+    fn list(&self, wait: Duration) -> BoxStream<'static, Step> {
+        pages::list(self.api(), self.pace.clone(), wait)
+    }
+
+    async fn of_list(&self, course: &mut Course, step: Step) -> Result<(), Unheard> {
+        match step {
+            Step::Began => {
+                course.seen_before = course.seen;
+                self.tell(Told::Began).await
+            }
+            Step::Failed(error) => {
+                let reason = self.failed("list", &error);
+                course.list_fails = Some(reason.clone());
+                self.report(news_of(&error, reason)).await
+            }
+            Step::Page(mut objects) => {
+                objects.iter_mut().for_each(|it| self.form.take(it));
+                for object in objects {
+                    self.tell(Told::Found(object)).await?;
                 }
-                () = tokio::time::sleep_until(anew), if listed => return Ok(()),
-            };
-            let told = match event {
-                // Says nothing about the server yet.
-                Some(Ok(Event::Init)) => Told::Began,
-                Some(Ok(event)) => {
-                    failed = false;
-                    match event {
-                        Event::Init => Told::Began,
-                        Event::InitApply(object) => Told::Found(object),
-                        Event::InitDone => {
-                            listed = true;
-                            Told::Complete
-                        }
-                        Event::Apply(object) => Told::Changed(object),
-                        Event::Delete(object) => Told::Gone(object),
-                    }
-                }
-                Some(Err(error)) => {
-                    failed = true;
-                    self.report(match is_unserved(&error) {
-                        true => News::Unserved,
-                        false => News::Failed(super::connect::explain_watch(&error)),
-                    })
-                    .await?;
-                    tokio::time::sleep(pause.after(Instant::now())).await;
-                    if may_have_lost(&error) {
-                        return Ok(());
-                    }
-                    continue;
-                }
-                None => return Ok(()),
-            };
-            self.report(News::Told(told)).await?;
+                Ok(())
+            }
+            Step::Complete(version) => self.of_whole_list(course, version).await,
         }
+    }
+
+    async fn of_whole_list(&self, course: &mut Course, version: String) -> Result<(), Unheard> {
+        let at = comparable(&version);
+        course.list = None;
+        if course.list_fails.take().is_some() {
+            self.report_health(course).await?;
+        }
+        course.anew = Instant::now() + about(self.pace.anew);
+        if course.changes.is_none() {
+            course.seen = at;
+            let changes = changes::follow(self.api(), &self.pace, version);
+            course.changes = Some(changes);
+            return self.tell(Told::Complete { at: None }).await;
+        }
+        if at.is_some() && course.seen_before.is_some() && at >= course.seen_before {
+            return self.tell(Told::Complete { at }).await;
+        }
+        // The cluster counts from an earlier version on, as one that was restored from a backup: nothing that the watch
+        // has said, or goes on from, is of this history.
+        tracing::warn!(
+            kind = shown(self.form.kind),
+            version,
+            seen = course.seen_before,
+            "the API server counts from an earlier version on: all is listed anew"
+        );
+        course.changes = None;
+        course.list = Some(self.list(course.pause.after(Instant::now())));
+        Ok(())
+    }
+
+    async fn of_watch(&self, course: &mut Course, change: Change) -> Result<(), Unheard> {
+        let told = match change {
+            Change::Failed(error) => {
+                let reason = self.failed("watch", &error);
+                course.watch_fails = Some((reason.clone(), Instant::now()));
+                return self.report(news_of(&error, reason)).await;
+            }
+            Change::Lost(error) => {
+                // A list that is being made may have begun before.
+                course.changes = None;
+                course.list = Some(self.list(course.pause.after(Instant::now())));
+                // As it is after a while without changes.
+                if status_of(&error) == Some(410) {
+                    return Ok(());
+                }
+                // The list that follows says whether it is well.
+                let reason = self.failed("watch", &error);
+                course.list_fails = Some(reason.clone());
+                return self.report(news_of(&error, reason)).await;
+            }
+            Change::Nothing(version) => {
+                course.seen = version.or(course.seen);
+                return self.watch_is_well(course).await;
+            }
+            Change::Changed(mut object) => {
+                course.seen = object.version();
+                self.form.take(&mut object);
+                Told::Changed(object)
+            }
+            Change::Gone(mut object) => {
+                course.seen = object.version();
+                self.form.take(&mut object);
+                Told::Gone(object)
+            }
+        };
+        self.watch_is_well(course).await?;
+        self.tell(told).await
+    }
+
+    async fn watch_is_well(&self, course: &mut Course) -> Result<(), Unheard> {
+        match course.watch_fails.take() {
+            Some(_) => self.report_health(course).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Says how it is where something does not fail any more.
+    fn report_health(
+        &self,
+        course: &Course,
+    ) -> impl Future<Output = Result<(), Unheard>> + use<'_> {
+        let watch = course.watch_fails.as_ref().map(|(reason, _)| reason);
+        let fails = course.list_fails.as_ref().or(watch);
+        let news = fails.map_or(News::Recovered, |it| News::Failed(it.clone()));
+        self.report(news)
+    }
+
+    fn failed(&self, verb: &'static str, error: &kube::Error) -> String {
+        let (of, status) = (&self.resource, status_of(error));
+        let metrics = &self.metrics;
+        metrics.source_failed(verb, (&of.group, &of.plural), status);
+        format!("cannot {verb}: {}", explain_of(error, verb, of))
+    }
+
+    async fn tell(&self, told: Told) -> Result<(), Unheard> {
+        self.report(News::Told(told)).await
     }
 
     async fn report(&self, news: News) -> Result<(), Unheard> {
         let report = Report {
-            kind: self.kind,
+            kind: self.form.kind,
             number: self.number,
             news,
         };
@@ -131,23 +250,21 @@ impl Watch {
     }
 }
 
-/// Whether a list is needed to be sure: kube itself makes one only after an event with code 410.
-fn may_have_lost(error: &watcher::Error) -> bool {
-    match error {
-        // An event that cannot be read is skipped.
-        watcher::Error::WatchFailed(error) => matches!(error, kube::Error::SerdeError(_)),
-        // The server could not say what happened.
-        watcher::Error::WatchError(_) => true,
-        // It does not know that far back; from a server behind another, as a status.
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
-        _ => false,
+fn news_of(error: &kube::Error, reason: String) -> News {
+    match status_of(error) {
+        Some(404) => News::Unserved(reason),
+        _ => News::Failed(reason),
     }
 }
 
-fn is_unserved(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
-        _ => false,
+/// The next item, where there is something that has one. May be dropped and called again.
+async fn next<T>(of: &mut Option<BoxStream<'static, T>>) -> T {
+    let next = match of {
+        Some(stream) => stream.next().await,
+        None => None,
+    };
+    match next {
+        Some(next) => next,
+        None => std::future::pending().await,
     }
 }

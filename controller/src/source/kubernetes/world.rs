@@ -2,21 +2,22 @@
 //!
 //! A watch that breaks in a way that may have lost something begins with a list anew. What a list finds and what
 //! it does not find any more take effect together when it is complete, so that an address that went from one
-//! object to another meanwhile is never seen with both. The first batch of all waits for the lists of all kinds.
+//! object to another meanwhile is never seen with both; how that agrees with what a watch beside it says is
+//! `known`'s. The first batch of all waits for the lists of all kinds.
 //!
 //! Watches of two kinds are not equally fast, or equally healthy. Whether a pod is meshed may be its namespace's to say:
 //! no pod is told before its namespace, and no end of a namespace before those of its pods. A pod would be taken for one
 //! outside of the mesh meanwhile, and be spoken to in the clear.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use weft_core::Name;
 
 use super::document::Document;
-use super::trim::trim;
+use super::known::Known;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::{Origin, Problem};
 use crate::source::{Batch, Event};
@@ -29,7 +30,10 @@ pub(super) enum Told {
     /// An object of the list.
     Found(Document),
     /// The list is complete.
-    Complete,
+    Complete {
+        /// The version as of which it is; none: it is all there is, and a watch begins after it.
+        at: Option<u64>,
+    },
     /// An object was created or changed.
     Changed(Document),
     /// An object is gone.
@@ -39,7 +43,6 @@ pub(super) enum Told {
 /// What is known of all kinds.
 #[derive(Debug)]
 pub(super) struct World {
-    believe_netns: bool,
     hashes: RandomState,
     origin: Origin,
     kinds: BTreeMap<ObjectKind, Known>,
@@ -50,29 +53,13 @@ pub(super) struct World {
     started: bool,
 }
 
-/// What is known of a kind.
-#[derive(Debug, Default)]
-struct Known {
-    /// The version in which its objects are told.
-    api_version: String,
-    /// The objects, by a hash of what is looked at in them: it tells whether that changed, and needs no copy.
-    objects: HashMap<ObjectKey, u64>,
-    /// While it is listed: what was found so far.
-    listing: Option<BTreeSet<ObjectKey>>,
-    /// While it is listed: what follows from it.
-    held: BTreeMap<ObjectKey, Event>,
-    /// Whether a list was ever complete.
-    listed: bool,
-}
-
 /// The place of everything that Kubernetes says, in problems.
 pub(super) const PLACE: &str = "kubernetes";
 
 impl World {
     /// Nothing is known yet.
-    pub(super) fn new(believe_netns: bool) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            believe_netns,
             hashes: RandomState::new(),
             origin: Origin {
                 place: PLACE.into(),
@@ -85,17 +72,15 @@ impl World {
         }
     }
 
-    /// A kind is watched from now on, in this version. What is known of it stays until its list is complete.
-    pub(super) fn watch(&mut self, kind: ObjectKind, api_version: &str) {
-        let known = self.kinds.entry(kind).or_default();
-        known.api_version = api_version.to_owned();
-        known.listing = None;
+    /// A kind is watched from now on. What is known of it stays until its list is complete.
+    pub(super) fn watch(&mut self, kind: ObjectKind) {
+        self.kinds.entry(kind).or_default().watch();
     }
 
     /// A kind is not served any more: its objects are gone.
     pub(super) fn forget(&mut self, kind: ObjectKind) {
         let known = self.kinds.remove(&kind).unwrap_or_default();
-        for key in known.objects.into_keys() {
+        for key in known.into_keys() {
             self.pending.insert(key.clone(), Event::Delete { key });
         }
     }
@@ -108,38 +93,49 @@ impl World {
         let Some(known) = self.kinds.get_mut(&kind) else {
             return Ok(());
         };
-        match told {
-            Told::Began => known.listing = Some(BTreeSet::new()),
-            Told::Complete => self.complete(kind),
+        let (hashes, origin) = (&self.hashes, &self.origin);
+        let hash = |it: &Document| hashes.hash_one(it.value.to_string());
+        let event = |key: &ObjectKey, document: Document| {
+            Event::read(key.clone(), Arc::new(document.value), origin.clone())
+        };
+        let follows = match told {
+            Told::Began => {
+                known.began();
+                vec![]
+            }
+            Told::Complete { at } => known.complete(at),
             Told::Found(document) => {
-                let key = self.key(kind, &document)?;
-                let event = self.upsert(&key, document);
-                if let Some(known) = self.kinds.get_mut(&kind) {
-                    known.held.extend(event.map(|it| (key.clone(), it)));
-                    known.listing.get_or_insert_default().insert(key);
-                }
+                let key = key_of(kind, &document)?;
+                let named = key.clone();
+                known.found(key, hash(&document), || event(&named, document));
+                vec![]
             }
             Told::Changed(document) => {
-                let key = self.key(kind, &document)?;
-                if let Some(event) = self.upsert(&key, document) {
-                    self.pending.insert(key, event);
-                }
+                let key = key_of(kind, &document)?;
+                let (named, version) = (key.clone(), document.version());
+                let hash = hash(&document);
+                let changed = known.changed(key, version, hash, || event(&named, document));
+                changed.into_iter().collect()
             }
             Told::Gone(document) => {
-                let key = self.key(kind, &document)?;
-                if let Some(known) = self.kinds.get_mut(&kind) {
-                    known.objects.remove(&key);
-                }
-                self.pending.insert(key.clone(), Event::Delete { key });
+                let key = key_of(kind, &document)?;
+                known.gone(key, document.version()).into_iter().collect()
             }
-        }
+        };
+        let follows = follows.into_iter().map(|it| (it.key().clone(), it));
+        self.pending.extend(follows);
         Ok(())
     }
 
     /// The kinds that no list was complete of yet.
     pub(super) fn unlisted(&self) -> Vec<ObjectKind> {
-        let unlisted = self.kinds.iter().filter(|(_, it)| !it.listed);
+        let unlisted = self.kinds.iter().filter(|(_, it)| !it.is_listed());
         unlisted.map(|(kind, _)| *kind).collect()
+    }
+
+    /// Whether something was handed over.
+    pub(super) fn is_started(&self) -> bool {
+        self.started
     }
 
     /// Whether there is something to hand over; the first time, that is everything or nothing.
@@ -181,7 +177,7 @@ impl World {
         match (key.kind, event) {
             (ObjectKind::Namespace, Event::Delete { .. }) => {
                 let pods = self.kinds.get(&ObjectKind::Pod);
-                let mut pods = pods.into_iter().flat_map(|it| it.objects.keys());
+                let mut pods = pods.into_iter().flat_map(Known::keys);
                 pods.any(|it| it.namespace.as_ref() == Some(&key.name))
             }
             (ObjectKind::Pod, Event::Upsert { .. } | Event::Invalid { .. }) => {
@@ -191,74 +187,67 @@ impl World {
             _ => false,
         }
     }
+}
 
-    fn complete(&mut self, kind: ObjectKind) {
-        let Some(known) = self.kinds.get_mut(&kind) else {
-            return;
+fn key_of(kind: ObjectKind, document: &Document) -> Result<ObjectKey, Box<Problem>> {
+    let name = |field: &str| -> Result<Name, Box<Problem>> {
+        let place = format!("metadata.{field}");
+        let text = document.value.get("metadata").and_then(|it| it.get(field));
+        let fault = match text.and_then(Value::as_str).map(str::parse) {
+            Some(Ok(name)) => return Ok(name),
+            Some(Err(reason)) => Fault::new(place, format!("{text:?}: {reason}")),
+            None => Fault::new(place, "missing, or no text"),
         };
-        let found = known.listing.take().unwrap_or_default();
-        let gone = known.objects.keys().filter(|it| !found.contains(it));
-        let gone: Vec<ObjectKey> = gone.cloned().collect();
-        for key in gone {
-            known.objects.remove(&key);
-            known.held.insert(key.clone(), Event::Delete { key });
-        }
-        known.listed = true;
-        self.pending.append(&mut known.held);
-    }
-
-    /// The change that an object is; none if nothing that is looked at is different.
-    fn upsert(&mut self, key: &ObjectKey, document: Document) -> Option<Event> {
-        let known = self.kinds.get_mut(&key.kind)?;
-        let mut value = document.value;
-        if let Value::Object(fields) = &mut value {
-            // Items of lists do not say it.
-            fields.insert("apiVersion".to_owned(), json!(known.api_version));
-            fields.insert("kind".to_owned(), json!(key.kind.as_str()));
-        }
-        trim(key.kind, &mut value, self.believe_netns);
-        let hash = self.hashes.hash_one(value.to_string());
-        if known.objects.insert(key.clone(), hash) == Some(hash) {
-            return None;
-        }
-        let (key, origin) = (key.clone(), self.origin.clone());
-        Some(Event::read(key, Arc::new(value), origin))
-    }
-
-    fn key(&self, kind: ObjectKind, document: &Document) -> Result<ObjectKey, Box<Problem>> {
-        let name = |field: &str| -> Result<Name, Box<Problem>> {
-            let place = format!("metadata.{field}");
-            let text = document.value.get("metadata").and_then(|it| it.get(field));
-            let fault = match text.and_then(Value::as_str).map(str::parse) {
-                Some(Ok(name)) => return Ok(name),
-                Some(Err(reason)) => Fault::new(place, format!("{text:?}: {reason}")),
-                None => Fault::new(place, "missing, or no text"),
-            };
-            let fault = Fault::new(format!("{}: {}", kind.as_str(), fault.field), fault.reason);
-            let effect = "the object is left out";
-            Err(Box::new(Problem::of_file(PLACE, None, fault, effect)))
-        };
-        Ok(ObjectKey {
-            kind,
-            namespace: kind
-                .is_namespaced()
-                .then(|| name("namespace"))
-                .transpose()?,
-            name: name("name")?,
-        })
-    }
+        let fault = Fault::new(format!("{}: {}", kind.as_str(), fault.field), fault.reason);
+        let effect = "the object is left out";
+        Err(Box::new(Problem::of_file(PLACE, None, fault, effect)))
+    };
+    Ok(ObjectKey {
+        kind,
+        namespace: kind
+            .is_namespaced()
+            .then(|| name("namespace"))
+            .transpose()?,
+        name: name("name")?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::source::kubernetes::document::Form;
 
     const POD: ObjectKind = ObjectKind::Pod;
 
     fn pod(name: &str, label: &str) -> Document {
-        json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": "1",
+        pod_at(name, label, 1)
+    }
+
+    fn pod_at(name: &str, label: &str, version: u64) -> Document {
+        json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": version.to_string(),
             "labels": {"is": label}}, "status": {"hostIP": "10.0.0.1"}})
         .into()
+    }
+
+    /// As watches take objects in.
+    fn formed(told: Told, kind: ObjectKind, api_version: &str) -> Told {
+        let form = Form {
+            kind,
+            api_version: api_version.to_owned(),
+            believe_netns: false,
+        };
+        let formed = |mut document: Document| {
+            form.take(&mut document);
+            document
+        };
+        match told {
+            Told::Found(it) => Told::Found(formed(it)),
+            Told::Changed(it) => Told::Changed(formed(it)),
+            Told::Gone(it) => Told::Gone(formed(it)),
+            other => other,
+        }
     }
 
     /// What a batch says, as `+` upsert, `!` invalid, `-` delete.
@@ -273,54 +262,63 @@ mod tests {
 
     fn tell(world: &mut World, told: impl IntoIterator<Item = Told>) {
         for it in told {
-            world.take(POD, it).expect("named");
+            world.take(POD, formed(it, POD, "v1")).expect("named");
         }
     }
+
+    const COMPLETE: Told = Told::Complete { at: None };
 
     fn listed(pods: &[(&str, &str)]) -> Vec<Told> {
         let found = pods
             .iter()
             .map(|(name, label)| Told::Found(pod(name, label)));
         let all = [Told::Began].into_iter().chain(found);
-        all.chain([Told::Complete]).collect()
+        all.chain([COMPLETE]).collect()
     }
 
     fn namespace() -> Document {
-        json!({"metadata": {"name": "shop"}}).into()
+        let mut namespace: Document = json!({"metadata": {"name": "shop"}}).into();
+        let form = Form {
+            kind: ObjectKind::Namespace,
+            api_version: "v1".to_owned(),
+            believe_netns: false,
+        };
+        form.take(&mut namespace);
+        namespace
     }
 
     /// A world with these pods and their namespace, which was told already.
     fn world(pods: &[(&str, &str)]) -> World {
-        let mut world = World::new(false);
-        world.watch(ObjectKind::Namespace, "v1");
-        for told in [Told::Began, Told::Found(namespace()), Told::Complete] {
+        let mut world = World::new();
+        world.watch(ObjectKind::Namespace);
+        for told in [Told::Began, Told::Found(namespace()), COMPLETE] {
             world
                 .take(ObjectKind::Namespace, told)
                 .expect("it has a name");
         }
         batch(&mut world);
-        world.watch(POD, "v1");
+        world.watch(POD);
         tell(&mut world, listed(pods));
         world
     }
 
     #[test]
     fn the_first_batch_waits_for_every_kind() {
-        let mut world = World::new(false);
+        let mut world = World::new();
         assert!(!world.is_due());
-        world.watch(POD, "v1");
-        world.watch(ObjectKind::Namespace, "v1");
+        world.watch(POD);
+        world.watch(ObjectKind::Namespace);
         tell(&mut world, listed(&[("a", "1")]));
         assert!(!world.is_due());
         assert_eq!(world.unlisted(), [ObjectKind::Namespace]);
-        for told in [Told::Began, Told::Found(namespace()), Told::Complete] {
+        for told in [Told::Began, Told::Found(namespace()), COMPLETE] {
             world.take(ObjectKind::Namespace, told).expect("named");
         }
         assert!(world.is_due());
         assert_eq!(batch(&mut world), ["+shop", "+a"]);
         assert!(!world.is_due());
         // One that is installed later is waited for by nobody.
-        world.watch(ObjectKind::ReferenceGrant, "v1");
+        world.watch(ObjectKind::ReferenceGrant);
         tell(&mut world, [Told::Changed(pod("a", "2"))]);
         assert!(world.is_due());
     }
@@ -343,7 +341,11 @@ mod tests {
         let mut world = world(&[("a", "1")]);
         assert_eq!(batch(&mut world), ["+a"]);
         let space = ObjectKind::Namespace;
-        let other = |name: &str| -> Document { json!({"metadata": {"name": name}}).into() };
+        let other = |name: &str| {
+            let mut other = namespace();
+            other.value["metadata"]["name"] = json!(name);
+            other
+        };
         let moved = |space: &str| {
             let mut document = pod("b", "1");
             document.value["metadata"]["namespace"] = json!(space);
@@ -370,7 +372,131 @@ mod tests {
         tell(&mut world, [Told::Began, Told::Found(pod("c", "1"))]);
         // What was found by the one that broke is gone before the next.
         tell(&mut world, listed(&[("b", "1")]));
-        assert_eq!(batch(&mut world), ["-a", "-c"]);
+        assert_eq!(batch(&mut world), ["-a"]);
+    }
+
+    fn at(version: u64) -> Told {
+        Told::Complete { at: Some(version) }
+    }
+
+    /// A list as of version 10, and what the watch says beside it.
+    #[test]
+    fn a_list_beside_a_watch_takes_nothing_back() {
+        let found = |pods: &[(&str, &str, u64)]| -> Vec<Told> {
+            let found = pods.iter();
+            let found = found.map(|(name, is, version)| Told::Found(pod_at(name, is, *version)));
+            found.collect()
+        };
+        let changed = |name, is, version| Told::Changed(pod_at(name, is, version));
+        let gone = |name, version| Told::Gone(pod_at(name, "1", version));
+        for (what, list, meanwhile, follows, afterwards, follow) in [
+            (
+                "nothing is new",
+                found(&[("a", "1", 1)]),
+                vec![],
+                vec![],
+                vec![],
+                vec![],
+            ),
+            (
+                "a change that the watch did not say",
+                found(&[("a", "2", 9)]),
+                vec![],
+                vec!["+a"],
+                vec![],
+                vec![],
+            ),
+            (
+                "an end that the watch did not say",
+                vec![],
+                vec![],
+                vec!["-a"],
+                vec![],
+                vec![],
+            ),
+            (
+                "made later than the list is",
+                found(&[("a", "1", 1)]),
+                vec![changed("b", "1", 11)],
+                vec!["+b"],
+                vec![],
+                vec![],
+            ),
+            (
+                "changed later",
+                found(&[("a", "1", 1)]),
+                vec![changed("a", "2", 11)],
+                vec!["+a"],
+                vec![],
+                vec![],
+            ),
+            (
+                "gone later",
+                found(&[("a", "1", 1)]),
+                vec![gone("a", 11)],
+                vec!["-a"],
+                vec![],
+                vec![],
+            ),
+            (
+                "gone later, and there again",
+                found(&[("a", "1", 1)]),
+                vec![gone("a", 11), changed("a", "2", 12)],
+                vec!["+a"],
+                vec![],
+                vec![],
+            ),
+            // The watch is behind: what it says was counted in.
+            (
+                "said again",
+                found(&[("a", "2", 9)]),
+                vec![],
+                vec!["+a"],
+                vec![changed("a", "0", 8), changed("a", "2", 9)],
+                vec![],
+            ),
+            (
+                "gone, and said so afterwards",
+                vec![],
+                vec![],
+                vec!["-a"],
+                vec![changed("a", "2", 8), gone("a", 9)],
+                vec![],
+            ),
+            (
+                "made anew, and its end said afterwards",
+                found(&[("a", "2", 9)]),
+                vec![],
+                vec!["+a"],
+                vec![gone("a", 8), changed("a", "2", 9)],
+                vec![],
+            ),
+            (
+                "what is newer is heard",
+                found(&[("a", "2", 9)]),
+                vec![],
+                vec!["+a"],
+                vec![changed("a", "0", 8), gone("a", 11)],
+                vec!["-a"],
+            ),
+            // Something older was said of what the list found as it was known: the rest is heard.
+            (
+                "there and back",
+                found(&[("a", "1", 9)]),
+                vec![changed("a", "0", 8)],
+                vec!["+a"],
+                vec![changed("a", "1", 9)],
+                vec!["+a"],
+            ),
+        ] {
+            let mut world = world(&[("a", "1")]);
+            batch(&mut world);
+            let all = [Told::Began].into_iter().chain(list).chain(meanwhile);
+            tell(&mut world, all.chain([at(10)]));
+            assert_eq!(batch(&mut world), follows, "{what}");
+            tell(&mut world, afterwards);
+            assert_eq!(batch(&mut world), follow, "{what}, afterwards");
+        }
     }
 
     #[test]
@@ -440,9 +566,12 @@ mod tests {
     fn another_version_of_a_kind_is_the_same_objects() {
         let mut world = world(&[("a", "1"), ("b", "1")]);
         batch(&mut world);
-        world.watch(POD, "v2");
+        world.watch(POD);
         assert!(!world.is_due());
-        tell(&mut world, listed(&[("b", "1")]));
+        let mut other = listed(&[("b", "1")]);
+        for told in other.drain(..) {
+            world.take(POD, formed(told, POD, "v2")).expect("named");
+        }
         // Which cannot be read in it, here.
         assert_eq!(batch(&mut world), ["-a", "!b apiVersion"]);
         world.forget(POD);
