@@ -2,6 +2,7 @@
 //! real ones do.
 
 mod chaos;
+mod hard;
 mod kinds;
 mod lists;
 mod objects;

@@ -278,6 +278,13 @@ impl Fed {
         shown.collect()
     }
 
+    /// Whether the agent of a node may have certificates for a service account.
+    pub(crate) fn may_sign(&self, node: &str, account: &str) -> bool {
+        let (node, account) = (node.parse(), account.parse());
+        let (node, account) = (node.expect("valid"), account.expect("valid"));
+        self.views.runs(&node, &account)
+    }
+
     pub(crate) fn world(&self) -> World {
         let mut world = World::new();
         for node in ["one", "two"] {
