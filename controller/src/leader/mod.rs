@@ -2,7 +2,7 @@
 //! everybody, as statuses, is the leader's.
 //!
 //! No maintained library of leader election fits this client's version; and the part that has to be right is small:
-//! [`election`] has it, without clock and network.
+//! `election` has it, without clock and network.
 
 use std::fmt;
 use std::time::Duration;
