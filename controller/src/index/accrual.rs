@@ -239,16 +239,18 @@ mod tests {
         let default = Some(FailureAccrual::default());
         assert_eq!(settings(&[(MODE[1], "consecutive")]), default);
         assert_eq!(settings(&[(MODE[0], "consecutive")]), default);
-        let all = [
-            (MODE[1], "unified"),
-            (MAX_FAILURES[1], "3"),
-            (MIN_PENALTY[1], "500ms"),
-            (MAX_PENALTY[1], "1m30s"),
-            (JITTER[1], "0.25"),
-            (THRESHOLD[1], "0.95"),
-            (WINDOW[1], "30s"),
-            (MIN_REQUESTS[1], "100"),
-        ];
+        let all = |name: usize| {
+            [
+                (MODE[name], "unified"),
+                (MAX_FAILURES[name], "3"),
+                (MIN_PENALTY[name], "500ms"),
+                (MAX_PENALTY[name], "1m30s"),
+                (JITTER[name], "0.25"),
+                (THRESHOLD[name], "0.95"),
+                (WINDOW[name], "30s"),
+                (MIN_REQUESTS[name], "100"),
+            ]
+        };
         let expected = FailureAccrual {
             max_failures: 3,
             min_penalty: Duration::from_millis(500),
@@ -260,19 +262,26 @@ mod tests {
                 min_requests: 100,
             }),
         };
-        assert_eq!(settings(&all), Some(expected));
+        assert_eq!(settings(&all(0)), Some(expected));
+        assert_eq!(settings(&all(1)), Some(expected));
         let rate = settings(&[(MODE[0], "success-rate")]).expect("on");
         assert_eq!(
             (rate.max_failures, rate.success_rate),
             (0, Some(SuccessRate::default()))
         );
         // Weft's name comes first.
-        let both = [
+        let others = [
             (MODE[1], "consecutive"),
-            (MAX_FAILURES[0], "2"),
             (MAX_FAILURES[1], "9"),
+            (MIN_PENALTY[1], "1s"),
+            (MAX_PENALTY[1], "2s"),
+            (JITTER[1], "0.5"),
+            (THRESHOLD[1], "0.5"),
+            (WINDOW[1], "20s"),
+            (MIN_REQUESTS[1], "7"),
         ];
-        assert_eq!(settings(&both).map(|it| it.max_failures), Some(2));
+        let both = [all(0), others].concat();
+        assert_eq!(settings(&both), Some(expected));
     }
 
     #[test]

@@ -266,6 +266,7 @@ fn calls(scene: &Scene) -> Result<()> {
     }
     let denied = grpc_call(&scene.other, target, &[])?;
     ensure!(denied.code != 0, "{denied:?}");
+    closed_method(scene)?;
     // No call, and so no GRPCRoute's.
     for pod in scene.readers() {
         let shown = curl_shop(
@@ -276,6 +277,39 @@ fn calls(scene: &Scene) -> Result<()> {
         )?;
         ensure!(shown.code() == 404, "{shown:?}");
     }
+    Ok(())
+}
+
+/// A method with a route of its own, which only the Server's policy opens.
+fn closed_method(scene: &Scene) -> Result<()> {
+    let target = scene.api.sockets(GRPC)[0];
+    let mut route = grpc_route("closed", "grpc");
+    route["spec"]["rules"] = json!([{"matches": [
+        {"method": {"service": "weft.test.v1.Echo", "method": "Expand"}}]}]);
+    scene.cluster.apply(&route)?;
+    for pod in scene.readers() {
+        let expand = || grpc_call(pod, target, &["--kind", "expand"]);
+        eventually("the method to be closed", || {
+            let denied = expand()?;
+            ensure!(denied.code == 7, "{} got {denied:?}", pod.name());
+            let told = ("weft-error".to_owned(), "denied".to_owned());
+            ensure!(denied.details.contains(&told), "{denied:?}");
+            Ok(())
+        })?;
+        let called = grpc_call(pod, target, &[])?;
+        ensure!(called.code == 0, "{} got {called:?}", pod.name());
+        let identity = pod.identity();
+        let labels = [
+            ("client_id", identity.as_str()),
+            ("srv_name", "grpc"),
+            ("route_kind", "GRPCRoute"),
+            ("route_name", "closed"),
+        ];
+        let node = scene.cluster.node(1);
+        wait_for_metric(node, "inbound_http_authz_deny_total", &labels, 1.0)?;
+    }
+    let called = grpc_call(&scene.friend, target, &["--kind", "expand"])?;
+    ensure!(called.code == 0, "the friend got {called:?}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use weft_tests::manifests::{ServiceSpec, backend, http_route};
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::eventually;
 use weft_tests::webapp::{GrpcServer, HttpLoad, HttpServer, grpc_call, http_load};
-use weft_tests::{Checks, Cluster, Pod, PodSpec};
+use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
 
 use crate::stage::{expect_code, seen, serving};
 
@@ -26,9 +26,15 @@ fn http_retries() {
     check("with its body, if that is small", bodies);
     check("a route says what is sent again", by_route);
     check("what takes long is sent again", slow);
+    check("each try has its time", by_try);
     check("calls by their status", calls);
+    check("an outage of calls is not amplified", call_outage);
     check("upgrades and expectations are not sent again", never);
     check("what a server has reset is not sent again", reset);
+    check(
+        "an answer that breaks off is not sent for again",
+        broken_off,
+    );
     check("what cannot be in time is not sent again", too_late);
     check("clients say what is sent again, where they may", headers);
     check("to another endpoint", elsewhere);
@@ -146,6 +152,55 @@ fn reset(scene: &mut Scene) -> Result<()> {
             let count = server.count(&path)?;
             ensure!(count == 1, "the server saw it {count} times");
         }
+    }
+    Ok(())
+}
+
+/// The client has its head already. Where the connection had broken before it, the other server would be asked.
+fn broken_off(scene: &mut Scene) -> Result<()> {
+    let pods = ["frail-0", "frail-1"].map(|name| {
+        let spec = PodSpec::new(name).label("app", "frail").on(1);
+        scene.cluster.add_pod(spec)
+    });
+    let [first, second] = pods;
+    let pods = [first?, second?];
+    for (number, version) in VERSIONS.into_iter().enumerate() {
+        let start = |pod: &Pod| HttpServer::start(pod, HTTP, &[]);
+        let mut servers = [start(&pods[0])?, start(&pods[1])?];
+        let name = format!("frail-{number}");
+        let target = scene.service(&name, ["app", "frail"], &[])?;
+        let rules = json!([{
+            "retry": {"codes": [500, 502, 503, 504], "attempts": 3},
+            "backendRefs": [backend(&name, 80, 1)],
+        }]);
+        let route = http_route("default", &name, &name, 80, &rules);
+        scene.cluster.apply(&route)?;
+        let count = |server: &HttpServer, path: &str| -> Result<usize> {
+            let requests = server.requests()?;
+            Ok(requests.iter().filter(|it| it.path.ends_with(path)).count())
+        };
+        // What breaks before a head is sent for again, three times.
+        eventually("the route to be in effect", || {
+            let path = format!("/reset/{}", rand_word());
+            scene.ask(target, &path, version)?;
+            let asked = count(&servers[0], &path)? + count(&servers[1], &path)?;
+            ensure!(asked >= 4, "asked {asked} times");
+            Ok(())
+        })?;
+        let path = "/stream?chunks=10000&interval=50";
+        let url = format!("http://{target}{path}");
+        let mut asking = scene.client.command("curl")?.args(["-sSN"]).args(version);
+        asking = asking.args(["--max-time", "60", &url]);
+        let mut asking = asking.spawn()?;
+        asking.wait_for_line("chunk 1", Duration::from_secs(30))?;
+        let asked = usize::from(count(&servers[1], path)? > 0);
+        servers[asked].process().kill()?;
+        let status = asking.wait(Duration::from_secs(30))?;
+        // Partial file, or a connection or stream that was reset.
+        let is_told = [Some(18), Some(56), Some(92)].contains(&status.code());
+        ensure!(is_told, "it ended with {status}");
+        let counts = [count(&servers[0], path)?, count(&servers[1], path)?];
+        ensure!(counts[0] + counts[1] == 1, "they were asked {counts:?}");
     }
     Ok(())
 }
@@ -281,6 +336,41 @@ fn slow(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
+/// A try that is too late is no answer yet, and the next one has as much time.
+fn by_try(scene: &mut Scene) -> Result<()> {
+    for (server, app) in scene.both() {
+        let name = format!("by-try-{app}");
+        let target = scene.service(&name, ["app", app], &[])?;
+        let rules = json!([{
+            "timeouts": {"backendRequest": "1s"},
+            "retry": {"attempts": 1},
+            "backendRefs": [backend(&name, 80, 1)],
+        }]);
+        let route = http_route("default", &name, &name, 80, &rules);
+        scene.cluster.apply(&route)?;
+        eventually("the route to be in effect", || {
+            expect_code(&scene.ask(target, "/delay/3000", &[])?, 504)
+        })?;
+        for (number, version) in VERSIONS.into_iter().enumerate() {
+            for (slow_ones, code) in [(1, 200), (2, 504)] {
+                let path = format!("/{name}-{number}-{code}");
+                server.fail(slow_ones, 30_000, 200)?;
+                let shown = scene.ask(target, &path, version)?;
+                server.fail(0, 0, 200)?;
+                expect_code(&shown, code)?;
+                let why = shown.header("weft-error");
+                ensure!(
+                    why == (code == 504).then_some("backend_timeout"),
+                    "{shown:?}"
+                );
+                let count = server.count(&path)?;
+                ensure!(count == 2, "the server saw it {count} times");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The next try could only begin when the time is up: the client gets the answer that there is.
 fn too_late(scene: &mut Scene) -> Result<()> {
     for (server, app) in scene.both() {
@@ -372,9 +462,47 @@ fn calls(scene: &mut Scene) -> Result<()> {
         let called = grpc_call(&scene.client, target, &args)?;
         ensure!(called.code == is, "{args:?}: {called:?}");
     }
-    let labels = [("parent_name", "calls")];
-    let metric = "outbound_grpc_route_retry_successes_total";
-    wait_for_metric(scene.cluster.node(0), metric, &labels, 3.0).map(drop)
+    // Three tries more, and no answer yet.
+    let args = ["--code", "14", "--text", "first 9: unanswered"];
+    let called = grpc_call(&scene.client, target, &args)?;
+    ensure!(called.code == 14, "{called:?}");
+    let node = scene.cluster.node(0);
+    for (event, count) in [
+        ("requests", 9.0),
+        ("successes", 3.0),
+        ("limit_exceeded", 1.0),
+    ] {
+        let metric = format!("outbound_grpc_route_retry_{event}_total");
+        wait_for_metric(node, &metric, &[("parent_name", "calls")], count)?;
+    }
+    Ok(())
+}
+
+/// More of them at once than the budget has tries for.
+fn call_outage(scene: &mut Scene) -> Result<()> {
+    let annotations = [
+        ("weft.dev/retry-grpc", "unavailable"),
+        ("weft.dev/retry-limit", "20"),
+    ];
+    let target = scene.service("call-outage", ["app", "far"], &annotations)?;
+    let target = SocketAddr::new(target.ip(), 90);
+    let metric = "outbound_grpc_route_retry_overflow_total";
+    let labels = [("parent_name", "call-outage")];
+    let call = || grpc_call(&scene.client, target, &["--code", "14"]);
+    wait_for("the budget to be used up", OUTAGE * 8, || {
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = (0..12).map(|_| scope.spawn(call)).collect();
+            for called in calls {
+                let called = called
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a thread failed"))??;
+                ensure!(called.code == 14, "{called:?}");
+            }
+            Ok(())
+        })?;
+        let over = scene.cluster.node(0).metrics()?.sum(metric, &labels);
+        Ok((over >= 1.0).then_some(()))
+    })
 }
 
 fn never(scene: &mut Scene) -> Result<()> {

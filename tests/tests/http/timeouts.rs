@@ -184,14 +184,25 @@ fn headers(scene: &Scene) -> Result<()> {
     let allowed = [("weft.dev/request-headers", "enabled")];
     let allowed = scene.service("heeds", "far", &allowed)?;
     let ignored = scene.service("ignores", "far", &[("timeout.linkerd.io/request", "20s")])?;
-    let header = ["-H", "l5d-timeout: 300ms"];
-    scene.expect_late(allowed, "/delay/10000", &header, "request_timeout")?;
-    let header = ["-H", "l5d-response-timeout: 300ms"];
-    scene.expect_late(allowed, "/delay/10000", &header, "response_timeout")?;
-    let (shown, _) = scene.ask(allowed, "/", &["-H", "l5d-timeout: 5s"])?;
-    ensure!(seen(&shown)?.header("l5d-timeout").is_empty(), "{shown:?}");
-    let (shown, _) = scene.ask(ignored, "/delay/600", &["-H", "l5d-timeout: 300ms"])?;
-    expect_code(&shown, 200)
+    for prefix in ["l5d", "weft"] {
+        for (name, why) in [
+            ("timeout", "request_timeout"),
+            ("response-timeout", "response_timeout"),
+        ] {
+            let header = format!("{prefix}-{name}: 300ms");
+            scene.expect_late(allowed, "/delay/10000", &["-H", &header], why)?;
+            let header = format!("{prefix}-{name}: 20s");
+            let (shown, _) = scene.ask(allowed, "/", &["-H", &header])?;
+            let name = format!("{prefix}-{name}");
+            ensure!(seen(&shown)?.header(&name).is_empty(), "{shown:?}");
+            let header = format!("{name}: 300ms");
+            let (shown, _) = scene.ask(ignored, "/delay/600", &["-H", &header])?;
+            expect_code(&shown, 200)?;
+        }
+    }
+    // Weft's name comes first.
+    let both = ["-H", "l5d-timeout: 20s", "-H", "weft-timeout: 300ms"];
+    scene.expect_late(allowed, "/delay/10000", &both, "request_timeout")
 }
 
 fn not_reused(scene: &Scene) -> Result<()> {
@@ -253,12 +264,40 @@ fn deadlines(scene: &Scene) -> Result<()> {
 }
 
 fn counted(scene: &Scene) -> Result<()> {
-    let annotations = [("timeout.linkerd.io/request", "200ms")];
-    let target = scene.service("counted", "far", &annotations)?;
-    scene.expect_late(target, "/delay/2000", &[], "request_timeout")?;
-    let labels = [("parent_name", "counted"), ("error", "REQUEST_TIMEOUT")];
-    let name = "outbound_http_route_request_statuses_total";
-    wait_for_metric(scene.cluster.node(0), name, &labels, 1.0).map(drop)
+    let node = scene.cluster.node(0);
+    let status = |family: &str| format!("outbound_{family}_route_request_statuses_total");
+    for (time, why, error) in [
+        ("request", "request_timeout", "REQUEST_TIMEOUT"),
+        ("response", "response_timeout", "RESPONSE_STREAM_TIMEOUT"),
+        ("idle", "stream_idle", "IDLE_TIMEOUT"),
+    ] {
+        let name = format!("counted-{time}");
+        let annotation = format!("timeout.linkerd.io/{time}");
+        let target = scene.service(&name, "far", &[(&annotation, "200ms")])?;
+        scene.expect_late(target, "/delay/10000", &[], why)?;
+        let labels = [
+            ("parent_name", name.as_str()),
+            ("http_status", "504"),
+            ("error", error),
+        ];
+        wait_for_metric(node, &status("http"), &labels, 1.0)?;
+        let call = [
+            "--http2-prior-knowledge",
+            "-H",
+            "content-type: application/grpc",
+            "--data",
+            "x",
+        ];
+        let (shown, _) = scene.ask(target, "/delay/10000", &call)?;
+        ensure!(shown.header("grpc-status") == Some("4"), "{shown:?}");
+        let labels = [
+            ("parent_name", name.as_str()),
+            ("grpc_status", "DEADLINE_EXCEEDED"),
+            ("error", error),
+        ];
+        wait_for_metric(node, &status("grpc"), &labels, 1.0)?;
+    }
+    Ok(())
 }
 
 /// Of Linkerd: how long, and what is sent again.

@@ -16,9 +16,13 @@ fn service(annotations: &str) -> String {
 }
 
 fn route(annotations: &str, rule: &str) -> String {
+    route_of("HTTPRoute", annotations, rule)
+}
+
+fn route_of(kind: &str, annotations: &str, rule: &str) -> String {
     format!(
         "---
-{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute,
+{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind},
   metadata: {{name: r, namespace: shop, generation: 1, annotations: {{{annotations}}}}},
   spec: {{parentRefs: [{{group: '', kind: Service, name: web}}],
     rules: [{{{rule} backendRefs: [{{name: web, port: 80}}]}}]}}}}
@@ -74,6 +78,22 @@ fn services_say_what_holds_for_all_of_their_requests() {
             "weft.dev/retry-http: 'gateway-error,429', retry.linkerd.io/grpc: unavailable,
              retry.linkerd.io/limit: '3', retry.linkerd.io/timeout: 200ms",
             Some("- - - - *3 [502-504,429] [14] 200"),
+        ),
+        (
+            "weft.dev/retry-grpc: 'internal,unavailable', weft.dev/retry-limit: '2', weft.dev/retry-timeout: 1s",
+            Some("- - - - *2 [] [13,14] 1000"),
+        ),
+        // Weft's names come first.
+        (
+            "weft.dev/retry-http: '503', retry.linkerd.io/http: 5xx, weft.dev/retry-grpc: internal,
+             retry.linkerd.io/grpc: unavailable, weft.dev/retry-limit: '2', retry.linkerd.io/limit: '3',
+             weft.dev/retry-timeout: 1s, retry.linkerd.io/timeout: 2s",
+            Some("- - - - *2 [503] [13] 1000"),
+        ),
+        (
+            "weft.dev/timeout-response: 1s, timeout.linkerd.io/response: 2s, weft.dev/timeout-idle: 3s,
+             timeout.linkerd.io/idle: 4s",
+            Some("- 1000 - 3000"),
         ),
         ("retry.linkerd.io/limit: '3'", None),
         ("retry.linkerd.io/http: 5xx, retry.linkerd.io/limit: '0'", None),
@@ -133,6 +153,27 @@ fn routes_take_the_place_of_services() {
         ),
         ("retry.linkerd.io/limit: '0'", "", "9000 - - 8000"),
         (
+            "timeout.linkerd.io/idle: 1s",
+            "",
+            "- - - 1000 *1 [500-599] [] -",
+        ),
+        (
+            "weft.dev/timeout-idle: 1s, timeout.linkerd.io/idle: 2s, weft.dev/timeout-response: 3s",
+            "timeouts: {request: 4s},",
+            "4000 3000 - 1000 *1 [500-599] [] -",
+        ),
+        (
+            "retry.linkerd.io/http: '503', retry.linkerd.io/timeout: 200ms",
+            "",
+            "9000 - - 8000 *1 [503] [] 200",
+        ),
+        (
+            "weft.dev/retry-http: '503', retry.linkerd.io/http: '502', weft.dev/retry-grpc: internal,
+             weft.dev/retry-limit: '2', weft.dev/retry-timeout: 300ms",
+            "",
+            "9000 - - 8000 *2 [503] [13] 300",
+        ),
+        (
             "weft.dev/timeout-headers: enabled",
             "",
             "9000 - - 8000 *1 [500-599] [] - headers",
@@ -141,6 +182,44 @@ fn routes_take_the_place_of_services() {
         let cluster = Cluster::of(&(service(of_service) + &route(of_route, rule)));
         assert_eq!(cluster.problems(), [""; 0], "{of_route} {rule}");
         assert_eq!(shown(&of_rule(&cluster)), is, "{of_route} {rule}");
+    }
+}
+
+/// The same of a GRPCRoute, whose rules have no fields for it.
+#[test]
+fn routes_of_calls_take_the_place_of_services() {
+    let of_service = "timeout.linkerd.io/request: 9s, timeout.linkerd.io/idle: 8s, retry.linkerd.io/grpc: internal";
+    for (of_route, is) in [
+        ("", "9000 - - 8000 *1 [] [13] -"),
+        (
+            "timeout.linkerd.io/request: 1s, timeout.linkerd.io/response: 2s",
+            "1000 2000 - - *1 [] [13] -",
+        ),
+        (
+            "weft.dev/timeout-request: 1s, timeout.linkerd.io/request: 2s, timeout.linkerd.io/idle: 3s",
+            "1000 - - 3000 *1 [] [13] -",
+        ),
+        ("timeout.linkerd.io/request: 0s", "- - - - *1 [] [13] -"),
+        (
+            "retry.linkerd.io/grpc: 'unavailable,cancelled', retry.linkerd.io/limit: '3',
+             retry.linkerd.io/timeout: 200ms",
+            "9000 - - 8000 *3 [] [1,14] 200",
+        ),
+        (
+            "weft.dev/retry-grpc: unavailable, retry.linkerd.io/grpc: cancelled, weft.dev/retry-limit: '2',
+             weft.dev/retry-timeout: 300ms",
+            "9000 - - 8000 *2 [] [14] 300",
+        ),
+        ("weft.dev/retry-limit: '0'", "9000 - - 8000"),
+        (
+            "weft.dev/request-headers: enabled",
+            "9000 - - 8000 *1 [] [13] - headers",
+        ),
+    ] {
+        let route = route_of("GRPCRoute", of_route, "");
+        let cluster = Cluster::of(&(service(of_service) + &route));
+        assert_eq!(cluster.problems(), [""; 0], "{of_route}");
+        assert_eq!(shown(&of_rule(&cluster)), is, "{of_route}");
     }
 }
 
@@ -161,6 +240,9 @@ fn annotations_that_cannot_be_read_change_nothing() {
         ("retry.linkerd.io/http: 7xx", "retry.linkerd.io/http"),
         ("retry.linkerd.io/grpc: ok", "retry.linkerd.io/grpc"),
         ("retry.linkerd.io/limit: many", "retry.linkerd.io/limit"),
+        ("weft.dev/retry-http: 7xx", "weft.dev/retry-http"),
+        ("weft.dev/retry-grpc: ok", "weft.dev/retry-grpc"),
+        ("weft.dev/retry-timeout: soon", "weft.dev/retry-timeout"),
         (
             "weft.dev/timeout-headers: 'yes'",
             "weft.dev/timeout-headers",
