@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use weft_tests::apps::curl_shop;
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
-use weft_tests::webapp::{GrpcServer, HttpServer, Report, grpc_call, http_load};
+use weft_tests::webapp::{GrpcServer, HttpServer, Report, grpc_call, http_load, raw};
 use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
 
 use crate::stage::serving;
@@ -44,6 +44,7 @@ fn http_breaking() {
     });
     check("who fails in a row is left out, and comes back", in_a_row);
     check("who fails too often is left out", by_share);
+    check("how often is too often", shares);
     check(
         "if all fail, the mesh says so, until one is well again",
         all_fail,
@@ -176,6 +177,62 @@ fn by_share(scene: &Scene) -> Result<()> {
     ensure!(failed == 0, "{failed} failures");
     let ejections = scene.metric("weft_balancer_ejections_total", "by-share", None)?;
     ensure!(ejections == 1.0, "{ejections} ejections");
+    Ok(())
+}
+
+/// Requests one after the other, of which some fail, never two in a row: whether that is too many is a share's to say.
+fn shares(scene: &Scene) -> Result<()> {
+    let pod = scene.cluster.add_pod(PodSpec::new("shared").on(1))?;
+    let _server = HttpServer::start(&pod, HTTP, &["--quiet"])?;
+    for (mode, failing, is_ejected) in [
+        ("consecutive", 3, false),
+        ("unified", 1, false),
+        ("unified", 3, true),
+        ("success-rate", 1, false),
+        ("success-rate", 3, true),
+    ] {
+        let name = format!("share-{mode}-{failing}");
+        let mut spec = ServiceSpec::new(&name).select("app", "shared");
+        for (setting, value) in [
+            ("", mode),
+            ("-success-rate-threshold", "0.8"),
+            // However long it takes, and whatever was asked until there was an answer.
+            ("-success-rate-window", "1h"),
+            ("-success-rate-min-requests", "40"),
+            ("-consecutive-min-penalty", "1h"),
+            ("-consecutive-max-penalty", "1h"),
+        ] {
+            spec = spec.annotation(&format!("weft.dev/failure-accrual{setting}"), value);
+        }
+        let target = serving(&scene.cluster, &scene.client, &spec.port(80, HTTP), 80)?;
+        let status = |number: u64| match number % 10 {
+            2 | 5 | 8 if number % 10 < 3 * failing => 500,
+            _ => 200,
+        };
+        let asked: Vec<u16> = (0..80).map(status).collect();
+        let get = |status: &u16| format!("GET /status/{status} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n");
+        let requests: String = asked.iter().map(get).collect();
+        let raw = raw(
+            &scene.client,
+            target,
+            &[&requests],
+            &["--half-close", "--quiet-ms", "20000"],
+        )?;
+        let ejections = scene.metric("weft_balancer_ejections_total", &name, None)?;
+        if is_ejected {
+            let served = raw.statuses.iter().take_while(|it| **it != 503).count();
+            ensure!(
+                ejections == 1.0 && (30..50).contains(&served),
+                "{name}: {ejections} ejections, {raw:?}"
+            );
+            ensure!(raw.received.contains("weft-error: no_endpoint"), "{raw:?}");
+        } else {
+            ensure!(
+                ejections == 0.0 && raw.statuses == asked,
+                "{name}: {ejections} ejections, {raw:?}"
+            );
+        }
+    }
     Ok(())
 }
 

@@ -8,11 +8,13 @@
 mod balancing;
 mod bodies;
 mod breaking;
+mod excess;
 mod flows;
 mod forged;
 mod grpc;
 mod identity;
 mod left_alone;
+mod limits;
 mod metrics;
 mod mirrors;
 mod outcomes;
