@@ -11,6 +11,8 @@ pub mod balance;
 pub mod bpf;
 pub mod config;
 pub mod discovery;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod identity;
 pub mod log;
 pub mod netns;

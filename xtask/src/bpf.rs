@@ -17,8 +17,8 @@ pub(crate) fn build(workspace: &Workspace, debug_log: bool) -> Result<()> {
     build_with(workspace, features, &workspace.bpf_objects())
 }
 
-/// Builds the agent with another layout of the kernel's maps, which upgrades are tested with, and the
-/// kernel programs that it embeds. A debug build: of the crates that it depends on, the tests need the
+/// Builds the agent with another layout of the kernel's maps, which upgrades are tested with, and with faults,
+/// and the kernel programs that it embeds. A debug build: of the crates that it depends on, the tests need the
 /// same.
 pub(crate) fn build_next_layout(workspace: &Workspace) -> Result<()> {
     let objects = workspace.path("target/bpf-next-layout");
@@ -26,7 +26,7 @@ pub(crate) fn build_next_layout(workspace: &Workspace) -> Result<()> {
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--workspace", "--bin", NEXT_LAYOUT_AGENT])
-        .args(["--features", "weft-agent/next-layout"])
+        .args(["--features", "weft-agent/next-layout,weft-agent/faults"])
         .env_remove("WEFT_BPF_DIR");
     process::run(&mut cargo)
 }

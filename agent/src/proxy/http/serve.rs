@@ -49,9 +49,13 @@ where
     let counted = Arc::clone(&progress);
     let service = service_fn(move |request| {
         counted.exchanges.fetch_add(1, Ordering::Relaxed);
+        #[cfg(feature = "faults")]
+        let is_to_panic = crate::faults::asked_by(request.headers());
         let answering = service(request);
         let counted = Arc::clone(&counted);
         async move {
+            #[cfg(feature = "faults")]
+            crate::faults::strike(is_to_panic);
             let mut answer = answering.await;
             if answer.extensions_mut().remove::<Switched>().is_some() {
                 counted.switched.store(true, Ordering::Relaxed);

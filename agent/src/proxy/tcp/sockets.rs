@@ -137,6 +137,8 @@ impl<'a> Direction<'a> {
                 return Ok(read);
             };
             self.size.was_read(count);
+            #[cfg(feature = "faults")]
+            crate::faults::read(&scratch[..count]);
             let mut passed = 0;
             while passed < count {
                 match self.write(&scratch[passed..count])? {

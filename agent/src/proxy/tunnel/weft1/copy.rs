@@ -205,6 +205,8 @@ impl Copying<'_> {
             wanted = places.iter().map(|it| it.len()).sum();
             once(socket, Interest::READABLE, |mut socket| {
                 let count = Read::read_vectored(&mut socket, places)?;
+                #[cfg(feature = "faults")]
+                crate::faults::read(places.first().map_or(&[], |it| &it[..count.min(it.len())]));
                 Ok((count, count < wanted))
             })
         });

@@ -168,6 +168,8 @@ impl Asking {
                 place[..new.len()].copy_from_slice(new);
                 new.len()
             };
+            #[cfg(feature = "faults")]
+            crate::faults::read(&place[..new]);
             filled = new == room;
             Ok((new > 0).then_some(new))
         })?;
