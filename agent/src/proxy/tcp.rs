@@ -210,13 +210,14 @@ impl FlowSocket {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(context))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(count) => {
-                    buffer.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let room = buffer.initialize_unfilled();
+            let read = once(&self.0, Interest::READABLE, |mut socket| {
+                let wanted = room.len();
+                io::Read::read(&mut socket, room).map(|count| (count, count < wanted))
+            })?;
+            if let Some(count) = read {
+                buffer.advance(count);
+                return Poll::Ready(Ok(()));
             }
         }
     }
