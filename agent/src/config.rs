@@ -178,9 +178,10 @@ pub struct LimitsConfig {
     #[arg(long, env = "WEFT_MAX_HANDSHAKES")]
     pub max_handshakes: Option<usize>,
 
-    /// Most of the node's CPUs, in percent, that the flows of one pod may use through the agent while threads
-    /// wait for CPUs and pods that use little are served too: a flood then waits instead of its neighbours.
-    /// 5 is what benchmarks are published with; 100 turns it off. [default: 100]
+    /// What a flood is held back to in the end, in percent of the node's CPUs that its flows use through the agent: a
+    /// pod that has used more than 15 percent of them (or this, if it is more) for some time, while threads wait for
+    /// CPUs and pods that use little are served too. 5 is what benchmarks are published with; 100 turns it off.
+    /// [default: 100]
     #[arg(long, env = "WEFT_MAX_CPU_PERCENT_PER_POD_WHEN_SHORT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub max_cpu_percent_per_pod_when_short: Option<u8>,
 

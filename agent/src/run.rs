@@ -33,7 +33,7 @@ use crate::netns::Netns;
 use crate::node::{self, Pods};
 use crate::panics;
 use crate::proxy::limits::{Limits, Resources};
-use crate::proxy::turns::CpuShare;
+use crate::proxy::turns::FloodLimits;
 use crate::proxy::{Context, ProxyConfig};
 use crate::sources;
 use crate::telemetry::{Refusal, Telemetry};
@@ -287,10 +287,10 @@ fn limits(config: &LimitsConfig) -> Limits {
             .max_handshakes_per_peer
             .unwrap_or(fitting.handshakes_per_peer),
         handshakes: config.max_handshakes.unwrap_or(fitting.handshakes),
-        cpus_per_pod_when_short: config
+        floods: config
             .max_cpu_percent_per_pod_when_short
-            .map_or(fitting.cpus_per_pod_when_short, |it| {
-                CpuShare::percent_of(it, resources.cpus)
+            .map_or(fitting.floods, |it| {
+                FloodLimits::percent_of(it, resources.cpus)
             }),
         dials_per_pod: config.max_dials_per_pod.unwrap_or(fitting.dials_per_pod),
         ..fitting

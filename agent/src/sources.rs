@@ -134,6 +134,11 @@ impl Source for Enrolled {
             let help = "Time that the pod's flows waited because CPUs were short and other pods used little";
             let name = "weft_pod_held_back_seconds";
             samples.add(Kind::Counter, name, help, labels(), held_back);
+            let floods = pod.turns().floods() as f64;
+            let help =
+                "How often the pod was held back because it used very much while CPUs were short";
+            let name = "weft_pod_floods";
+            samples.add(Kind::Counter, name, help, labels(), floods);
             let (inbound, outbound) = pod.usage.exchanges();
             for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
                 let help = "HTTP requests of the pod without the end of their answer";

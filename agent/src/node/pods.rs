@@ -119,7 +119,7 @@ impl LocalPod {
             end_flows: CancellationToken::new(),
             accepting: TaskTracker::new(),
             flows: TaskTracker::new(),
-            turns: Turns::new(usage.most_cpus()),
+            turns: Turns::new(description.id.clone(), usage.floods()),
             usage,
             exchanges: Arc::default(),
             limiters: Limiters::default(),

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::turns::CpuShare;
+use super::turns::FloodLimits;
 
 /// The limits of the data plane.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,9 +38,8 @@ pub struct Limits {
     pub dials_per_pod: usize,
     /// Threads that may compute handshakes at a time: never all of them, for the flows.
     pub handshake_turns: usize,
-    /// What the flows of one pod may use of the CPUs through the agent while threads wait for CPUs and other
-    /// pods use little.
-    pub cpus_per_pod_when_short: CpuShare,
+    /// When a pod counts as a flood, and what its flows may then use of the CPUs through the agent.
+    pub floods: FloodLimits,
 }
 
 /// What the process has.
@@ -76,7 +75,7 @@ impl Limits {
             handshakes: size(handshakes),
             dials_per_pod: 64,
             handshake_turns: cpus.div_ceil(2),
-            cpus_per_pod_when_short: CpuShare::percent_of(CPU_PERCENT_WHEN_SHORT, cpus),
+            floods: FloodLimits::percent_of(FLOOD_CPU_PERCENT, cpus),
         }
     }
 }
@@ -154,9 +153,9 @@ const MIB: u64 = 1024 * 1024;
 /// What a flow costs where both sides are sockets of the node: some 8 kB of the agent's, and those
 /// sockets with a little in them.
 const MEMORY_OF_FLOW: u64 = 64 * 1024;
-/// In percent of all CPUs, what the flows of one pod may use while they are short: all, unless somebody decides
-/// otherwise, since a busy pod is not told from a flood.
-pub const CPU_PERCENT_WHEN_SHORT: u8 = 100;
+/// In percent of all CPUs, what the flows of a flood may use in the end: all, unless somebody decides otherwise,
+/// since a busy pod beside light ones loses much of what it gets done.
+const FLOOD_CPU_PERCENT: u8 = 100;
 const FEWEST_FLOWS: usize = 64;
 /// What a few connections of HTTP/2 may have open.
 const FEWEST_EXCHANGES: usize = 1024;

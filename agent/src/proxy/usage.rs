@@ -21,7 +21,7 @@ use weft_core::Counts;
 
 use super::http::refusal::MOST_TOLD_PER_POD;
 use super::limits::Limits;
-use super::turns::CpuShare;
+use super::turns::FloodLimits;
 pub(super) use party::{Charger, From, Hold, Party, Piece, Place, Window};
 
 /// What one pod uses.
@@ -35,7 +35,7 @@ pub struct Usage {
     most_dials_to_one: usize,
     /// Exchanges and flows that wait for an endpoint.
     pub(super) waiting: Arc<AtomicUsize>,
-    most_cpus: CpuShare,
+    floods: FloodLimits,
     /// Exchanges of HTTP that others have with the pod, and those that it began.
     inbound_exchanges: AtomicUsize,
     outbound_exchanges: AtomicUsize,
@@ -111,7 +111,7 @@ impl Usage {
             most_dials_to_one: limits.dials_per_pod.div_ceil(16),
             waiting: Arc::default(),
             told: Semaphore::new(MOST_TOLD_PER_POD),
-            most_cpus: limits.cpus_per_pod_when_short,
+            floods: limits.floods,
             inbound_exchanges: AtomicUsize::new(0),
             outbound_exchanges: AtomicUsize::new(0),
             most_exchanges: limits.exchanges_per_pod,
@@ -144,9 +144,9 @@ impl Usage {
         self.kept.now()
     }
 
-    /// How much of the CPUs its flows may use while they are short.
-    pub fn most_cpus(&self) -> CpuShare {
-        self.most_cpus
+    /// When it counts as a flood.
+    pub fn floods(&self) -> FloodLimits {
+        self.floods
     }
 
     /// Exchanges of HTTP that are open: those that others have with the pod, and those that it began.

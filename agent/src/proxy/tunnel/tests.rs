@@ -123,8 +123,7 @@ impl Far {
             };
             let _ = server::serve(far, self.watch(), ends, flow).await;
         });
-        let turns =
-            crate::proxy::turns::Turns::new(crate::proxy::turns::CpuShare::percent_of(100, 1));
+        let turns = crate::proxy::turns::Turns::unlimited();
         Ok(Dialed {
             io: near,
             watch,

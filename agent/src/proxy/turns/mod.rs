@@ -9,12 +9,13 @@
 //!
 //! That is about the agent's own threads. Where the CPUs are short, a neighbour waits for the kernel instead,
 //! behind everything that a flood keeps busy: the agent, and the applications on both sides of it. So as long
-//! as threads wait for CPUs (`pressure`), and there are pods that use little, the pump comes back later: no
-//! pod's flows may then use more of the CPUs than `CpuShare` says, whatever the flood.
+//! as threads wait for CPUs (`pressure`), and there are pods that use little, the pump of a pod that has used very
+//! much for some time (`flood`) comes back later: its flows then have a share of the CPUs that leaves some to others.
 //!
 //! The pump also makes sure that sockets are looked at once per turn: the runtime does so by itself
 //! only every so many tasks, and those of a bulk transfer are long.
 
+mod flood;
 mod pressure;
 
 use std::collections::VecDeque;
@@ -25,13 +26,19 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use self::pressure::PRESSURE;
+use weft_core::WorkloadId;
+
+pub use self::flood::FloodLimits;
+use self::flood::{Flood, Verdict, View};
+use self::pressure::{PRESSURE, Pressed};
+use super::seldom::Seldom;
 
 /// The turns of one pod's flows.
 #[derive(Debug)]
 pub struct Turns {
-    /// Time used since the pump came last.
+    /// Time used in all, and up to when the pump came last.
     used_ns: AtomicU64,
+    used_before_ns: AtomicU64,
     /// How long one flow takes, lately.
     usual_ns: AtomicU64,
     /// Whose tickets are below this may go on.
@@ -40,18 +47,26 @@ pub struct Turns {
     last_flow: AtomicU64,
     changes: AtomicU64,
     pod: u64,
-    most: CpuShare,
+    name: WorkloadId,
+    flood: Mutex<Looks>,
     /// When the pump last came, in the stage's milliseconds.
     pumped_ms: AtomicU64,
     /// CPUs are short, and it is one of those that use much.
     is_held_back: AtomicBool,
     held_back_us: AtomicU64,
+    floods: AtomicU64,
+    told: Seldom,
     line: Mutex<Line>,
 }
 
-/// How much of the CPUs the flows of one pod may use while they are short, in CPUs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CpuShare(pub f64);
+/// Whether the pod is a flood, and what it had used when that was looked at last.
+#[derive(Debug)]
+struct Looks {
+    flood: Flood,
+    used_ns: u64,
+    /// Since the stage began: by then the pod may have used what it has, with its share.
+    due: Duration,
+}
 
 /// Which pod ran last in this process, and when it last was another one. Pods that run alone leave
 /// it alone, so that it costs no more than a look.
@@ -59,8 +74,9 @@ struct Stage {
     start: Instant,
     pod: AtomicU64,
     changed_ms: AtomicU64,
-    /// When a pod ran that uses little.
+    /// When a pod ran that uses little, and which.
     light_ms: AtomicU64,
+    light_pod: AtomicU64,
 }
 
 static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage {
@@ -68,6 +84,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage {
     pod: AtomicU64::new(0),
     changed_ms: AtomicU64::new(0),
     light_ms: AtomicU64::new(0),
+    light_pod: AtomicU64::new(0),
 });
 
 impl Stage {
@@ -82,15 +99,19 @@ impl Stage {
             let now = self.now_ms();
             self.changed_ms.store(now, Ordering::Relaxed);
             if pumped_ms.load(Ordering::Relaxed) + HEAVY_MS < now {
+                // Races lose a sample, no more.
                 self.light_ms.store(now, Ordering::Relaxed);
+                self.light_pod.store(pod, Ordering::Relaxed);
             }
         }
     }
 
-    /// Whether a pod that uses little has run lately.
-    fn has_light(&self) -> bool {
+    /// Whether another pod than this has run lately that uses little. A pod that begins has used little itself.
+    fn has_light_beside(&self, pod: u64) -> bool {
         let light = self.light_ms.load(Ordering::Relaxed);
-        light > 0 && self.now_ms().saturating_sub(light) <= ALONE_MS
+        light > 0
+            && self.light_pod.load(Ordering::Relaxed) != pod
+            && self.now_ms().saturating_sub(light) <= ALONE_MS
     }
 
     /// Whether one pod has had it for itself for a while.
@@ -117,19 +138,27 @@ pub struct InTurn<F> {
 }
 
 impl Turns {
-    /// Of a pod that has not used any, and may use so much while CPUs are short.
-    pub fn new(most: CpuShare) -> Arc<Self> {
+    /// Of a pod that has not used any, and is held back when it uses more than it may.
+    pub fn new(name: WorkloadId, limits: FloodLimits) -> Arc<Self> {
         Arc::new(Self {
             used_ns: AtomicU64::new(0),
+            used_before_ns: AtomicU64::new(0),
             usual_ns: AtomicU64::new(QUANTUM_NS),
             released: AtomicU64::new(0),
             last_flow: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             pod: NEXT.fetch_add(1, Ordering::Relaxed),
-            most,
+            name,
+            flood: Mutex::new(Looks {
+                flood: Flood::new(limits),
+                used_ns: 0,
+                due: Duration::ZERO,
+            }),
             pumped_ms: AtomicU64::new(0),
             is_held_back: AtomicBool::new(false),
             held_back_us: AtomicU64::new(0),
+            floods: AtomicU64::new(0),
+            told: Seldom::new(),
             line: Mutex::new(Line {
                 waiting: VecDeque::new(),
                 next_ticket: 0,
@@ -137,6 +166,13 @@ impl Turns {
                 pumped: false,
             }),
         })
+    }
+
+    /// Of a pod that is never held back.
+    #[cfg(test)]
+    pub(crate) fn unlimited() -> Arc<Self> {
+        let name = "default/pod".parse().expect("valid");
+        Self::new(name, FloodLimits::percent_of(100, 1))
     }
 
     /// Makes a flow wait for its turns.
@@ -154,10 +190,15 @@ impl Turns {
         Duration::from_micros(self.held_back_us.load(Ordering::Relaxed))
     }
 
+    /// How often it was found to be a flood.
+    pub fn floods(&self) -> u64 {
+        self.floods.load(Ordering::Relaxed)
+    }
+
     /// A ticket for whoever must wait.
     fn queue(self: &Arc<Self>, waker: &Waker) -> Option<u64> {
         let is_held_back = self.is_held_back.load(Ordering::Relaxed);
-        if !is_held_back && self.used_ns.load(Ordering::Relaxed) < QUANTUM_NS {
+        if !is_held_back && self.used() < QUANTUM {
             return None;
         }
         let mut line = self.line();
@@ -210,25 +251,74 @@ impl Turns {
 
     fn begin(&self, line: &mut Line) {
         line.since = Instant::now();
-        self.used_ns.store(0, Ordering::Relaxed);
+        let used = self.used_ns.load(Ordering::Relaxed);
+        self.used_before_ns.store(used, Ordering::Relaxed);
         self.changes.store(0, Ordering::Relaxed);
+    }
+
+    /// Time used since the pump came last.
+    fn used(&self) -> Duration {
+        let before = self.used_before_ns.load(Ordering::Relaxed);
+        let used = self.used_ns.load(Ordering::Relaxed);
+        Duration::from_nanos(used.saturating_sub(before))
     }
 
     /// How long the next few have to wait because CPUs are short and others use little of them.
     fn pause(&self) -> Option<Duration> {
         self.pumped_ms.store(STAGE.now_ms(), Ordering::Relaxed);
-        let times_share = if self.most.is_all() || !STAGE.has_light() {
-            None
+        let is_beside_light = STAGE.has_light_beside(self.pod);
+        let pause = self.judge(is_beside_light);
+        self.is_held_back.store(pause.is_some(), Ordering::Relaxed);
+        pause.filter(|it| *it >= SHORTEST_PAUSE)
+    }
+
+    /// Looks whether the pod is a flood; if so, how long it takes until it may go on.
+    fn judge(&self, is_beside_light: bool) -> Option<Duration> {
+        let mut looks = self.flood.lock().unwrap_or_else(PoisonError::into_inner);
+        let used_ns = self.used_ns.load(Ordering::Relaxed);
+        let used = Duration::from_nanos(used_ns.saturating_sub(looks.used_ns));
+        looks.used_ns = used_ns;
+        // Nobody looks for pressure where it makes no difference.
+        let pressed = if is_beside_light && looks.flood.is_suspected() {
+            PRESSURE.look()
         } else {
-            PRESSURE.times_share()
+            Pressed::default()
         };
-        self.is_held_back
-            .store(times_share.is_some(), Ordering::Relaxed);
-        let most = self.most.times(times_share?);
-        let used = Duration::from_nanos(self.used_ns.load(Ordering::Relaxed));
-        let since = self.line().since;
-        let pause = most.takes(used).checked_sub(since.elapsed())?;
-        Some(pause.min(LONGEST_PAUSE)).filter(|it| *it >= SHORTEST_PAUSE)
+        let now = STAGE.start.elapsed();
+        let verdict = looks.flood.look(View {
+            now,
+            used,
+            is_short: pressed.is_high,
+            late: pressed.late,
+        });
+        let share = match verdict {
+            Verdict::Held { share, anew } => {
+                if anew {
+                    self.floods.fetch_add(1, Ordering::Relaxed);
+                    self.tell(share);
+                }
+                Some(share).filter(|_| is_beside_light)
+            }
+            Verdict::Free => None,
+        };
+        let Some(share) = share else {
+            looks.due = now;
+            return None;
+        };
+        // Timers end late, so what is due is remembered; not for long, or it would be a burst.
+        let due = looks.due.max(now.saturating_sub(MOST_CREDIT)) + used.div_f64(share);
+        looks.due = due.min(now + LONGEST_PAUSE);
+        Some(looks.due.saturating_sub(now))
+    }
+
+    fn tell(&self, share: f64) {
+        let (pod, times) = (&self.name, self.told.now());
+        let what =
+            "held back: CPUs are short, and its flows have used very much of them for some time";
+        match times {
+            Some(times) => tracing::warn!(%pod, cpus = share, times, what),
+            None => tracing::debug!(%pod, cpus = share, what),
+        }
     }
 
     /// Lets the next few in. Says whether the pump must come again.
@@ -262,30 +352,6 @@ impl Turns {
     fn line(&self) -> MutexGuard<'_, Line> {
         // Every change under the lock is complete in itself.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl CpuShare {
-    /// So many percent of all the CPUs that the process may use.
-    pub fn percent_of(percent: u8, cpus: usize) -> Self {
-        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
-        if percent >= 100 {
-            return Self(f64::INFINITY);
-        }
-        Self(f64::from(cpus) * f64::from(percent.max(1)) / 100.0)
-    }
-
-    fn times(self, times: f64) -> Self {
-        Self(self.0 * times)
-    }
-
-    fn is_all(self) -> bool {
-        self.0.is_infinite()
-    }
-
-    /// In what time it is right to have used so much.
-    fn takes(self, used: Duration) -> Duration {
-        used.div_f64(self.0.max(0.01))
     }
 }
 
@@ -348,6 +414,8 @@ const HEAVY_MS: u64 = 100;
 /// The runtime's timers are no finer.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// For how long what was not used may be used later.
+const MOST_CREDIT: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
@@ -376,10 +444,7 @@ mod tests {
     /// quantum, not every hundredth place in the queue.
     #[tokio::test]
     async fn a_crowd_leaves_a_neighbour_its_turns() {
-        let (crowd, single) = (
-            Turns::new(CpuShare::percent_of(100, 1)),
-            Turns::new(CpuShare::percent_of(100, 1)),
-        );
+        let (crowd, single) = (Turns::unlimited(), Turns::unlimited());
         // There is somebody else.
         STAGE.enters(0, &AtomicU64::new(0));
         let (crowd_done, single_done) = (Arc::default(), Arc::default());
@@ -404,25 +469,9 @@ mod tests {
         after.expect("it has its turn").expect("no panic");
     }
 
-    #[test]
-    fn shares_are_of_all_cpus() {
-        let used = Duration::from_millis(10);
-        for (percent, cpus, takes_ms) in [(10, 2, 50), (10, 32, 3), (50, 4, 5), (0, 10, 100)] {
-            let share = CpuShare::percent_of(percent, cpus);
-            assert!(!share.is_all());
-            assert_eq!(
-                share.takes(used).as_millis(),
-                takes_ms,
-                "{percent} of {cpus}"
-            );
-        }
-        assert!(CpuShare::percent_of(100, 2).is_all());
-        assert_eq!(CpuShare::percent_of(100, 2).takes(used), Duration::ZERO);
-    }
-
     #[tokio::test]
     async fn all_get_done() {
-        let turns = Turns::new(CpuShare::percent_of(100, 1));
+        let turns = Turns::unlimited();
         let done: Arc<AtomicUsize> = Arc::default();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..50 {

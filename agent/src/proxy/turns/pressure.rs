@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 pub(super) static PRESSURE: LazyLock<Pressure> = LazyLock::new(|| Pressure {
     start: Instant::now(),
     high_until_us: AtomicU64::new(0),
+    late: AtomicU64::new(0),
     asked_us: AtomicU64::new(0),
     is_parked: AtomicBool::new(false),
     thread: Mutex::new(None),
@@ -22,22 +23,35 @@ pub(super) static PRESSURE: LazyLock<Pressure> = LazyLock::new(|| Pressure {
 pub(super) struct Pressure {
     start: Instant,
     high_until_us: AtomicU64,
+    /// How often it was found to be high.
+    late: AtomicU64,
     /// When somebody asked last.
     asked_us: AtomicU64,
     is_parked: AtomicBool,
     thread: Mutex<Option<Thread>>,
 }
 
+/// What there is to tell of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Pressed {
+    /// Threads wait for CPUs, or did a moment ago.
+    pub(super) is_high: bool,
+    /// How often they were found to, all in all.
+    pub(super) late: u64,
+}
+
 impl Pressure {
-    /// How many times their share those may use that use much, since threads wait for CPUs or did a moment
-    /// ago; none: as much as they like. For some time from now on somebody looks.
-    pub(super) fn times_share(&'static self) -> Option<f64> {
+    /// How it is. For some time from now on somebody looks.
+    pub(super) fn look(&'static self) -> Pressed {
         let now = self.now_us();
         let asked = self.asked_us.swap(now, Ordering::SeqCst);
         if asked == 0 || self.is_parked.load(Ordering::SeqCst) {
             self.wake();
         }
-        times_share(now, self.high_until_us.load(Ordering::Relaxed))
+        Pressed {
+            is_high: now < self.high_until_us.load(Ordering::Relaxed),
+            late: self.late.load(Ordering::Relaxed),
+        }
     }
 
     fn now_us(&self) -> u64 {
@@ -80,50 +94,30 @@ impl Pressure {
             thread::sleep(NAP);
             let now = self.now_us();
             let late = (now - before).saturating_sub(NAP.as_micros() as u64);
-            if let Some(until) = judge.wakes(now, late) {
-                self.high_until_us.store(until, Ordering::Relaxed);
+            if judge.wakes(late) {
+                self.high_until_us.store(now + HOLD_US, Ordering::Relaxed);
+                self.late.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 }
 
-/// Once while it is high, then more and more: what comes back with all its might is felt before it is seen.
-fn times_share(now_us: u64, high_until_us: u64) -> Option<f64> {
-    let Some(since) = now_us.checked_sub(high_until_us) else {
-        return Some(1.0);
-    };
-    let steps = u32::try_from(since / STEP_US).unwrap_or(u32::MAX);
-    (high_until_us > 0 && steps < STEPS).then(|| f64::from(2_u32.pow(steps)))
-}
-
-/// Decides from what its thread sees. Times are in microseconds.
+/// Decides from what its thread sees.
 #[derive(Debug, Default)]
 struct Judge {
     /// One bit for each of the last times it woke: whether that was late.
     lately: u16,
-    /// How long it holds, once it is high.
-    hold: u64,
-    high_until: u64,
 }
 
 impl Judge {
-    /// The thread woke so late. Until when pressure is high, if that changes.
-    fn wakes(&mut self, now: u64, late: u64) -> Option<u64> {
-        self.lately = self.lately << 1 | u16::from(late > LATE_US);
-        if self.lately.count_ones() < LATE_OFTEN || now < self.high_until {
-            return None;
+    /// The thread woke so many microseconds late. Whether that is once too often.
+    fn wakes(&mut self, late_us: u64) -> bool {
+        self.lately = self.lately << 1 | u16::from(late_us > LATE_US);
+        let is_often = self.lately.count_ones() >= LATE_OFTEN;
+        if is_often {
+            self.lately = 0;
         }
-        // What returns as soon as it may is held longer each time.
-        let since = now - self.high_until;
-        let returns = self.hold > 0 && since < self.hold.saturating_mul(2);
-        self.hold = if returns {
-            (self.hold * 2).min(LONGEST_HOLD_US)
-        } else {
-            SHORTEST_HOLD_US
-        };
-        self.lately = 0;
-        self.high_until = now + self.hold;
-        Some(self.high_until)
+        is_often
     }
 }
 
@@ -132,70 +126,25 @@ const NAP: Duration = Duration::from_millis(1);
 const LATE_US: u64 = 300;
 /// So many of 16 wakings: one may be chance.
 const LATE_OFTEN: u32 = 2;
-const SHORTEST_HOLD_US: u64 = 500_000;
-const LONGEST_HOLD_US: u64 = 8_000_000;
+/// How long what was is said to be.
+const HOLD_US: u64 = 500_000;
 /// How long it goes on looking when nobody asks.
 const ATTENTION_US: u64 = 200_000;
-/// The share doubles in that time, so often, once pressure is gone.
-const STEP_US: u64 = 100_000;
-const STEPS: u32 = 6;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MS: u64 = 1000;
 
     #[test]
     fn one_late_waking_is_chance() {
         let mut judge = Judge::default();
         for time in 0..100 {
             let late = if time % 20 == 0 { 900 } else { 70 };
-            assert_eq!(judge.wakes(time * MS, late), None, "at {time} ms");
+            assert!(!judge.wakes(late), "at {time} ms");
         }
-        assert_eq!(judge.wakes(101 * MS, 900), None);
-        assert_eq!(judge.wakes(103 * MS, 900), Some(603 * MS));
-    }
-
-    #[test]
-    fn what_returns_is_held_longer_and_not_for_ever() {
-        let mut judge = Judge::default();
-        let mut now = MS;
-        let mut holds = Vec::new();
-        for _ in 0..8 {
-            // It is late whenever it is not held.
-            assert_eq!(judge.wakes(now, 2000), None);
-            now += 3 * MS;
-            let until = judge.wakes(now, 2000).expect("late twice");
-            holds.push((until - now) / MS);
-            now = until + MS;
-        }
-        assert_eq!(holds, [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]);
-        // It stayed away.
-        now += 30_000 * MS;
-        judge.wakes(now, 2000);
-        let until = judge.wakes(now + MS, 2000);
-        assert_eq!(until, Some(now + 501 * MS));
-    }
-
-    #[test]
-    fn it_comes_back_step_by_step() {
-        for (now, high_until, times) in [
-            (MS, 0, None),
-            (MS, 500 * MS, Some(1.0)),
-            (500 * MS, 500 * MS, Some(1.0)),
-            (599 * MS, 500 * MS, Some(1.0)),
-            (600 * MS, 500 * MS, Some(2.0)),
-            (1099 * MS, 500 * MS, Some(32.0)),
-            (1100 * MS, 500 * MS, None),
-            (u64::MAX, 500 * MS, None),
-        ] {
-            assert_eq!(
-                times_share(now, high_until),
-                times,
-                "at {now} of {high_until}"
-            );
-        }
+        assert!(!judge.wakes(900) && !judge.wakes(70) && judge.wakes(900));
+        // It begins anew.
+        assert!(!judge.wakes(900) && judge.wakes(900));
     }
 
     #[test]
@@ -212,7 +161,7 @@ mod tests {
                 .collect();
             let mut noticed = false;
             while !noticed && Instant::now() < deadline {
-                noticed = PRESSURE.times_share() == Some(1.0);
+                noticed = PRESSURE.look().is_high;
                 thread::sleep(Duration::from_millis(1));
             }
             is_over.store(true, Ordering::Relaxed);

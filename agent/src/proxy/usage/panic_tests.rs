@@ -13,7 +13,7 @@ use crate::proxy::turns::Turns;
 #[tokio::test]
 async fn one_that_panics_ends_alone() {
     let usage = Usage::new(&Limits::default(), &KeptBytes::new(1 << 30));
-    let turns = Turns::new(Limits::default().cpus_per_pod_when_short);
+    let turns = Turns::unlimited();
     let (began, go) = tokio::sync::oneshot::channel::<()>();
     let of_panic = Arc::clone(&usage);
     let flow = turns.pace(async move {
