@@ -7,19 +7,23 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use socket2::{Domain, Socket, Type};
 use weft_tests::cluster::{Node, binary};
 use weft_tests::command::Process;
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::{eventually, expect_echo};
-use weft_tests::testapp::{Load, Server};
+use weft_tests::testapp::{self, Load, Server};
+use weft_tests::webapp::HttpServer;
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, wait_for};
 
 /// What the agents of the first test are told.
 const FLOWS: u64 = 400;
 const BUFFERED_MIB: u64 = 16;
+const EXCHANGES: u64 = 64;
 
 struct Pods {
     flooder: Pod,
@@ -36,6 +40,7 @@ fn floods() {
     let args = [
         ("--max-flows-per-pod", FLOWS),
         ("--max-buffered-mib-per-pod", BUFFERED_MIB),
+        ("--max-exchanges-per-pod", EXCHANGES),
     ];
     let cluster = Cluster::with(ClusterOptions {
         agent_args: args
@@ -63,6 +68,11 @@ fn floods() {
     });
     checks.check("a server's other client", || other_client(&cluster, &pods));
     checks.check("bulk on many connections", || bulk(&cluster, &pods));
+    for (script, most_at_once) in HTTP_FLOODS {
+        checks.check(&format!("HTTP: {script}"), || {
+            http_flood(&cluster, &pods, script, most_at_once)
+        });
+    }
     checks.check(
         "a stranger that begins handshakes and never ends one",
         || handshakes(&cluster, &pods),
@@ -173,6 +183,59 @@ fn bulk(cluster: &Cluster, pods: &Pods) -> Result<()> {
     gone(cluster.node(0), "flooder")
 }
 
+/// A client of HTTP that means harm: the neighbour is answered, the agents' memory stays bounded, and of more
+/// requests than a pod may have open, those beyond are answered with 503 and counted.
+fn http_flood(cluster: &Cluster, pods: &Pods, script: &str, too_many: bool) -> Result<()> {
+    let _server = HttpServer::start(&pods.flooded, HTTP, &["--quiet"])?;
+    let labels = [("reason", "too_many_exchanges"), ("pod", "flooder")];
+    let refused = || {
+        Ok(cluster
+            .node(0)
+            .metrics()?
+            .sum("weft_refused_total", &labels))
+    };
+    let before: (Result<f64>, _) = (refused(), memory(cluster)?);
+    let target = SocketAddr::new(pods.flooded.v4().into(), HTTP).to_string();
+    let mut flood = testapp::command(&pods.flooder)?
+        .named("http-flood")
+        .args(["attack", "http", &target, script])
+        .spawn()?;
+    unharmed(pods, Duration::from_secs(3))?;
+    let grown = memory(cluster)?.saturating_sub(before.1) >> 20;
+    ensure!(grown < MOST_MIB, "the agents grew by {grown} MiB");
+    flood.wait(Duration::from_secs(60))?;
+    let ended: HttpFlood = serde_json::from_str(flood.stdout().trim())
+        .with_context(|| format!("the flood said {:?}", flood.stdout()))?;
+    ensure!(ended.open > 0, "nothing was tried: {ended:?}");
+    let more = refused()? - before.0?;
+    ensure!(more > 0.0 || !too_many, "none was refused: {ended:?}");
+    let answers = ended.statuses.get("503").copied().unwrap_or(0);
+    ensure!(answers > 0 || !too_many, "no 503: {ended:?}");
+    // Connections to servers are kept for the next request.
+    eventually("the flood to be gone", || {
+        for name in ["weft_pod_open_exchanges", "weft_pod_buffered_bytes"] {
+            let left = cluster.node(0).metrics()?.sum(name, &[("pod", "flooder")]);
+            ensure!(left == 0.0, "{left} of {name}");
+        }
+        Ok(())
+    })
+}
+
+/// What a client says at its end that follows a script.
+#[derive(Debug, Deserialize)]
+#[expect(dead_code, reason = "for who reads it")]
+struct HttpFlood {
+    open: u64,
+    ended: u64,
+    statuses: BTreeMap<String, u64>,
+}
+
+/// What both agents hold, in bytes.
+fn memory(cluster: &Cluster) -> Result<u64> {
+    let nodes = cluster.nodes().iter();
+    nodes.map(Node::agent_resident_bytes).sum()
+}
+
 /// From a stranger's address there may be 32; workloads have places of their own.
 fn handshakes(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let tunnel = SocketAddr::new(pods.server.v4().into(), 15008);
@@ -223,6 +286,62 @@ fn gone(node: &Node, pod: &str) -> Result<()> {
         ensure!(open == 0.0 && kept == 0.0, "{open} flows keep {kept} bytes");
         Ok(())
     })
+}
+
+/// On two CPUs, so that a flood makes them short on any machine: alone it has all it can get, and beside a
+/// neighbour it is held back, which is counted and told.
+#[test]
+fn held_back() -> Result<()> {
+    let own = sched_getaffinity(Pid::from_raw(0))?;
+    let mut two = CpuSet::new();
+    let allowed = (0..CpuSet::count()).filter(|cpu| own.is_set(*cpu).unwrap_or(false));
+    for cpu in allowed.take(2) {
+        two.set(cpu)?;
+    }
+    // Of this thread, and of all that it starts.
+    sched_setaffinity(Pid::from_raw(0), &two)?;
+    let args = ["--max-cpu-percent-per-pod-when-short", "5"];
+    let cluster = Cluster::with(ClusterOptions {
+        agent_args: args.map(Into::into).to_vec(),
+        ..ClusterOptions::default()
+    })?;
+    let add = |name, node| cluster.add_pod(PodSpec::new(name).on(node));
+    let (flooder, flooded) = (add("flooder", 0)?, add("flooded", 1)?);
+    let (neighbour, server) = (add("neighbour", 0)?, add("server", 1)?);
+    let _flooded = serve(&flooded, PORT)?;
+    let _server = Server::start(&server, PORT, "echo", &["--quiet"])?;
+    let node = cluster.node(0);
+    let of_flooder = [("pod", "flooder")];
+    let flood = Flood::start(&flooder, target(&flooded), "bulk", 64)?;
+    let enough = 256.0 * f64::from(1 << 20);
+    let bytes = || Ok(node.metrics()?.sum("tcp_write_bytes_total", &of_flooder));
+    wait_for("a bulk transfer", Duration::from_secs(60), || {
+        let bytes: Result<f64> = bytes();
+        Ok((bytes? > enough).then_some(()))
+    })?;
+    let floods = node.metrics()?.sum("weft_pod_floods_total", &of_flooder);
+    ensure!(floods == 0.0, "held back {floods} times beside nobody");
+    let args = ["--parallel", "2", "--pause-ms", "20"];
+    let load = Load::start(&neighbour, target(&server), &args)?;
+    wait_for("it to be held back", Duration::from_secs(60), || {
+        let metrics = node.metrics()?;
+        let floods = metrics.sum("weft_pod_floods_total", &of_flooder);
+        let waited = metrics.sum("weft_pod_held_back_seconds_total", &of_flooder);
+        Ok((floods > 0.0 && waited > 0.0).then_some(()))
+    })?;
+    let log = node.agent_log();
+    let told = log
+        .lines()
+        .find(|it| it.contains("held back: CPUs are short"));
+    ensure!(told.is_some_and(|it| it.contains("flooder")), "{told:?}");
+    let counts = load.stop()?;
+    ensure!(counts.of("ok") == counts.total(), "{counts:?}");
+    let metrics = node.metrics()?;
+    let floods = metrics.sum("weft_pod_floods_total", &[("pod", "neighbour")]);
+    ensure!(floods == 0.0, "the neighbour was held back");
+    let counts = flood.stop()?;
+    ensure!(counts.of("ok") == 64 && counts.total() == 64, "{counts:?}");
+    gone(node, "flooder")
 }
 
 /// As many flows as the descriptors allow, 8,000 at most, from one pod and as many to it at once.
@@ -319,6 +438,10 @@ impl Flood {
 }
 
 impl Counts {
+    fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
     fn of(&self, outcome: &str) -> u64 {
         self.counts.get(outcome).copied().unwrap_or(0)
     }
@@ -336,3 +459,16 @@ fn target(pod: &Pod) -> SocketAddr {
 
 const PORT: u16 = 7600;
 const BESIDE: u16 = 7601;
+const HTTP: u16 = 7602;
+/// What a client of HTTP that means harm does, and whether it makes more requests at once than a pod may have open.
+/// One that opens ten thousand streams at once is ended before they are looked at.
+const HTTP_FLOODS: [(&str, bool); 6] = [
+    ("slow heads", false),
+    ("slow bodies", true),
+    ("ten thousand streams", false),
+    ("a head of megabytes", false),
+    ("ten thousand fields", false),
+    ("continuations without end", false),
+];
+/// By how much both agents may grow: see the adversarial suite.
+const MOST_MIB: u64 = 256;
