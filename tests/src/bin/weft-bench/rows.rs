@@ -37,7 +37,7 @@ pub(crate) enum Load {
     Pods,
     /// First flows between pairs of pods.
     Handshakes,
-    /// 500 requests a second beside a pod that floods the node's agent.
+    /// 500 requests a second beside a pod that floods the node's agent, or that is busy.
     Fairness,
 }
 
@@ -127,7 +127,7 @@ const fn row(name: &'static str, unit: &'static str, load: Load) -> Row {
 }
 
 /// All rows, in the order of the table.
-pub(crate) const ROWS: [Row; 39] = [
+pub(crate) const ROWS: [Row; 41] = [
     row("bulk-1", "Gbit/s", Load::Bulk(1)),
     row("bulk-4", "Gbit/s", Load::Bulk(4)),
     row("bulk-8", "Gbit/s", Load::Bulk(8)),
@@ -167,6 +167,8 @@ pub(crate) const ROWS: [Row; 39] = [
     row("fairness-connections", "µs", Load::Fairness),
     row("fairness-stalled", "µs", Load::Fairness),
     row("fairness-bulk", "µs", Load::Fairness),
+    row("busy-requests-32", "requests/s", Load::Fairness),
+    row("busy-bulk-8", "Gbit/s", Load::Fairness),
 ];
 
 const HTTP1_REQUESTS: Load = Load::Exchanges(Protocol::Http1, 1);
