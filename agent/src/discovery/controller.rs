@@ -101,6 +101,17 @@ pub enum ControllerError {
     Each(Vec<ControllerError>),
 }
 
+impl ControllerError {
+    /// Whether an address was tried in vain. If not, there is no use in going to another at once.
+    pub(super) fn is_of_address(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Each(errors) => errors.iter().any(Self::is_of_address),
+            _ => false,
+        }
+    }
+}
+
 impl Controller {
     /// Checks the addresses; connects to nothing.
     ///

@@ -72,6 +72,12 @@ enum StreamError {
     Apply(tokio::task::JoinError),
 }
 
+impl StreamError {
+    fn is_of_address(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.is_of_address())
+    }
+}
+
 impl ControlStream {
     /// The client of a node's agent, and the handle that the data path asks with.
     pub fn new(
@@ -112,12 +118,14 @@ impl ControlStream {
                 failures = 0;
                 self.controller.begin_round();
             }
+            let mut failed = error.is_of_address();
             if let Some(address) = self.at.take() {
                 self.controller.uses(None);
                 self.controller.failed(address);
+                failed = true;
             }
-            // Whoever has not failed yet is not waited for.
-            let delay = if self.controller.has_untried() {
+            // Whoever has not failed yet is not waited for; what fails before anybody is asked fails again.
+            let delay = if failed && self.controller.has_untried() {
                 Duration::ZERO
             } else {
                 failures = failures.saturating_add(1);

@@ -505,6 +505,24 @@ async fn a_refused_token_is_read_again() {
     assert!(tokens.iter().any(|it| it == "Bearer a-bad-token"));
 }
 
+/// What fails before any address was tried fails at the next as well, which has not failed yet.
+#[tokio::test]
+async fn what_cannot_be_read_is_not_read_again_at_once() {
+    let mut world = World::new().await;
+    let session = world.session().await;
+    let path = world.directory.path().join("bundle");
+    std::fs::write(&path, "").expect("writes");
+    drop(session);
+    let unreadable = |state: &StreamState| {
+        let error = state.last_error.as_deref();
+        error.is_some_and(|it| it.contains("no PEM certificate"))
+    };
+    world.until("no bundle", unreadable).await;
+    assert!(world.discovery.state().retry_delay > Duration::ZERO);
+    std::fs::write(&path, world.authority.pem()).expect("writes");
+    world.session().await;
+}
+
 #[tokio::test]
 async fn a_controller_without_our_root_gets_no_token() {
     let mut world = World::new().await;
