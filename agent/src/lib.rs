@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod config;
 pub mod discovery;
 pub mod identity;
+pub mod lanes;
 pub mod log;
 pub mod netns;
 pub mod node;

@@ -48,7 +48,11 @@ pub fn run(config: Config) -> Result<()> {
     raise_descriptor_limit();
     // There are no other threads yet, and none ever leaves for long.
     Netns::stay_here().context("opening the network namespace")?;
-    tokio::runtime::Builder::new_multi_thread()
+    let lanes: usize = std::env::var("WEFT_LANES").ok().and_then(|it| it.parse().ok()).unwrap_or(0);
+    let _lanes = if lanes > 0 { Some(crate::lanes::Lanes::start(lanes).context("starting lanes")?) } else { None };
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if lanes > 0 { builder.worker_threads(1); }
+    builder
         .enable_all()
         .build()
         .context("starting the runtime")?

@@ -341,6 +341,7 @@ impl Node {
         tunnel: std::net::TcpListener,
         plaintext: std::net::TcpListener,
     ) -> Result<(), EnrollError> {
+        let _lane = crate::lanes::enter();
         let outbound = TcpListener::from_std(outbound).map_err(EnrollError::Listen)?;
         let tunnel = TcpListener::from_std(tunnel).map_err(EnrollError::Listen)?;
         let plaintext = TcpListener::from_std(plaintext).map_err(EnrollError::Listen)?;

@@ -352,6 +352,13 @@ pub(super) async fn accept_each(
             true
         }
         Ok((stream, from)) => {
+            let lane = crate::lanes::elsewhere();
+            let stream = if lane.is_some() {
+                match stream.into_std().and_then(TcpStream::from_std) {
+                    Ok(stream) => stream,
+                    Err(_) => return true,
+                }
+            } else { stream };
             serve(stream, socket::canonical(from));
             true
         }

@@ -78,6 +78,8 @@ pub(super) struct Http1 {
     pub(super) is_reused: bool,
     /// Since when nobody uses it.
     pub(super) idle_since: Instant,
+    /// The lane whose reactor has its socket.
+    pub(super) lane: Option<usize>,
     /// What its exchanges are counted in.
     pub(super) known: Known,
 }
@@ -90,6 +92,8 @@ pub(super) struct Http2 {
     /// Where it leads.
     pub(super) route: Arc<Route>,
     open: Arc<Open>,
+    /// The lane that it runs on.
+    pub(super) lane: Option<usize>,
     /// What its exchanges are counted in.
     pub(super) known: Arc<Mutex<Known>>,
 }
@@ -205,6 +209,7 @@ impl Http1 {
             route,
             is_reused: false,
             idle_since: Instant::now(),
+            lane: crate::lanes::here(),
             known: Known::default(),
         })
     }
@@ -314,6 +319,7 @@ impl Http2 {
                 now: AtomicUsize::new(0),
                 idle_since: Mutex::new(Instant::now()),
             }),
+            lane: crate::lanes::here(),
             known: Arc::default(),
         })
     }

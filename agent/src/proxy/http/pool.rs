@@ -75,7 +75,10 @@ impl Pool {
             let mut connection = {
                 let mut kept = self.kept();
                 let waiting = kept.http1.get_mut(&route.endpoint)?;
-                waiting.pop()?
+                let here = crate::lanes::here();
+                let near = waiting.iter().rposition(|it| it.lane == here);
+                let at = near.or(waiting.len().checked_sub(1))?;
+                waiting.remove(at)
             };
             if connection.route.is_same(route) && connection.is_free() {
                 return Some(connection);
@@ -90,7 +93,8 @@ impl Pool {
         let all = kept.http2.get_mut(&route.endpoint)?;
         // One that leads elsewhere ends when the last who uses it has let it go.
         all.retain(|it| !it.is_closed() && it.route.is_same(route));
-        all.iter().find(|it| it.has_room()).cloned()
+        let here = crate::lanes::here();
+        all.iter().find(|it| it.lane == here && it.has_room()).cloned()
     }
 
     /// Whether an exchange with one of these could begin at once.
@@ -120,7 +124,9 @@ impl Pool {
             return connection;
         }
         let all = kept.http2.entry(connection.route.endpoint).or_default();
-        let same = |it: &&Http2| it.has_room() && it.route.is_same(&connection.route);
+        let same = |it: &&Http2| {
+            it.lane == connection.lane && it.has_room() && it.route.is_same(&connection.route)
+        };
         if let Some(theirs) = all.iter().find(same) {
             return theirs.clone();
         }

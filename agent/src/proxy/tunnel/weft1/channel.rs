@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -72,6 +73,16 @@ impl Channel {
             },
             outbox: Buffer::default(),
         })
+    }
+
+    pub(super) fn moved_here(self: Box<Self>) -> Box<Self> {
+        let mut channel = self;
+        let again = channel.socket.as_fd().try_clone_to_owned();
+        let again = again.and_then(|it| TcpStream::from_std(it.into()));
+        if let Ok(socket) = again {
+            channel.socket = Arc::new(socket);
+        }
+        channel
     }
 
     /// The connection's socket, to be watched.

@@ -103,6 +103,7 @@ struct Kept {
     born: Instant,
     idle_since: Instant,
     place: Place,
+    lane: Option<usize>,
 }
 
 /// One of a pair's connections.
@@ -144,7 +145,10 @@ impl Pool {
                 None => pairs.entry(key.clone()).or_default(),
             };
             loop {
-                match pair.idle.pop() {
+                let here = crate::lanes::here();
+                let near = pair.idle.iter().rposition(|it| it.lane == here);
+                let at = near.or(pair.idle.len().checked_sub(1));
+                match at.map(|at| pair.idle.remove(at)) {
                     Some(kept) if kept.is_usable(&self.limits) => break Ok(kept),
                     Some(kept) => unusable.push(kept),
                     None => break self.wait_in_line(key, pair, dial),
@@ -154,14 +158,14 @@ impl Pool {
         // Not while the pool is locked: closing is a system call.
         drop(unusable);
         let waiting = match given {
-            Ok(kept) => return Ok(self.lend(kept, true)),
+            Ok(kept) => return Ok(self.lend(kept.moved_here(), true)),
             Err(None) => return Ok(Taken::Http),
             Err(Some(waiting)) => waiting,
         };
         match waiting.await {
             Ok(Given::Kept(kept)) => {
                 let reused = kept.idle_since != kept.born;
-                Ok(self.lend(*kept, reused))
+                Ok(self.lend(kept.moved_here(), reused))
             }
             Ok(Given::Http) => Ok(Taken::Http),
             Ok(Given::Failed(error)) => Err(error),
@@ -259,6 +263,7 @@ impl Pool {
                     key: Arc::clone(key),
                     born: now,
                     idle_since: now,
+                    lane: crate::lanes::here(),
                     place: Place::new(&pair.open),
                 };
                 drop(pairs);
@@ -487,6 +492,7 @@ impl GiveBack {
             generation: self.generation,
             born: self.born,
             idle_since: Instant::now(),
+            lane: crate::lanes::here(),
             place: self.place,
         };
         if !self.leaving && kept.channel.is_clean() && kept.is_usable(&self.pool.limits) {
@@ -498,6 +504,13 @@ impl GiveBack {
 }
 
 impl Kept {
+    fn moved_here(mut self) -> Self {
+        if self.lane != crate::lanes::here() {
+            self.channel = self.channel.moved_here();
+        }
+        self
+    }
+
     fn is_usable(&self, limits: &Limits) -> bool {
         // Whatever the peer says to a connection that waits, it means that it is over.
         self.born.elapsed() < limits.age
