@@ -14,6 +14,7 @@ pub mod leader;
 pub mod objects;
 mod pause;
 pub mod problems;
+pub mod progress;
 pub mod run;
 pub mod source;
 pub mod statuses;

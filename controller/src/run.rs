@@ -23,6 +23,7 @@ use crate::control::tls::Serving;
 use crate::index::{Index, Settings};
 use crate::leader::{Candidate, Leadership};
 use crate::problems::Problems;
+use crate::progress::Progress;
 use crate::source::directory::Directory;
 use crate::source::kubernetes::Kubernetes;
 use crate::source::{Batch, Source};
@@ -64,7 +65,12 @@ enum AnySource {
 
 impl AnySource {
     /// The source, given a client where it is a cluster.
-    fn of(config: &Run, client: Option<Client>, problems: Problems) -> anyhow::Result<Self> {
+    fn of(
+        config: &Run,
+        client: Option<Client>,
+        problems: Problems,
+        progress: &Progress,
+    ) -> anyhow::Result<Self> {
         Ok(match &config.source {
             SourceChoice::Directory(path) => {
                 Self::Directory(Directory::new(path.clone(), problems))
@@ -72,7 +78,8 @@ impl AnySource {
             SourceChoice::Kubernetes => {
                 let client = client.context("--source kubernetes")?;
                 let believe = config.believe_netns_annotations;
-                Self::Kubernetes(Kubernetes::new(client, believe, problems))
+                let source = Kubernetes::new(client, believe, problems);
+                Self::Kubernetes(source.telling(progress.clone()))
             }
         })
     }
@@ -99,7 +106,8 @@ impl Controller {
         let problems = Problems::default();
         let views = Arc::new(Views::default());
         let client = parts::client(&config).await?;
-        let source = AnySource::of(&config, client.clone(), problems.clone())?;
+        let progress = Progress::default();
+        let source = AnySource::of(&config, client.clone(), problems.clone(), &progress)?;
         let agents_namespace = config.agent_service_account.namespace.clone();
         let agent_pods = Arc::new(AgentPods::new(agents_namespace));
         let identity = parts::identity(&config, client.as_ref());
@@ -121,6 +129,7 @@ impl Controller {
             views,
             authority,
             authentication: Arc::new(authentication),
+            progress,
             agents: Arc::new(Agents::new(problems.clone())),
             metrics: Arc::new(Metrics::default()),
             trust_domain: config.trust_domain.clone(),
@@ -195,10 +204,11 @@ impl Controller {
         let mut reading = self.source.start(sender, stop.clone());
         let metrics = self.server.metrics.clone();
         let agent_pods = self.agent_pods;
+        let progress = self.server.progress.clone();
         // Translation is work for a processor, not for the tasks that serve.
         let indexing = std::thread::Builder::new()
             .name("index".to_owned())
-            .spawn(move || translate(index, batches, &views, &agent_pods, &metrics))?;
+            .spawn(move || translate(index, batches, &views, &agent_pods, &progress, &metrics))?;
         let authority = self.server.authority.clone();
         if let Some((secret, roots)) = self.identity {
             tasks.spawn(secret.follow(stop.clone()));
@@ -294,12 +304,15 @@ fn translate(
     mut batches: mpsc::Receiver<Batch>,
     views: &Views,
     agent_pods: &AgentPods,
+    progress: &Progress,
     metrics: &Metrics,
 ) {
     while let Some(batch) = batches.blocking_recv() {
         let (started, events) = (Instant::now(), batch.events.len());
+        progress.begins();
         agent_pods.hear(&batch);
         index.apply(batch);
+        progress.ends();
         views.set_complete();
         let took = started.elapsed();
         metrics.applied(events, took);

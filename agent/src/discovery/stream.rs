@@ -4,7 +4,7 @@
 //! once when the stream ends; when all have failed it comes back with backoff. It never empties the store: only a
 //! controller removes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,10 @@ pub struct ControlStream {
     wants: mpsc::Receiver<IpAddr>,
     state: watch::Sender<StreamState>,
     unsaid: Unsaid,
+    /// How far what is held goes, as controllers said it.
+    position: HashMap<String, u64>,
+    /// How far that goes of which a part was pushed.
+    coming: HashMap<String, u64>,
     /// The controller that the stream is to.
     at: Option<SocketAddr>,
 }
@@ -91,6 +95,8 @@ impl ControlStream {
             wants,
             state,
             unsaid: Unsaid::default(),
+            position: HashMap::new(),
+            coming: HashMap::new(),
             at: None,
         };
         (stream, discovery)
@@ -153,10 +159,12 @@ impl ControlStream {
     async fn session(&mut self) -> Result<std::convert::Infallible, StreamError> {
         let mut connection = self.controller.connect().await?;
         self.at = Some(connection.address);
+        self.coming.clear();
         let (sender, receiver) = mpsc::channel(SEND_QUEUE);
-        let hello = self
+        let mut hello = self
             .unsaid
             .hello(&self.node, self.incarnation, self.store.held());
+        hello.position.clone_from(&self.position);
         send(&sender, v1::agent_message::Message::Hello(hello)).await?;
         let request = connection.request(ReceiverStream::new(receiver));
         let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
@@ -228,10 +236,11 @@ impl ControlStream {
 
     async fn push(
         &mut self,
-        push: v1::Push,
+        mut push: v1::Push,
         sender: &mpsc::Sender<v1::AgentMessage>,
     ) -> Result<(), StreamError> {
         let (id, complete) = (push.id, push.complete);
+        self.comes_to(std::mem::take(&mut push.position), complete);
         let unsaid = self.unsaid.still(&push);
         let store = Arc::clone(&self.store);
         // Megabytes of first state would hold up a thread that serves connections.
@@ -275,6 +284,24 @@ impl ControlStream {
             rejected: checked.rejected,
         };
         send(sender, v1::agent_message::Message::Answer(answer)).await
+    }
+
+    /// Notes how far a push goes; before it is applied, as a part of it may be in force as soon as it begins to be.
+    fn comes_to(&mut self, position: HashMap<String, u64>, complete: bool) {
+        if !position.is_empty() {
+            self.coming = position;
+        }
+        if complete || self.state.borrow().current {
+            // All that is held is this controller's.
+            if !self.coming.is_empty() {
+                self.position = std::mem::take(&mut self.coming);
+            }
+            return;
+        }
+        for (kind, version) in &self.coming {
+            let reached = self.position.entry(kind.clone()).or_default();
+            *reached = (*version).max(*reached);
+        }
     }
 
     fn pushed(&self, checked: &Checked, complete: bool) {
@@ -332,6 +359,7 @@ impl Unsaid {
             protocol: PROTOCOL_VERSION,
             held: Vec::with_capacity(held.len()),
             incarnation,
+            position: HashMap::new(),
         };
         let mut bytes = 0;
         for (key, version) in held {

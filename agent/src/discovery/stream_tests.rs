@@ -121,7 +121,13 @@ fn push(id: u64, resources: Vec<Resource>, complete: bool) -> v1::Push {
         changed: resources.into_iter().map(Into::into).collect(),
         removed: vec![],
         complete,
+        position: position(id),
     }
+}
+
+/// As if so much had happened in the cluster.
+fn position(version: u64) -> HashMap<String, u64> {
+    HashMap::from([("Pod".to_owned(), version)])
 }
 
 fn removal(id: u64, kind: Kind, name: &str) -> v1::Push {
@@ -370,6 +376,23 @@ async fn another_controller_is_gone_to_at_once() {
         assert!(world.knows("shop/kept"));
     }
     other.cancel();
+}
+
+/// Of what it holds a part may be of a controller that has come further than the next one.
+#[tokio::test]
+async fn how_far_it_has_come_is_shown_to_the_next_controller() {
+    let mut world = World::new().await;
+    for (shown, told, complete) in [
+        (None, 7, true),
+        (Some(7), 8, false),
+        (Some(8), 5, false),
+        (Some(8), 5, true),
+        (Some(5), 6, true),
+    ] {
+        let mut session = world.session().await;
+        assert_eq!(session.hello.position.get("Pod").copied(), shown);
+        session.push(push(told, vec![cluster()], complete)).await;
+    }
 }
 
 /// One that takes the stream and tells nothing is left for another.

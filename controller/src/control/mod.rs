@@ -14,6 +14,7 @@ use weft_proto::v1::control_server::{Control, ControlServer};
 use weft_proto::{MAX_MESSAGE_BYTES, v1};
 
 use crate::authority::{Authority, SignError};
+use crate::progress::Progress;
 use crate::telemetry::{Metrics, Signing};
 use crate::views::Views;
 use agents::Agents;
@@ -38,6 +39,8 @@ pub struct Server {
     pub authority: Arc<Authority>,
     /// Who may connect.
     pub authentication: Arc<Authentication>,
+    /// How far the source has come.
+    pub progress: Progress,
     /// Who is connected.
     pub agents: Arc<Agents>,
     /// Counts.
@@ -112,6 +115,7 @@ impl Control for Server {
             views: self.views.clone(),
             agents: self.agents.clone(),
             authentication: self.authentication.clone(),
+            progress: self.progress.clone(),
             metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         };

@@ -21,6 +21,7 @@ use weft_proto::{Key, PROTOCOL_VERSION};
 use super::Caller;
 use super::agents::{Agents, Connected};
 use super::authentication::Authentication;
+use crate::progress::{Position, Progress};
 use crate::telemetry::{Metrics, Refused};
 use crate::views::{Difference, Views};
 
@@ -30,6 +31,7 @@ pub(super) struct Context {
     pub(super) views: Arc<Views>,
     pub(super) agents: Arc<Agents>,
     pub(super) authentication: Arc<Authentication>,
+    pub(super) progress: Progress,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: CancellationToken,
 }
@@ -54,6 +56,10 @@ struct Outbox {
     looked: VecDeque<IpAddr>,
     /// The same, to tell who asks again.
     asked: HashSet<IpAddr>,
+    /// How far all of this goes,
+    position: Position,
+    /// and how far what was sent does.
+    told: Position,
 }
 
 /// How long the agent may take to say hello.
@@ -64,6 +70,8 @@ const COLLECT: Duration = Duration::from_millis(20);
 const PUSH_BYTES: usize = 1024 * 1024;
 /// Unanswered questions of an agent. More get no answer: the agent gives up, and refuses.
 const MAX_WANTS: usize = 4096;
+/// More kinds than there are.
+const MAX_KINDS: usize = 128;
 /// The longest name of a resource: two names and an address, with room.
 const MAX_KEY_BYTES: usize = 1024;
 
@@ -105,14 +113,18 @@ async fn run(
     let connected = context
         .agents
         .connect(node, hello.incarnation, shortened(hello.agent_version));
+    if hello.position.len() > MAX_KINDS {
+        return Err(Status::invalid_argument("position: of too many kinds"));
+    }
     let held = held(hello.held)?;
     tracing::info!(%node, held = held.len(), "an agent is connected");
     let mut changes = context.views.changes();
-    complete(context, &connected, &mut changes).await?;
+    let position = hello.position.into_iter().collect();
+    complete(context, &connected, &mut changes, &position).await?;
     let difference = context.views.beyond(node, held);
     let mut moment = difference.upto;
     let mut outbox = Outbox::default();
-    outbox.put(difference);
+    outbox.put(difference, context.progress.begun());
     outbox.completes = true;
     let mut pushes = 0;
     let mut collected = false;
@@ -122,7 +134,7 @@ async fn run(
             let difference = context.views.since(node, moment);
             let difference = difference.map_err(|it| Status::unavailable(it.to_string()))?;
             moment = difference.upto;
-            outbox.put(difference);
+            outbox.put(difference, context.progress.begun());
         }
         tokio::select! {
             biased;
@@ -181,27 +193,25 @@ async fn changed(changes: &mut watch::Receiver<u64>, moment: u64) -> Result<(), 
     Ok(())
 }
 
-/// Waits until the source has told everything once: an agent must not take an empty state for
-/// the truth.
+/// Waits until the source has told everything once, and as much as the agent knows of: it must not take an empty state
+/// for the truth, nor an old one for a new one.
 async fn complete(
     context: &Context,
     connected: &Connected,
     changes: &mut watch::Receiver<u64>,
+    position: &Position,
 ) -> Result<(), Status> {
-    while !context.views.is_complete() {
-        tokio::select! {
-            () = connected.replaced.cancelled() => {
-                return Err(Status::aborted("the agent opened another stream"));
-            }
-            () = context.stop.cancelled() => {
-                return Err(Status::unavailable("the controller ends"));
-            }
-            changed = changes.changed() => {
-                changed.map_err(|_| Status::unavailable("the controller ends"))?;
-            }
+    let whole = async {
+        while !context.views.is_complete() && changes.changed().await.is_ok() {}
+        context.progress.reaches(position).await;
+    };
+    tokio::select! {
+        () = connected.replaced.cancelled() => {
+            Err(Status::aborted("the agent opened another stream"))
         }
+        () = context.stop.cancelled() => Err(Status::unavailable("the controller ends")),
+        () = whole => Ok(()),
     }
-    Ok(())
 }
 
 async fn hello(inbound: &mut impl Inbound) -> Result<v1::Hello, Status> {
@@ -261,7 +271,9 @@ impl Outbox {
         !self.changed.is_empty() || !self.removed.is_empty() || self.completes
     }
 
-    fn put(&mut self, difference: Difference) {
+    /// Takes in what is to be sent; nothing of it is later than this position.
+    fn put(&mut self, difference: Difference, position: Position) {
+        self.position = position;
         let mut changed = difference.changed;
         // What others refer to comes first, wherever one push is not enough.
         changed.sort_by_key(|it| order(it));
@@ -322,6 +334,10 @@ impl Outbox {
             bytes += key.name.len() + 16;
             keys.push(key.clone());
             push.removed.push(key.into());
+        }
+        if self.told != self.position {
+            self.told.clone_from(&self.position);
+            push.position = self.position.clone().into_iter().collect();
         }
         push.complete = self.completes && self.changed.is_empty() && self.removed.is_empty();
         self.completes &= !push.complete;
@@ -407,11 +423,14 @@ mod tests {
             ..Outbox::default()
         };
         let (changed, removed) = (40_000, 30_000);
-        outbox.put(Difference {
-            changed: (0..changed).map(service).collect(),
-            removed: (0..removed).map(gone).collect(),
-            upto: 1,
-        });
+        outbox.put(
+            Difference {
+                changed: (0..changed).map(service).collect(),
+                removed: (0..removed).map(gone).collect(),
+                upto: 1,
+            },
+            Position::from([("Pod".to_owned(), 7)]),
+        );
         outbox
             .want(&v1::Want {
                 address: vec![10, 0, 0, 1],
@@ -427,6 +446,7 @@ mod tests {
                 ToAgent::Push(push) => {
                     assert!(!looked, "looked comes after what is pending");
                     assert_eq!(push.id, pushes);
+                    assert_eq!(push.position.get("Pod"), (pushes == 1).then_some(&7));
                     counted = (
                         counted.0 + push.changed.len(),
                         counted.1 + push.removed.len(),

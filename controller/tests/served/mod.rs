@@ -115,6 +115,7 @@ pub(crate) fn hello(node: &str, held: Vec<v1::Held>) -> v1::Hello {
         protocol: PROTOCOL_VERSION,
         held,
         incarnation: rand::random(),
+        ..v1::Hello::default()
     }
 }
 

@@ -18,6 +18,13 @@ pub(crate) struct Document {
     pub(crate) value: Value,
 }
 
+impl Document {
+    /// Its version, if that can be compared to others: larger is later, within a kind.
+    pub(super) fn version(&self) -> Option<u64> {
+        self.metadata.resource_version.as_deref()?.parse().ok()
+    }
+}
+
 impl From<Value> for Document {
     fn from(value: Value) -> Self {
         let text = |field: &str| {

@@ -7,6 +7,7 @@
 //! | `discovery` | what it serves, and in which version it is read |
 //! | `watch` | one kind: list, watch, begin anew |
 //! | `document`, `trim` | an object as it arrives, and what of it is looked at |
+//! | `reached` | how far all of them have come |
 //! | `world` | from what watches say to changes for the index: pure |
 //!
 //! Nothing here takes silence for an answer. What cannot be listed, discovered or read stays as it was, and a
@@ -27,12 +28,15 @@ use super::{Batch, Source};
 use crate::objects::{Fault, ObjectKind};
 use crate::pause::{Pause, about};
 use crate::problems::{Problem, Problems, Scope};
+use crate::progress::Progress;
+use reached::Reached;
 use watch::{News, Report, Watch};
 use world::{PLACE, Told, World};
 
 mod connect;
 mod discovery;
 mod document;
+mod reached;
 mod trim;
 mod watch;
 mod world;
@@ -46,6 +50,7 @@ pub(crate) use document::Document;
 pub struct Kubernetes {
     client: Client,
     problems: Problems,
+    progress: Progress,
     believe_netns: bool,
     pace: Pace,
 }
@@ -101,9 +106,15 @@ impl Kubernetes {
         Self {
             client,
             problems,
+            progress: Progress::default(),
             believe_netns,
             pace: Pace::default(),
         }
+    }
+
+    /// Tells there how far it has come.
+    pub fn telling(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 
     /// Does things at another pace.
@@ -127,26 +138,24 @@ impl Source for Kubernetes {
     ) -> anyhow::Result<()> {
         let (reports, mut reported) = mpsc::channel(1024);
         let mut following = Following::new(self, reports);
-        let mut settled: Option<Instant> = None;
+        let mut ready: Option<Instant> = None;
         let mut pause = following.pace.pause();
         let mut looking = Box::pin(discovery_after(following.client.clone(), Duration::ZERO));
         // Whether it is looked early already: many kinds that are not served must not keep it from an end.
         let mut hurried = true;
         loop {
-            let due = following.is_due();
-            settled = match (due, settled) {
-                (true, None) => Some(Instant::now() + following.pace.settle),
-                (true, at) => at,
-                (false, _) => None,
-            };
-            let is_settled = settled.is_some_and(|at| at <= Instant::now());
+            ready = following.waits().map(|wait| {
+                let soon = Instant::now() + wait;
+                ready.map_or(soon, |at| at.min(soon))
+            });
+            let is_ready = ready.is_some_and(|at| at <= Instant::now());
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                permit = batches.reserve(), if is_settled => match permit {
-                    Ok(permit) => permit.send(following.world.batch()),
+                permit = batches.reserve(), if is_ready => match permit {
+                    Ok(permit) => permit.send(following.batch()),
                     Err(_) => return Ok(()),
                 },
-                () = sleep_until(settled), if due && !is_settled => {}
+                () = sleep_until(ready), if !is_ready => {}
                 Some(report) = reported.recv() => {
                     if following.hear(report) && !hurried {
                         hurried = true;
@@ -185,10 +194,14 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
+/// How soon it is told that it was heard of something that is not looked at.
+const FURTHER: Duration = Duration::from_secs(1);
+
 /// The watches that run, and what they say.
 struct Following {
     client: Client,
     problems: Problems,
+    reached: Reached,
     pace: Pace,
     reports: mpsc::Sender<Report>,
     watches: BTreeMap<ObjectKind, Running>,
@@ -222,6 +235,7 @@ impl Following {
         Self {
             client: source.client,
             problems: source.problems,
+            reached: Reached::new(source.progress),
             pace: source.pace,
             reports,
             watches: BTreeMap::new(),
@@ -230,6 +244,22 @@ impl Following {
             lacking: vec![],
             looked: false,
         }
+    }
+
+    /// How long to wait with what there is to be told; none: there is nothing.
+    fn waits(&self) -> Option<Duration> {
+        if self.is_due() {
+            Some(self.pace.settle)
+        } else {
+            // Nothing that is looked at: but that it was heard of.
+            self.reached.has_come_further().then_some(FURTHER)
+        }
+    }
+
+    /// What is to be told.
+    fn batch(&mut self) -> Batch {
+        self.reached.tells();
+        self.world.batch()
     }
 
     fn is_due(&self) -> bool {
@@ -243,6 +273,7 @@ impl Following {
         if self.watches.get(&kind).is_none_or(|it| it.number != number) {
             return false;
         }
+        self.reached.hears(kind, &news);
         match news {
             News::Told(told) => {
                 let names = Scope::Source(format!("{PLACE} names of {}", shown(kind)));
@@ -301,6 +332,7 @@ impl Following {
         for kind in removed {
             tracing::info!(kind = shown(kind), "a kind is not served any more");
             self.watches.remove(&kind);
+            self.reached.forget(kind);
             self.world.forget(kind);
             self.problem_of_watch(kind, None);
         }
