@@ -2,14 +2,15 @@
 //! them in `status.parents`; on Weft's policies conditions of their own; on whatever cannot be used, an Event. Computed
 //! by the index, whatever the source; shown to people, and [written](writer) where there is a cluster.
 //!
-//! What changed waits in a queue that names objects and nothing else: what is written is what is true when it is
+//! What changed waits in a [queue] that names objects and nothing else: what is written is what is true when it is
 //! written, however often it changed meanwhile. When too many wait, all are looked through instead.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
 use tokio::sync::Notify;
+use tokio::time::{Duration, Instant, sleep_until};
 use weft_core::PolicyGroup;
 use weft_core::route::RouteName;
 
@@ -17,10 +18,13 @@ use crate::objects::routes::ParentRef;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
 use policy::PolicyStatus;
+use queue::Queue;
 
 pub mod conditions;
 mod events;
 mod policy;
+mod queue;
+mod troubles;
 pub mod writer;
 
 /// The statuses of all objects.
@@ -41,9 +45,7 @@ struct State {
     known: BTreeMap<ObjectKey, Option<i64>>,
     /// Objects that cannot be used, and why.
     unusable: BTreeMap<ObjectKey, String>,
-    waiting: BTreeSet<ObjectKey>,
-    /// More than fit in there.
-    all: bool,
+    queue: Queue,
     /// Changes are being made that count as one.
     changing: bool,
 }
@@ -125,8 +127,6 @@ pub struct Condition {
 
 /// The name that the Gateway API wants controllers to have.
 pub const CONTROLLER_NAME: &str = "weft.dev/controller";
-/// So many objects may wait.
-const MOST_WAITING: usize = 4096;
 
 /// Whether statuses are written on objects of a kind. What is of Linkerd's policy group is Linkerd's to say, except for
 /// its routes, whose status has an entry for each controller.
@@ -200,7 +200,7 @@ impl Statuses {
         state.known.remove(key);
         state.policies.remove(key);
         state.unusable.remove(key);
-        state.waiting.remove(key);
+        state.queue.gone(key);
     }
 
     /// The statuses of routes, by name.
@@ -210,7 +210,13 @@ impl Statuses {
 
     /// How many objects wait for what is to be said on them.
     pub fn waiting(&self) -> usize {
-        self.locked().waiting.len()
+        self.locked().queue.len()
+    }
+
+    /// Whether there may be something to be said on an object.
+    pub(crate) fn is_known(&self, object: &ObjectKey) -> bool {
+        let state = self.locked();
+        state.known.contains_key(object) || state.unusable.contains_key(object)
     }
 
     /// What is to be said on an object now.
@@ -224,45 +230,54 @@ impl Statuses {
         .await
     }
 
-    /// Begins anew: nothing waits, and all are to be looked through.
+    /// Begins anew: what cannot be used waits, and all are to be looked through.
     pub(crate) fn begin(&self) {
-        let mut state = self.locked();
-        state.waiting = state.unusable.keys().take(MOST_WAITING).cloned().collect();
-        state.all = true;
+        let state = &mut *self.locked();
+        state.queue.begin(state.unusable.keys(), Instant::now());
     }
 
-    /// This is to be done again.
-    pub(crate) fn again(&self, next: Next) {
-        match next {
-            Next::One(object) => self.change(&object, |_| true),
-            Next::All => {
-                self.locked().all = true;
-                self.0.changed.notify_one();
-            }
-        }
+    /// This is not as it should be.
+    pub(crate) fn again(&self, object: &ObjectKey) {
+        self.change(object, |_| true);
+    }
+
+    /// This one failed in a way that may pass.
+    pub(crate) fn failed(&self, object: &ObjectKey) {
+        self.locked().queue.failed(object, Instant::now());
+    }
+
+    /// This one did not fail, or in a way that does not pass.
+    pub(crate) fn done(&self, object: &ObjectKey) {
+        self.locked().queue.done(object);
+    }
+
+    /// All were looked through, or as far as that was possible; the next time is after this long.
+    pub(crate) fn looked(&self, wait: Duration) {
+        let now = Instant::now();
+        self.locked().queue.looked(now + wait, now);
     }
 
     /// What to do next, as soon as there is something.
     pub(crate) async fn next(&self) -> Next {
-        self.once(|state| match std::mem::take(&mut state.all) {
-            true => Some(Next::All),
-            false => state.waiting.pop_first().map(Next::One),
-        })
-        .await
+        self.once(|state| state.queue.next(Instant::now())).await
     }
 
     /// Waits until the state is whole and has something. Only one may wait at a time.
     async fn once<T>(&self, take: impl Fn(&mut State) -> Option<T>) -> T {
         loop {
             let changed = self.0.changed.notified();
-            {
+            let wakes = {
                 let mut state = self.locked();
                 let taken = (!state.changing).then(|| take(&mut state)).flatten();
                 if let Some(taken) = taken {
                     return taken;
                 }
+                state.queue.wakes().filter(|_| !state.changing)
+            };
+            match wakes {
+                Some(at) => tokio::select! { () = changed => {}, () = sleep_until(at) => {} },
+                None => changed.await,
             }
-            changed.await;
         }
     }
 
@@ -272,11 +287,7 @@ impl Statuses {
         if !change(&mut state) {
             return;
         }
-        if state.waiting.len() < MOST_WAITING {
-            state.waiting.insert(key.clone());
-        } else {
-            state.all = true;
-        }
+        state.queue.push(key, Instant::now());
         drop(state);
         self.0.changed.notify_one();
     }
@@ -333,9 +344,12 @@ fn truth<S: Serializer>(status: &bool, serializer: S) -> Result<S::Ok, S::Error>
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use futures::FutureExt;
     use serde_json::Value;
 
+    use super::queue::MOST_WAITING;
     use super::*;
     use crate::objects::decode;
 
@@ -347,10 +361,10 @@ mod tests {
         }
     }
 
-    async fn waiting(statuses: &Statuses) -> Vec<Next> {
+    fn waiting(statuses: &Statuses) -> Vec<Next> {
         let mut next = vec![];
-        while statuses.waiting() > 0 || statuses.locked().all {
-            next.push(statuses.next().await);
+        while let Some(one) = statuses.next().now_or_never() {
+            next.push(one);
         }
         next
     }
@@ -366,11 +380,11 @@ mod tests {
         }
         statuses.seen(&policy("b"), None);
         let expected = [Next::One(policy("a")), Next::One(policy("b"))];
-        assert_eq!(waiting(&statuses).await, expected);
+        assert_eq!(waiting(&statuses), expected);
         // What is the same again is no change.
         statuses.seen(&policy("a"), Some(9));
         statuses.faults(&policy("a"), Facet::Content, &[], "");
-        assert_eq!(waiting(&statuses).await, []);
+        assert_eq!(waiting(&statuses), []);
         let status = statuses.of(&policy("a")).await.status.expect("known");
         assert_eq!(status.generation, Some(9));
         statuses.gone(&policy("a"));
@@ -429,9 +443,13 @@ mod tests {
             statuses.seen(&policy(&format!("p{number}")), Some(1));
         }
         assert_eq!(statuses.waiting(), MOST_WAITING);
-        let next = waiting(&statuses).await;
-        assert_eq!(next[0], Next::All);
+        let next = waiting(&statuses);
         assert_eq!(next.len(), MOST_WAITING + 1);
+        assert_eq!(next[MOST_WAITING], Next::All);
+        statuses.looked(Duration::from_secs(600));
+        assert_eq!(waiting(&statuses), []);
+        statuses.begin();
+        assert_eq!(waiting(&statuses), [Next::All]);
     }
 
     #[tokio::test]

@@ -17,7 +17,10 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
+use weft_core::PolicyGroup;
 
+use super::queue::Queue;
+use super::troubles::Troubles;
 use super::{Next, Status, Statuses, conditions, events, has_status};
 use crate::leader::Leadership;
 use crate::objects::{ObjectKey, ObjectKind};
@@ -46,7 +49,9 @@ pub struct Writer {
 /// Why something is not written.
 enum Failure {
     Refused(kube::Error),
-    Silent,
+    Silent(Duration),
+    /// The object is there, and has no status that could be written.
+    NoStatus(ObjectKind),
 }
 
 /// Objects per second, at most.
@@ -57,13 +62,12 @@ const LOOK_THROUGH: Duration = Duration::from_secs(600);
 const PAGE: u32 = 500;
 /// How long a request may take: see [`crate::leader`].
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long it may take to ask which kinds there are: several requests.
+const KINDS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether this controller still leads.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long to wait after a failure; longer after each, up to
-const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
-/// this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const PLACE: &str = "kubernetes: statuses";
+/// How often an object is read and written in a row, while others write it at the same moment.
+const TRIES: usize = 3;
 const EVENTS: &str = "kubernetes: Events";
 
 impl Writer {
@@ -85,51 +89,76 @@ impl Writer {
     async fn lead(&self) {
         let mut pace = tokio::time::interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pause = Pause::new(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let mut pause = Queue::pause();
         let mut kinds = Served::new();
-        let mut due = Instant::now() + about(LOOK_THROUGH);
+        let mut troubles = Troubles::new(self.problems.clone());
         while self.leadership.leads() {
+            troubles.keep(|it| self.statuses.is_known(it));
             let next = tokio::select! {
                 next = self.statuses.next() => next,
-                () = tokio::time::sleep_until(due) => Next::All,
                 () = tokio::time::sleep(LOOK) => continue,
             };
             pace.tick().await;
-            let done = match &next {
-                Next::All => self.look_through(&mut kinds).await,
-                Next::One(key) => self.one(&mut kinds, key).await,
-            };
-            match done {
-                Ok(()) if next == Next::All => due = Instant::now() + about(LOOK_THROUGH),
-                Ok(()) => {}
-                Err(failure) => {
-                    self.failed(&next, &failure);
-                    if failure.is_passing() {
-                        self.statuses.again(next);
-                        tokio::time::sleep(pause.after(Instant::now())).await;
+            match next {
+                Next::All => {
+                    let outcome = self.look_through(&mut kinds).await;
+                    self.statuses.looked(next_look(&outcome, &mut pause));
+                    troubles.of_all(self.failure(outcome));
+                }
+                Next::One(object) => {
+                    let outcome = self.object(&mut kinds, &object).await;
+                    match &outcome {
+                        Err(failure) if failure.is_passing() => self.statuses.failed(&object),
+                        _ => self.statuses.done(&object),
                     }
+                    troubles.of(&object, self.failure(outcome));
                 }
             }
         }
+        // Whoever leads next tells of its own.
+        self.problems.of_place(EVENTS, None);
     }
 
-    /// Finds those that do not say what they should.
+    /// Finds those that do not say what they should. What fails for a kind says nothing of others; the first failure is
+    /// told, or rather one that may pass.
     async fn look_through(&self, kinds: &mut Served) -> Result<(), Failure> {
-        *kinds = asked(served(&self.client)).await?;
+        *kinds = self.kinds().await?;
+        let mut outcome = Ok(());
         for (kind, resource) in kinds.iter().filter(|(kind, _)| has_status(**kind)) {
-            let api: Api<Document> = Api::all_with(self.client.clone(), resource);
-            let mut page = ListParams::default().limit(PAGE);
-            loop {
-                let list = asked(api.list(&page)).await?;
-                for object in &list.items {
-                    self.look(*kind, &object.value).await;
+            match (self.look_through_kind(*kind, resource).await, &outcome) {
+                // There are none any more.
+                (Err(failure), _) if failure.code() == Some(404) => {}
+                (Err(failure), Ok(())) => outcome = Err(failure),
+                (Err(failure), Err(before)) if failure.is_passing() && !before.is_passing() => {
+                    outcome = Err(failure);
                 }
-                let token = list.metadata.continue_.filter(|it| !it.is_empty());
-                let Some(token) = token else { break };
-                page = page.continue_token(&token);
+                _ => {}
             }
         }
+        outcome
+    }
+
+    async fn look_through_kind(
+        &self,
+        kind: ObjectKind,
+        resource: &ApiResource,
+    ) -> Result<(), Failure> {
+        let api: Api<Document> = Api::all_with(self.client.clone(), resource);
+        let mut page = ListParams::default().limit(PAGE);
+        while self.leadership.leads() {
+            let list = asked(api.list(&page)).await?;
+            for object in &list.items {
+                self.look(kind, &object.value).await;
+            }
+            let token = list.metadata.continue_.filter(|it| !it.is_empty());
+            let Some(token) = token else { break };
+            page = page.continue_token(&token);
+        }
         Ok(())
+    }
+
+    async fn kinds(&self) -> Result<Served, Failure> {
+        within(KINDS_TIMEOUT, served(&self.client)).await
     }
 
     async fn look(&self, kind: ObjectKind, object: &Value) {
@@ -145,18 +174,28 @@ impl Writer {
         };
         let status = self.statuses.of(&key).await.status;
         if status.is_some_and(|it| to_write(object, &it).is_some()) {
-            self.statuses.again(Next::One(key));
+            self.statuses.again(&key);
         }
     }
 
-    /// Says what is to be said on an object.
+    /// Says what is to be said on an object. Where somebody else wrote meanwhile, it is read again.
+    async fn object(&self, kinds: &mut Served, key: &ObjectKey) -> Result<(), Failure> {
+        for _ in 1..TRIES {
+            match self.one(kinds, key).await {
+                Err(failure) if failure.code() == Some(409) => self.metrics.status("conflict"),
+                outcome => return outcome,
+            }
+        }
+        self.one(kinds, key).await
+    }
+
     async fn one(&self, kinds: &mut Served, key: &ObjectKey) -> Result<(), Failure> {
         let saying = self.statuses.of(key).await;
         if saying.status.is_none() && saying.unusable.is_none() {
             return Ok(());
         }
         if !kinds.contains_key(&key.kind) {
-            *kinds = asked(served(&self.client)).await?;
+            *kinds = self.kinds().await?;
         }
         let Some(resource) = kinds.get(&key.kind) else {
             return Ok(());
@@ -185,10 +224,22 @@ impl Writer {
             return Ok(());
         }
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
-        asked(api.patch_status(key.name.as_str(), &parameters, &patch)).await?;
-        self.metrics.status("written");
-        self.problems.of_place(PLACE, None);
-        Ok(())
+        match asked(api.patch_status(key.name.as_str(), &parameters, &patch)).await {
+            Err(failure) if failure.code() == Some(404) => {
+                let now = asked(api.get_opt(key.name.as_str())).await?;
+                let uid = |it: &Document| it.value["metadata"]["uid"].clone();
+                // It is gone, or another one, or was there all the time.
+                match now.is_some_and(|it| uid(&it) == uid(&object)) {
+                    true => Err(Failure::NoStatus(key.kind)),
+                    false => Ok(()),
+                }
+            }
+            outcome => {
+                outcome?;
+                self.metrics.status("written");
+                Ok(())
+            }
+        }
     }
 
     async fn event(
@@ -222,26 +273,15 @@ impl Writer {
         Ok(())
     }
 
-    fn failed(&self, next: &Next, failure: &Failure) {
-        let result = match failure.code() {
-            // Somebody else wrote meanwhile: it is read again.
+    /// What failed, counted, for people.
+    fn failure(&self, outcome: Result<(), Failure>) -> Option<String> {
+        let failure = outcome.err()?;
+        self.metrics.status(match failure.code() {
             Some(409) => "conflict",
-            // It is gone.
-            Some(404) => return,
-            Some(_) if !failure.is_passing() => "refused",
-            _ => "failed",
-        };
-        self.metrics.status(result);
-        if result == "conflict" {
-            return;
-        }
-        let of = match next {
-            Next::One(key) => key.to_string(),
-            Next::All => "all objects".to_owned(),
-        };
-        let effect = "what is said on objects is older";
-        let reason = format!("the status of {of} cannot be written: {failure}");
-        self.problems.of_place(PLACE, Some((reason, effect)));
+            _ if failure.is_passing() => "failed",
+            _ => "refused",
+        });
+        Some(failure.to_string())
     }
 }
 
@@ -257,7 +297,7 @@ impl Failure {
     fn is_passing(&self) -> bool {
         match self.code() {
             Some(code) => matches!(code, 408 | 409 | 410 | 429 | 500..),
-            None => true,
+            None => !matches!(self, Self::NoStatus(_)),
         }
     }
 }
@@ -266,9 +306,17 @@ impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(error) => formatter.write_str(&explain(error)),
-            Self::Silent => {
-                let seconds = REQUEST_TIMEOUT.as_secs();
-                write!(formatter, "no answer within {seconds} s")
+            Self::Silent(patience) => {
+                write!(formatter, "no answer within {} s", patience.as_secs())
+            }
+            Self::NoStatus(kind) => {
+                let from = match kind.policy_group() {
+                    Some(PolicyGroup::Weft) => "daemonset/crds",
+                    _ => kind.group(),
+                };
+                let of = "the object is there, and its status is not found (404)";
+                let cause = "the definition of its kind lacks `subresources.status`";
+                write!(formatter, "{of}: {cause}? Apply that of {from}")
             }
         }
     }
@@ -281,9 +329,27 @@ impl fmt::Debug for Writer {
 }
 
 async fn asked<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-    match timeout(REQUEST_TIMEOUT, request).await {
+    within(REQUEST_TIMEOUT, request).await
+}
+
+async fn within<T>(
+    patience: Duration,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Failure> {
+    match timeout(patience, request).await {
         Ok(answer) => answer.map_err(Failure::Refused),
-        Err(_) => Err(Failure::Silent),
+        Err(_) => Err(Failure::Silent(patience)),
+    }
+}
+
+/// How long to wait until all are looked through again. What is refused is not for this time either.
+fn next_look(outcome: &Result<(), Failure>, pause: &mut Pause) -> Duration {
+    match outcome {
+        Err(failure) if failure.is_passing() => pause.after(Instant::now()),
+        _ => {
+            *pause = Queue::pause();
+            about(LOOK_THROUGH)
+        }
     }
 }
 
