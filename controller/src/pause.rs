@@ -36,7 +36,12 @@ impl Pause {
         whole.mul_f64(0.5 + rand::random::<f64>() / 2.0)
     }
 
-    /// The same, where somebody may have asked for longer: never less than that, and a little more, as others were asked
+    /// It works: the next failure is the first.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// How long to wait after a failure, where somebody may have asked for longer: never less than that, and a little more, as others were asked
     /// for the same.
     pub(crate) fn after_asked(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
         let own = self.after(now);
@@ -72,6 +77,9 @@ mod tests {
             );
             now += waited;
         }
+        pause.reset();
+        assert!(pause.after(now) <= Duration::from_secs(1));
+        assert!(pause.after(now) >= Duration::from_secs(1));
         now += Duration::from_secs(25);
         assert!(pause.after(now) <= Duration::from_secs(1));
     }

@@ -82,7 +82,10 @@ impl List {
                 return Step::Complete(version.clone());
             }
             match self.page().await {
-                Ok(objects) => return Step::Page(objects),
+                Ok(objects) => {
+                    self.pause.reset();
+                    return Step::Page(objects);
+                }
                 Err(error) if self.rest.is_some() && is_forgotten(&error) => {
                     self.forgotten += 1;
                     if self.forgotten >= WITHOUT_PAGES {
