@@ -196,7 +196,7 @@ impl Controller {
                 metrics: self.server.metrics.clone(),
             };
             tasks.spawn(writer.run(stop.clone()));
-            tasks.spawn(candidate.run(stop.clone()));
+            tasks.spawn(candidate.run(views.clone(), stop.clone()));
         }
         let (sender, batches) = mpsc::channel(16);
         let mut reading = self.source.start(sender, stop.clone());

@@ -141,6 +141,12 @@ impl Views {
         self.read().complete
     }
 
+    /// Waits until it is.
+    pub async fn whole(&self) {
+        let mut changes = self.changes();
+        while !self.is_complete() && changes.changed().await.is_ok() {}
+    }
+
     /// The number of the last change; changes whenever there is something to ask for.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

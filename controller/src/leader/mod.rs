@@ -5,6 +5,7 @@
 //! `election` has it, without clock and network.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -20,6 +21,7 @@ use weft_core::ObjectName;
 use crate::pause::about;
 use crate::problems::Problems;
 use crate::source::kubernetes::explain;
+use crate::views::Views;
 use election::{DURATION, Election, Move, RETRY, Said};
 
 mod election;
@@ -63,8 +65,12 @@ impl Candidate {
         self.client.clone()
     }
 
-    /// Leads whenever it can, until it is stopped. Then the Lease is let go, for another not to have to wait.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Leads whenever it can, until it is stopped. Then the Lease is let go, for another not to have to wait. One that
+    /// does not know everything leaves the Lease alone: it could not do what the leader is for.
+    pub async fn run(self, views: Arc<Views>, stop: CancellationToken) {
+        if stop.run_until_cancelled(views.whole()).await.is_none() {
+            return;
+        }
         let mut election = Election::new(self.me.clone());
         loop {
             let looked = tokio::select! {
