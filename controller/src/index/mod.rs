@@ -21,7 +21,7 @@ use weft_proto::{Key, Resource};
 use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
 use crate::problems::{Facet, Origin, Problem, Problems, Scope};
 use crate::source::{Batch, Event};
-use crate::statuses::Statuses;
+use crate::statuses::{Statuses, Version};
 use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
 use claims::Claims;
 use egress::{EgressRecord, PublishedEgress};
@@ -220,7 +220,12 @@ impl Index {
                 origin,
             } => {
                 self.origins.insert(key.clone(), origin);
-                self.statuses.seen(&key, object.metadata().generation);
+                let metadata = object.metadata();
+                let version = Version {
+                    uid: metadata.uid.clone(),
+                    generation: metadata.generation,
+                };
+                self.statuses.seen(&key, version);
                 match self.upsert(&key, &object) {
                     Ok(ignored) => {
                         self.report(&key, Facet::Content, vec![], "");
@@ -241,9 +246,7 @@ impl Index {
                 origin,
             } => {
                 self.origins.insert(key.clone(), origin);
-                let generation = document.pointer("/metadata/generation");
-                let generation = generation.and_then(Value::as_i64);
-                self.statuses.seen(&key, generation);
+                self.statuses.seen(&key, Version::of(&document));
                 self.refuse(&key, fault, &document);
             }
             Event::Delete { key } => {

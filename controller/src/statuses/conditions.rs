@@ -13,7 +13,7 @@ const MOST_PARENTS: usize = 32;
 
 /// The status that is to be written in place of this one at this moment (RFC 3339); none: it says what it should.
 pub(crate) fn changed(before: &Value, wanted: &Status, now: &str) -> Option<Value> {
-    let generation = wanted.generation;
+    let generation = wanted.version.generation;
     match &wanted.content {
         Content::Parents(parents) => {
             let before = list(before, "parents");
@@ -103,6 +103,7 @@ fn conditions_after(
 mod tests {
     use super::*;
     use crate::objects::routes::ParentRef;
+    use crate::statuses::Version;
 
     const EARLIER: &str = "2026-01-01T00:00:00Z";
     const NOW: &str = "2026-02-02T00:00:00Z";
@@ -129,7 +130,10 @@ mod tests {
 
     fn status(content: Content) -> Status {
         Status {
-            generation: Some(2),
+            version: Version {
+                uid: Some("one".to_owned()),
+                generation: Some(2),
+            },
             content,
         }
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep_until};
 use weft_core::PolicyGroup;
@@ -42,7 +43,7 @@ struct State {
     routes: BTreeMap<RouteName, RouteStatus>,
     policies: BTreeMap<ObjectKey, PolicyStatus>,
     /// Objects that a status may be written on, in the version that is known.
-    known: BTreeMap<ObjectKey, Option<i64>>,
+    known: BTreeMap<ObjectKey, Version>,
     /// Objects that cannot be used, and why.
     unusable: BTreeMap<ObjectKey, String>,
     queue: Queue,
@@ -59,11 +60,20 @@ pub(crate) struct Saying {
     pub(crate) unusable: Option<String>,
 }
 
+/// Which of the objects that had a name, one after the other, and in which version; as far as its source says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    /// Another one for each object.
+    pub uid: Option<String>,
+    /// Counted from 1 for each.
+    pub generation: Option<i64>,
+}
+
 /// A status to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Status {
     /// The version of the object that it is about.
-    pub(crate) generation: Option<i64>,
+    pub(crate) version: Version,
     pub(crate) content: Content,
 }
 
@@ -159,10 +169,11 @@ impl Statuses {
     }
 
     /// An object is there, in this version.
-    pub fn seen(&self, key: &ObjectKey, generation: Option<i64>) {
+    pub fn seen(&self, key: &ObjectKey, version: Version) {
         if has_status(key.kind) {
             self.change(key, |state| {
-                state.known.insert(key.clone(), generation) != Some(generation)
+                let before = state.known.insert(key.clone(), version.clone());
+                before != Some(version)
             });
         }
     }
@@ -186,9 +197,13 @@ impl Statuses {
                 };
                 changed |= before != unusable;
             }
-            if is_policy {
+            // One that is gone is said to be without fault once more.
+            if is_policy && state.known.contains_key(key) {
                 let policy = state.policies.entry(key.clone()).or_default();
                 changed |= policy.set(facet, faults, effect);
+                if policy.is_empty() {
+                    state.policies.remove(key);
+                }
             }
             changed
         });
@@ -298,9 +313,20 @@ impl Statuses {
     }
 }
 
+impl Version {
+    /// That of an object, as the API has it.
+    pub fn of(object: &Value) -> Self {
+        let metadata = &object["metadata"];
+        Self {
+            uid: metadata["uid"].as_str().map(str::to_owned),
+            generation: metadata["generation"].as_i64(),
+        }
+    }
+}
+
 impl State {
     fn status(&self, object: &ObjectKey) -> Option<Status> {
-        let generation = *self.known.get(object)?;
+        let version = self.known.get(object)?.clone();
         let content = match object.kind {
             ObjectKind::Route(kind) => {
                 let name = RouteName {
@@ -319,10 +345,7 @@ impl State {
                 Content::Conditions(policy.conditions(kind))
             }
         };
-        Some(Status {
-            generation,
-            content,
-        })
+        Some(Status { version, content })
     }
 }
 
@@ -347,7 +370,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use futures::FutureExt;
-    use serde_json::Value;
 
     use super::queue::MOST_WAITING;
     use super::*;
@@ -358,6 +380,13 @@ mod tests {
             kind: ObjectKind::Server(PolicyGroup::Weft),
             namespace: Some("shop".parse().expect("valid")),
             name: name.parse().expect("valid"),
+        }
+    }
+
+    fn version(generation: i64) -> Version {
+        Version {
+            uid: Some("one".to_owned()),
+            generation: Some(generation),
         }
     }
 
@@ -374,28 +403,43 @@ mod tests {
         let statuses = Statuses::default();
         let fault = [Fault::new("spec.port", "no port")];
         for generation in 1..10 {
-            statuses.seen(&policy("a"), Some(generation));
+            statuses.seen(&policy("a"), version(generation));
             statuses.faults(&policy("a"), Facet::Content, &fault, "it is ignored");
             statuses.faults(&policy("a"), Facet::Content, &[], "");
         }
-        statuses.seen(&policy("b"), None);
+        statuses.seen(&policy("b"), Version::default());
         let expected = [Next::One(policy("a")), Next::One(policy("b"))];
         assert_eq!(waiting(&statuses), expected);
         // What is the same again is no change.
-        statuses.seen(&policy("a"), Some(9));
+        statuses.seen(&policy("a"), version(9));
         statuses.faults(&policy("a"), Facet::Content, &[], "");
         assert_eq!(waiting(&statuses), []);
         let status = statuses.of(&policy("a")).await.status.expect("known");
-        assert_eq!(status.generation, Some(9));
+        assert_eq!(status.version, version(9));
+        // Another object of the same name is one, in whatever version.
+        let another = Version {
+            uid: Some("another".to_owned()),
+            ..version(9)
+        };
+        statuses.seen(&policy("a"), another.clone());
+        assert_eq!(waiting(&statuses), [Next::One(policy("a"))]);
+        let status = statuses.of(&policy("a")).await.status.expect("known");
+        assert_eq!(status.version, another);
         statuses.gone(&policy("a"));
         assert_eq!(statuses.of(&policy("a")).await, Saying::default());
+        // As the index does after an object is gone.
+        for facet in [Facet::Reference, Facet::Conflict] {
+            statuses.faults(&policy("a"), facet, &[], "");
+        }
+        assert_eq!(statuses.waiting(), 0);
+        assert!(statuses.locked().policies.is_empty());
     }
 
     #[tokio::test]
     async fn nothing_is_said_of_what_is_half_changed() {
         let statuses = Statuses::default();
         statuses.unsettled();
-        statuses.seen(&policy("a"), Some(1));
+        statuses.seen(&policy("a"), version(1));
         let early = statuses.next().now_or_never();
         assert_eq!((early, statuses.waiting()), (None, 1));
         assert_eq!(statuses.of(&policy("a")).now_or_never(), None);
@@ -418,7 +462,17 @@ mod tests {
                 .collect()
         };
         let mut allowed = BTreeSet::new();
-        for rule in rules.iter().filter(|it| list(it, "verbs") == ["patch"]) {
+        let reads = ["get", "list", "watch"];
+        // Whatever is about a status, and whatever lets more be done than to read and to make.
+        let is_meant = |rule: &&Value| {
+            let resources = list(rule, "resources");
+            let more = |it: &String| it != "create" && !reads.contains(&it.as_str());
+            let status = |it: &String| it.contains('/') || it.contains('*');
+            resources.iter().any(status) || list(rule, "verbs").iter().any(more)
+        };
+        for rule in rules.iter().filter(is_meant) {
+            assert_eq!(list(rule, "verbs"), ["patch"], "{rule}");
+            assert_eq!(rule.as_object().expect("a rule").len(), 3, "{rule}");
             for group in list(rule, "apiGroups") {
                 let of_group = |it: String| format!("{group}/{it}");
                 allowed.extend(list(rule, "resources").into_iter().map(of_group));
@@ -440,7 +494,7 @@ mod tests {
     async fn the_queue_has_an_end_and_nothing_is_lost() {
         let statuses = Statuses::default();
         for number in 0..2 * MOST_WAITING {
-            statuses.seen(&policy(&format!("p{number}")), Some(1));
+            statuses.seen(&policy(&format!("p{number}")), version(1));
         }
         assert_eq!(statuses.waiting(), MOST_WAITING);
         let next = waiting(&statuses);
@@ -459,7 +513,7 @@ mod tests {
             kind: ObjectKind::Server(PolicyGroup::Linkerd),
             ..policy("a")
         };
-        statuses.seen(&key, Some(1));
+        statuses.seen(&key, version(1));
         let fault = [Fault::new("spec.port", "no port")];
         statuses.faults(&key, Facet::Content, &fault, "it is ignored");
         let saying = statuses.of(&key).await;

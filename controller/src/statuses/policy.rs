@@ -30,6 +30,11 @@ impl PolicyStatus {
         before != said
     }
 
+    /// Whether nothing is wrong with it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The conditions of a policy of this kind.
     pub(super) fn conditions(&self, kind: ObjectKind) -> Vec<Condition> {
         let wrong = |facet| {

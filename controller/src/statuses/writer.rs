@@ -21,7 +21,7 @@ use weft_core::PolicyGroup;
 
 use super::queue::Queue;
 use super::troubles::Troubles;
-use super::{Next, Status, Statuses, conditions, events, has_status};
+use super::{Next, Status, Statuses, Version, conditions, events, has_status};
 use crate::leader::Leadership;
 use crate::objects::{ObjectKey, ObjectKind};
 use crate::pause::{Pause, about};
@@ -74,8 +74,7 @@ impl Writer {
     /// Writes until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         let writing = async {
-            let mut changes = self.views.changes();
-            while !self.views.is_complete() && changes.changed().await.is_ok() {}
+            self.views.whole().await;
             loop {
                 self.leadership.begins().await;
                 self.statuses.begin();
@@ -209,6 +208,10 @@ impl Writer {
         let Some(object) = asked(api.get_opt(key.name.as_str())).await? else {
             return Ok(());
         };
+        let is_another = |it: &Status| !is_of_version(&object.value, it);
+        if saying.status.as_ref().is_some_and(is_another) {
+            return Ok(());
+        }
         if let Some(reason) = &saying.unusable {
             self.event(key, resource, &object.value, reason).await?;
         }
@@ -347,7 +350,7 @@ fn next_look(outcome: &Result<(), Failure>, pause: &mut Pause) -> Duration {
     match outcome {
         Err(failure) if failure.is_passing() => pause.after(Instant::now()),
         _ => {
-            *pause = Queue::pause();
+            pause.reset();
             about(LOOK_THROUGH)
         }
     }
@@ -355,14 +358,41 @@ fn next_look(outcome: &Result<(), Failure>, pause: &mut Pause) -> Duration {
 
 /// The patch that lets an object's status say what it should; none: it does, or is of another version.
 fn to_write(object: &Value, status: &Status) -> Option<Value> {
-    let metadata = &object["metadata"];
-    if metadata["generation"].as_i64() != status.generation {
+    if !is_of_version(object, status) {
         return None;
     }
     // As the API has times: whole seconds.
     let now = Timestamp::from_second(Timestamp::now().as_second());
     let now = now.unwrap_or_default().to_string();
     let changed = conditions::changed(&object["status"], status, &now)?;
-    let version = &metadata["resourceVersion"];
+    let version = &object["metadata"]["resourceVersion"];
     Some(json!({"metadata": {"resourceVersion": version}, "status": changed}))
+}
+
+/// Whether an object, as the API server shows it, is the one that a status is about, and of that version.
+fn is_of_version(object: &Value, status: &Status) -> bool {
+    Version::of(object) == status.version
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statuses::Content;
+
+    #[test]
+    fn only_what_it_is_about_gets_a_status() {
+        let object = |uid: &str, generation: i64| {
+            json!({"metadata": {"uid": uid, "generation": generation, "resourceVersion": "7"},
+                "status": {"parents": [{"controllerName": "weft.dev/controller"}]}})
+        };
+        let status = Status {
+            version: Version::of(&object("one", 1)),
+            content: Content::Parents(vec![]),
+        };
+        let expected = json!({"metadata": {"resourceVersion": "7"}, "status": {"parents": []}});
+        assert_eq!(to_write(&object("one", 1), &status), Some(expected));
+        assert_eq!(to_write(&object("one", 2), &status), None);
+        // Made anew under its name, and counted from 1 again.
+        assert_eq!(to_write(&object("another", 1), &status), None);
+    }
 }
