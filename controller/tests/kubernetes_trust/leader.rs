@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use weft_apiserver::Store;
 use weft_controller::source::kubernetes::Connection;
 
-use crate::stage::{Running, Stage, object, wait_for};
+use crate::stage::{DEADLINE, Running, Stage, object, wait_for};
 
 const ROUTE: &str = "HTTPRoute";
 const SERVER: &str = "Server";
@@ -77,6 +77,15 @@ async fn until_server(store: &Store, says: &str) -> Arc<Value> {
         (conditions(&server["status"]["conditions"]) == says).then(|| server.clone())
     })
     .await
+}
+
+/// Waits until a page does not say this any more.
+async fn until_without(controller: &Running, path: &str, says: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    while controller.get(path).await.contains(says) {
+        assert!(Instant::now() < deadline, "{path} still says {says}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn holder(store: &Store) -> Option<String> {
@@ -164,6 +173,47 @@ async fn what_is_to_be_said_is_said_once_and_beside_what_others_say() {
     .await;
 }
 
+/// Others write at the same moment, on several objects: each is read again, and none waits for another.
+#[tokio::test]
+async fn writes_of_others_delay_only_what_they_are_about() {
+    let stage = Stage::start().await;
+    apply(&stage.store, &service());
+    let conflicts = vec![409; 6];
+    stage.server().behave(|it| {
+        it.failed_writes.insert("httproutes".to_owned(), conflicts);
+    });
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        apply(&stage.store, &route(name, "web"));
+    }
+    for name in names {
+        until_route(&stage.store, name, GOOD).await;
+    }
+    let counted = "weft_controller_statuses_total{result=\"conflict\"} 6";
+    stage.until("/metrics", counted).await;
+    // What could not be written is said of each object, and not any more when it is written.
+    until_without(&stage, "/problems", "its status cannot be written").await;
+}
+
+/// A definition without the status subresource answers as if the object were gone.
+#[tokio::test]
+async fn an_object_whose_status_is_not_served_is_a_problem_of_its_own() {
+    let stage = Stage::start().await;
+    stage.server().behave(|it| {
+        it.failed_writes.insert("servers".to_owned(), vec![404]);
+    });
+    apply(&stage.store, &server(&json!(80)));
+    stage.until("/problems", "subresources.status").await;
+    // The problem stays while others are written.
+    apply(&stage.store, &service());
+    apply(&stage.store, &route("web", "web"));
+    until_route(&stage.store, "web", GOOD).await;
+    stage.until("/problems", "daemonset/crds").await;
+    apply(&stage.store, &server(&json!(81)));
+    until_server(&stage.store, "Accepted=True/2 Programmed=True/2").await;
+    until_without(&stage, "/problems", "subresources.status").await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_used_is_told_on_it_and_stops_nothing() {
     let stage = Stage::start().await;
@@ -221,6 +271,31 @@ async fn another_controller_leads_when_the_first_is_gone() {
         before + 2,
         "what is said already is not written"
     );
+}
+
+/// The source of one that may not read pods is never whole: it could say nothing on anything.
+#[tokio::test]
+async fn who_does_not_know_everything_does_not_lead() {
+    let stage = Stage::start().await;
+    stage.until("/metrics", LEADS).await;
+    stage.stop.cancel();
+    wait_for("the Lease to be let go", || {
+        holder(&stage.store).is_none().then_some(())
+    })
+    .await;
+    stage.server().behave(|it| {
+        it.refused.insert("pods".to_owned(), 403);
+    });
+    let asked = || {
+        let requests = stage.server().requests().into_iter();
+        requests.filter(|it| it.contains("/leases")).count()
+    };
+    let before = asked();
+    let other = stage.another(&[]).await;
+    other.until("/problems", "pods").await;
+    assert_eq!(asked(), before);
+    stage.server().behave(|it| it.refused.clear());
+    other.until("/metrics", LEADS).await;
 }
 
 /// Whoever is gone without a word is waited for, for as long as the Lease says.
