@@ -15,7 +15,7 @@ use super::body::RequestBody;
 
 /// Why a request is not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadHead {
+pub enum BadHead {
     /// RFC 9112, section 3.2: exactly one, unless it is HTTP/1.0.
     #[error("the request has no Host")]
     NoHost,
@@ -47,7 +47,7 @@ pub(super) enum BadHead {
 
 /// What becomes of a request's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub enum Purpose {
     /// Another request may follow.
     Exchange,
     /// It may become something else: the answer says so (`Upgrade`, RFC 9110 section 7.8; CONNECT).
@@ -59,10 +59,14 @@ pub(super) enum Purpose {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn accept(head: &mut request::Parts) -> Result<Purpose, BadHead> {
+pub fn accept(head: &mut request::Parts) -> Result<Purpose, BadHead> {
     check(head)?;
     settle_host(head);
     let purpose = purpose(head);
+    if head.method == Method::CONNECT {
+        // It makes one thing of its connection.
+        head.headers.remove(UPGRADE);
+    }
     strip_hop(&mut head.headers, purpose);
     Ok(purpose)
 }
@@ -88,7 +92,7 @@ fn check(head: &request::Parts) -> Result<(), BadHead> {
     }
     let host = host.map(authority).transpose()?;
     let target = head.uri.authority();
-    if target.is_some_and(|it| it.as_str().contains('@')) {
+    if target.is_some_and(|it| it.as_str().contains('@') || it.host().is_empty()) {
         return Err(BadHead::Authority);
     }
     match (host, target, head.version) {
@@ -108,7 +112,7 @@ fn check(head: &request::Parts) -> Result<(), BadHead> {
 /// # Errors
 /// The coding is more than `chunked`: what it was taken out of would still be coded. Or it is no response, but
 /// the end of HTTP on the connection.
-pub(super) fn check_response(head: &mut response::Parts) -> Result<(), BadHead> {
+pub fn check_response(head: &mut response::Parts) -> Result<(), BadHead> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(BadHead::Switched);
     }
@@ -166,7 +170,7 @@ fn purpose(head: &request::Parts) -> Purpose {
     let upgrades = head.version == Version::HTTP_11
         && head.headers.contains_key(UPGRADE)
         && !upgrades_to_http(&head.headers)
-        && options(&head.headers).any(|it| it.eq_ignore_ascii_case("upgrade"));
+        && options(&head.headers).any(|it| it.eq_ignore_ascii_case(b"upgrade"));
     if upgrades || head.method == Method::CONNECT {
         Purpose::Upgrade
     } else {
@@ -182,7 +186,7 @@ pub(super) fn is_upgrade<B>(request: &Request<B>) -> bool {
 
 /// Whether another version of HTTP is asked for, or TLS, in which it would go on (RFC 2817). Requests of that
 /// would pass unseen, and nobody needs it (RFC 9113, section 3.1).
-fn upgrades_to_http(headers: &HeaderMap) -> bool {
+pub fn upgrades_to_http(headers: &HeaderMap) -> bool {
     let values = headers.get_all(UPGRADE).iter();
     let mut protocols = values.flat_map(|it| it.as_bytes().split(|byte| *byte == b','));
     protocols.any(|it| {
@@ -203,12 +207,12 @@ pub(super) fn is_upgraded(method: &Method, status: StatusCode) -> bool {
 }
 
 /// Takes out what is meant for the next hop alone (RFC 9110, section 7.6.1). What an upgrade needs stays.
-pub(super) fn strip_hop(headers: &mut HeaderMap, purpose: Purpose) {
+pub fn strip_hop(headers: &mut HeaderMap, purpose: Purpose) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = options(headers)
-            .filter(|it| !it.eq_ignore_ascii_case("upgrade"))
+            .filter(|it| !it.eq_ignore_ascii_case(b"upgrade"))
             // What a message means is not the connection's to say.
-            .filter_map(|it| it.parse().ok())
+            .filter_map(|it| HeaderName::from_bytes(it).ok())
             .filter(|it| !END_TO_END.contains(it))
             .collect();
         for name in named {
@@ -228,21 +232,19 @@ pub(super) fn strip_hop(headers: &mut HeaderMap, purpose: Purpose) {
         }
     }
     // Of this only "trailers" is of use beyond the hop.
-    if let Some(te) = headers.get(TE)
-        && !te.as_bytes().eq_ignore_ascii_case(b"trailers")
-    {
+    let is_of_use = |it: &HeaderValue| it.as_bytes().eq_ignore_ascii_case(b"trailers");
+    if !headers.get_all(TE).iter().all(is_of_use) {
         headers.remove(TE);
     }
 }
 
-/// The options of `Connection`.
-fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// The options of `Connection`. Bytes: one that is none must not hide those beside it.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(CONNECTION)
         .iter()
-        .filter_map(|it| it.to_str().ok())
-        .flat_map(|it| it.split(','))
-        .map(str::trim)
+        .flat_map(|it| it.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|it| !it.is_empty())
 }
 
@@ -400,6 +402,7 @@ mod tests {
             (one, "/", &["user@a"], Err(BadHead::Authority)),
             (one, "http://a/", &["b"], Ok(())),
             (one, "http://a/", &[], Err(BadHead::NoHost)),
+            (one, ":", &["a"], Err(BadHead::Authority)),
             (two, "http://a/", &[], Ok(())),
             (two, "http://a/", &["A"], Ok(())),
             (two, "http://a/", &["b"], Err(BadHead::OtherHost)),
@@ -489,6 +492,31 @@ mod tests {
             let head = head(Version::HTTP_11, "/", &headers);
             assert_eq!(purpose(&head), is, "{protocol}");
         }
+    }
+
+    #[test]
+    fn connect_asks_for_nothing_else() {
+        for headers in [
+            &[("upgrade", "h2c")][..],
+            &[("upgrade", "websocket"), ("connection", "upgrade")],
+        ] {
+            let headers = [&[("host", "a:80")], headers].concat();
+            let mut head = head(Version::HTTP_11, "a:80", &headers);
+            head.method = Method::CONNECT;
+            assert_eq!(accept(&mut head), Ok(Purpose::Upgrade), "{headers:?}");
+            let left: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
+            assert_eq!(left, ["host"], "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_hides_what_belongs_to_the_hop() {
+        let headers = [("te", "trailers"), ("te", "gzip"), ("x-private", "1")];
+        let mut headers = head(Version::HTTP_11, "/", &headers).headers;
+        let value = HeaderValue::from_bytes(b"\xff, x-private").expect("a value");
+        headers.insert(CONNECTION, value);
+        strip_hop(&mut headers, Purpose::Exchange);
+        assert!(headers.is_empty(), "{headers:?}");
     }
 
     #[test]

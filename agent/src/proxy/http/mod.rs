@@ -40,7 +40,7 @@ mod deadlines;
 pub(super) mod detect;
 pub(super) mod first;
 pub(super) mod gate;
-pub(super) mod head;
+pub mod head;
 mod host;
 pub(super) mod inbound;
 pub mod lines;
