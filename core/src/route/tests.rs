@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod filters;
+mod grpc;
 
 pub(super) fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
     let mut request = Request::builder().method(method).uri(uri);
@@ -224,27 +225,25 @@ fn precedence_of_matches() {
             exact("/shop/cart").header("x-a", "1").query("a", "1"),
         ),
     ] {
-        let first = table(vec![http(
-            "shop/r",
-            vec![vec![winner.clone()], vec![loser.clone()]],
-        )]);
-        assert_eq!(selected(&first, "any", &get()), "r#0", "{what}");
-        let second = table(vec![http(
-            "shop/r",
-            vec![vec![loser.clone()], vec![winner.clone()]],
-        )]);
-        assert_eq!(selected(&second, "any", &get()), "r#1", "{what}, reversed");
-        // Age and name come later.
-        let apart = table(vec![
-            route(RouteKind::Http, "shop/a", Some(1), vec![vec![loser]]),
-            route(RouteKind::Http, "shop/b", Some(2), vec![vec![winner]]),
-        ]);
-        assert_eq!(
-            selected(&apart, "any", &get()),
-            "b#0",
-            "{what}, in two routes"
-        );
+        assert_wins(RouteKind::Http, &get(), what, [winner, loser]);
     }
+}
+
+/// Whichever of the two comes first in a route, and however they are spread over routes: the first one wins.
+fn assert_wins(kind: RouteKind, request: &Parts, what: &str, [winner, loser]: [HttpMatch; 2]) {
+    let rules = |it: [&HttpMatch; 2]| it.map(|it| vec![it.clone()]).to_vec();
+    let one = |it| table(vec![route(kind, "shop/r", Some(0), rules(it))]);
+    let first = one([&winner, &loser]);
+    assert_eq!(selected(&first, "any", request), "r#0", "{what}");
+    let second = one([&loser, &winner]);
+    assert_eq!(selected(&second, "any", request), "r#1", "{what}, reversed");
+    // Age and name come later.
+    let apart = table(vec![
+        route(kind, "shop/a", Some(1), vec![vec![loser]]),
+        route(kind, "shop/b", Some(2), vec![vec![winner]]),
+    ]);
+    let of_two = selected(&apart, "any", request);
+    assert_eq!(of_two, "b#0", "{what}, in two routes");
 }
 
 #[test]
@@ -676,9 +675,15 @@ fn naive(routes: &[Route], head: &Parts) -> Option<(usize, usize)> {
                     PathMatch::Prefix(it) => it.as_str().len() as i64,
                     _ => 0,
                 };
-                let pattern_len = match &it.path {
-                    PathMatch::Regex(it) => it.as_str().len() as i64,
-                    _ => 0,
+                let written = |it: &Option<TextMatch>| match it {
+                    None => 0,
+                    Some(TextMatch::Exact(it)) => it.len() as i64,
+                    Some(TextMatch::Regex(it)) => it.as_str().len() as i64,
+                };
+                let (pattern_len, method_len) = match &it.path {
+                    PathMatch::Regex(it) => (it.as_str().len() as i64, 0),
+                    PathMatch::Grpc { service, method } => (written(service), written(method)),
+                    _ => (0, 0),
                 };
                 let headers = it.headers.iter().map(|it| it.name.to_string()).collect();
                 let query = it.query.iter().map(|it| it.name.clone()).collect();
@@ -686,6 +691,7 @@ fn naive(routes: &[Route], head: &Parts) -> Option<(usize, usize)> {
                     i64::from(matches!(it.path, PathMatch::Exact(_))),
                     prefix_len,
                     pattern_len,
+                    method_len,
                     i64::from(it.method.is_some()),
                     distinct(headers),
                     distinct(query),
@@ -708,6 +714,15 @@ fn naive(routes: &[Route], head: &Parts) -> Option<(usize, usize)> {
     best.map(|(_, index, number)| (index, number))
 }
 
+/// As [`selected`] has it.
+fn by_naive(table: &RouteTable, request: &Parts) -> String {
+    match naive(table.routes(), request) {
+        _ if table.routes().is_empty() => "service".to_owned(),
+        None => "404".to_owned(),
+        Some((index, number)) => format!("{}#{number}", table.routes()[index].name.name.name),
+    }
+}
+
 fn any_match() -> impl Strategy<Value = HttpMatch> {
     let path = prop_oneof![
         prop::sample::select(vec!["/", "/a", "/a/b", "/b"]).prop_map(exact),
@@ -728,18 +743,16 @@ fn any_match() -> impl Strategy<Value = HttpMatch> {
     })
 }
 
-fn any_routes() -> impl Strategy<Value = Vec<Route>> {
-    let rules = prop::collection::vec(prop::collection::vec(any_match(), 0..3), 0..3);
+fn any_routes(
+    kind: RouteKind,
+    any_match: impl Strategy<Value = HttpMatch>,
+) -> impl Strategy<Value = Vec<Route>> {
+    let rules = prop::collection::vec(prop::collection::vec(any_match, 0..3), 0..3);
     let created = prop::option::of(0_i64..2);
-    prop::collection::vec((created, rules), 0..4).prop_map(|routes| {
+    prop::collection::vec((created, rules), 0..4).prop_map(move |routes| {
         let routes = routes.into_iter().enumerate();
         let route = |(index, (created, rules))| {
-            route(
-                RouteKind::Http,
-                &format!("shop/r{}", 9 - index),
-                created,
-                rules,
-            )
+            route(kind, &format!("shop/r{}", 9 - index), created, rules)
         };
         routes.map(route).collect()
     })
@@ -765,16 +778,12 @@ fn any_head() -> impl Strategy<Value = Parts> {
 
 proptest! {
     #[test]
-    fn select_is_what_the_specification_says(routes in any_routes(), request in any_head()) {
+    fn select_is_what_the_specification_says(
+        routes in any_routes(RouteKind::Http, any_match()),
+        request in any_head(),
+    ) {
         let table = table(routes);
-        let expected = match naive(table.routes(), &request) {
-            _ if table.routes().is_empty() => "service".to_owned(),
-            None => "404".to_owned(),
-            Some((index, number)) => {
-                format!("{}#{number}", table.routes()[index].name.name.name)
-            }
-        };
-        prop_assert_eq!(selected(&table, "any", &request), expected);
+        prop_assert_eq!(selected(&table, "any", &request), by_naive(&table, &request));
     }
 
     #[test]
