@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use weft_tests::Checks;
 use weft_tests::apps::{Nginx, curl_shop};
-use weft_tests::hostile::ambiguous;
+use weft_tests::hostile::{PREFACE, ambiguous, frame, literal};
 use weft_tests::webapp::{HttpServer, Raw, Transcript, raw};
 
 use crate::stage::{Pair, Stage, expect_code, seen};
@@ -27,6 +27,12 @@ fn http_smuggling() {
             || scene.control(),
         );
         checks.check(&format!("limits of heads, {place}"), || scene.limits());
+        checks.check(&format!("heads at the limits, {place}"), || {
+            scene.exact_limits()
+        });
+        checks.check(&format!("limits of HTTP/2, {place}"), || {
+            scene.limits_of_http2()
+        });
         checks.check(&format!("lines that end with LF, {place}"), || {
             scene.line_feeds()
         });
@@ -229,6 +235,82 @@ impl<'a> Scene<'a> {
     }
 }
 
+impl Scene<'_> {
+    /// By the numbers that the documentation gives: what is just within them is served.
+    fn exact_limits(&self) -> Result<()> {
+        let begun = "GET /exactly HTTP/1.1\r\nHost: shop\r\n";
+        let headers = |count: usize| format!("{begun}{}\r\n", "X-Many: x\r\n".repeat(count - 1));
+        let bytes = |count: usize| {
+            let rest = count - begun.len() - "X-Large: \r\n\r\n".len();
+            format!("{begun}X-Large: {}\r\n\r\n", "x".repeat(rest))
+        };
+        let endless = bytes(MOST_HEAD_BYTES + 4);
+        for (what, head, code) in [
+            ("128 headers", headers(MOST_HEADERS), 200),
+            ("129 headers", headers(MOST_HEADERS + 1), 431),
+            ("a head of 64 KiB", bytes(MOST_HEAD_BYTES), 200),
+            // The limit is reached, and it has no end yet.
+            (
+                "the beginning of a longer one",
+                endless.trim_end().to_owned(),
+                431,
+            ),
+            ("a head of 65 KiB", bytes(65 << 10), 431),
+        ] {
+            let got = self.send_file(CARELESS, head.as_bytes(), &["--until", "\\r\\n\\r\\n"])?;
+            ensure!(got.statuses == [code], "{what}: {got:?}");
+        }
+        let heads = self.careless[0].heads()?;
+        let served = heads.iter().filter(|it| it.starts_with("GET /exactly "));
+        let served = served.count();
+        ensure!(served == 2, "{served} were passed on");
+        Ok(())
+    }
+
+    /// What is announced, and what ends a connection.
+    fn limits_of_http2(&self) -> Result<()> {
+        let begun = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+        // SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113, section 6.5.2) is 256.
+        let announced = ["--until", "\\0\\x03\\0\\0\\x01\\0"];
+        let got = self.send_file(HYPER, &begun, &announced)?;
+        ensure!(got.outcome == "found", "{got:?}");
+        let request = [
+            literal(":method", "GET"),
+            literal(":scheme", "http"),
+            literal(":authority", "shop"),
+            literal(":path", "/reset"),
+        ]
+        .concat();
+        let resets = |count: u32| {
+            let streams = (0..count).map(|it| 2 * it + 1);
+            let pair = streams.flat_map(|it| {
+                let opened = frame(HEADERS, END_STREAM | END_HEADERS, it, &request);
+                [opened, frame(RST_STREAM, 0, it, &CANCEL)].concat()
+            });
+            [begun.clone(), pair.collect()].concat()
+        };
+        // GOAWAY's code is ENHANCE_YOUR_CALM (RFC 9113, section 7).
+        let calm = ["--until", "\\0\\0\\0\\x0btoo_many_resets"];
+        let got = self.send_file(HYPER, &resets(2000), &calm)?;
+        ensure!(got.outcome == "found", "{got:?}");
+        // The control: a few may be reset.
+        let few = [&calm[..], &["--quiet-ms", "1000"]].concat();
+        let got = self.send_file(HYPER, &resets(UNSEEN_RESETS), &few)?;
+        ensure!(got.outcome == "quiet", "{got:?}");
+        let (client, target) = (self.pair.client, self.pair.at(HYPER));
+        let fine = curl_shop(client, target, "/", &["--http2-prior-knowledge"])?;
+        expect_code(&fine, 200)
+    }
+
+    fn send_file(&self, port: u16, bytes: &[u8], further: &[&str]) -> Result<Raw> {
+        let file = self.pair.client.dir().join("bytes-to-send");
+        std::fs::write(&file, bytes)?;
+        let name = file.display().to_string();
+        let further = [&["--file", &name], further].concat();
+        raw(self.pair.client, self.pair.at(port), &[], &further)
+    }
+}
+
 /// RFC 9112: one Host, one way to tell the body's length, and nothing but CR LF between lines.
 fn check_head(head: &str) -> Result<()> {
     let unescaped = head.replace("\\r\\n", "\n");
@@ -322,6 +404,17 @@ const HYPER: u16 = 8100;
 const NGINX: u16 = 8101;
 const CARELESS: u16 = 8102;
 const FORGED: u16 = 8104;
+/// As documented.
+const MOST_HEADERS: usize = 128;
+const MOST_HEAD_BYTES: usize = 64 << 10;
+const UNSEEN_RESETS: u32 = 64;
+/// Frames of HTTP/2, flags, and a reason to reset.
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 #[test]
 fn heads_are_judged() {

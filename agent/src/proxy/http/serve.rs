@@ -183,6 +183,7 @@ fn http1() -> http1::Builder {
         // It would also end connections that wait for the next request: see `Progress`.
         .header_read_timeout(None)
         .max_headers(MOST_HEADERS)
+        .max_header_size(MOST_HEAD_BYTES)
         .max_buf_size(MOST_HEAD_BYTES);
     builder
 }
