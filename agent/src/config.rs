@@ -252,6 +252,31 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What the documentation says of waiting for an endpoint.
+    #[test]
+    fn defaults_of_waiting() {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            limits: LimitsConfig,
+        }
+        let limits = |args: &[&str]| {
+            let args = [&["agent"], args].concat();
+            Only::try_parse_from(args).map(|it| it.limits)
+        };
+        let of = |it: LimitsConfig| {
+            let most = (it.max_waiting_per_port, it.max_waiting_per_pod);
+            (it.fail_fast_after, most)
+        };
+        let by_default = limits(&[]).map(of);
+        let expected = (Duration::from_secs(3), (10_000, 2048));
+        assert_eq!(by_default.ok(), Some(expected));
+        let given = limits(&["--fail-fast-after", "0s", "--max-waiting-per-pod", "4"]);
+        let expected = (Duration::ZERO, (10_000, 4));
+        assert_eq!(given.map(of).ok(), Some(expected));
+        assert!(limits(&["--fail-fast-after", "3"]).is_err());
+    }
+
     #[test]
     fn durations() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));

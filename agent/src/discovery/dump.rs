@@ -43,6 +43,10 @@ pub(super) struct ShownPort {
     pub(super) protocol: PortProtocol,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) routes: Option<ShownRoutes>,
+    /// Exchanges and connections that wait for an endpoint.
+    pub(super) waiting: usize,
+    /// Whether those that find none fail at once.
+    pub(super) fail_fast: bool,
     pub(super) endpoints: Vec<ShownEndpoint>,
 }
 

@@ -361,16 +361,18 @@ impl Services {
     /// For people.
     pub(super) fn dump(&self) -> Vec<ShownService> {
         let now = Instant::now();
-        let port = |it: &Arc<ServicePortEntry>| ShownPort {
-            port: it.port,
-            protocol: it.protocol(),
-            routes: it.routes.load_full().map(ShownRoutes),
-            endpoints: it
-                .endpoints
-                .load()
-                .iter()
-                .map(|it| ShownEndpoint::new(it, now))
-                .collect(),
+        let port = |it: &Arc<ServicePortEntry>| {
+            let queues = it.health.queues();
+            let endpoints = it.endpoints.load();
+            let endpoints = endpoints.iter().map(|it| ShownEndpoint::new(it, now));
+            ShownPort {
+                port: it.port,
+                protocol: it.protocol(),
+                routes: it.routes.load_full().map(ShownRoutes),
+                waiting: queues.iter().map(|it| it.waiting()).sum(),
+                fail_fast: queues.iter().any(|it| it.is_fail_fast()),
+                endpoints: endpoints.collect(),
+            }
         };
         let entries = self.parts.values().filter_map(|it| it.entry.as_ref());
         let mut all: Vec<ShownService> = entries

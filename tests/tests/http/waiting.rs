@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use weft_tests::apps::{Shown, curl_shop};
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
@@ -34,13 +34,14 @@ fn http_waiting() {
         "a connection that nobody serves ends, and is refused then",
         refused,
     );
+    check("no more wait than may", full);
     check("who only knocks hears the truth the second time", knocks);
     checks.finish();
 }
 
 impl Scene {
     fn build() -> Result<Scene> {
-        let args = ["--fail-fast-after", "6s"];
+        let args = ["--fail-fast-after", "10s", "--max-waiting-per-pod", "4"];
         let cluster = Cluster::with(ClusterOptions {
             agent_args: args.map(str::to_owned).into(),
             ..ClusterOptions::default()
@@ -78,6 +79,17 @@ impl Scene {
             act()?;
             asked.join().map_err(|_| anyhow::anyhow!("panicked"))?
         })
+    }
+
+    /// What the dump of the client's agent says of a Service's port.
+    fn expect_shown(&self, app: &str, waiting: usize, fail_fast: bool) -> Result<()> {
+        let known = self.cluster.node(0).known_service(app)?;
+        let port = known.context("a Service that is known")?["ports"][0].take();
+        ensure!(
+            port["waiting"] == waiting && port["fail_fast"] == fail_fast,
+            "{waiting} waiting, fail fast {fail_fast}: {port}"
+        );
+        Ok(())
     }
 
     fn wait_waiting(&self) -> Result<()> {
@@ -133,6 +145,7 @@ fn fails(scene: &Scene) -> Result<()> {
     no_endpoint(&curl_shop(&scene.client, target, "/", &[])?)?;
     let waited = start.elapsed();
     ensure!(waited > Duration::from_secs(5), "{waited:?}");
+    scene.expect_shown("nobody", 0, true)?;
     // From now on at once, for calls of gRPC too.
     let start = Instant::now();
     no_endpoint(&curl_shop(&scene.client, target, "/", &[])?)?;
@@ -180,6 +193,36 @@ fn no_endpoint(shown: &Shown) -> Result<()> {
     Ok(())
 }
 
+/// Of one pod as many as it may; the next one hears that at once, and the others are answered.
+fn full(scene: &Scene) -> Result<()> {
+    let target = scene.service("crowded", Some("http"))?;
+    let pod = scene.hidden("crowded")?;
+    let _server = HttpServer::start(&pod, PORT, &["--quiet"])?;
+    scene.expect_shown("crowded", 0, false)?;
+    std::thread::scope(|scope| {
+        let bytes = r"GET / HTTP/1.1\r\nHost: crowded\r\nConnection: close\r\n\r\n";
+        let ask = || raw(&scene.client, target, &[bytes], &["--quiet-ms", "60000"]);
+        let waiting = [(); MOST_WAITING].map(|()| scope.spawn(ask));
+        let labels = [("backend_name", "crowded")];
+        wait_for("as many to wait as may", PATIENCE, || {
+            let metrics = scene.cluster.node(0).metrics()?;
+            let now = metrics.sum("weft_balancer_waiting", &labels);
+            Ok((now == MOST_WAITING as f64).then_some(()))
+        })?;
+        scene.expect_shown("crowded", MOST_WAITING, false)?;
+        let shown = curl_shop(&scene.client, target, "/", &[])?;
+        expect_code(&shown, 503)?;
+        let told = shown.header("weft-error");
+        ensure!(told == Some("too_many_waiting"), "{shown:?}");
+        scene.cluster.announce(&pod)?;
+        for waiting in waiting {
+            let answer = waiting.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+            ensure!(answer.statuses == [200], "{answer:?}");
+        }
+        scene.expect_shown("crowded", 0, false)
+    })
+}
+
 fn refused(scene: &Scene) -> Result<()> {
     let target = scene.service("silent", Some("linkerd.io/opaque"))?;
     let connect = || testapp::connect(&scene.client, target, &["--timeout-ms", "20000"]);
@@ -224,4 +267,6 @@ fn knocks(scene: &Scene) -> Result<()> {
 }
 
 const PORT: u16 = 8080;
+/// Of one pod.
+const MOST_WAITING: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(5);
