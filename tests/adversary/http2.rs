@@ -1,10 +1,14 @@
 //! Frames of HTTP/2 as no library sends them, after a handshake with a valid certificate. The frames are made
-//! here, by hand (RFC 9113).
+//! here, by hand (RFC 9113). And the same from pods, to a port that speaks HTTP.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use weft_tests::apps::curl_shop;
+use weft_tests::hostile::{PREFACE, literal};
+use weft_tests::webapp::{HttpServer, raw};
 use weft_tests::weft1::Tunnel;
+use weft_tests::{DEADLINE, wait_for};
 
 use crate::peer;
 use crate::stage::{OPEN, Stage};
@@ -71,8 +75,66 @@ pub(crate) fn floods(stage: &Stage) -> Result<()> {
 /// application.
 pub(crate) fn broken(stage: &Stage) -> Result<()> {
     let before = stage.seen_at_open()?.len();
-    let request = connect_request(stage);
-    let cases: [(&str, Vec<u8>); 12] = [
+    for (what, bytes) in malformed(&connect_request(stage)) {
+        for protocol in ["h2", "weft-h2/1"] {
+            let mut tunnel = started(stage, protocol)?;
+            tunnel.send(&bytes)?;
+            let ended = tunnel.ended();
+            ensure!(ended.is_ok(), "{what} was borne: {ended:?}");
+        }
+    }
+    ensure!(
+        stage.seen_at_open()?.len() == before,
+        "an application was reached"
+    );
+    Ok(())
+}
+
+/// The same, by pods of both nodes, to a port that speaks HTTP.
+pub(crate) fn broken_requests(stage: &Stage) -> Result<()> {
+    let server = HttpServer::start(&stage.target, REQUESTS, &[])?;
+    let target = stage.target.sockets(REQUESTS)[0];
+    let request = [
+        literal(":method", "GET"),
+        literal(":scheme", "http"),
+        literal(":authority", "shop"),
+        literal(":path", "/broken"),
+    ]
+    .concat();
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|it| format!("\\x{it:02x}")).collect() };
+    let begun = hex(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
+    for pod in stage.attackers() {
+        for (what, bytes) in malformed(&request) {
+            let got = raw(pod, target, &[&begun, &hex(&bytes)], &[])?;
+            ensure!(
+                ["eof", "reset"].contains(&got.outcome.as_str()),
+                "{what} was borne: {got:?}"
+            );
+        }
+        // The control: a client that does as it should reaches the server, and that is written down.
+        let path = format!("/control-{}", pod.name());
+        let shown = curl_shop(pod, target, &path, &["--http2-prior-knowledge"])?;
+        ensure!(shown.code() == 200, "{shown:?}");
+        let seen = || -> Result<Vec<String>> {
+            let requests = server.requests()?;
+            Ok(requests.into_iter().map(|it| it.path).collect())
+        };
+        wait_for("the control to be written down", DEADLINE, || {
+            let mut seen = seen()?.into_iter();
+            Ok(seen.any(|it| it.ends_with(&path)).then_some(()))
+        })?;
+        let seen = seen()?;
+        ensure!(
+            !seen.iter().any(|it| it.ends_with("/broken")),
+            "an application was reached: {seen:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Frames that break HTTP/2's rules, some with this request in them.
+fn malformed(request: &[u8]) -> [(&'static str, Vec<u8>); 12] {
+    [
         (
             "data on a stream that was never opened",
             frame(DATA, 0, 1, b"x"),
@@ -80,15 +142,15 @@ pub(crate) fn broken(stage: &Stage) -> Result<()> {
         ("data on stream 0", frame(DATA, 0, 0, b"x")),
         (
             "headers on stream 0",
-            frame(HEADERS, END_HEADERS, 0, &request),
+            frame(HEADERS, END_HEADERS, 0, request),
         ),
         (
             "headers on a server's stream",
-            frame(HEADERS, END_HEADERS, 2, &request),
+            frame(HEADERS, END_HEADERS, 2, request),
         ),
         (
             "a continuation of nothing",
-            frame(CONTINUATION, END_HEADERS, 1, &request),
+            frame(CONTINUATION, END_HEADERS, 1, request),
         ),
         (
             "headers that are no HPACK",
@@ -100,7 +162,7 @@ pub(crate) fn broken(stage: &Stage) -> Result<()> {
                 5,
                 END_HEADERS,
                 1,
-                &[&2_u32.to_be_bytes()[..], &request].concat(),
+                &[&2_u32.to_be_bytes()[..], request].concat(),
             ),
         ),
         (
@@ -117,20 +179,7 @@ pub(crate) fn broken(stage: &Stage) -> Result<()> {
             "a length of sixteen megabytes",
             [0xff, 0xff, 0xff, DATA, 0, 0, 0, 0, 1].to_vec(),
         ),
-    ];
-    for (what, bytes) in cases {
-        for protocol in ["h2", "weft-h2/1"] {
-            let mut tunnel = started(stage, protocol)?;
-            tunnel.send(&bytes)?;
-            let ended = tunnel.ended();
-            ensure!(ended.is_ok(), "{what} was borne: {ended:?}");
-        }
-    }
-    ensure!(
-        stage.seen_at_open()?.len() == before,
-        "an application was reached"
-    );
-    Ok(())
+    ]
 }
 
 /// A connection whose HTTP/2 has begun as it should.
@@ -161,6 +210,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// The target's port that speaks HTTP, for these.
+const REQUESTS: u16 = 7081;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;

@@ -29,6 +29,9 @@ pub(crate) fn all(stage: &Stage, checks: &mut Checks) {
                 for server in [&stage.near, &stage.far, &stage.outside] {
                     ask(&victim, server, &answer)?;
                 }
+                let honest = stage.target.sockets(HTTP)[0];
+                let shown = curl_shop(&victim, honest, "/", &[])?;
+                ensure!(shown.code() == 200, "the next request: {shown:?}");
                 Ok(())
             })?;
             is_bounded(began, most)?;
@@ -58,6 +61,7 @@ fn ask(victim: &Pod, server: &Pod, answer: &Answer) -> Result<()> {
         let name = server.name();
         ensure!(!shown.body.contains("SPLITTED"), "{name}: {shown:?}");
         ensure!(shown.code() != 101, "{name}: {shown:?}");
+        ensure!(!answer.is_none || shown.code() == 502, "{name}: {shown:?}");
         let told = shown.header("weft-error").unwrap_or_default().to_owned();
         eprintln!("  {name}: {} {told}", shown.status);
     }

@@ -129,6 +129,10 @@ fn hostile_peer() {
             ("HTTP/2 out of order", peer::http2),
             ("frames of HTTP/2 without end", http2::floods),
             ("frames of HTTP/2 that are none", http2::broken),
+            (
+                "frames of HTTP/2 that are none, by pods",
+                http2::broken_requests,
+            ),
         ],
     );
 }

@@ -15,6 +15,8 @@ pub struct Answer {
     pub then: Vec<u8>,
     /// so many times.
     pub times: usize,
+    /// It is no answer: its client hears that from the mesh.
+    pub is_none: bool,
 }
 
 /// All that hostile servers answer.
@@ -31,6 +33,16 @@ fn http1() -> Vec<Answer> {
         start: start.as_bytes().to_vec(),
         then: then.as_bytes().to_vec(),
         times,
+        is_none: false,
+    };
+    let none = |name, fields: &str| Answer {
+        is_none: true,
+        ..answer(
+            name,
+            &format!("HTTP/1.1 200 OK\r\n{fields}content-length: 8\r\n\r\nSPLITTED"),
+            "",
+            0,
+        )
     };
     let ok = "HTTP/1.1 200 OK\r\n";
     let long = format!("x: {}\r\n", "a".repeat(1000));
@@ -109,6 +121,13 @@ fn http1() -> Vec<Answer> {
             "",
             0,
         ),
+        none("a field in two lines", "x: a\r\n b\r\n"),
+        none("a first field in two lines", " x: a\r\n"),
+        none("a space before the colon", "x : a\r\n"),
+        none("a space in a field's name", "x y: a\r\n"),
+        none("a control character in a field's name", "x\x01: a\r\n"),
+        none("a field without a name", ": a\r\n"),
+        none("a field without a colon", "x\r\n"),
     ]
 }
 
@@ -120,6 +139,7 @@ fn http2() -> Vec<Answer> {
         start: [settings.clone(), start].concat(),
         then,
         times,
+        is_none: false,
     };
     let status = |it: &str| literal(":status", it);
     let ok = head(1, 0, &status("200"));

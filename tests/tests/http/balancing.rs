@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use weft_tests::apps::curl_shop;
 use weft_tests::manifests::ServiceSpec;
-use weft_tests::scenario::eventually;
+use weft_tests::scenario::{eventually, expect_echo};
+use weft_tests::testapp::{Hold, Server};
 use weft_tests::webapp::{GrpcServer, HttpServer, Report, grpc_call, grpc_load, http_load};
-use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
+use weft_tests::{Checks, Cluster, DEADLINE, Pod, PodSpec, wait_for};
 
 use crate::stage::{expect_code, serving};
 
@@ -66,6 +67,7 @@ fn http_balancing() {
     check("clients of both versions share a Service", both_versions);
     check("a strong endpoint takes as much as it is said to", weighted);
     check("a Service without endpoints says so soon", nobody);
+    check("connections that are not HTTP are for all endpoints", flows);
     checks.finish();
 }
 
@@ -192,6 +194,44 @@ fn nobody(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Each connection chooses, and of many that are open at once every endpoint has some.
+fn flows(scene: &Scene) -> Result<()> {
+    let start = |it: &Endpoint| Server::start(&it.pod, OPAQUE, "echo", &[]);
+    let servers: Vec<Server> = scene.endpoints.iter().map(start).collect::<Result<_>>()?;
+    let spec = ServiceSpec::new("flows").select("app", "api");
+    let spec = spec.port(81, OPAQUE).speaks("linkerd.io/opaque");
+    let [address, _] = scene.cluster.add_service(&spec)?;
+    let target = SocketAddr::new(address, 81);
+    eventually("all endpoints to be known", || {
+        expect_echo(&scene.client, target, "one of three")?;
+        let metrics = scene.cluster.node(0).metrics()?;
+        let labels = [("backend_name", "flows"), ("endpoint_state", "ready")];
+        let ready = metrics.sum("outbound_tcp_balancer_endpoints", &labels);
+        // Of both families.
+        ensure!(ready == 6.0, "{ready} endpoints");
+        Ok(())
+    })?;
+    let open = || -> Result<Vec<usize>> {
+        let accepted = servers.iter().map(Server::accepted);
+        Ok(accepted
+            .collect::<Result<Vec<_>>>()?
+            .iter()
+            .map(Vec::len)
+            .collect())
+    };
+    let before = open()?;
+    let held = Hold::start(&scene.client, target, 100, &[])?;
+    let after = wait_for("the servers to have them", DEADLINE, || {
+        let now = open()?;
+        let new: Vec<usize> = now.iter().zip(&before).map(|(now, it)| now - it).collect();
+        Ok((new.iter().sum::<usize>() >= 100).then_some(new))
+    })?;
+    held.release()?;
+    println!("balancing: of 100 connections the endpoints have {after:?}");
+    ensure!(after.iter().all(|it| *it > 0), "{after:?}");
+    Ok(())
+}
+
 /// Three times as much as the other one, as long as both have something to do.
 fn weighted(scene: &Scene) -> Result<()> {
     let cluster = &scene.cluster;
@@ -224,3 +264,4 @@ fn weighted(scene: &Scene) -> Result<()> {
 
 const HTTP: u16 = 8080;
 const GRPC: u16 = 9090;
+const OPAQUE: u16 = 8081;

@@ -177,21 +177,34 @@ fn tls_weights(scene: &Scene) -> Result<()> {
         )
     };
     let args = ["-servername", "split.example"];
+    let all_to = |name: &str| {
+        eventually("all to go to one", || {
+            for _ in 0..20 {
+                let server = scene.tls_server(&args)?;
+                ensure!(server.as_deref() == Some(name), "{server:?}");
+            }
+            Ok(())
+        })
+    };
     split([1, 0])?;
     scene.expect_server(&args, Some("v1"))?;
     split([1, 1])?;
     for name in ["v1", "v2"] {
         scene.expect_server(&args, Some(name))?;
     }
-    split([0, 1])?;
+    split([1, 0])?;
+    all_to("v1")?;
+    split([9, 1])?;
     scene.expect_server(&args, Some("v2"))?;
-    eventually("all to go to v2", || {
-        for _ in 0..20 {
-            let server = scene.tls_server(&args)?;
-            ensure!(server.as_deref() == Some("v2"), "{server:?}");
-        }
-        Ok(())
-    })
+    let mut v1 = 0;
+    for _ in 0..200 {
+        let server = scene.tls_server(&args)?.context("a server")?;
+        v1 += u32::from(server == "v1");
+    }
+    // 180 of 200, within four standard deviations.
+    ensure!((163..=197).contains(&v1), "{v1} of 200 went to v1");
+    split([0, 1])?;
+    all_to("v2")
 }
 
 fn tls_removed(scene: &Scene) -> Result<()> {

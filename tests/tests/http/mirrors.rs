@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
+use weft_tests::apps::curl_shop;
 use weft_tests::manifests::{ServiceSpec, backend, http_route};
+use weft_tests::scenario::eventually;
 use weft_tests::webapp::{HttpLoad, HttpServer, Report, http_load};
 use weft_tests::{Checks, Cluster, DEADLINE, Pod, PodSpec, wait_for};
 
-use crate::stage::serving;
+use crate::stage::{expect_code, serving};
 
 #[test]
 fn http_mirrors() {
@@ -25,6 +27,7 @@ fn http_mirrors() {
             || slow(&scene, args),
         );
     }
+    checks.check("a tenth of the requests", || tenth(&scene));
     checks.check("a mirror that dies", || dies(&mut scene));
     checks.finish();
 }
@@ -37,7 +40,7 @@ struct Scene {
     _pod: Pod,
     target: SocketAddr,
     client: Pod,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl Scene {
@@ -51,11 +54,7 @@ impl Scene {
         let service = |name| ServiceSpec::new(name).select("app", name).port(80, HTTP);
         let target = serving(&cluster, &client, &service("shop"), 80)?;
         serving(&cluster, &client, &service("mirror"), 80)?;
-        let rules = json!([{
-            "filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "mirror", "port": 80}}}],
-            "backendRefs": [backend("shop", 80, 1)],
-        }]);
-        cluster.apply(&http_route("default", "mirrored", "shop", 80, &rules))?;
+        cluster.apply(&mirrored(&json!({}), "/all"))?;
         let scene = Scene {
             mirror: Some(mirror),
             mirror_pod,
@@ -63,7 +62,7 @@ impl Scene {
             _pod: pod,
             target,
             client,
-            _cluster: cluster,
+            cluster,
         };
         wait_for("requests to be mirrored", DEADLINE, || {
             scene.load(1, "/begun", &[])?;
@@ -88,6 +87,43 @@ impl Scene {
         let requests = self.mirror.as_ref().context("it is there")?.requests()?;
         Ok(requests.iter().filter(|it| it.path.ends_with(path)).count())
     }
+}
+
+/// The route: of what part of the requests copies go to the mirror, and a path by which it is known.
+fn mirrored(part: &Value, name: &str) -> Value {
+    let mut mirror = part.clone();
+    mirror["backendRef"] = json!({"name": "mirror", "port": 80});
+    let rules = json!([
+        {
+            "filters": [{"type": "RequestMirror", "requestMirror": mirror}],
+            "backendRefs": [backend("shop", 80, 1)],
+        },
+        {
+            "matches": [{"path": {"type": "Exact", "value": name}}],
+            "filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 302}}],
+        },
+    ]);
+    http_route("default", "mirrored", "shop", 80, &rules)
+}
+
+/// What `percent` says, within four standard deviations: by chance that fails once in 16,000 times.
+fn tenth(scene: &Scene) -> Result<()> {
+    let begin = |part: &Value, name: &str| -> Result<()> {
+        scene.cluster.apply(&mirrored(part, name))?;
+        eventually("the share to be in effect", || {
+            expect_code(&curl_shop(&scene.client, scene.target, name, &[])?, 302)
+        })
+    };
+    begin(&json!({"percent": 10}), "/one-of-ten")?;
+    scene.load(2000, "/tenth", &["--connections", "4"])?;
+    let expected = 200.0 - 4.0 * 13.4..200.0 + 4.0 * 13.4;
+    wait_for("the copies to arrive", DEADLINE, || {
+        Ok((scene.mirrored("/tenth")? as f64 >= expected.start).then_some(()))
+    })?;
+    let copies = scene.mirrored("/tenth")?;
+    println!("mirrors: {copies} copies of 2000 at ten percent");
+    ensure!(expected.contains(&(copies as f64)), "{copies} copies");
+    begin(&json!({}), "/all-again")
 }
 
 fn copies(scene: &Scene, args: &[&str]) -> Result<()> {

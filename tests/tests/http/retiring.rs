@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 use weft_tests::apps::{Nginx, curl_shop, url};
+use weft_tests::command::Process;
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
 use weft_tests::webapp::{HttpLoad, HttpServer};
@@ -21,6 +23,7 @@ fn http_retiring() {
     let mut checks = Checks::new("http retiring");
     stage.check_meshed(&mut checks, "a Service is removed", service_removed);
     stage.check_meshed(&mut checks, "a port of a Service is removed", port_removed);
+    stage.check_meshed(&mut checks, "an endpoint that is not ready", not_ready);
     stage.check_meshed(&mut checks, "many connections that are kept", many_kept);
     stage.check_meshed(&mut checks, "a client of HTTP/1.0", http10);
     stage.check_meshed(&mut checks, "h2load and nginx", h2load);
@@ -54,8 +57,47 @@ fn port_removed(stage: &Stage, pair: Pair<'_>) -> Result<()> {
     expect_code(&curl_shop(pair.client, other, "/", &[])?, 200)
 }
 
+/// Nothing new is sent there, until it is ready again.
+fn not_ready(stage: &Stage, pair: Pair<'_>) -> Result<()> {
+    let name = format!("unready-{}", pair.server.name());
+    let spec = ServiceSpec::new(&name).select("app", pair.server.name());
+    let target = serving(&stage.cluster, pair.client, &spec.port(80, HTTP), 80)?;
+    let open = begin(pair, target)?;
+    let mut manifest = pair.server.manifest();
+    manifest["status"]["conditions"] = json!([{"type": "Ready", "status": "False"}]);
+    stage.cluster.apply(&manifest)?;
+    weft_tests::wait_for("the endpoint to be gone", DEADLINE, || {
+        let known = stage.cluster.node(0).known_service(&name)?;
+        let endpoints = known.map(|it| it["ports"][0]["endpoints"].clone());
+        Ok((endpoints == Some(json!([]))).then_some(()))
+    })?;
+    all_finish(open)?;
+    let shown = curl_shop(pair.client, target, "/", &[])?;
+    expect_code(&shown, 503)?;
+    ensure!(
+        shown.header("weft-error") == Some("no_endpoint"),
+        "{shown:?}"
+    );
+    stage.cluster.apply(&pair.server.manifest())?;
+    eventually("the Service to answer", || {
+        expect_code(&curl_shop(pair.client, target, "/", &[])?, 200)
+    })
+}
+
 /// Requests that are open when something is taken away are answered; afterwards connections are refused.
 fn finishes(pair: Pair<'_>, target: SocketAddr, take_away: impl Fn() -> Result<()>) -> Result<()> {
+    let open = begin(pair, target)?;
+    take_away()?;
+    eventually("connections to be refused", || {
+        let shown = curl_shop(pair.client, target, "/", &["--max-time", "5"])?;
+        ensure!(shown.code() == 0 && shown.exit != 28, "{shown:?}");
+        Ok(())
+    })?;
+    all_finish(open)
+}
+
+/// Requests by both versions, before and after the head of the answer.
+fn begin(pair: Pair<'_>, target: SocketAddr) -> Result<Vec<Process>> {
     let begun = |path: &str, version| {
         let curl = pair.client.command("curl")?.named("open-request");
         let curl = curl.args(["-sSN", "--max-time", "30", version, "-w", " %{http_code}"]);
@@ -63,7 +105,6 @@ fn finishes(pair: Pair<'_>, target: SocketAddr, take_away: impl Fn() -> Result<(
     };
     let mut open = vec![];
     for version in ["--http1.1", "--http2-prior-knowledge"] {
-        // Before and after the head of the answer.
         open.push(begun("delay/10000", version)?);
         open.push(begun("stream?chunks=20&interval=500", version)?);
     }
@@ -72,12 +113,11 @@ fn finishes(pair: Pair<'_>, target: SocketAddr, take_away: impl Fn() -> Result<(
             Ok((!open[streaming].stdout().is_empty()).then_some(()))
         })?;
     }
-    take_away()?;
-    eventually("connections to be refused", || {
-        let shown = curl_shop(pair.client, target, "/", &["--max-time", "5"])?;
-        ensure!(shown.code() == 0 && shown.exit != 28, "{shown:?}");
-        Ok(())
-    })?;
+    Ok(open)
+}
+
+/// They are on their way still, and are answered.
+fn all_finish(mut open: Vec<Process>) -> Result<()> {
     for open in &mut open {
         ensure!(
             open.is_running(),

@@ -30,6 +30,8 @@ fn http_routes() {
     check("backends that do not exist answer 500", invalid_backends);
     check("a backend of another namespace needs a grant", grants);
     check("gRPC services and methods", grpc);
+    check("a namespace's own routes are for its clients", consumers);
+    check("Linkerd's HTTPRoute without backends", linkerd);
     check("a route is gone when it is removed", removed);
     checks.finish();
 }
@@ -84,6 +86,14 @@ impl Scene {
         eventually("the route to be in effect", || {
             let seen = seen(&self.ask(&path, &[])?)?;
             ensure!(seen.header("x-route") == [path.as_str()], "{seen:?}");
+            Ok(())
+        })
+    }
+
+    fn wait_unrouted(&self) -> Result<()> {
+        eventually("the route to be gone", || {
+            let seen = self.seen("/", &[])?;
+            ensure!(seen.header("x-rule").is_empty(), "{seen:?}");
             Ok(())
         })
     }
@@ -510,6 +520,70 @@ fn grpc(scene: &Scene) -> Result<()> {
     scene.cluster.remove(&route)
 }
 
+/// Clients of a namespace that has routes to the Service go by these alone, all others by the Service's own.
+fn consumers(scene: &Scene) -> Result<()> {
+    let any = json!([{"path": path("PathPrefix", "/")}]);
+    let only = json!([{"path": path("PathPrefix", "/consumed")}]);
+    let client = |name: &str| -> Result<Pod> {
+        scene.cluster.apply(&namespace(name, &json!({})))?;
+        let spec = PodSpec::new(name).namespace(name).on(0);
+        scene.cluster.add_pod(spec)
+    };
+    let (consumer, bystander) = (&client("consumer")?, &client("bystander")?);
+    scene.route(&json!([marked("producer", any)]))?;
+    let mut own = marked("consumer", only);
+    own["backendRefs"][0] = json!({"name": "shop", "namespace": "default", "port": 80});
+    let mut route = http_route("consumer", "own", "shop", 80, &json!([own]));
+    route["spec"]["parentRefs"][0]["namespace"] = json!("default");
+    let by_rule = |client: &Pod, rule: &str| -> Result<()> {
+        for version in [&[][..], &["--http2-prior-knowledge"]] {
+            let shown = curl_shop(client, scene.target, "/consumed", version)?;
+            expect_code(&shown, 200)?;
+            let seen = seen(&shown)?;
+            ensure!(seen.header("x-rule") == [rule], "{rule}: {seen:?}");
+        }
+        Ok(())
+    };
+    let producers = || by_rule(consumer, "producer");
+    eventually("the Service's route to hold for all", producers)?;
+    scene.cluster.apply(&route)?;
+    eventually("the namespace's route to be in effect", || {
+        by_rule(consumer, "consumer")
+    })?;
+    by_rule(bystander, "producer")?;
+    by_rule(&scene.client, "producer")?;
+    // The Service's are not asked beside it.
+    expect_code(&curl_shop(consumer, scene.target, "/", &[])?, 404)?;
+    expect_code(&curl_shop(bystander, scene.target, "/", &[])?, 200)?;
+    scene.cluster.remove(&route)?;
+    eventually("the Service's route to hold again", producers)
+}
+
+/// Without `backendRefs` it leads to the Service itself; one of the Gateway API leads nowhere.
+fn linkerd(scene: &Scene) -> Result<()> {
+    let mut rule = marked("linkerd", json!([{"path": path("PathPrefix", "/")}]));
+    rule.as_object_mut()
+        .context("a rule")?
+        .remove("backendRefs");
+    scene.route(&json!([rule]))?;
+    expect_code(&scene.ask("/", &[])?, 500)?;
+    let gateway = http_route("default", "shop", "shop", 80, &json!([rule]));
+    let mut linkerd = gateway.clone();
+    linkerd["apiVersion"] = json!("policy.linkerd.io/v1beta3");
+    scene.cluster.remove(&gateway)?;
+    scene.cluster.apply(&linkerd)?;
+    let mut names = std::collections::BTreeSet::new();
+    eventually("both endpoints of the Service to answer", || {
+        let seen = scene.seen("/", &[])?;
+        ensure!(seen.header("x-rule") == ["linkerd"], "{seen:?}");
+        names.insert(seen.name);
+        ensure!(names.len() == 2, "only {names:?}");
+        Ok(())
+    })?;
+    scene.cluster.remove(&linkerd)?;
+    scene.wait_unrouted()
+}
+
 fn removed(scene: &Scene) -> Result<()> {
     scene.route(&json!([marked(
         "only",
@@ -519,11 +593,7 @@ fn removed(scene: &Scene) -> Result<()> {
     scene
         .cluster
         .remove(&http_route("default", "shop", "shop", 80, &json!([])))?;
-    eventually("the route to be gone", || {
-        let seen = scene.seen("/", &[])?;
-        ensure!(seen.header("x-rule").is_empty(), "{seen:?}");
-        Ok(())
-    })
+    scene.wait_unrouted()
 }
 
 const HTTP: u16 = 8080;

@@ -1,6 +1,6 @@
 //! Tables of routes, Services and grants, and of the tables of routes and statuses that follow.
 
-use weft_core::route::{Filter, HttpMatch, PathMatch, RouteRules, RouteTable, Target};
+use weft_core::route::{Filter, HttpMatch, PathMatch, RouteRules, RouteTable, Share, Target};
 use weft_core::{PortProtocol, PortRanges};
 
 use super::*;
@@ -519,10 +519,17 @@ spec:
     let filters = &rules[0].filters;
     assert_eq!(filters.len(), 7);
     let mirrors = filters.iter().filter_map(|it| match it {
-        Filter::Mirror(mirror) => Some(matches!(mirror.target, Target::Service { .. })),
+        Filter::Mirror(mirror) => {
+            let is_there = matches!(mirror.target, Target::Service { .. });
+            Some((is_there, mirror.share))
+        }
         _ => None,
     });
-    assert_eq!(mirrors.collect::<Vec<_>>(), [true, false]);
+    let share = |numerator, denominator| Share::new(numerator, denominator).expect("a part");
+    assert_eq!(
+        mirrors.collect::<Vec<_>>(),
+        [(true, share(10, 100)), (false, share(1, 3))]
+    );
     let invalid = filters.iter().filter(|it| matches!(it, Filter::Invalid(_)));
     assert_eq!(invalid.count(), 2);
     assert_eq!(rules[0].backends[0].filters.len(), 1);
