@@ -2,7 +2,7 @@
 //! them in `status.parents`; on Weft's policies conditions of their own; on whatever cannot be used, an Event. Computed
 //! by the index, whatever the source; shown to people, and [written](writer) where there is a cluster.
 //!
-//! What changed waits in a [queue] that names objects and nothing else: what is written is what is true when it is
+//! What changed waits in a `queue` that names objects and nothing else: what is written is what is true when it is
 //! written, however often it changed meanwhile. When too many wait, all are looked through instead.
 
 use std::collections::BTreeMap;
