@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ pub struct ControllerConfig {
 pub struct Controller {
     config: ControllerConfig,
     hosts: Vec<Host>,
+    /// What each of them was last found to be.
+    answers: Mutex<Vec<Vec<SocketAddr>>>,
+    /// All addresses have failed: names are worth waiting for.
+    all_failed: AtomicBool,
     places: Mutex<Places>,
 }
 
@@ -119,8 +124,11 @@ impl Controller {
     /// One that is not `https://host:port`: the token must not travel in the clear.
     pub fn new(config: ControllerConfig) -> Result<Self, ControllerError> {
         let hosts = config.urls.iter().map(|it| Host::parse(it));
+        let hosts: Vec<_> = hosts.collect::<Result<_, _>>()?;
         Ok(Self {
-            hosts: hosts.collect::<Result<_, _>>()?,
+            answers: Mutex::new(vec![vec![]; hosts.len()]),
+            all_failed: AtomicBool::new(false),
+            hosts,
             config,
             places: Mutex::new(Places::new(Instant::now())),
         })
@@ -147,6 +155,7 @@ impl Controller {
         for (address, patience) in order {
             match channel(address, tls.clone(), patience).await {
                 Ok(channel) => {
+                    self.all_failed.store(false, Ordering::Relaxed);
                     let client = ControlClient::new(channel)
                         .max_decoding_message_size(MAX_MESSAGE_BYTES)
                         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -163,6 +172,7 @@ impl Controller {
                 }
             }
         }
+        self.all_failed.store(true, Ordering::Relaxed);
         Err(each(errors))
     }
 
@@ -203,21 +213,18 @@ impl Controller {
 
     /// Finds their addresses. Those that were found before will do where names cannot be looked up now, or not soon.
     async fn find(&self) -> Result<(), ControllerError> {
-        let patience = match self.places().count() {
-            0 => CONNECT_TIMEOUT,
-            _ => LOOKUP_PATIENCE,
+        let must_look = self.places().count() == 0 || self.all_failed.load(Ordering::Relaxed);
+        let patience = match must_look {
+            true => CONNECT_TIMEOUT,
+            false => LOOKUP_PATIENCE,
         };
         let lookups = self.hosts.iter().map(|it| it.addresses(patience));
-        let (mut found, mut unknown) = (vec![], vec![]);
-        for looked_up in futures::future::join_all(lookups).await {
-            match looked_up {
-                Ok(addresses) => found.extend(addresses),
-                Err(error) => unknown.push(error),
-            }
-        }
-        if !unknown.is_empty() {
-            found.extend(self.places().known());
-        }
+        let looked_up = futures::future::join_all(lookups).await;
+        let (found, unknown) = {
+            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            let unknown = update(&mut answers, looked_up);
+            (answers.concat(), unknown)
+        };
         if found.is_empty() {
             return Err(each(unknown));
         }
@@ -238,6 +245,21 @@ impl Controller {
         value.set_sensitive(true);
         Ok(value)
     }
+}
+
+/// Takes in what names were found to be. Of one that was not found, the addresses of before stay, and no others do.
+fn update<E>(
+    answers: &mut [Vec<SocketAddr>],
+    looked_up: Vec<Result<Vec<SocketAddr>, E>>,
+) -> Vec<E> {
+    let mut unknown = vec![];
+    for (answer, looked_up) in answers.iter_mut().zip(looked_up) {
+        match looked_up {
+            Ok(addresses) => *answer = addresses,
+            Err(error) => unknown.push(error),
+        }
+    }
+    unknown
 }
 
 impl Host {
@@ -351,6 +373,23 @@ const WINDOW_BYTES: u32 = 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_is_not_found_keeps_its_own_addresses_alone() {
+        let address = |number: u8| SocketAddr::from(([10, 0, 0, number], 15012));
+        let mut answers = vec![vec![address(1), address(2)], vec![]];
+        // The one that is found has others now; the other never was.
+        let unknown = update(&mut answers, vec![Ok(vec![address(3)]), Err(())]);
+        assert_eq!(
+            (unknown.len(), &answers),
+            (1, &vec![vec![address(3)], vec![]])
+        );
+        let unknown = update(&mut answers, vec![Err(()), Err(())]);
+        assert_eq!(
+            (unknown.len(), &answers),
+            (2, &vec![vec![address(3)], vec![]])
+        );
+    }
 
     #[test]
     fn only_https_is_connected_to() {

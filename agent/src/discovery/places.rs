@@ -39,11 +39,6 @@ impl Places {
         self.known = addresses;
     }
 
-    /// The addresses.
-    pub(super) fn known(&self) -> Vec<SocketAddr> {
-        self.known.clone()
-    }
-
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.known.len()
