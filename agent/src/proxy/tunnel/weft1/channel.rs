@@ -29,6 +29,8 @@ pub struct Channel {
     parser: Parser,
     inbox: Inbox,
     outbox: Buffer,
+    /// The peer has ended TLS: no flow goes this way any more.
+    closed: bool,
 }
 
 /// What was received and is not done with. The bytes of the buffer are, in this order: what was
@@ -71,6 +73,7 @@ impl Channel {
                 ..Inbox::default()
             },
             outbox: Buffer::default(),
+            closed: false,
         })
     }
 
@@ -90,7 +93,8 @@ impl Channel {
 
     /// Whether nothing is on its way in either direction, as far as this side knows.
     pub(super) fn is_clean(&self) -> bool {
-        self.outbox.is_empty()
+        !self.closed
+            && self.outbox.is_empty()
             && self.inbox.text.is_empty()
             && self.inbox.buffer.is_empty()
             && self.parser.is_between_flows()
@@ -169,7 +173,10 @@ impl Channel {
                     self.inbox.text = at + text.start..at + text.end;
                     return Ok(true);
                 }
-                Opened::Closed => return Err(Error::Closed),
+                Opened::Closed => {
+                    self.closed = true;
+                    return Err(Error::Closed);
+                }
                 Opened::KeyUpdate { requested } => {
                     if requested {
                         self.change_keys()?;
