@@ -137,7 +137,8 @@ pub struct ControllerConfig {
     #[arg(long, env = "WEFT_TRUST_BUNDLE")]
     pub trust_bundle: PathBuf,
 
-    /// File with this node's join token; read at every connect.
+    /// File with this node's join token, or in a cluster the projected token of the agent's service account; read at
+    /// every connect.
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE")]
     pub join_token_file: PathBuf,
 }
@@ -180,7 +181,7 @@ pub struct LimitsConfig {
 
     /// What a flood is held back to in the end, in percent of the node's CPUs that its flows use through the agent: a
     /// pod that has used more than 15 percent of them (or this, if it is more) for some time, while threads wait for
-    /// CPUs and pods that use little are served too. 5 is what benchmarks are published with; 100 turns it off.
+    /// CPUs and pods that use little are served too. 5 is a value to begin with; 100 turns it off.
     /// [default: 100]
     #[arg(long, env = "WEFT_MAX_CPU_PERCENT_PER_POD_WHEN_SHORT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub max_cpu_percent_per_pod_when_short: Option<u8>,
