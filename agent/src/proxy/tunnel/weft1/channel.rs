@@ -100,6 +100,11 @@ impl Channel {
             && self.parser.is_between_flows()
     }
 
+    /// Whether the peer has ended TLS: it says nothing more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Whether something was received that is still to be heard.
     pub fn has_received(&self) -> bool {
         !(self.inbox.text.is_empty() && self.inbox.buffer.is_empty())

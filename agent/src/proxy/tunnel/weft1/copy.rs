@@ -52,7 +52,6 @@ pub async fn join(
                 sent_all: false,
                 peer_ended: false,
                 received_all: false,
-                peer_left: false,
                 places: Places::default(),
                 kept: into_tunnel.kept(),
             };
@@ -112,8 +111,6 @@ struct Copying<'a> {
     peer_ended: bool,
     /// And ours has been told.
     received_all: bool,
-    /// It has ended the connection too, in order.
-    peer_left: bool,
     /// What was heard and the application has not taken.
     places: Places,
     /// What the channel's buffers are counted as while this waits.
@@ -274,7 +271,7 @@ impl Copying<'_> {
     /// ends, by which an application is told to be gone that closed while ours was still sending. Whoever
     /// [aborts](abort) goes on taking bytes for a moment, which ours must not believe to be delivered.
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Result<(), Broken> {
-        while !self.peer_left {
+        while !self.channel.is_closed() {
             let heard = match self.channel.hear() {
                 Ok(None) => match self.channel.poll_receive(true, context) {
                     Poll::Ready(received) => received,
@@ -289,8 +286,8 @@ impl Copying<'_> {
                 Err(error) => Err(error),
             };
             match heard {
-                Ok(()) => {}
-                Err(Error::Closed) => self.peer_left = true,
+                // In order: [`Channel::is_closed`] from now on.
+                Ok(()) | Err(Error::Closed) => {}
                 Err(error) => return Err(self.broken(error)),
             }
         }
