@@ -40,7 +40,7 @@ pub struct Candidate {
 pub struct Leadership(watch::Receiver<Option<Instant>>);
 
 /// Longer than a request may take: less than there is between the end of one's lead and the beginning of another's.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Candidate {
     /// Who wants to lead by the Lease of this name, and how it is known whether it does.

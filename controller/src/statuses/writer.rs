@@ -22,7 +22,7 @@ use weft_core::PolicyGroup;
 use super::queue::Queue;
 use super::troubles::Troubles;
 use super::{Next, Status, Statuses, Version, conditions, events, has_status};
-use crate::leader::Leadership;
+use crate::leader::{Leadership, REQUEST_TIMEOUT};
 use crate::objects::{ObjectKey, ObjectKind};
 use crate::pause::{Pause, about};
 use crate::problems::Problems;
@@ -60,8 +60,6 @@ const PACE: Duration = Duration::from_millis(40);
 const LOOK_THROUGH: Duration = Duration::from_secs(600);
 /// Objects per page.
 const PAGE: u32 = 500;
-/// How long a request may take: see [`crate::leader`].
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long it may take to ask which kinds there are: several requests.
 const KINDS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether this controller still leads.
