@@ -26,12 +26,9 @@ struct Scene<'a> {
 pub(crate) fn all(stage: &Stage, checks: &mut Checks) {
     let scene = Scene::start(stage).expect("servers behind a route");
     checks.check("the control: what is allowed", || scene.control());
-    for number in 0..ambiguous(OPEN, "").len() {
-        let name = ambiguous(OPEN, "")[number].0;
-        checks.check(&format!("{name}, in a peer's flow"), || {
-            let hidden = format!("/hidden-{number}");
-            let (_, bytes) = ambiguous(OPEN, &hidden).swap_remove(number);
-            scene.attack(&bytes, &hidden)
+    for attack in ambiguous(OPEN, "/hidden") {
+        checks.check(&format!("{}, in a peer's flow", attack.name), || {
+            scene.attack(&attack.bytes, &attack.hidden)
         });
     }
     for (number, (name, request)) in ELSEWHERE.into_iter().enumerate() {

@@ -9,7 +9,7 @@ mod smuggling;
 
 pub use frames::{PREFACE, frame, literal};
 pub use servers::{Answer, answers};
-pub use smuggling::ambiguous;
+pub use smuggling::{Ambiguous, ambiguous};
 
 /// What a hostile client does on each of its connections.
 #[derive(Clone, Debug)]

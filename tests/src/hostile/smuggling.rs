@@ -133,15 +133,36 @@ const AMBIGUOUS: [(&str, &str); 32] = [
 /// What stands for `SMUGGLED`: what an attacker would have another client's request become.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: shop\r\nX-Rest: of\r\n\r\n";
 
-/// All of them by name. What should not be understood is a request for `hidden`; all else is for `open`.
-pub fn ambiguous(open: &str, hidden: &str) -> Vec<(&'static str, Vec<u8>)> {
-    let written = |bytes: &str| {
+/// One of them, to be sent.
+#[derive(Clone, Debug)]
+pub struct Ambiguous {
+    /// What it is.
+    pub name: &'static str,
+    /// The path that nobody should understand it to be for: another one for each, so that what one has achieved does not
+    /// count for the next.
+    pub hidden: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// All of them. What should not be understood is a request for a path that begins with `hidden`; all else is for
+/// `open`.
+pub fn ambiguous(open: &str, hidden: &str) -> Vec<Ambiguous> {
+    let all = AMBIGUOUS.into_iter().enumerate();
+    all.map(|(number, (name, bytes))| {
+        let hidden = format!("{hidden}-{number}");
         let bytes = bytes
             .replace("SMUGGLED", SMUGGLED)
-            .replace(" / ", &format!(" {open} "));
-        bytes.replace("/smuggled", hidden).into_bytes()
-    };
-    AMBIGUOUS.map(|(name, bytes)| (name, written(bytes))).into()
+            .replace(" / ", &format!(" {open} "))
+            .replace("/smuggled", &hidden)
+            .into_bytes();
+        Ambiguous {
+            name,
+            hidden,
+            bytes,
+        }
+    })
+    .collect()
 }
 
 #[cfg(test)]
@@ -150,9 +171,12 @@ mod tests {
 
     #[test]
     fn each_hides_something() {
-        for (name, bytes) in ambiguous("/open", "/hidden-7") {
-            let text = String::from_utf8(bytes).expect("ASCII");
-            assert!(text.contains("GET /hidden-7 HTTP/1."), "{name}: {text:?}");
+        for (number, attack) in ambiguous("/open", "/hidden").into_iter().enumerate() {
+            let name = attack.name;
+            let text = String::from_utf8(attack.bytes).expect("ASCII");
+            assert_eq!(attack.hidden, format!("/hidden-{number}"));
+            let asked = format!("GET /hidden-{number} HTTP/1.");
+            assert!(text.contains(&asked), "{name}: {text:?}");
             assert!(
                 !text.contains("SMUGGLED") && !text.contains(" / HTTP"),
                 "{name}: {text:?}"

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use weft_tests::Checks;
 use weft_tests::apps::{Nginx, curl_shop};
-use weft_tests::hostile::{PREFACE, ambiguous, frame, literal};
+use weft_tests::hostile::{Ambiguous, PREFACE, ambiguous, frame, literal};
 use weft_tests::webapp::{HttpServer, Raw, Transcript, raw};
 
 use crate::stage::{Pair, Stage, expect_code, seen};
@@ -15,8 +15,10 @@ fn http_smuggling() {
     let mut checks = Checks::new("http smuggling");
     for (place, pair) in stage.meshed() {
         let scene = Scene::start(pair).expect("servers");
-        for (number, (name, _)) in ambiguous("/", "").into_iter().enumerate() {
-            checks.check(&format!("{name}, {place}"), || scene.attack(number));
+        for attack in ambiguous("/", "/smuggled") {
+            checks.check(&format!("{}, {place}", attack.name), || {
+                scene.attack(&attack)
+            });
         }
         checks.check(
             &format!("what was passed on is unambiguous, {place}"),
@@ -75,11 +77,8 @@ impl<'a> Scene<'a> {
 
     /// One that is rejected is answered with 400 or nothing; one that is made unambiguous is one
     /// request. Neither does a second one come of it, nor does the next client see anything of it.
-    fn attack(&self, number: usize) -> Result<()> {
-        // A path for each, so that what one attack achieved does not count for the next.
-        let path = format!("/smuggled-{number}");
-        let (_, bytes) = ambiguous("/", &path).swap_remove(number);
-        let bytes = bytes.escape_ascii().to_string();
+    fn attack(&self, attack: &Ambiguous) -> Result<()> {
+        let bytes = attack.bytes.escape_ascii().to_string();
         for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
             let got = self.send(port, &bytes)?;
             ensure!(
@@ -93,7 +92,7 @@ impl<'a> Scene<'a> {
                 .all(|code| [200, 400, 404, 405, 413, 431, 501, 505].contains(code));
             ensure!(fine, "port {port} answers {:?}", got.statuses);
         }
-        self.nobody_saw(&path)?;
+        self.nobody_saw(&attack.hidden)?;
         for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
             let shown = curl_shop(self.pair.client, self.pair.at(port), "/", &[])?;
             expect_code(&shown, 200).with_context(|| format!("the next client, at port {port}"))?;
@@ -109,7 +108,7 @@ impl<'a> Scene<'a> {
             "the next client was answered for {}",
             mine.path
         );
-        self.nobody_saw(&path)
+        self.nobody_saw(&attack.hidden)
     }
 
     fn nobody_saw(&self, path: &str) -> Result<()> {
