@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use weft_core::Name;
 
 /// The node agent of the Weft service mesh.
@@ -23,7 +23,52 @@ pub enum Command {
     Run(Box<Config>),
     /// Detach and remove the kernel programs and maps of an instance. Pods of the node are
     /// connected directly from then on, so do this when the node leaves the mesh only.
-    Uninstall(KernelConfig),
+    Uninstall(UninstallConfig),
+    /// Mount on the node what is not mounted there: the BPF file system and control groups of version 2. For a
+    /// container with the node's process ids, before the one that runs the agent.
+    Prepare(PrepareConfig),
+    /// Ask the agent by its Unix socket, and print its answer; fails if that is not 200.
+    Ask(AskConfig),
+}
+
+/// What to remove.
+#[derive(Debug, Args)]
+pub struct UninstallConfig {
+    /// Whose programs, and where they are.
+    #[command(flatten)]
+    pub kernel: KernelConfig,
+
+    /// Stay afterwards, until a signal: for a DaemonSet, whose containers must not end.
+    #[arg(long)]
+    pub stay: bool,
+}
+
+/// What to mount.
+#[derive(Debug, Args)]
+pub struct PrepareConfig {
+    /// Where the BPF file system is to be.
+    #[arg(long, env = "WEFT_BPFFS", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+}
+
+/// What to ask.
+#[derive(Debug, Args)]
+pub struct AskConfig {
+    /// The socket of the agent; of several between commas, the first.
+    #[arg(
+        long,
+        env = "WEFT_ADMIN_SOCKET",
+        default_value = "/run/weft/agent.sock",
+        value_delimiter = ','
+    )]
+    pub admin_socket: Vec<PathBuf>,
+
+    /// Write this, in place of reading: a log filter, to /log_level.
+    #[arg(long, value_name = "TEXT")]
+    pub put: Option<String>,
+
+    /// /live, /ready, /metrics, /config_dump or /log_level.
+    pub path: String,
 }
 
 /// How to run.
@@ -41,18 +86,40 @@ pub struct Config {
     #[command(flatten)]
     pub controller: ControllerConfig,
 
+    /// The host's `/proc`, in which the processes of pods are looked for. In a container it is that if the pod has
+    /// `hostPID`.
+    #[arg(long, env = "WEFT_PROC", default_value = "/proc")]
+    pub proc: PathBuf,
+
+    /// Whether the TCP connections that a pod has when it joins the mesh are ended, once, so that they come back through
+    /// it. Else they stay in the clear until they end.
+    #[arg(long, env = "WEFT_END_CONNECTIONS_ON_OPT_IN", default_value_t = true, action = ArgAction::Set)]
+    pub end_connections_on_opt_in: bool,
+
     /// Address and port of `/metrics`, `/live` and `/ready`. Pods can reach it if they can reach
     /// the address: it tells no secret and changes nothing.
     #[arg(long, env = "WEFT_ADMIN", default_value = "127.0.0.1:9990")]
     pub admin: SocketAddr,
 
-    /// Unix socket of dumps and the log level; only root can open it.
+    /// Unix socket of dumps and the log level (repeatable); only root can open it. Where two agents are given the same
+    /// one, it is that of the agent that was started last.
     #[arg(
         long,
         env = "WEFT_ADMIN_SOCKET",
-        default_value = "/run/weft/agent.sock"
+        default_value = "/run/weft/agent.sock",
+        value_delimiter = ','
     )]
-    pub admin_socket: PathBuf,
+    pub admin_socket: Vec<PathBuf>,
+
+    /// Unix socket on which the CNI plugin says which pods are about to start; only root can open it. Without it nobody
+    /// listens, and pods are enrolled as they appear.
+    #[arg(long, env = "WEFT_CNI_SOCKET")]
+    pub cni_socket: Option<PathBuf>,
+
+    /// File that the CNI plugin reads while there is no agent: the namespaces that may hold meshed pods. Written only
+    /// where there is a `--cni-socket`; it is to outlive restarts of the node.
+    #[arg(long, env = "WEFT_CNI_NAMESPACES", default_value = weft_cni::call::LISTED)]
+    pub cni_namespaces: PathBuf,
 
     /// How long flows may go on after SIGTERM, or after their pod left the mesh; then they are
     /// reset.
@@ -63,6 +130,11 @@ pub struct Config {
     /// how long an application's first line may be on its way before it is passed on as it is.
     #[arg(long, env = "WEFT_DETECT_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub detect_timeout: Duration,
+
+    /// How long a client's connection of HTTP may be without a request before it is closed in order; 0s: it
+    /// never is.
+    #[arg(long, env = "WEFT_HTTP_IDLE_TIMEOUT", default_value = "1h", value_parser = duration)]
+    pub http_idle_timeout: Duration,
 
     /// How much pods and peers may have at once.
     #[command(flatten)]
@@ -89,12 +161,13 @@ pub struct KernelConfig {
     #[arg(long, env = "WEFT_INSTANCE", default_value = "default")]
     pub instance: Name,
 
-    /// The cgroup (version 2) whose processes are intercepted: that of all pods.
+    /// The cgroup (version 2) whose processes are intercepted: that of all pods. Found, on a node of Kubernetes, if not
+    /// given.
     #[arg(long, env = "WEFT_CGROUP")]
-    pub cgroup: PathBuf,
+    pub cgroup: Option<PathBuf>,
 
-    /// The kubelet's cgroup (version 2): its connections to probe ports pass. Without it, probes
-    /// are treated as anybody's connections.
+    /// The kubelet's cgroup (version 2): its connections to probe ports pass. Found by its process if not given; without
+    /// it, probes are treated as anybody's connections.
     #[arg(long, env = "WEFT_KUBELET_CGROUP")]
     pub kubelet_cgroup: Option<PathBuf>,
 
@@ -147,6 +220,11 @@ pub struct ControllerConfig {
 /// the memory and the CPUs, and is in the log at the start.
 #[derive(Clone, Debug, Args)]
 pub struct LimitsConfig {
+    /// Bytes of memory that this agent may use, if that is less than the machine has and than its control group says: a
+    /// container does not see the limit of its own.
+    #[arg(long, env = "WEFT_MEMORY_LIMIT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub memory_limit: Option<u64>,
+
     /// Most flows that one pod may have open in each direction; more are refused. Of those that
     /// arrive, half may come in plaintext. By default two fifths of the descriptors, so that one pod's
     /// flows leave some to others even if each takes two, and at most one for each 64 KiB of a quarter of the memory.
@@ -178,13 +256,6 @@ pub struct LimitsConfig {
     /// The same, of the whole node. By default an eighth of the descriptors, from 64 to 8192.
     #[arg(long, env = "WEFT_MAX_HANDSHAKES")]
     pub max_handshakes: Option<usize>,
-
-    /// What a flood is held back to in the end, in percent of the node's CPUs that its flows use through the agent: a
-    /// pod that has used more than 15 percent of them (or this, if it is more) for some time, while threads wait for
-    /// CPUs and pods that use little are served too. 5 is a value to begin with; 100 turns it off.
-    /// [default: 100]
-    #[arg(long, env = "WEFT_MAX_CPU_PERCENT_PER_POD_WHEN_SHORT", value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub max_cpu_percent_per_pod_when_short: Option<u8>,
 
     /// Tunnels that one pod may be making at a time, a sixteenth of them to one address; others wait
     /// for up to 5 s, then are refused. [default: 64]

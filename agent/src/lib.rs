@@ -32,6 +32,8 @@ pub fn main() -> ExitCode {
     let done = match config::Cli::parse().command {
         config::Command::Run(config) => run::run(*config),
         config::Command::Uninstall(config) => run::uninstall(&config),
+        config::Command::Prepare(config) => run::prepare(&config),
+        config::Command::Ask(config) => run::ask(&config),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

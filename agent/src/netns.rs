@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
@@ -47,6 +47,15 @@ impl Netns {
         Ok(Self { file })
     }
 
+    /// By a descriptor that somebody else opened.
+    pub fn received(descriptor: OwnedFd) -> io::Result<Self> {
+        if fstatfs(&descriptor)?.filesystem_type() != NSFS_MAGIC {
+            let error = "the descriptor is of no network namespace";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        Ok(descriptor.into())
+    }
+
     /// The one the calling thread is in.
     pub fn current() -> io::Result<Self> {
         // What is there needs no check.
@@ -63,6 +72,18 @@ impl Netns {
     /// Its inode, as in `ls -l /proc/<pid>/ns/net`.
     pub fn inode(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.ino())
+    }
+
+    /// The inode of the user namespace that it belongs to (ioctl_ns(2)).
+    pub fn owner(&self) -> io::Result<u64> {
+        // SAFETY: it takes no argument, and gives a descriptor that is nobody's yet, or -1.
+        let owner = unsafe {
+            match libc::ioctl(self.file.as_raw_fd(), NS_GET_USERNS) {
+                -1 => return Err(io::Error::last_os_error()),
+                owner => File::from_raw_fd(owner),
+            }
+        };
+        Ok(owner.metadata()?.ino())
     }
 
     /// Runs something short in this namespace: the thread goes in, calls, and comes back. Sockets
@@ -161,6 +182,8 @@ thread_local! {
 
 /// Not in the libc crate for all targets.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// `linux/nsfs.h`; not in the libc crate.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
 /// The file system of namespaces (`linux/magic.h`).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
@@ -175,6 +198,8 @@ mod tests {
         assert_eq!(current.inode().unwrap(), again.inode().unwrap());
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
         assert_ne!(netns_cookie(socket.as_fd()).unwrap(), 0);
+        let users = std::fs::metadata("/proc/self/ns/user").unwrap().ino();
+        assert_eq!(current.owner().unwrap(), users);
     }
 
     /// Needs root, for network namespaces of its own.

@@ -8,13 +8,12 @@
 //! During an upgrade two agents run. Both answer on the admin port until the newer one has taken
 //! over (`node`), then the older one leaves it and its listeners, and drains as if it were stopped.
 
-use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,15 +24,17 @@ use weft_core::WorkloadId;
 use crate::admin::{self, Admin, Views};
 use crate::balance::queue::QueueLimits;
 use crate::bpf::{self, Bpf, BpfConfig, Standing};
-use crate::config::{Config, KernelConfig, LimitsConfig};
-use crate::discovery::{ControlStream, Controller, ControllerConfig, Store, StreamState};
+use crate::config::{
+    AskConfig, Config, KernelConfig, LimitsConfig, PrepareConfig, UninstallConfig,
+};
+use crate::discovery::{Calls, ControlStream, Controller, ControllerConfig, Store, StreamState};
 use crate::identity::{ControllerSigner, Identities};
 use crate::log::{self, LogControl};
 use crate::netns::Netns;
-use crate::node::{self, Pods};
+use crate::node::cni::CniConfig;
+use crate::node::{self, NodeConfig, Pods, find};
 use crate::panics;
 use crate::proxy::limits::{Limits, Resources};
-use crate::proxy::turns::FloodLimits;
 use crate::proxy::{Context, ProxyConfig};
 use crate::sources;
 use crate::telemetry::{Refusal, Telemetry};
@@ -50,6 +51,7 @@ pub fn run(config: Config) -> Result<()> {
     Netns::stay_here().context("opening the network namespace")?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_start(node::come_first)
         .build()
         .context("starting the runtime")?
         .block_on(Box::pin(serve(config, log)))
@@ -59,15 +61,41 @@ pub fn run(config: Config) -> Result<()> {
 ///
 /// # Errors
 /// What could not be removed.
-pub fn uninstall(config: &KernelConfig) -> Result<()> {
-    let pins = kernel(config)?.pin_root;
-    Bpf::uninstall(&pins).with_context(|| format!("removing {}", pins.display()))
+pub fn uninstall(config: &UninstallConfig) -> Result<()> {
+    let pins = pin_root(&config.kernel)?;
+    Bpf::uninstall(&pins).with_context(|| format!("removing {}", pins.display()))?;
+    if config.stay {
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
+}
+
+/// Mounts on the node what an agent needs there.
+///
+/// # Errors
+/// What could not be mounted, and why.
+pub fn prepare(config: &PrepareConfig) -> Result<()> {
+    bpf::prepare(&config.bpffs).context("preparing the node")
+}
+
+/// Asks the agent that runs, and prints what it says.
+///
+/// # Errors
+/// It says nothing, or no.
+pub fn ask(config: &AskConfig) -> Result<()> {
+    let socket = config.admin_socket.first();
+    let socket = socket.context("--admin-socket is needed")?;
+    let answer = admin::ask(socket, &config.path, config.put.as_deref())?;
+    print!("{answer}");
+    Ok(())
 }
 
 async fn serve(config: Config, log: LogControl) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
-    let kernel = kernel(&config.kernel)?;
+    let kernel = kernel(&config.kernel, &config.proc)?;
     let bpf = Bpf::open(&kernel).context("installing the kernel programs")?;
     let pods = Arc::new(Pods::default());
     match bpf.verify() {
@@ -96,7 +124,8 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     })?);
     let node = config.node.clone();
     let (stream, discovery) = ControlStream::new(Arc::clone(&controller), Arc::clone(&store), node);
-    let signer = Arc::new(ControllerSigner::new(controller));
+    let calls = Calls::new(controller);
+    let signer = Arc::new(ControllerSigner::new(Arc::clone(&calls)));
     let identities = Identities::new(signer, Arc::clone(&store));
     let telemetry = Telemetry::new();
     let context = Context::start(
@@ -113,8 +142,8 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let stop_pods = CancellationToken::new();
     let stop = CancellationToken::new();
     let mut parts = JoinSet::new();
-    serve_admin(&config, &context, log, &stop, &mut parts)?;
-    parts.spawn(stream.run(stop.clone()));
+    let admin = serve_admin(&config, &context, log, &stop, &mut parts)?;
+    parts.spawn(stream.answering(admin.answers()).run(stop.clone()));
     parts.spawn(forget_series(Arc::clone(&context), stop.clone()));
     let (ending, stopped) = (context.end_flows_no_longer_allowed(), stop.clone());
     parts.spawn(async move {
@@ -126,7 +155,20 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
         context.discovery.state_changes(),
         stop.clone(),
     ));
-    let mut pods = tokio::spawn(node::run(Arc::clone(&context), stop_pods.clone()));
+    if let Some(cni) = cni(&config)? {
+        parts.spawn(node::cni::serve(
+            cni,
+            Arc::clone(&context),
+            calls,
+            stop.clone(),
+        ));
+    }
+    let node_config = NodeConfig {
+        proc: config.proc.clone(),
+        end_connections: config.end_connections_on_opt_in,
+    };
+    let enrolling = node::run(Arc::clone(&context), node_config, stop_pods.clone());
+    let mut pods = tokio::spawn(enrolling);
 
     // A part that ended by itself panicked. The next process starts whole; until then new
     // connections are refused.
@@ -137,7 +179,9 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
         Some(_) = parts.join_next() => anyhow::bail!("a part of the agent ended by itself"),
     }
     stop_pods.cancel();
-    pods.await.context("stopping the node's pods")?;
+    pods.await
+        .context("stopping the node's pods")?
+        .context("looking for pods")?;
     let left: usize = context.pods.all().iter().map(|pod| pod.flows.len()).sum();
     drain(&context).await;
     let reset = context.telemetry.refusals(Refusal::Drained);
@@ -151,6 +195,21 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     };
     tracing::info!(left, reset, "drained; {next}");
     Ok(())
+}
+
+/// What the CNI plugin is served by, if it is. That its list cannot be kept shows at once.
+fn cni(config: &Config) -> Result<Option<CniConfig>> {
+    let Some(socket) = config.cni_socket.clone() else {
+        return Ok(None);
+    };
+    let namespaces = config.cni_namespaces.clone();
+    for (path, flag) in [(&socket, "--cni-socket"), (&namespaces, "--cni-namespaces")] {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("making {} ({flag})", parent.display()))?;
+        }
+    }
+    Ok(Some(CniConfig { socket, namespaces }))
 }
 
 /// Lets go of the series of workloads elsewhere that are gone.
@@ -193,53 +252,49 @@ fn serve_admin(
     log: LogControl,
     stop: &CancellationToken,
     parts: &mut JoinSet<()>,
-) -> Result<()> {
+) -> Result<Arc<Admin>> {
     let views = Views {
         store: Arc::clone(&context.store),
         discovery: context.discovery.clone(),
         identities: Arc::clone(&context.identities),
         pods: Arc::clone(&context.pods),
+        bpf: Arc::clone(&context.bpf),
     };
     let telemetry = Arc::clone(&context.telemetry);
-    let (readiness, filter) = (views.clone(), log.clone());
+    let (readiness, pods) = (views.clone(), views.clone());
+    let filter = log.clone();
+    let port = admin::Port::new(config.admin);
+    let asked = Arc::clone(&port);
     let admin = Arc::new(Admin {
         metrics: Box::new(move || telemetry.encode()),
-        readiness: Box::new(move || readiness.readiness()),
+        readiness: Box::new(move || {
+            let mut readiness = readiness.readiness();
+            readiness.warnings.extend(asked.problem());
+            readiness
+        }),
         dump: Box::new(move || views.dump()),
+        pods: Box::new(move || pods.pods()),
         log_level: Box::new(move || filter.filter()),
         set_log_level: Box::new(move |filter| log.set(filter).map_err(|it| format!("{it:#}"))),
     });
-    let listener = admin_listener(config.admin)
-        .with_context(|| format!("listening on {} (--admin)", config.admin))?;
-    let socket = &config.admin_socket;
-    if let Some(parent) = socket.parent() {
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("making {} (--admin-socket)", parent.display()))?;
+    for socket in &config.admin_socket {
+        if let Some(parent) = socket.parent() {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("making {} (--admin-socket)", parent.display()))?;
+        }
+        let on_socket = admin::serve_socket(Arc::clone(&admin), socket, stop.clone())
+            .with_context(|| format!("listening on {} (--admin-socket)", socket.display()))?;
+        parts.spawn(on_socket);
     }
-    let on_socket = admin::serve_socket(Arc::clone(&admin), socket, stop.clone())
-        .with_context(|| format!("listening on {} (--admin-socket)", socket.display()))?;
-    parts.spawn(on_socket);
     let (pods, stop) = (Arc::clone(&context.pods), stop.clone());
+    let on_port = Arc::clone(&admin);
     parts.spawn(async move {
         tokio::select! {
-            () = admin::serve_port(admin, listener, stop.clone()) => {}
+            () = port.run(on_port, stop.clone()) => {}
             () = pods.superseded() => stop.cancelled().await,
         }
     });
-    Ok(())
-}
-
-/// The agent that is to take over listens on the port while this one still does. Only processes of
-/// the same user can join so.
-fn admin_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    socket.bind(address)?;
-    socket.listen(ADMIN_BACKLOG)
+    Ok(admin)
 }
 
 /// Lets the flows of all pods finish until the deadline, and resets the rest.
@@ -256,6 +311,7 @@ fn proxy_config(config: &Config) -> ProxyConfig {
     ProxyConfig {
         drain_deadline: config.drain_deadline,
         detect_timeout: config.detect_timeout,
+        http_idle_timeout: config.http_idle_timeout,
         limits: limits(&config.limits),
         tunnel: config.tunnel,
         queue: QueueLimits {
@@ -269,7 +325,7 @@ fn proxy_config(config: &Config) -> ProxyConfig {
 
 /// Those that are asked for, and for the rest what fits this process.
 fn limits(config: &LimitsConfig) -> Limits {
-    let resources = Resources::of_process();
+    let resources = Resources::of_process(config.memory_limit);
     let fitting = Limits::from_resources(resources);
     let mib = config.max_buffered_mib_per_pod;
     let limits = Limits {
@@ -287,11 +343,6 @@ fn limits(config: &LimitsConfig) -> Limits {
             .max_handshakes_per_peer
             .unwrap_or(fitting.handshakes_per_peer),
         handshakes: config.max_handshakes.unwrap_or(fitting.handshakes),
-        floods: config
-            .max_cpu_percent_per_pod_when_short
-            .map_or(fitting.floods, |it| {
-                FloodLimits::percent_of(it, resources.cpus)
-            }),
         dials_per_pod: config.max_dials_per_pod.unwrap_or(fitting.dials_per_pod),
         ..fitting
     };
@@ -305,16 +356,25 @@ fn limits(config: &LimitsConfig) -> Limits {
     limits
 }
 
-fn kernel(config: &KernelConfig) -> Result<BpfConfig> {
-    let bpffs = bpf::bpffs(config.bpffs.as_deref()).context("finding the BPF file system")?;
+fn kernel(config: &KernelConfig, proc: &Path) -> Result<BpfConfig> {
+    let hierarchy = bpf::cgroup2_root()?;
+    let (pods, kubelet) = (config.cgroup.as_deref(), config.kubelet_cgroup.as_deref());
+    let found = find::cgroups(proc, &hierarchy, pods, kubelet)?;
+    let kubelet = found.kubelet.as_ref().map(|it| it.display());
+    tracing::info!(pods = %found.pods.display(), ?kubelet, "control groups");
     Ok(BpfConfig {
-        pin_root: bpffs.join("weft").join(config.instance.as_str()),
-        cgroup: config.cgroup.clone(),
-        kubelet_cgroup: config.kubelet_cgroup.clone(),
+        pin_root: pin_root(config)?,
+        cgroup: found.pods,
+        kubelet_cgroup: found.kubelet,
         max_pending: config.max_pending,
         pending_quota: config.pending_quota,
         log: config.bpf_log,
     })
+}
+
+fn pin_root(config: &KernelConfig) -> Result<PathBuf> {
+    let bpffs = bpf::bpffs(config.bpffs.as_deref()).context("finding the BPF file system")?;
+    Ok(bpffs.join("weft").join(config.instance.as_str()))
 }
 
 /// Every flow needs at least two descriptors: takes all that the hard limit gives.
@@ -328,4 +388,3 @@ fn raise_descriptor_limit() {
 
 /// How often the series of workloads that are gone are looked for.
 const SERIES_CHECK: Duration = Duration::from_secs(15);
-const ADMIN_BACKLOG: u32 = 256;

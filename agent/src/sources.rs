@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::{Handle, RuntimeMetrics};
+
 use crate::balance::EndpointEntry;
 use crate::balance::breaker::Standing;
 use crate::bpf::Bpf;
 use crate::discovery::{Balanced, Discovery, ServicePortEntry, Store};
 use crate::identity::{CertificateState, Identities};
-use crate::node::Pods;
+use crate::node::{Pods, WAITING_REASONS};
 use crate::proxy::Context;
 use crate::telemetry::exchange::{PortRef, balancer_labels};
 use crate::telemetry::{Kind, Samples, Source, Telemetry};
@@ -18,6 +20,10 @@ pub fn add_all(telemetry: &Telemetry, context: &Arc<Context>) {
     let pods = Arc::clone(&context.pods);
     telemetry.add_source(Arc::new(Kernel {
         bpf: Arc::clone(&context.bpf),
+        pods: Arc::clone(&pods),
+    }));
+    telemetry.add_source(Arc::new(Tasks {
+        own: Handle::current().metrics(),
         pods: Arc::clone(&pods),
     }));
     telemetry.add_source(Arc::new(Enrolled(pods)));
@@ -104,6 +110,24 @@ impl Source for Kernel {
     }
 }
 
+/// Of all runtimes: the agent's own, and those of the pods.
+#[derive(Debug)]
+struct Tasks {
+    own: RuntimeMetrics,
+    pods: Arc<Pods>,
+}
+
+impl Source for Tasks {
+    fn collect(&self, samples: &mut Samples) {
+        let of_pods = self.pods.all();
+        let of_pods = of_pods.iter().map(|it| it.threads.handle().metrics());
+        let of_pods: usize = of_pods.map(|it| it.num_alive_tasks()).sum();
+        let tasks = (self.own.num_alive_tasks() + of_pods) as f64;
+        let help = "Tasks of the agent and of its pods";
+        samples.add(Kind::Gauge, "weft_tasks", help, vec![], tasks);
+    }
+}
+
 #[derive(Debug)]
 struct Enrolled(Arc<Pods>);
 
@@ -112,13 +136,30 @@ impl Source for Enrolled {
         let enrolled = self.0.all().len() as f64;
         let help = "Pods of this node that take part in the mesh";
         samples.add(Kind::Gauge, "weft_pods_enrolled", help, vec![], enrolled);
+        let held = self
+            .0
+            .all()
+            .iter()
+            .filter(|it| it.is_by_tunnels_only())
+            .count() as f64;
+        let help = "Pods of this node that are in the mesh and that policies of the CNI's own kinds select: what they have \
+                    with each other goes by tunnels";
+        samples.add(Kind::Gauge, "weft_pods_by_tunnels_only", help, vec![], held);
         let repaired = self.0.hooks().repaired as f64;
         let help = "Kernel programs that were detached by somebody else and attached again";
         let name = "weft_hooks_repaired";
         samples.add(Kind::Counter, name, help, vec![], repaired);
-        let waiting = self.0.waiting().len() as f64;
-        let help = "Pods of this node that should take part and cannot yet; readiness names them";
-        samples.add(Kind::Gauge, "weft_pods_waiting", help, vec![], waiting);
+        let ended = self.0.ended() as f64;
+        let help = "Connections that pods had when they joined the mesh, and that were ended so that they come back through it";
+        let name = "weft_opt_in_connections_ended";
+        samples.add(Kind::Counter, name, help, vec![], ended);
+        let waiting = self.0.waiting();
+        let help = "Pods of this node that should take part and cannot yet, by reason; readiness names them";
+        for reason in WAITING_REASONS {
+            let number = waiting.iter().filter(|it| it.label == reason).count() as f64;
+            let labels = vec![("reason", reason.to_owned())];
+            samples.add(Kind::Gauge, "weft_pods_waiting", help, labels, number);
+        }
         for pod in self.0.all() {
             let labels = || {
                 vec![
@@ -130,15 +171,14 @@ impl Source for Enrolled {
             let help = "Bytes that the pod's flows keep because a receiver has no room";
             let name = "weft_pod_buffered_bytes";
             samples.add(Kind::Gauge, name, help, labels(), kept);
-            let held_back = pod.turns().held_back().as_secs_f64();
-            let help = "Time that the pod's flows waited because CPUs were short and other pods used little";
-            let name = "weft_pod_held_back_seconds";
-            samples.add(Kind::Counter, name, help, labels(), held_back);
-            let floods = pod.turns().floods() as f64;
-            let help =
-                "How often the pod was held back because it used very much while CPUs were short";
-            let name = "weft_pod_floods";
-            samples.add(Kind::Counter, name, help, labels(), floods);
+            let forgotten = pod.retry_budgets.forgotten() as f64;
+            let help = "Budgets of retries that were forgotten because the pod's requests go by too many rules";
+            let name = "weft_pod_retry_budgets_evicted";
+            samples.add(Kind::Counter, name, help, labels(), forgotten);
+            let used = pod.threads.used().as_secs_f64();
+            let help = "CPU time that the agent has used for the pod's flows";
+            let name = "weft_pod_cpu_seconds";
+            samples.add(Kind::Counter, name, help, labels(), used);
             let (inbound, outbound) = pod.usage.exchanges();
             for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
                 let help = "HTTP requests of the pod without the end of their answer";
@@ -216,6 +256,9 @@ impl Source for ControlStream {
         let failures = state.failures as f64;
         let help = "Connections to controllers that failed or ended";
         add(Kind::Counter, "weft_control_failures", help, failures);
+        let behind = state.behind as f64;
+        let help = "Controllers that had not heard of all that the agent knows";
+        add(Kind::Counter, "weft_control_behind", help, behind);
     }
 }
 
@@ -295,14 +338,16 @@ fn left_out(port: &ServicePortEntry, now: Instant, samples: &mut Samples) {
     let name = "weft_balancer_ejections";
     let ejections = port.health.ejections() as f64;
     samples.add(Kind::Counter, name, help, labels(), ejections);
-    for endpoint in endpoints.iter() {
-        if matches!(endpoint.standing(now), Standing::Ejected | Standing::Due) {
-            let mut labels = labels();
-            labels.push(("endpoint", endpoint.to().to_string()));
-            let help = "An endpoint that is left out now because it failed";
-            let name = "weft_balancer_ejected";
-            samples.add(Kind::Gauge, name, help, labels, 1.0);
-        }
+    let help = "Whether an endpoint is used (0), is left out because it failed (1), or is until its next request succeeds (2)";
+    for endpoint in endpoints.iter().filter(|it| it.guard().is_some()) {
+        let mut labels = labels();
+        labels.push(("endpoint", endpoint.to().to_string()));
+        let state = match endpoint.standing(now) {
+            Standing::Ready | Standing::Resting => 0.0,
+            Standing::Ejected => 1.0,
+            Standing::Due => 2.0,
+        };
+        samples.add(Kind::Gauge, "weft_balancer_ejected", help, labels, state);
     }
 }
 

@@ -82,6 +82,16 @@ pub struct Run {
     /// cert-manager, has written it.
     #[arg(long, env = "WEFT_WAIT_FOR_ISSUER")]
     pub wait_for_issuer: bool,
+    /// With `--source kubernetes`: not ready any more when nothing was heard of objects for this long, as in 5m; at least
+    /// 10s. The API server says something of each kind every minute or two, whether it changes or not.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "WEFT_SILENT_AFTER",
+        default_value = "5m",
+        value_parser = lifetime
+    )]
+    pub silent_after: Duration,
     /// How agents prove which node they are on: by join tokens, or by tokens of their service account that the API
     /// server reviews. If it is not given: as the source is, by join tokens with a directory.
     #[arg(long, value_name = "WAY", env = "WEFT_AGENT_AUTH")]
@@ -111,6 +121,32 @@ pub struct Run {
     /// Where /live, /ready, /metrics and /problems are served (HTTP).
     #[arg(long, value_name = "ADDR:PORT", env = "WEFT_ADMIN")]
     pub admin: SocketAddr,
+    /// A Unix socket that only root can open, for the command `weft`: what the administrative port has, and what agents
+    /// say of themselves. If it is not given, there is none.
+    #[arg(long, value_name = "PATH", env = "WEFT_ADMIN_SOCKET")]
+    pub admin_socket: Option<PathBuf>,
+    /// Where objects are looked at before they are stored (HTTPS, `POST /validate`), for a
+    /// ValidatingWebhookConfiguration. If it is not given, nowhere.
+    #[arg(long, value_name = "ADDR:PORT", env = "WEFT_WEBHOOK")]
+    pub webhook: Option<SocketAddr>,
+    /// The name in the certificate of the webhook: that of the Service that API servers call it by, with its
+    /// namespace and `svc`.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_WEBHOOK_NAME",
+        default_value = "weft-webhook.weft-system.svc"
+    )]
+    pub webhook_name: String,
+    /// The ValidatingWebhookConfiguration that tells API servers of the webhook. The controller that leads keeps in it, as
+    /// `caBundle`, the roots that they know the webhook by.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_WEBHOOK_CONFIGURATION",
+        default_value = "weft-webhook"
+    )]
+    pub webhook_configuration: String,
     /// The name in the certificate that agents see.
     #[arg(
         long,

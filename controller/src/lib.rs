@@ -6,6 +6,7 @@
 //! way is collected in [`problems`].
 
 pub mod admin;
+pub mod admission;
 pub mod authority;
 pub mod config;
 pub mod control;
@@ -14,6 +15,8 @@ pub mod leader;
 pub mod objects;
 mod pause;
 pub mod problems;
+pub mod progress;
+pub mod questions;
 pub mod run;
 pub mod source;
 pub mod statuses;

@@ -2,6 +2,7 @@
 //! agents that reject what they were sent. One list, for the log, the metrics and `/problems`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -62,6 +63,10 @@ pub enum Facet {
     Reference,
     /// It competes with another object.
     Conflict,
+    /// It says something that has no effect on an object such as it.
+    Idle,
+    /// What is made of it is too large for agents.
+    Size,
 }
 
 /// Where an object was found.
@@ -106,6 +111,26 @@ impl Problem {
             reason: fault.reason,
             effect: effect.into(),
         }
+    }
+}
+
+/// In one line, for people.
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(formatter, "{file}")?;
+            if let Some(number) = self.document {
+                write!(formatter, " (document {number})")?;
+            }
+            formatter.write_str(": ")?;
+        }
+        if let Some(object) = &self.object {
+            write!(formatter, "{object}: ")?;
+        }
+        if !self.field.is_empty() {
+            write!(formatter, "{}: ", self.field)?;
+        }
+        write!(formatter, "{}: {}", self.reason, self.effect)
     }
 }
 

@@ -1,11 +1,13 @@
 //! `weft-controller run`: puts the parts together, and ends them in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +16,7 @@ use weft_core::TrustBundle;
 use weft_proto::Resource;
 
 use crate::admin::Admin;
+use crate::admission::{CaBundle, Webhook};
 use crate::authority::{IssuerSecret, RootsConfigMap};
 use crate::config::{Run, SourceChoice};
 use crate::control;
@@ -23,6 +26,8 @@ use crate::control::tls::Serving;
 use crate::index::{Index, Settings};
 use crate::leader::{Candidate, Leadership};
 use crate::problems::Problems;
+use crate::progress::Progress;
+use crate::questions::{self, Question, Questions};
 use crate::source::directory::Directory;
 use crate::source::kubernetes::Kubernetes;
 use crate::source::{Batch, Source};
@@ -44,11 +49,13 @@ pub struct Controller {
     config: Run,
     listener: TcpListener,
     admin_listener: TcpListener,
+    webhook_listener: Option<TcpListener>,
     serving: Arc<Serving>,
     serving_until: SystemTime,
     server: control::Server,
     problems: Problems,
     source: AnySource,
+    asked: mpsc::Receiver<Question>,
     agent_pods: Arc<AgentPods>,
     identity: Option<(IssuerSecret, RootsConfigMap)>,
     candidate: Option<Candidate>,
@@ -69,6 +76,7 @@ impl AnySource {
         client: Option<Client>,
         problems: Problems,
         metrics: &Arc<Metrics>,
+        progress: &Progress,
     ) -> anyhow::Result<Self> {
         Ok(match &config.source {
             SourceChoice::Directory(path) => {
@@ -78,7 +86,8 @@ impl AnySource {
                 let client = client.context("--source kubernetes")?;
                 let believe = config.believe_netns_annotations;
                 let source = Kubernetes::new(client, believe, problems);
-                Self::Kubernetes(Box::new(source.counting(metrics.clone())))
+                let source = source.counting(metrics.clone());
+                Self::Kubernetes(Box::new(source.telling(progress.clone())))
             }
         })
     }
@@ -106,7 +115,14 @@ impl Controller {
         let views = Arc::new(Views::default());
         let client = parts::client(&config).await?;
         let metrics = Arc::new(Metrics::default());
-        let source = AnySource::of(&config, client.clone(), problems.clone(), &metrics)?;
+        let progress = Progress::default();
+        let source = AnySource::of(
+            &config,
+            client.clone(),
+            problems.clone(),
+            &metrics,
+            &progress,
+        )?;
         let agents_namespace = config.agent_service_account.namespace.clone();
         let agent_pods = Arc::new(AgentPods::new(agents_namespace));
         let identity = parts::identity(&config, client.as_ref());
@@ -114,21 +130,26 @@ impl Controller {
         let identity = identity.map(|it| it.kept_for(&authority));
         let (candidate, leadership) = parts::leadership(&config, client.as_ref(), &problems);
         let authentication = parts::authentication(&config, client, &agent_pods, &problems)?;
-        let listener = TcpListener::bind(config.listen).await;
-        let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
-        let admin_listener = TcpListener::bind(config.admin).await;
-        let admin_listener =
-            admin_listener.with_context(|| format!("listening on {}", config.admin))?;
+        let listener = bound(config.listen).await?;
+        let admin_listener = bound(config.admin).await?;
+        let webhook_listener = match config.webhook {
+            Some(address) => Some(bound(address).await?),
+            None => None,
+        };
         let serving = Arc::new(Serving::default());
         let serving_until = match authority.has_issuer() {
             true => serving.renew(&authority, config.controller_name.as_str())?,
             false => SystemTime::now(),
         };
+        let (questions, asked) = Questions::new();
         let server = control::Server {
             views,
             authority,
             authentication: Arc::new(authentication),
+            questions,
+            progress,
             agents: Arc::new(Agents::new(problems.clone())),
+            inspections: Arc::default(),
             metrics,
             trust_domain: config.trust_domain.clone(),
             stop,
@@ -137,11 +158,13 @@ impl Controller {
             config,
             listener,
             admin_listener,
+            webhook_listener,
             serving,
             serving_until,
             server,
             problems,
             source,
+            asked,
             agent_pods,
             identity,
             candidate,
@@ -165,6 +188,11 @@ impl Controller {
         self.admin_listener.local_addr()
     }
 
+    /// The address of the webhook, if there is one.
+    pub fn webhook_address(&self) -> Option<std::net::SocketAddr> {
+        self.webhook_listener.as_ref()?.local_addr().ok()
+    }
+
     /// Serves until stopped.
     ///
     /// # Errors
@@ -183,8 +211,36 @@ impl Controller {
             slices_only: self.config.source == SourceChoice::Kubernetes,
         };
         let views = self.server.views.clone();
-        let index = Index::new(settings, views.clone(), self.problems.clone());
-        let admin = self.admin(index.statuses());
+        let index = Index::new(settings.clone(), views.clone(), self.problems.clone());
+        let admin = Arc::new(self.admin(index.statuses()));
+        if let Some(path) = &self.config.admin_socket {
+            let shown = path.display();
+            let socket = admin.clone().serve_socket(path, stop.clone());
+            let socket =
+                socket.with_context(|| format!("listening on {shown} (--admin-socket)"))?;
+            tasks.spawn(socket);
+        }
+        if let Some(listener) = self.webhook_listener {
+            let webhook = Webhook {
+                serving: Arc::default(),
+                settings,
+                metrics: self.server.metrics.clone(),
+            };
+            let authority = self.server.authority.clone();
+            let name = self.config.webhook_name.clone();
+            tasks.spawn(webhook.run(listener, authority, name, stop.clone()));
+            if let Some(candidate) = &self.candidate {
+                let bundle = CaBundle {
+                    client: candidate.client(),
+                    configuration: self.config.webhook_configuration.clone(),
+                    name: self.config.webhook_name.clone(),
+                    authority: self.server.authority.clone(),
+                    leadership: self.leadership.clone(),
+                    problems: self.problems.clone(),
+                };
+                tasks.spawn(bundle.keep(stop.clone()));
+            }
+        }
         tasks.spawn(admin.serve(self.admin_listener, stop.clone()));
         if let Some(candidate) = self.candidate {
             let writer = Writer {
@@ -202,10 +258,22 @@ impl Controller {
         let mut reading = self.source.start(sender, stop.clone());
         let metrics = self.server.metrics.clone();
         let agent_pods = self.agent_pods;
+        let progress = self.server.progress.clone();
+        let (agents, runtime) = (self.server.agents.clone(), Handle::current());
+        let asked = self.asked;
         // Translation is work for a processor, not for the tasks that serve.
         let indexing = std::thread::Builder::new()
             .name("index".to_owned())
-            .spawn(move || translate(index, batches, &views, &agent_pods, &metrics))?;
+            .spawn(move || {
+                let heard = Heard {
+                    views: &views,
+                    agent_pods: &agent_pods,
+                    agents: &agents,
+                    progress: &progress,
+                    metrics: &metrics,
+                };
+                runtime.block_on(translate(index, batches, asked, heard));
+            })?;
         let authority = self.server.authority.clone();
         if let Some((secret, roots)) = self.identity {
             tasks.spawn(secret.follow(stop.clone()));
@@ -259,6 +327,7 @@ impl Controller {
         let state = State {
             views: self.server.views.clone(),
             agents: self.server.agents.clone(),
+            progress: self.server.progress.clone(),
             authority: self.server.authority.clone(),
             problems: self.problems.clone(),
             statuses,
@@ -267,7 +336,10 @@ impl Controller {
         Admin {
             registry: self.server.metrics.registry(state.clone()),
             state,
+            inspections: self.server.inspections.clone(),
             serving: self.serving.clone(),
+            silent_after: self.config.silent_after,
+            source: self.config.source.to_string(),
         }
     }
 }
@@ -296,22 +368,67 @@ pub async fn run(config: Run) -> anyhow::Result<()> {
     controller.serve().await
 }
 
-fn translate(
+/// Who hears of changes, beside the index.
+struct Heard<'a> {
+    views: &'a Views,
+    agent_pods: &'a AgentPods,
+    agents: &'a Agents,
+    progress: &'a Progress,
+    metrics: &'a Arc<Metrics>,
+}
+
+/// Takes in changes, and answers questions in between.
+async fn translate(
     mut index: Index,
     mut batches: mpsc::Receiver<Batch>,
-    views: &Views,
-    agent_pods: &AgentPods,
-    metrics: &Arc<Metrics>,
+    mut asked: mpsc::Receiver<Question>,
+    heard: Heard<'_>,
 ) {
-    while let Some(batch) = batches.blocking_recv() {
-        let (started, events) = (Instant::now(), batch.events.len());
-        agent_pods.hear(&batch);
-        index.apply(batch);
-        views.set_complete();
-        let took = started.elapsed();
-        metrics.applied(events, took);
-        tracing::debug!(events, ?took, "took in changes");
+    let mut open = questions::Open::default();
+    let mut rejections = Box::pin(heard.agents.rejections());
+    loop {
+        let batch = tokio::select! {
+            // What is true comes before what is said of it, or asked.
+            biased;
+            batch = batches.recv() => batch,
+            changed = &mut rejections => {
+                rejections.set(heard.agents.rejections());
+                index.rejected(changed);
+                continue;
+            }
+            Some(question) = asked.recv() => {
+                open.ask(question, &index);
+                continue;
+            }
+        };
+        let Some(batch) = batch else { return };
+        take_in(&mut index, batch, &heard);
+        open.look(&index);
     }
+}
+
+fn take_in(index: &mut Index, mut batch: Batch, heard: &Heard<'_>) {
+    let Heard {
+        views,
+        agent_pods,
+        progress,
+        metrics,
+        ..
+    } = heard;
+    let (started, events) = (Instant::now(), batch.events.len());
+    progress.begins(std::mem::take(&mut batch.reached));
+    if events == 0 && views.is_complete() {
+        // It was heard of something, and nothing follows from it.
+        progress.ends();
+        return;
+    }
+    agent_pods.hear(&batch);
+    index.apply(batch);
+    views.set_complete();
+    progress.ends();
+    let took = started.elapsed();
+    metrics.applied(events, took);
+    tracing::debug!(events, ?took, "took in changes");
 }
 
 /// Reads the authority's files and the join tokens again when they change.
@@ -349,6 +466,12 @@ async fn look_after(
         // A panic in there is logged by the runtime; the next look may succeed.
         let _ = looked.await;
     }
+}
+
+/// Listens.
+async fn bound(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("listening on {address}"))
 }
 
 fn publish_trust(bundle: TrustBundle, views: &Views) {

@@ -20,6 +20,7 @@ use crate::authority::Authority;
 use crate::control::agents::Agents;
 use crate::leader::Leadership;
 use crate::problems::Problems;
+use crate::progress::Progress;
 use crate::statuses::Statuses;
 use crate::views::Views;
 
@@ -32,10 +33,12 @@ pub struct Metrics {
     rejected: Family<NodeLabels, Counter>,
     statuses: Family<ResultLabels, Counter>,
     told: Family<ResultLabels, Counter>,
+    reviewed: Family<ResultLabels, Counter>,
     pushes: Counter,
     pushed: Counter,
     removed: Counter,
     source_failures: Family<SourceFailureLabels, Counter>,
+    watches_lost: Family<LostLabels, Counter>,
     batches: Counter,
     events: Counter,
     applying: Counter<f64, AtomicU64>,
@@ -95,6 +98,13 @@ struct SourceFailureLabels {
     code: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LostLabels {
+    group: String,
+    resource: String,
+    code: String,
+}
+
 impl Metrics {
     /// An agent was refused.
     pub fn refused(&self, reason: Refused) {
@@ -129,6 +139,11 @@ impl Metrics {
         self.told.get_or_create(&ResultLabels { result }).inc();
     }
 
+    /// The webhook was asked about an object.
+    pub fn reviewed(&self, result: &'static str) {
+        self.reviewed.get_or_create(&ResultLabels { result }).inc();
+    }
+
     /// A request to the API server for all objects of a resource of a group failed, with a status if it was answered.
     pub fn source_failed(
         &self,
@@ -143,6 +158,17 @@ impl Metrics {
             code: status.map(|it| it.to_string()).unwrap_or_default(),
         };
         self.source_failures.get_or_create(&labels).inc();
+    }
+
+    /// A watch of a resource of a group ended in a way that may have lost something, so that all is listed again; with
+    /// the status that said so.
+    pub fn watch_lost(&self, (group, resource): (&str, &str), status: Option<u16>) {
+        let labels = LostLabels {
+            group: group.to_owned(),
+            resource: resource.to_owned(),
+            code: status.map(|it| it.to_string()).unwrap_or_default(),
+        };
+        self.watches_lost.get_or_create(&labels).inc();
     }
 
     /// A push was sent.
@@ -175,6 +201,8 @@ impl Metrics {
         all.register("statuses", help, self.statuses.clone());
         let help = "Events on objects that cannot be used, by what became of them";
         all.register("events", help, self.told.clone());
+        let help = "Objects that the webhook was asked about, by what it said";
+        all.register("reviews", help, self.reviewed.clone());
         let help = "Pushes sent to agents";
         all.register("pushes", help, self.pushes.clone());
         let help = "Resources sent to agents";
@@ -183,6 +211,8 @@ impl Metrics {
         all.register("pushed_removals", help, self.removed.clone());
         let help = "Failed requests for objects to the API server";
         all.register("source_failures", help, self.source_failures.clone());
+        let help = "Watches that may have lost something, so that all is listed again";
+        all.register("source_watches_lost", help, self.watches_lost.clone());
         let help = "Batches of changes from the source";
         all.register("source_batches", help, self.batches.clone());
         let help = "Changed objects from the source";
@@ -200,6 +230,7 @@ impl Metrics {
 pub struct State {
     pub views: Arc<Views>,
     pub agents: Arc<Agents>,
+    pub progress: Progress,
     pub authority: Arc<Authority>,
     pub problems: Problems,
     pub statuses: Statuses,
@@ -232,6 +263,11 @@ impl Collector for State {
         let tasks = runtime.map_or(0, |it| it.metrics().num_alive_tasks() as u64);
         for (name, help, value) in [
             ("agents", "Agents connected", self.agents.count() as u64),
+            (
+                "agents_ahead",
+                "Agents that are told nothing, as they know of later changes than were heard here",
+                self.progress.waiting() as u64,
+            ),
             (
                 "problems",
                 "Present problems, listed at /problems",
@@ -266,6 +302,17 @@ impl Collector for State {
             ),
         ] {
             let gauge = ConstGauge::new(value as f64);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        let counter = ConstCounter::new(self.statuses.lost_events());
+        let help = "Events that were not told as too many objects waited";
+        let kind = counter.metric_type();
+        counter.encode(encoder.encode_descriptor("events_lost", help, None, kind)?)?;
+        if let Some(silent) = self.progress.silent_for() {
+            let name = "source_silent_seconds";
+            let help = "Time since the API server last said something of objects";
+            let gauge = ConstGauge::new(silent.as_secs_f64());
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }

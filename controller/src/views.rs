@@ -4,9 +4,11 @@
 //! for what changed after it: however slow it is, what waits for it is never more than the state
 //! itself, and an object that changed ten times meanwhile is sent once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bytes::Bytes;
+use prost::Message;
 use tokio::sync::watch;
 use weft_core::{Name, ObjectName};
 use weft_proto::{Key, Resource, v1};
@@ -34,11 +36,22 @@ pub type Changes = BTreeMap<(Audience, Key), Option<Resource>>;
 #[derive(Debug, Default)]
 pub struct Difference {
     /// Resources that are new or different.
-    pub changed: Vec<Arc<v1::Resource>>,
+    pub changed: Vec<Arc<Told>>,
     /// Resources that are gone.
     pub removed: Vec<Key>,
     /// Up to where this goes.
     pub upto: u64,
+}
+
+/// A resource as agents are told it: encoded once, however many they are.
+#[derive(Debug)]
+pub struct Told {
+    /// Its name.
+    pub key: Key,
+    /// The hash of its content.
+    pub version: u64,
+    /// It, as a `Resource` of the protocol.
+    pub encoded: Bytes,
 }
 
 /// The moment asked about is too long ago: what is gone since is not known any more.
@@ -72,7 +85,7 @@ struct Layer {
 #[derive(Debug)]
 struct Entry {
     number: u64,
-    resource: Option<Arc<v1::Resource>>,
+    resource: Option<Arc<Told>>,
 }
 
 /// A resource may take this many bytes: far less than a message, so that no object of anybody can
@@ -102,8 +115,8 @@ impl Views {
             let State {
                 last, all, nodes, ..
             } = &mut *state;
-            let resource = resource.map(|it| Arc::new(v1::Resource::from(it)));
-            if resource.as_ref().is_some_and(|it| is_too_large(it)) {
+            let resource = resource.map(v1::Resource::from);
+            if resource.as_ref().is_some_and(is_too_large) {
                 too_large.push((audience, key));
                 continue;
             }
@@ -198,6 +211,13 @@ impl Views {
         }
     }
 
+    /// The version of a resource that a node's agent is to have, if it is to have one.
+    pub fn version(&self, node: &Name, key: &Key) -> Option<u64> {
+        let state = self.read();
+        let mut layers = state.layers(node);
+        layers.find_map(|it| Some(it.entries.get(key)?.resource.as_ref()?.version))
+    }
+
     /// Counts pods of a service account on a node; certificates are signed while there are any.
     pub fn count_account(&self, node: &Name, account: &ObjectName, difference: isize) {
         let mut state = self.write();
@@ -217,6 +237,11 @@ impl Views {
         let state = self.read();
         let accounts = state.accounts.get(node);
         accounts.is_some_and(|it| it.contains_key(account))
+    }
+
+    /// The nodes that meshed pods run on.
+    pub fn nodes(&self) -> BTreeSet<Name> {
+        self.read().accounts.keys().cloned().collect()
     }
 
     /// How many resources there are per kind of audience: for all, and for single nodes.
@@ -245,6 +270,24 @@ impl Views {
     }
 }
 
+impl Told {
+    pub(crate) fn new(key: Key, message: &v1::Resource) -> Self {
+        Self {
+            key,
+            version: message.version,
+            encoded: message.encode_to_vec().into(),
+        }
+    }
+
+    /// The message, for who looks into it.
+    ///
+    /// # Errors
+    /// Never: it was one.
+    pub fn message(&self) -> Result<v1::Resource, prost::DecodeError> {
+        v1::Resource::decode(self.encoded.clone())
+    }
+}
+
 impl State {
     fn layers(&self, node: &Name) -> impl Iterator<Item = &Layer> {
         std::iter::once(&self.all).chain(self.nodes.get(node))
@@ -252,7 +295,7 @@ impl State {
 }
 
 impl Layer {
-    fn put(&mut self, last: &mut u64, key: Key, resource: Option<Arc<v1::Resource>>) {
+    fn put(&mut self, last: &mut u64, key: Key, resource: Option<v1::Resource>) {
         let version = resource.as_ref().map(|it| it.version);
         let before = self.entries.get(&key);
         let version_before = before.and_then(|it| it.resource.as_ref().map(|it| it.version));
@@ -269,6 +312,7 @@ impl Layer {
         }
         self.log.insert(*last, key.clone());
         let number = *last;
+        let resource = resource.map(|it| Arc::new(Told::new(key.clone(), &it)));
         self.entries.insert(key, Entry { number, resource });
     }
 
@@ -291,7 +335,6 @@ impl Layer {
 }
 
 fn is_too_large(resource: &v1::Resource) -> bool {
-    use prost::Message;
     resource.encoded_len() > MAX_RESOURCE_BYTES
 }
 
@@ -319,6 +362,7 @@ mod tests {
             default: weft_core::AccessPolicy::Deny,
             servers: vec![],
             network: None,
+            network_egress: None,
         };
         (
             Audience::Node(node.clone()),
@@ -342,10 +386,7 @@ mod tests {
 
     /// Names of what changed and of what is gone.
     fn named(difference: &Difference) -> (Vec<&str>, Vec<&str>) {
-        let changed = difference.changed.iter().map(|it| {
-            let key = it.key.as_ref().expect("a key");
-            key.name.as_str()
-        });
+        let changed = difference.changed.iter().map(|it| it.key.name.as_str());
         let removed = difference.removed.iter().map(|it| it.name.as_str());
         (changed.collect(), removed.collect())
     }
@@ -384,10 +425,7 @@ mod tests {
         assert_eq!(named(&later), (vec!["a/a"], vec!["a/c"]));
         assert_eq!(views.counts(), (2, 1));
 
-        let held = all.changed.iter().map(|it| {
-            let key = it.key.clone().expect("a key").try_into().expect("valid");
-            (key, it.version)
-        });
+        let held = all.changed.iter().map(|it| (it.key.clone(), it.version));
         let beyond = views.beyond(&one, held.collect());
         assert_eq!(named(&beyond), (vec!["a/a"], vec![]));
     }

@@ -100,10 +100,9 @@ impl Cluster {
             "--join-tokens",
             &path("tokens"),
         ];
-        Self {
-            served: Served::start(&arguments, DEADLINE).await,
-            folder,
-        }
+        let served = Served::start(&arguments, DEADLINE).await;
+        assert!(served.webhook.is_none(), "nobody asked for one");
+        Self { served, folder }
     }
 
     async fn stop(mut self) -> TempDir {
@@ -594,5 +593,56 @@ async fn large_requests_for_signatures_are_refused() {
     let refused = cluster.client().await.sign(request).await;
     let refused = refused.expect_err("too large");
     assert_eq!(refused.code(), Code::OutOfRange);
+    cluster.stop().await;
+}
+
+/// What is said of pods that are being started: to the agent of their node only, and as soon as it is known.
+#[tokio::test]
+async fn agents_ask_about_pods_that_are_being_started() {
+    let cluster = Cluster::start().await;
+    let ask = async |token: &str, name: &str, uid: &str| {
+        let request = v1::DescribePodRequest {
+            name: Some(v1::ObjectName {
+                namespace: "production".into(),
+                name: name.into(),
+            }),
+            uid: uid.into(),
+        };
+        let mut client = cluster.client().await;
+        let asked = client.describe_pod(with_token(request, token));
+        let answer = timeout(DEADLINE, asked).await.expect("in time");
+        answer.map(|it| it.into_inner().standing())
+    };
+    let meshed = ask(TOKEN_ONE, "payment-0", "u1").await;
+    assert_eq!(meshed.expect("answered"), v1::PodStanding::Meshed);
+    // Of another node, of an earlier pod, of no pod; all at the same time, as each takes a while.
+    let (of_another, earlier, nobody) = tokio::join!(
+        ask(TOKEN_TWO, "payment-0", "u1"),
+        ask(TOKEN_ONE, "payment-0", "u0"),
+        ask(TOKEN_ONE, "nobody", "u1")
+    );
+    for answer in [of_another, earlier, nobody] {
+        assert_eq!(answer.expect("answered"), v1::PodStanding::Unknown);
+    }
+    for (token, name, code) in [
+        ("token-of-nobody-at-all", "payment-0", Code::Unauthenticated),
+        (TOKEN_ONE, "../payment", Code::InvalidArgument),
+    ] {
+        let refused = ask(token, name, "u1").await.expect_err("refused");
+        assert_eq!(refused.code(), code);
+    }
+    // It is answered when it appears.
+    let late = "
+apiVersion: v1
+kind: Pod
+metadata: {name: late, namespace: production, uid: u9, labels: {weft.dev/mesh: disabled}}
+spec: {nodeName: one, containers: [{name: c}]}
+";
+    let appears = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fs::write(cluster.source("late.yaml"), late).expect("written");
+    };
+    let (answer, ()) = tokio::join!(ask(TOKEN_ONE, "late", "u9"), appears);
+    assert_eq!(answer.expect("answered"), v1::PodStanding::NotMeshed);
     cluster.stop().await;
 }

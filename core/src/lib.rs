@@ -26,14 +26,16 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use names::{Name, NameError, ObjectName, TUNNEL_PORT};
 pub use policy::{
     AccessPolicy, Authentication, Authorization, AuthorizationName, Client, DenyReason,
-    IdentityMatch, LimitScope, Limited, Limiter, NetworkMatch, NetworkPods, NetworkRule,
-    NetworkRules, NetworkSources, Passed, PolicyGroup, ProxyProtocol, RateLimit, RateOverride,
+    IdentityMatch, LimitScope, Limited, Limiter, NetworkMatch, NetworkPeers, NetworkPods,
+    NetworkRule, NetworkRules, Passed, PolicyGroup, ProxyProtocol, RateLimit, RateOverride,
     RequestDenial, Server, ServerBinding, ServerName, UnknownAccessPolicy, Verdict, WorkloadPolicy,
-    authorize, authorize_request,
+    authorize, authorize_request, let_out,
 };
 pub use protocol::{ListedPort, NoPortList, PortProtocol, PortRanges};
 pub use service::{
     Endpoint, EndpointName, EndpointPlace, EndpointPort, InternalTraffic, Service, ServicePort,
     Weight,
 };
-pub use workload::{Mesh, NodePod, Owner, Tunnel, Workload, WorkloadId};
+pub use workload::{
+    ContainerId, ContainerIdError, Mesh, NodePod, Owner, PodRuntime, Tunnel, Workload, WorkloadId,
+};

@@ -19,10 +19,11 @@ pub enum PortProtocol {
     Detect,
     /// Bytes that the mesh does not look into.
     Opaque,
-    /// HTTP/1. Of a Service's port it excludes nothing: few who write `http` know that there is another
-    /// version. A Server means what it says.
+    /// HTTP/1. Of a Service's port it excludes what is no HTTP, and no version of it: few who write `http` know
+    /// that there is another one. A Server means what it says.
     Http1,
-    /// HTTP/2 with prior knowledge, which includes gRPC. A Server that says so refuses anything else.
+    /// HTTP/2 with prior knowledge, which includes gRPC. A Server that says so refuses anything else; a Service's
+    /// port takes HTTP/1 too.
     Http2,
     /// TLS of the applications' own.
     Tls,

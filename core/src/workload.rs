@@ -76,6 +76,8 @@ pub struct NodePod {
     pub uid: String,
     /// Path of the pod's network namespace on the node, where the source knows it.
     pub netns: Option<PathBuf>,
+    /// By what else than its UID its processes are found.
+    pub runtime: Box<PodRuntime>,
     /// Ports that the kubelet's probes may reach whatever policy says.
     pub probe_ports: Vec<u16>,
     /// Its own ports that are opaque, unless a Server says otherwise.
@@ -84,7 +86,32 @@ pub struct NodePod {
     pub opaque_outbound_ports: PortRanges,
     /// The zone of its node (label `topology.kubernetes.io/zone`), where it has one.
     pub zone: Option<String>,
+    /// What it has with others of its node goes by tunnels too, past the CNI, which has policies of its own for it.
+    pub by_tunnels_only: bool,
 }
+
+/// What the kubelet and the container runtime of a pod's node have of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PodRuntime {
+    /// The UID by which the kubelet has it, where that is not the object's: that of a static pod.
+    pub static_uid: Option<String>,
+    /// Its containers, of all kinds, as far as they are known; its sandbox is none of them.
+    pub containers: Vec<ContainerId>,
+    /// The RuntimeClass that it asks for: a hint at what its containers run in.
+    pub class: Option<String>,
+    /// It has a user namespace of its own (`hostUsers: false`), to which its network namespace belongs.
+    pub own_users: bool,
+}
+
+/// What a container runtime calls a container: 64 hexadecimal digits, with all runtimes of Kubernetes. Nothing else
+/// is taken for one: it is looked for among names that containers may choose.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ContainerId(Box<str>);
+
+/// What was to be a container's ID is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a container's ID has 64 lower-case hexadecimal digits")]
+pub struct ContainerIdError;
 
 impl Workload {
     /// What one of its ports speaks, for those who are not on its node: there a Server may say more.
@@ -104,6 +131,31 @@ impl Workload {
     }
 }
 
+impl ContainerId {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ContainerId {
+    type Err = ContainerIdError;
+
+    fn from_str(text: &str) -> Result<Self, ContainerIdError> {
+        let is_digit = |it: u8| matches!(it, b'0'..=b'9' | b'a'..=b'f');
+        match text.len() == CONTAINER_ID_LENGTH && text.bytes().all(is_digit) {
+            true => Ok(Self(text.into())),
+            false => Err(ContainerIdError),
+        }
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
 impl fmt::Display for WorkloadId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
@@ -115,5 +167,32 @@ impl FromStr for WorkloadId {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         text.parse().map(Self)
+    }
+}
+
+/// The bytes of a SHA-256, in hexadecimal.
+const CONTAINER_ID_LENGTH: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_containers_have_one_form() {
+        let good = "0123456789abcdef".repeat(4);
+        assert_eq!(
+            good.parse::<ContainerId>().map(|it| it.to_string()),
+            Ok(good.clone())
+        );
+        for bad in [
+            String::new(),
+            good[1..].to_owned(),
+            format!("{good}0"),
+            good.to_uppercase(),
+            good.replace('a', "g"),
+            format!("/{}", &good[1..]),
+        ] {
+            assert_eq!(bad.parse::<ContainerId>(), Err(ContainerIdError), "{bad}");
+        }
     }
 }

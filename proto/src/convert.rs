@@ -29,13 +29,14 @@ impl From<Resource> for v1::Resource {
     /// Makes the message, with the version that its content hashes to.
     fn from(resource: Resource) -> Self {
         let key = resource.key();
-        let body = body(resource);
-        let version = version(&body);
-        Self {
-            key: Some(key.into()),
-            version,
-            body: Some(body),
-        }
+        let mut message = Self {
+            key: None,
+            version: 0,
+            body: Some(body(resource)),
+        };
+        message.version = version(&message);
+        message.key = Some(key.into());
+        message
     }
 }
 
@@ -56,6 +57,13 @@ impl TryFrom<v1::Resource> for Resource {
             Body::Server(it) => Self::Server(it.try_into()?),
             Body::RouteTable(it) => Self::RouteTable(it.try_into()?),
             Body::EgressNetwork(it) => Self::EgressNetwork(it.try_into()?),
+            Body::MeshNamespace(it) => {
+                let name = it.name.parse();
+                let name = name.map_err(|reason: core::NameError| {
+                    error("mesh_namespace.name", reason.to_string())
+                });
+                Self::MeshNamespace(name?)
+            }
         };
         if resource.key() == key {
             Ok(resource)
@@ -78,6 +86,7 @@ impl From<Key> for v1::Key {
             Kind::Server => v1::Kind::Server,
             Kind::RouteTable => v1::Kind::RouteTable,
             Kind::EgressNetwork => v1::Kind::EgressNetwork,
+            Kind::MeshNamespace => v1::Kind::MeshNamespace,
         };
         Self {
             kind: kind.into(),
@@ -104,6 +113,7 @@ impl TryFrom<v1::Key> for Key {
             v1::Kind::Server => Kind::Server,
             v1::Kind::RouteTable => Kind::RouteTable,
             v1::Kind::EgressNetwork => Kind::EgressNetwork,
+            v1::Kind::MeshNamespace => Kind::MeshNamespace,
         };
         Ok(Self {
             kind,
@@ -148,19 +158,17 @@ fn body(resource: Resource) -> v1::resource::Body {
         Resource::Server(it) => Body::Server(it.into()),
         Resource::RouteTable(it) => Body::RouteTable(it.into()),
         Resource::EgressNetwork(it) => Body::EgressNetwork(it.into()),
+        Resource::MeshNamespace(it) => Body::MeshNamespace(v1::MeshNamespace {
+            name: it.to_string(),
+        }),
     }
 }
 
 /// Hashes the encoded body, so that equal content has equal versions across restarts: FNV-1a, 64
 /// bits. No secret depends on it; a hostile author of objects could only hide their own changes.
-fn version(body: &v1::resource::Body) -> u64 {
-    let message = v1::Resource {
-        key: None,
-        version: 0,
-        body: Some(body.clone()),
-    };
+fn version(body: &v1::Resource) -> u64 {
     let mut hasher = Fnv1a::default();
-    hasher.write(&message.encode_to_vec());
+    hasher.write(&body.encode_to_vec());
     hasher.finish()
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use weft_core::{
-    ClusterSettings, EgressNetwork, Endpoint, NodePod, Server, Service, TrustBundle, Workload,
-    WorkloadPolicy, route::RouteTable,
+    ClusterSettings, EgressNetwork, Endpoint, Name, NodePod, Server, Service, TrustBundle,
+    Workload, WorkloadPolicy, route::RouteTable,
 };
 
 /// A resource: what is pushed, versioned, accepted or rejected as one.
@@ -30,6 +30,8 @@ pub enum Resource {
     RouteTable(RouteTable),
     /// What may leave the cluster.
     EgressNetwork(EgressNetwork),
+    /// A namespace that opts in, or that has pods which do so themselves.
+    MeshNamespace(Name),
 }
 
 /// The kinds of [`Resource`].
@@ -46,6 +48,7 @@ pub enum Kind {
     Server,
     RouteTable,
     EgressNetwork,
+    MeshNamespace,
 }
 
 /// Names a resource.
@@ -71,6 +74,7 @@ impl Resource {
             Self::Server(it) => (Kind::Server, it.name.to_string()),
             Self::RouteTable(it) => (Kind::RouteTable, it.name().to_string()),
             Self::EgressNetwork(it) => (Kind::EgressNetwork, it.name().to_string()),
+            Self::MeshNamespace(it) => (Kind::MeshNamespace, it.to_string()),
         };
         Key { kind, name }
     }
@@ -89,6 +93,7 @@ impl fmt::Display for Kind {
             Self::Server => "server",
             Self::RouteTable => "route table",
             Self::EgressNetwork => "egress network",
+            Self::MeshNamespace => "mesh namespace",
         })
     }
 }

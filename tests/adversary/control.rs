@@ -308,6 +308,7 @@ fn hello_of(node: &str) -> v1::Hello {
         protocol: PROTOCOL_VERSION,
         held: vec![],
         incarnation: 0x5701_e700,
+        ..v1::Hello::default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weft_tests::apps::curl_shop;
-use weft_tests::hostile::{PREFACE, literal};
+use weft_tests::hostile::{PREFACE, request};
 use weft_tests::webapp::{HttpServer, raw};
 use weft_tests::weft1::Tunnel;
 use weft_tests::{DEADLINE, wait_for};
@@ -94,13 +94,7 @@ pub(crate) fn broken(stage: &Stage) -> Result<()> {
 pub(crate) fn broken_requests(stage: &Stage) -> Result<()> {
     let server = HttpServer::start(&stage.target, REQUESTS, &[])?;
     let target = stage.target.sockets(REQUESTS)[0];
-    let request = [
-        literal(":method", "GET"),
-        literal(":scheme", "http"),
-        literal(":authority", "shop"),
-        literal(":path", "/broken"),
-    ]
-    .concat();
+    let request = request("GET", "/broken");
     let hex = |bytes: &[u8]| -> String { bytes.iter().map(|it| format!("\\x{it:02x}")).collect() };
     let begun = hex(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
     for pod in stage.attackers() {

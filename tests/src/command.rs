@@ -42,7 +42,7 @@ impl Program {
         crate::sys::place_child(
             &mut command,
             netns.map(Netns::open).transpose()?,
-            cgroup.map(Cgroup::procs).transpose()?,
+            cgroup.map_or(Ok(vec![]), Cgroup::procs)?,
         );
         let name = Path::new(program)
             .file_name()
@@ -329,13 +329,7 @@ impl Process {
 
     /// The memory it holds now, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib: u64 = line
-            .and_then(|value| value.trim().strip_suffix(" kB"))
-            .context("no VmRSS in the process's status")?
-            .parse()?;
-        Ok(kib * 1024)
+        crate::usage::resident_bytes(self.pid())
     }
 }
 

@@ -32,23 +32,25 @@ pub fn get(netns: &Netns, server: SocketAddr, path: &str) -> Result<Reply> {
     request(netns, server, ["GET", path], "")
 }
 
+/// `GET path` from a server in the namespace of the calling thread.
+pub fn get_here(server: SocketAddr, path: &str) -> Result<Reply> {
+    request_here(server, ["GET", path], "")
+}
+
 /// `POST path` to a server in a namespace.
 pub fn post(netns: &Netns, server: SocketAddr, path: &str, body: &str) -> Result<Reply> {
     request(netns, server, ["POST", path], body)
 }
 
-fn request(
-    netns: &Netns,
-    server: SocketAddr,
-    [method, path]: [&str; 2],
-    body: &str,
-) -> Result<Reply> {
-    netns.run(|| {
-        let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)
-            .with_context(|| format!("connecting to {server}"))?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        exchange(&mut stream, method, path, body)
-    })?
+fn request(netns: &Netns, server: SocketAddr, asked: [&str; 2], body: &str) -> Result<Reply> {
+    netns.run(|| request_here(server, asked, body))?
+}
+
+fn request_here(server: SocketAddr, [method, path]: [&str; 2], body: &str) -> Result<Reply> {
+    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)
+        .with_context(|| format!("connecting to {server}"))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    exchange(&mut stream, method, path, body)
 }
 
 /// `GET path` from a server on a Unix socket.

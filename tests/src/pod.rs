@@ -1,15 +1,16 @@
 //! A pod: a network namespace on its node's bridge, a cgroup, and programs in both.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cgroup::Cgroup;
 use crate::cluster::{Node, pod_v4, pod_v6};
-use crate::command::Program;
+use crate::command::{Process, Program};
+use crate::layout::{Laid, Layout};
 use crate::netns::Netns;
 
 /// What a pod shall be.
@@ -26,6 +27,8 @@ pub struct PodSpec {
     deployment: Option<String>,
     containers: Value,
     node_name: Option<String>,
+    layout: Option<Layout>,
+    bare: bool,
 }
 
 impl PodSpec {
@@ -44,7 +47,29 @@ impl PodSpec {
             deployment: None,
             containers: json!([{"name": "app", "image": "none"}]),
             node_name: None,
+            layout: None,
+            bare: false,
         }
+    }
+
+    /// Has it laid out like this; its agent has to find it by its processes.
+    pub fn layout(mut self, layout: Layout) -> PodSpec {
+        self.layout = Some(layout);
+        self
+    }
+
+    /// The same, unless it was said how already.
+    pub(crate) fn laid_out(self) -> PodSpec {
+        match self.layout {
+            None if !self.bare => self.layout(Layout::Systemd),
+            _ => self,
+        }
+    }
+
+    /// Leaves its network to CNI plugins: see [`crate::cni`]. Its manifest says nothing of where it is.
+    pub fn bare(mut self) -> PodSpec {
+        self.bare = true;
+        self
     }
 
     /// Has its manifest name another node than it is on: no agent will take it for its own.
@@ -132,7 +157,11 @@ pub struct Pod {
     node_name: String,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
+    /// Of its sandbox, where it has one.
+    pause: Option<Process>,
     cgroup: PodCgroup,
+    container: Cgroup,
+    laid: Option<Laid>,
     netns: Netns,
     dir: PathBuf,
 }
@@ -140,24 +169,38 @@ pub struct Pod {
 impl Pod {
     /// Makes the namespace, the link into the node's bridge, the addresses and the cgroup.
     pub(crate) fn build(spec: PodSpec, node: &Node, run: &str) -> Result<Pod> {
-        static COUNT: AtomicU32 = AtomicU32::new(1);
-        // Names of links and namespaces are unique over the cluster; pods' names are not.
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let count = next_count();
         let netns = Netns::create(&format!("{run}-p{count}-{}", spec.name))?;
         let host = spec.host.unwrap_or_else(|| node.take_host());
         let (v4, v6) = (pod_v4(spec.node, host), pod_v6(spec.node, host));
         let port = format!("v{count}");
-        connect_to_bridge(&netns, node, &port, v4, v6)?;
-        let pods = node.cgroup().child("pods")?;
-        let cgroup = PodCgroup(pods.child(&format!("{}-{}-{count}", spec.namespace, spec.name))?);
-        let dir = node
-            .dir()
-            .join(format!("{}-{}-{count}", spec.namespace, spec.name));
-        std::fs::create_dir_all(&dir)?;
+        if !spec.bare {
+            connect_to_bridge(&netns, node, &port, v4, v6)?;
+        }
         let uid = format!(
             "00000000-0000-4000-8000-{:06x}{count:06x}",
             std::process::id() & 0xff_ffff
         );
+        let laid = spec.layout.map(|it| it.of(&uid));
+        let pods = node.cgroup().child("pods")?;
+        let (cgroup, container) = match &laid {
+            None => {
+                let name = format!("{}-{}-{count}", spec.namespace, spec.name);
+                let cgroup = pods.child(&name)?;
+                (cgroup.clone(), cgroup)
+            }
+            Some(laid) => {
+                let container = pods.descendant(&laid.container)?;
+                let of_pod = laid.pod.as_ref().map(|it| pods.descendant(it));
+                (of_pod.unwrap_or_else(|| Ok(container.clone()))?, container)
+            }
+        };
+        let cgroup = PodCgroup(cgroup);
+        let dir = node
+            .dir()
+            .join(format!("{}-{}-{count}", spec.namespace, spec.name));
+        std::fs::create_dir_all(&dir)?;
+        let pause = start_pause(laid.as_ref(), &pods, &netns, &dir)?;
         let node_name = spec
             .node_name
             .clone()
@@ -168,7 +211,10 @@ impl Pod {
             node_name,
             v4,
             v6,
+            pause,
             cgroup,
+            container,
+            laid,
             netns,
             dir,
         })
@@ -212,6 +258,19 @@ impl Pod {
         self.spec.meshed
     }
 
+    /// Takes note of the addresses that somebody else gave it.
+    pub fn set_addresses(&mut self, v4: Ipv4Addr, v6: Ipv6Addr) {
+        (self.v4, self.v6) = (v4, v6);
+    }
+
+    /// Gives it another network namespace, as another sandbox has; the one from before goes, and its process.
+    pub fn renew_netns(&mut self) -> Result<()> {
+        drop(self.pause.take());
+        let netns = Netns::create(&format!("{}r", self.netns.name()))?;
+        drop(std::mem::replace(&mut self.netns, netns));
+        Ok(())
+    }
+
     /// Its IPv4 address.
     pub fn v4(&self) -> Ipv4Addr {
         self.v4
@@ -237,9 +296,19 @@ impl Pod {
         &self.netns
     }
 
-    /// Its cgroup.
+    /// The cgroup that its programs are in.
     pub fn cgroup(&self) -> &Cgroup {
-        &self.cgroup.0
+        &self.container
+    }
+
+    /// Its UID.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// The process of its sandbox, if it has one.
+    pub fn pause(&mut self) -> Option<&mut Process> {
+        self.pause.as_mut()
     }
 
     /// A folder for the files of its programs.
@@ -249,7 +318,7 @@ impl Pod {
 
     /// A program in this pod.
     pub fn command(&self, program: &str) -> Result<Program> {
-        Program::new(program, Some(&self.netns), Some(&self.cgroup.0), &self.dir)
+        Program::new(program, Some(&self.netns), Some(&self.container), &self.dir)
     }
 
     /// The Pod object.
@@ -260,7 +329,19 @@ impl Pod {
             labels["weft.dev/mesh"] = "enabled".into();
         }
         let mut annotations = spec.annotations.clone();
-        annotations["weft.dev/netns"] = self.netns.path().display().to_string().into();
+        let mut statuses = json!([]);
+        match &self.laid {
+            None if spec.bare => {}
+            None => {
+                let path = self.netns.path().display().to_string();
+                annotations["weft.dev/netns"] = path.into();
+            }
+            Some(laid) => {
+                let id = format!("{}://{}", laid.runtime, laid.id);
+                statuses = json!([{"name": "app", "image": "none", "imageID": "", "ready": true,
+                    "restartCount": 0, "containerID": id}]);
+            }
+        }
         let mut owners = json!([]);
         if let Some(deployment) = &spec.deployment {
             labels["pod-template-hash"] = TEMPLATE_HASH.into();
@@ -288,8 +369,33 @@ impl Pod {
                 "podIP": self.v4.to_string(),
                 "podIPs": [{"ip": self.v4.to_string()}, {"ip": self.v6.to_string()}],
                 "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": statuses,
             },
         })
+    }
+
+    /// Gives it another sandbox, as a kubelet does when the first has died: its programs are ended, its namespace is
+    /// another one, and UID and addresses stay.
+    pub(crate) fn restart_sandbox(&mut self, node: &Node, run: &str) -> Result<()> {
+        drop(self.pause.take());
+        self.cgroup.0.remove()?;
+        // As the network plugin does it, whoever still holds the namespace.
+        self.netns.ip(&["link", "del", "eth0"])?;
+        let count = next_count();
+        self.netns = Netns::create(&format!("{run}-p{count}-{}", self.spec.name))?;
+        connect_to_bridge(&self.netns, node, &format!("v{count}"), self.v4, self.v6)?;
+        let pods = node.cgroup().child("pods")?;
+        let laid = self.laid.as_ref().context("nobody would find it")?;
+        self.container = pods.descendant(&laid.container)?;
+        self.pause = start_pause(Some(laid), &pods, &self.netns, &self.dir)?;
+        Ok(())
+    }
+
+    /// The Pod object before the kubelet has said anything of it.
+    pub fn pending(&self) -> Value {
+        let mut manifest = self.manifest();
+        manifest["status"] = json!({"phase": "Pending"});
+        manifest
     }
 
     /// Ends its programs and removes it; its manifest stays.
@@ -297,6 +403,27 @@ impl Pod {
         self.cgroup.0.remove()?;
         self.netns.delete()
     }
+}
+
+/// Names of links and namespaces are unique over the cluster; pods' names are not.
+fn next_count() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    COUNT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The process that keeps a sandbox, where there is one.
+fn start_pause(
+    laid: Option<&Laid>,
+    pods: &Cgroup,
+    netns: &Netns,
+    dir: &Path,
+) -> Result<Option<Process>> {
+    let Some(path) = laid.and_then(|it| it.sandbox.as_ref()) else {
+        return Ok(None);
+    };
+    let sandbox = pods.descendant(path)?;
+    let pause = Program::new("sleep", Some(netns), Some(&sandbox), dir)?;
+    Ok(Some(pause.arg("infinity").named("pause").spawn()?))
 }
 
 /// Kills what is in the cgroup when dropped, before the namespace's name goes.

@@ -253,14 +253,21 @@ fn remove_pins(run: &str) {
 
 /// The mount points of a file system type, from the kernel's table.
 pub(crate) fn mounts(fstype: &str) -> Result<Vec<PathBuf>> {
+    mounts_with(fstype, "rw")
+}
+
+/// Those that have this option.
+pub(crate) fn mounts_with(fstype: &str, option: &str) -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mounts")?;
     let mut found = Vec::new();
     for line in table.lines() {
         let mut fields = line.split(' ');
-        let (Some(_), Some(at), Some(kind)) = (fields.next(), fields.next(), fields.next()) else {
-            bail!("/proc/self/mounts has a line without three fields: {line}");
+        let (Some(_), Some(at), Some(kind), Some(options)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            bail!("/proc/self/mounts has a line without four fields: {line}");
         };
-        if kind == fstype {
+        if kind == fstype && options.split(',').any(|it| it == option) {
             found.push(PathBuf::from(at));
         }
     }

@@ -69,7 +69,7 @@ impl<'a> Watch<'a> {
 
 /// Repeats until it succeeds; changes are in effect within a second, a busy machine gets more.
 pub fn eventually(what: &str, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    wait_for(what, Duration::from_secs(8), || attempt().map(Some))
+    wait_for(what, Duration::from_secs(30), || attempt().map(Some))
 }
 
 /// Sends a text to an echo server and fails unless it comes back, all of it, and then the end.

@@ -14,10 +14,10 @@ use nix::sys::signal::Signal;
 ///
 /// `ip netns exec` is not used: it puts a new `/sys` into place, and with it away goes the cgroup
 /// hierarchy that the agent needs.
-pub(crate) fn place_child(command: &mut Command, netns: Option<File>, cgroup_procs: Option<File>) {
+pub(crate) fn place_child(command: &mut Command, netns: Option<File>, cgroup_procs: Vec<File>) {
     let enter = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        if let Some(procs) = &cgroup_procs {
+        for procs in &cgroup_procs {
             // "0" is the writer itself.
             nix::unistd::write(procs, b"0")?;
         }
@@ -26,7 +26,7 @@ pub(crate) fn place_child(command: &mut Command, netns: Option<File>, cgroup_pro
         }
         Ok(())
     };
-    // SAFETY: the closure runs in the forked child of a threaded process and makes three system
+    // SAFETY: the closure runs in the forked child of a threaded process and makes some system
     // calls on descriptors that it owns; it takes no lock and allocates nothing (an errno becomes
     // an `io::Error` without allocating).
     unsafe {

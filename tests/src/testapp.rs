@@ -197,7 +197,12 @@ pub struct PulseEnd {
 impl Pulse {
     /// Opens the connection and waits for the first round trip.
     pub fn start(pod: &Pod, target: SocketAddr) -> Result<Pulse> {
-        let mut process = command(pod)?
+        Self::start_with(command(pod)?, target)
+    }
+
+    /// The same by this program, which is the one at [`path`].
+    pub fn start_with(program: Program, target: SocketAddr) -> Result<Pulse> {
+        let mut process = program
             .args(["pulse", &target.to_string()])
             .with_stdin()
             .spawn()?;

@@ -244,6 +244,7 @@ fn denied(scene: &Scene) -> Result<()> {
         ];
         wait_for_metric(node, "weft_egress_denied_total", &labels, 5.0)?;
         once_each(scene, &labels)?;
+        broken_off(scene, &labels)?;
         let labels = [("pod", "client"), ("reason", "egress_denied")];
         wait_for_metric(node, "weft_refused_total", &labels, 5.0)?;
         let labels = [
@@ -280,6 +281,30 @@ fn once_each(scene: &Scene, labels: &[(&str, &str)]) -> Result<()> {
         now - before
     );
     Ok(())
+}
+
+/// A client that leaves before it hears that it was denied was denied all the same.
+fn broken_off(scene: &Scene, labels: &[(&str, &str)]) -> Result<()> {
+    let node = scene.cluster.node(0);
+    let refused = [("pod", "client"), ("reason", "egress_denied")];
+    let counted = || -> Result<_> {
+        let metrics = node.metrics()?;
+        let denied = metrics.sum("weft_egress_denied_total", labels);
+        Ok((denied, metrics.sum("weft_refused_total", &refused)))
+    };
+    let before = counted()?;
+    // Within the time that a client has to say that it speaks HTTP.
+    let leave = ["--receive-bytes", "0", "--read-delay-ms", "300", "--reset"];
+    for more in [&[][..], &["--send", "GE"]] {
+        let args = [&leave[..], more].concat();
+        testapp::connect(&scene.client, scene.at(ECHO), &args)?.expect(&["ok"])?;
+    }
+    eventually("both to be counted", || {
+        let now = counted()?;
+        let expected = (before.0 + 2.0, before.1 + 2.0);
+        ensure!(now == expected, "{before:?} before, now {now:?}");
+        Ok(())
+    })
 }
 
 fn chosen(scene: &Scene) -> Result<()> {

@@ -10,7 +10,11 @@ mod checks;
 mod crds;
 mod demo;
 mod fuzz;
+mod image;
+mod lanes;
+mod manifests;
 mod process;
+mod scale;
 mod setup;
 mod soak;
 mod steps;
@@ -72,6 +76,12 @@ enum Task {
     /// prints a table in Markdown. Needs root, and a machine that does nothing else meanwhile.
     /// docs/benchmarks.md says what the rows are.
     Bench(bench::Options),
+    /// Measure how the mesh does in a large cluster: 1,000 Services, 20,000 pods, 200 agents, 200 changes a second
+    ///
+    /// Builds what is shipped, measures for two minutes, and prints a table in Markdown. Exits with 0 only if all agents
+    /// had everything at the end, and nothing else. Needs root, and a machine that does nothing else meanwhile.
+    /// docs/benchmarks.md says what the rows are.
+    Scale(scale::Options),
     /// Run what must hold for long, and print a table of how it went
     ///
     /// An hour, all together. Needs root. Exits with 0 only if all held. CONTRIBUTING.md says what is
@@ -99,6 +109,16 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write daemonset/weft.yaml: all manifests as one file
+    Manifests {
+        /// Write nothing; fail if the file is not what would be written
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the image that a cluster runs, as an archive: needs no container engine
+    ///
+    /// An OCI image layout, for `ctr images import` and the like, with the statically linked programs and nothing else.
+    Image(image::Options),
     /// Run the fuzz targets, each for a while
     ///
     /// Builds them with the address sanitizer, and all that they use with instrumentation, which takes
@@ -113,11 +133,14 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Demo { keep, arguments } => demo::run(&workspace, keep, &arguments),
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Scale(options) => scale::run(&workspace, &options),
         Task::Soak(options) => soak::run(&workspace, &options),
         Task::Check => checks::quick(&workspace),
         Task::BuildEbpf { debug_log } => bpf::build(&workspace, debug_log),
         Task::BuildNextLayout => bpf::build_next_layout(&workspace),
         Task::Crds { check } => crds::run(&workspace, check),
+        Task::Manifests { check } => manifests::run(&workspace, check),
+        Task::Image(options) => image::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     }
 }

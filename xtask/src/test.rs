@@ -9,7 +9,9 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    bpf, checks, crds, fuzz, process,
+    bpf, checks, crds, fuzz, image,
+    lanes::{self, Suite},
+    manifests, process,
     setup::{kernel, packages},
     steps::Steps,
     workspace::Workspace,
@@ -38,6 +40,10 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
             crds::check(workspace, &controller)
         })?;
     }
+    if filter.is_none() {
+        steps.step("manifests", || manifests::run(workspace, true))?;
+    }
+    steps.step("image", || image::write_built(workspace))?;
     steps.step("agent of another layout", || {
         bpf::build_next_layout(workspace)
     })?;
@@ -53,8 +59,8 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
 pub(crate) fn release_build(workspace: &Workspace) -> Result<()> {
     process::run(
         workspace
-            .cargo()
-            .args(["build", "--release", "--bins"])
+            .static_cargo("build")
+            .args(["--release", "--bins"])
             .args(["--workspace", "--exclude", "xtask"]),
     )
 }
@@ -75,25 +81,48 @@ fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     process::run(test_command(workspace).arg("--doc").args(filter))
 }
 
-/// The tests of the whole machine, one at a time: they share its kernel.
+/// The tests of the whole machine. Those that share nothing but its kernel run side by side; what they all need is built
+/// before.
 fn end_to_end(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
-    let mut command = test_command(workspace);
+    let mut names = vec![ADVERSARY.to_owned()];
     for folder in WHOLE_MACHINE {
         let tests = integration_tests(&workspace.path(folder))?;
         if tests.is_empty() {
             bail!("{folder} has no end-to-end tests, which cannot be right");
         }
-        for test in tests {
-            command.args(["--test", &test]);
-        }
+        names.extend(tests);
     }
-    process::run(
+    let command = |names: &[&str]| {
+        let mut command = test_command(workspace);
+        command.args(names.iter().flat_map(|it| ["--test", *it]));
+        command.env("WEFT_BIN_DIR", workspace.release_programs());
+        command.env("WEFT_IMAGE", workspace.path(image::ARCHIVE));
         command
-            .args(["--test", ADVERSARY])
-            .args(filter)
-            .args(["--", "--test-threads=1"])
-            .env("WEFT_BIN_DIR", workspace.release_programs()),
-    )
+    };
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    let one_at_a_time = ["--", "--test-threads=1"];
+    if filter.is_some() {
+        return process::run(command(&all).args(filter).args(one_at_a_time));
+    }
+    process::run(command(&all).arg("--no-run"))?;
+    let suite = |name: &&str| {
+        let mut command = command(&[*name]);
+        command.args(one_at_a_time);
+        Suite {
+            name: (*name).to_owned(),
+            command,
+        }
+    };
+    let (alone, mut beside): (Vec<&str>, Vec<&str>) = all.iter().partition(|it| ALONE.contains(it));
+    // A long one that begins last is what all wait for.
+    beside.sort_by_key(|name| {
+        LONGEST
+            .iter()
+            .position(|it| it == name)
+            .unwrap_or(usize::MAX)
+    });
+    lanes::run(beside.iter().map(suite).collect(), LANES)?;
+    lanes::run(alone.iter().map(suite).collect(), 1)
 }
 
 /// The names of cargo's integration tests in a folder: its files, and its folders with a `main.rs`.
@@ -128,6 +157,19 @@ const PURE: [&str; 3] = ["core/tests", "proto/tests", "controller/tests"];
 const WHOLE_MACHINE: [&str; 2] = ["agent/tests", "tests/tests"];
 /// The adversarial suite, which has a folder of its own: `tests/adversary`.
 const ADVERSARY: &str = "adversary";
+/// Suites that others would be in the way of, or that would be in the way of others: they take all of the CPUs, of the
+/// memory, or of a table of the kernel's.
+const ALONE: [&str; 5] = [
+    "fairness",
+    "kernel_inbound",
+    "kernel_life",
+    "kernel_programs",
+    "scale",
+];
+/// The suites that take the longest, the longest first.
+const LONGEST: [&str; 3] = ["http", ADVERSARY, "endurance"];
+/// How many suites run side by side: they wait for most of their time, so that two CPUs do.
+const LANES: usize = 3;
 
 #[cfg(test)]
 mod tests {

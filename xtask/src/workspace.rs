@@ -36,9 +36,14 @@ impl Workspace {
         self.path("target/bpf")
     }
 
-    /// Where cargo puts the programs of a release build.
+    /// Where the programs of a release build are, which are [linked statically](Workspace::static_cargo).
     pub(crate) fn release_programs(&self) -> PathBuf {
-        self.cargo_target().join("release")
+        self.static_programs("release")
+    }
+
+    /// Where those of any other profile's folder are.
+    pub(crate) fn static_programs(&self, folder: &str) -> PathBuf {
+        self.cargo_target().join(STATIC_TARGET).join(folder)
     }
 
     /// Where cargo puts the programs of a debug build.
@@ -61,7 +66,23 @@ impl Workspace {
         }
         cargo
     }
+
+    /// A cargo command whose programs need no libraries at run time: what is shipped. With a target that is named,
+    /// though it is this machine's, flags are not for what runs during the build, of which some must be libraries.
+    pub(crate) fn static_cargo(&self, command: &str) -> Command {
+        let flags = format!(r#"target.{STATIC_TARGET}.rustflags=["-Ctarget-feature=+crt-static"]"#);
+        let mut cargo = self.cargo();
+        cargo.args([command, "--target", STATIC_TARGET, "--config", &flags]);
+        cargo
+    }
 }
+
+/// glibc and not musl: its allocator and its copying are those that were measured, and since 2.34 it looks names up
+/// without loading a library.
+#[cfg(target_arch = "x86_64")]
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+#[cfg(target_arch = "aarch64")]
+const STATIC_TARGET: &str = "aarch64-unknown-linux-gnu";
 
 /// The cargo that started this program, or the one in `PATH`.
 pub(crate) fn cargo_program() -> OsString {

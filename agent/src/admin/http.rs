@@ -13,11 +13,12 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use weft_admin_socket::Socket;
 
 use super::Admin;
 use super::routes::{Surface, answer};
@@ -36,6 +37,14 @@ impl Accept for TcpListener {
     async fn accept(&self) -> io::Result<(TcpStream, Option<IpAddr>)> {
         let (stream, from) = TcpListener::accept(self).await?;
         Ok((stream, Some(from.ip().to_canonical())))
+    }
+}
+
+impl Accept for Socket {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<IpAddr>)> {
+        Ok((Socket::accept(self).await?, None))
     }
 }
 

@@ -4,12 +4,15 @@
 //! The port may be reachable for pods, so it tells nothing that metrics do not, and changes
 //! nothing. Both speak small, bounded HTTP/1.1: one request per connection, no bodies to speak of.
 
+mod ask;
 mod http;
+mod port;
 mod readiness;
 mod routes;
-mod socket;
 mod views;
 
+pub use ask::{AskError, ask};
+pub use port::Port;
 pub use readiness::{Facts, Readiness, readiness};
 pub use views::Views;
 
@@ -19,7 +22,11 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use weft_admin_socket::Socket;
 
+use weft_proto::v1::Page;
+
+use crate::discovery::Answers;
 use routes::Surface;
 
 /// Answers of all endpoints; each is computed when it is asked for.
@@ -30,6 +37,8 @@ pub struct Admin {
     pub readiness: Answer<Readiness>,
     /// What is in force, as one JSON object, written out. Never a key.
     pub dump: Answer<Vec<u8>>,
+    /// The pods of the node, as JSON.
+    pub pods: Answer<Vec<u8>>,
     /// The log filter in force.
     pub log_level: Answer<String>,
     /// Puts another log filter in force; the error says what is wrong with it.
@@ -42,12 +51,26 @@ pub type Answer<T> = Box<dyn Fn() -> T + Send + Sync>;
 /// Changes the log filter.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
+impl Admin {
+    /// What the agent answers its controller, as the socket answers root: nothing that changes anything.
+    pub fn answers(self: &Arc<Self>) -> Answers {
+        let admin = Arc::clone(self);
+        Arc::new(move |page| match page {
+            Page::Metrics => Some((admin.metrics)().into_bytes()),
+            Page::Readiness => serde_json::to_vec(&(admin.readiness)()).ok(),
+            Page::State => Some((admin.dump)()),
+            Page::Pods => Some((admin.pods)()),
+            Page::Unspecified => None,
+        })
+    }
+}
+
 /// Serves `/metrics`, `/live` and `/ready` until `stop`.
 pub async fn serve_port(admin: Arc<Admin>, listener: TcpListener, stop: CancellationToken) {
     http::serve(listener, Surface::Port, admin, stop).await;
 }
 
-/// Serves `/config_dump`, `/log_level`, `/metrics` and `/ready` at `path` until `stop`, then removes the socket. A socket
+/// Serves `/config_dump`, `/log_level`, `/metrics`, `/live` and `/ready` at `path` until `stop`, then removes the socket. A socket
 /// that an earlier agent left there is replaced.
 ///
 /// # Errors
@@ -57,7 +80,7 @@ pub fn serve_socket(
     path: &Path,
     stop: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
-    let socket = socket::Socket::open(path)?;
+    let socket = Socket::open(path)?;
     Ok(http::serve(socket, Surface::Socket, admin, stop))
 }
 

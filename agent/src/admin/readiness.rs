@@ -31,8 +31,12 @@ pub struct Facts {
     pub enrolled: usize,
     /// Pods of the node that are not, with the reason where one is known.
     pub waiting: Vec<(String, Option<String>)>,
+    /// Those that are not and for which nobody has to do anything here: they have not started, or cannot be meshed.
+    pub set_aside: Vec<(String, Option<String>)>,
     /// The certificates of the node's pods.
     pub certificates: Vec<CertificateStatus>,
+    /// The time, since 1970.
+    pub now: Duration,
 }
 
 /// The answer of `/ready`.
@@ -54,6 +58,10 @@ pub struct Readiness {
     pub pods: usize,
     /// Certificates held.
     pub certificates: usize,
+    /// What is wrong with the kernel programs, which are looked at again and again; none: each is attached exactly once.
+    pub hooks: Option<String>,
+    /// The agent's clock, in milliseconds since 1970.
+    pub now_ms: u64,
 }
 
 /// Decides.
@@ -94,6 +102,9 @@ pub fn readiness(facts: &Facts) -> Readiness {
     for (pod, reason) in &facts.waiting {
         reasons.push(format!("pod {pod} is not enrolled{}", because(reason)));
     }
+    for (pod, reason) in &facts.set_aside {
+        warnings.push(format!("pod {pod} is not enrolled{}", because(reason)));
+    }
     let mut held = 0;
     for certificate in &facts.certificates {
         let identity = &certificate.identity;
@@ -121,6 +132,8 @@ pub fn readiness(facts: &Facts) -> Readiness {
         knowledge_age_seconds: facts.knowledge_age.map(|it| it.as_secs_f64()),
         pods: facts.enrolled,
         certificates: held,
+        hooks: facts.hooks.clone(),
+        now_ms: u64::try_from(facts.now.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -175,6 +188,8 @@ mod tests {
         assert_eq!(with(|it| it.rejected = 2), (true, 0, 1));
         let waiting = |it: &mut Facts| it.waiting = vec![("shop/web".to_owned(), None)];
         assert_eq!(with(waiting), (false, 1, 0));
+        let starting = |it: &mut Facts| it.set_aside = vec![("shop/web".to_owned(), None)];
+        assert_eq!(with(starting), (true, 0, 1));
         for (state, expected) in [
             (CertificateState::Held, (true, 0, 0)),
             (CertificateState::InDanger, (true, 0, 1)),

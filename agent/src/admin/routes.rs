@@ -26,7 +26,7 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
     let read = matches!(method, Method::GET | Method::HEAD);
     match (surface, request.uri().path()) {
         (_, "/metrics") if read => reply(StatusCode::OK, OPEN_METRICS, slow(|| (admin.metrics)())),
-        (Surface::Port, "/live") if read => text(StatusCode::OK, "alive"),
+        (_, "/live") if read => text(StatusCode::OK, "alive"),
         (_, "/ready") if read => {
             let readiness = (admin.readiness)();
             let status = if readiness.ready {
@@ -43,9 +43,9 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
         (Surface::Socket, "/log_level") if method == Method::PUT => {
             set_log_level(admin, request).await
         }
-        (_, "/metrics" | "/ready")
-        | (Surface::Port, "/live")
-        | (Surface::Socket, "/config_dump") => not_allowed("GET, HEAD"),
+        (_, "/metrics" | "/live" | "/ready") | (Surface::Socket, "/config_dump") => {
+            not_allowed("GET, HEAD")
+        }
         (Surface::Socket, "/log_level") => not_allowed("GET, HEAD, PUT"),
         _ => text(StatusCode::NOT_FOUND, "no such page"),
     }

@@ -24,6 +24,7 @@ impl World {
             metrics: Box::new(|| "up 1\n# EOF\n".to_owned()),
             readiness: Box::new(|| readiness(&Facts::default())),
             dump: Box::new(|| b"{\"pods\": []}".to_vec()),
+            pods: Box::new(|| b"[]".to_vec()),
             log_level: Box::new(move || reader.lock().unwrap().clone()),
             set_log_level: Box::new(move |filter| {
                 if filter == "nonsense" {
@@ -173,11 +174,39 @@ async fn the_socket_dumps_and_sets_the_log_level() {
         (put("/config_dump", "x"), "405", ""),
         (get("/metrics"), "200", "up 1"),
         (get("/ready"), "503", "\"pid\": "),
-        (get("/live"), "404", ""),
+        (get("/live"), "200", "alive"),
+        (get("/nothing"), "404", ""),
     ] {
         let response = world.ask_socket(&request).await;
         assert_eq!(status(&response), expected, "{request} {response}");
         assert!(response.contains(content), "{request} {response}");
+    }
+}
+
+/// What probes and operators run in the agent's container.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_says_what_the_socket_says() {
+    let world = World::new();
+    let socket = world.socket();
+    let asked = move |path: &str, body: Option<&str>| {
+        tokio::task::block_in_place(|| super::ask(&socket, path, body)).map_err(|it| it.to_string())
+    };
+    let error = asked("/live", None).unwrap_err();
+    assert!(error.contains("is an agent running"), "{error}");
+    let _serving = world.serve_socket(&world.stop);
+    assert_eq!(asked("/live", None).as_deref(), Ok("alive\n"));
+    assert_eq!(asked("/metrics", None).as_deref(), Ok("up 1\n# EOF\n"));
+    let set = asked("/log_level", Some("weft_agent=debug"));
+    assert_eq!(set.as_deref(), Ok("weft_agent=debug\n"));
+    for (path, body, expected) in [
+        ("/ready", None, "503: {"),
+        ("/nothing", None, "404: no such page"),
+        ("/log_level", Some("nonsense"), "400: no filter"),
+        ("ready", None, "is no path"),
+        ("/live HTTP/1.1\r\nx: y", None, "is no path"),
+    ] {
+        let error = asked(path, body).unwrap_err();
+        assert!(error.contains(expected), "{path}: {error}");
     }
 }
 

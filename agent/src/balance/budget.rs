@@ -5,11 +5,9 @@
 //! on requests. What is not used in time is gone: a long quiet time is no reason for a burst. Pure: time is
 //! handed in.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_core::route::{BudgetSettings, RouteName};
-use weft_core::{EgressName, Name};
+use weft_core::route::BudgetSettings;
 
 /// The retries that the requests of a route, or of a service, may have now.
 #[derive(Debug)]
@@ -36,9 +34,12 @@ impl RetryBudget {
         }
     }
 
-    /// What it was made for.
-    pub fn settings(&self) -> BudgetSettings {
-        self.settings
+    /// The same without a second's worth of the rate: that comes with time.
+    pub fn empty(settings: BudgetSettings, now: Instant) -> Self {
+        Self {
+            reserve: 0,
+            ..Self::new(settings, now)
+        }
     }
 
     /// A request has come.
@@ -95,55 +96,6 @@ impl RetryBudget {
     }
 }
 
-/// The budgets of a service's port: of each rule of its routes, and of requests that none is for. Or of all that
-/// leaves the cluster: of each rule of each network. All pods of the node share them.
-#[derive(Debug, Default)]
-pub struct RetryBudgets(Mutex<Vec<(BudgetOwner, Arc<Mutex<RetryBudget>>)>>);
-
-/// Whose a budget is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BudgetOwner {
-    /// A rule's: its route, and which one of it.
-    Rule(RouteName, usize),
-    /// The same of a route by which requests leave the cluster.
-    Egress(EgressName, RouteName, usize),
-    /// The port's, for requests that no rule is for.
-    Port,
-    /// The same of clients in a namespace, which has terms of its own.
-    ClientsIn(Name),
-}
-
-impl RetryBudgets {
-    /// Somebody's. It begins anew when its settings change.
-    pub fn of(
-        &self,
-        owner: BudgetOwner,
-        settings: BudgetSettings,
-        now: Instant,
-    ) -> Arc<Mutex<RetryBudget>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = all.iter().position(|(it, _)| *it == owner) {
-            let (_, budget) = &all[at];
-            let known = budget.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.settings() == settings {
-                drop(known);
-                return Arc::clone(budget);
-            }
-            drop(known);
-            all.swap_remove(at);
-        }
-        if all.len() >= MOST_BUDGETS {
-            // Of routes that are gone, most likely: they were there first.
-            all.remove(0);
-        }
-        let budget = Arc::new(Mutex::new(RetryBudget::new(settings, now)));
-        all.push((owner, Arc::clone(&budget)));
-        budget
-    }
-}
-
-/// Of one port, or of all networks: more rules than that are rare, and their budgets begin anew more often.
-const MOST_BUDGETS: usize = 256;
 /// A retry, in thousandths.
 const RETRY: u64 = 1000;
 /// The parts of the time in which requests count.
@@ -213,28 +165,6 @@ mod tests {
         let mut budget = RetryBudget::new(settings(0, 10), start);
         assert_eq!(all(&mut budget, start), 10);
         assert_eq!(all(&mut budget, start - ms(30_000)), 0);
-    }
-
-    #[test]
-    fn each_rule_has_its_own_budget() {
-        let now = Instant::now();
-        let budgets = RetryBudgets::default();
-        let name = RouteName {
-            name: "shop/r".parse().expect("valid"),
-            kind: weft_core::route::RouteKind::Http,
-        };
-        let of = |owner, settings| budgets.of(owner, settings, now);
-        let rule = |at| BudgetOwner::Rule(name.clone(), at);
-        let first = of(rule(0), settings(200, 10));
-        assert!(Arc::ptr_eq(&first, &of(rule(0), settings(200, 10))));
-        for owner in [
-            rule(1),
-            BudgetOwner::Port,
-            BudgetOwner::ClientsIn("shop".parse().expect("valid")),
-        ] {
-            assert!(!Arc::ptr_eq(&first, &of(owner, settings(200, 10))));
-        }
-        assert!(!Arc::ptr_eq(&first, &of(rule(0), settings(100, 10))));
     }
 
     proptest! {

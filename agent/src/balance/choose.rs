@@ -1,5 +1,6 @@
 //! The order in which an exchange, or a connection, tries the endpoints of a service port.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -9,17 +10,36 @@ use std::time::Instant;
 use super::breaker::Standing;
 use super::load::{EndpointEntry, InFlight};
 
-/// The tries of one exchange or connection: each endpoint at most once, and at most [`MOST_TRIES`].
+/// Which endpoints must not be chosen, whatever is known of them.
+pub struct Forbidden(Box<dyn Fn(SocketAddr) -> bool + Send + Sync>);
+
+impl Forbidden {
+    /// Those of which it says so.
+    pub fn new(is_one: impl Fn(SocketAddr) -> bool + Send + Sync + 'static) -> Self {
+        Self(Box::new(is_one))
+    }
+}
+
+impl fmt::Debug for Forbidden {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Forbidden").finish_non_exhaustive()
+    }
+}
+
+/// The tries of one exchange or connection: each endpoint at most once, and at most three.
 /// Every one is chosen when it is needed, by what is known then.
 #[derive(Debug)]
 pub struct Tries {
     endpoints: Arc<Vec<Arc<EndpointEntry>>>,
-    /// Which of them may be chosen.
+    /// Which of them there are to choose from.
     range: Range<usize>,
+    /// Those of them that are not left out, in order; none: nobody is.
+    among: Option<Vec<usize>>,
     /// The weight of the strongest, in percent; none: all are ordinary ones.
     heaviest: Option<NonZeroU32>,
-    /// The first `tried` are the places of those that were tried, in order of place.
-    places: [usize; MOST_TRIES],
+    forbidden: Option<Forbidden>,
+    /// The first `tried` are those that were tried, in order, as numbers among those that are not left out.
+    numbers: [usize; MOST_TRIES],
     tried: usize,
 }
 
@@ -30,8 +50,10 @@ impl Tries {
         Self {
             endpoints,
             range,
+            among: None,
             heaviest: None,
-            places: [0; MOST_TRIES],
+            forbidden: None,
+            numbers: [0; MOST_TRIES],
             tried: 0,
         }
     }
@@ -41,7 +63,20 @@ impl Tries {
         Self { heaviest, ..self }
     }
 
-    /// How many endpoints there are to choose from.
+    /// The same, without those that must not be chosen; none: all may be.
+    pub fn without(self, forbidden: Option<Forbidden>) -> Self {
+        Self { forbidden, ..self }
+    }
+
+    /// One of the endpoints, if there are any and none may be chosen.
+    pub fn all_forbidden(&self) -> Option<SocketAddr> {
+        let mut places = self.range.clone();
+        let first = self.endpoints.get(self.range.start);
+        let all = !places.is_empty() && places.all(|it| self.is_forbidden(&self.endpoints[it]));
+        first.filter(|_| all).map(|it| it.to())
+    }
+
+    /// How many endpoints there are to choose from, with those that are left out or must not be chosen.
     pub fn candidates(&self) -> usize {
         self.range.len()
     }
@@ -51,20 +86,19 @@ impl Tries {
         self.tried < self.candidates()
     }
 
-    /// Leaves out an endpoint, if there is another one, and not too many were tried.
-    pub fn leave_out(&mut self, to: SocketAddr) {
-        let left = self.candidates() - self.tried;
-        if left < 2 || self.tried + 1 == MOST_TRIES {
-            return;
-        }
-        let mut places = self.range.clone();
-        let found = places.find(|it| {
-            let is_same = self.endpoints.get(*it).is_some_and(|it| it.to() == to);
-            is_same && !self.places[..self.tried].contains(it)
-        });
-        if let Some(place) = found {
-            self.remember(place);
-        }
+    /// The same tries, before the first of them, without these endpoints. There may be none left.
+    pub fn leaving_out(mut self, is_left_out: impl Fn(SocketAddr) -> bool) -> Self {
+        debug_assert_eq!(self.tried, 0, "numbers are of those that are not left out");
+        let stays = |place: &usize| !is_left_out(self.endpoints[*place].to());
+        self.among = Some(self.range.clone().filter(stays).collect());
+        self
+    }
+
+    /// Those that may be chosen now, or as soon as somebody tries them again.
+    pub fn choosable_now(&self, now: Instant) -> impl Iterator<Item = SocketAddr> {
+        let all = self.range.clone().map(|place| &self.endpoints[place]);
+        let may = all.filter(move |it| self.standing(it, now) != Standing::Ejected);
+        may.map(|it| it.to())
     }
 
     /// Begins at the next endpoint that may be chosen.
@@ -91,35 +125,35 @@ impl Tries {
         if self.tried == MOST_TRIES {
             return None;
         }
-        let left = self.candidates() - self.tried;
+        let left = self.among.as_ref().map_or(self.range.len(), Vec::len) - self.tried;
         let (first, second) = self.draw_two(left, |it| self.untried(it), &mut below)?;
-        let place = if self.is_ready(first, now) && self.is_ready(second, now) {
+        let number = if self.is_ready(first, now) && self.is_ready(second, now) {
             self.better(first, second, now)
         } else {
             // To draw again until both are would give the same; this ends.
-            let places = self.choosable(left, now);
-            let (first, second) = self.draw_two(places.len(), |it| places[it], &mut below)?;
+            let numbers = self.choosable(left, now);
+            let (first, second) = self.draw_two(numbers.len(), |it| numbers[it], &mut below)?;
             self.better(first, second, now)
         };
-        self.remember(place);
-        self.endpoints.get(place)
+        self.remember(number);
+        Some(self.endpoint(number))
     }
 
-    /// Two different places of so many, in any order; of one, that one twice.
+    /// Two different ones of so many, in any order; of one, that one twice.
     fn draw_two(
         &self,
         limit: usize,
-        place: impl Fn(usize) -> usize,
+        number: impl Fn(usize) -> usize,
         mut below: impl FnMut(usize) -> usize,
     ) -> Option<(usize, usize)> {
         if limit < 2 {
-            return (limit == 1).then(|| (place(0), place(0)));
+            return (limit == 1).then(|| (number(0), number(0)));
         }
-        let first = self.draw(limit, &place, &mut below);
+        let first = self.draw(limit, &number, &mut below);
         // Any of the others.
-        let other = |number: usize| place((first + 1 + number) % limit);
+        let other = |drawn: usize| number((first + 1 + drawn) % limit);
         let second = self.draw(limit - 1, other, &mut below);
-        Some((place(first), other(second)))
+        Some((number(first), other(second)))
     }
 
     /// One of so many. The stronger an endpoint is, the more often it is drawn: drawn as often as the others, the
@@ -127,35 +161,47 @@ impl Tries {
     fn draw(
         &self,
         limit: usize,
-        place: impl Fn(usize) -> usize,
+        number: impl Fn(usize) -> usize,
         mut below: impl FnMut(usize) -> usize,
     ) -> usize {
-        let mut number = below(limit);
+        let mut drawn = below(limit);
         let Some(heaviest) = self.heaviest else {
-            return number;
+            return drawn;
         };
         for _ in 0..MOST_DRAWS {
-            let weight = self.endpoints[place(number)].load.weight();
+            let weight = self.endpoint(number(drawn)).load.weight();
             if below(heaviest.get() as usize) < weight as usize {
                 break;
             }
-            number = below(limit);
+            drawn = below(limit);
         }
-        number
+        drawn
     }
 
-    fn is_ready(&self, place: usize, now: Instant) -> bool {
-        self.endpoints[place].standing(now) == Standing::Ready
+    fn is_ready(&self, number: usize, now: Instant) -> bool {
+        self.standing(self.endpoint(number), now) == Standing::Ready
     }
 
-    /// The places of those that may be chosen; if there are none, of those that asked for a pause.
+    fn is_forbidden(&self, endpoint: &EndpointEntry) -> bool {
+        let forbidden = self.forbidden.as_ref();
+        forbidden.is_some_and(|it| it.0(endpoint.to()))
+    }
+
+    fn standing(&self, endpoint: &EndpointEntry, now: Instant) -> Standing {
+        match self.is_forbidden(endpoint) {
+            true => Standing::Ejected,
+            false => endpoint.standing(now),
+        }
+    }
+
+    /// The numbers of those that may be chosen; if there are none, of those that asked for a pause.
     fn choosable(&self, left: usize, now: Instant) -> Vec<usize> {
         let mut resting = Vec::new();
         let mut choosable = Vec::new();
-        for place in (0..left).map(|it| self.untried(it)) {
-            match self.endpoints[place].standing(now) {
-                Standing::Ready | Standing::Due => choosable.push(place),
-                Standing::Resting => resting.push(place),
+        for number in (0..left).map(|it| self.untried(it)) {
+            match self.standing(self.endpoint(number), now) {
+                Standing::Ready | Standing::Due => choosable.push(number),
+                Standing::Resting => resting.push(number),
                 Standing::Ejected => {}
             }
         }
@@ -168,8 +214,8 @@ impl Tries {
 
     /// Of two, the one that costs less; one that has to be tried first, so that it is.
     fn better(&self, first: usize, second: usize, now: Instant) -> usize {
-        let cost = |place: usize| {
-            let endpoint = &self.endpoints[place];
+        let cost = |number: usize| {
+            let endpoint = self.endpoint(number);
             match endpoint.standing(now) {
                 Standing::Due => 0.0,
                 _ => endpoint.load.cost(now),
@@ -182,19 +228,27 @@ impl Tries {
         }
     }
 
-    /// The place of the endpoint with this number among those not tried.
-    fn untried(&self, number: usize) -> usize {
-        let mut place = self.range.start + number;
-        for tried in &self.places[..self.tried] {
-            place += usize::from(*tried <= place);
+    /// The number of this one of those that were not tried, among all that are not left out.
+    fn untried(&self, untried: usize) -> usize {
+        let mut number = untried;
+        for tried in &self.numbers[..self.tried] {
+            number += usize::from(*tried <= number);
         }
-        place
+        number
     }
 
-    fn remember(&mut self, place: usize) {
-        self.places[self.tried] = place;
+    fn endpoint(&self, number: usize) -> &Arc<EndpointEntry> {
+        let place = match &self.among {
+            Some(among) => among[number],
+            None => self.range.start + number,
+        };
+        &self.endpoints[place]
+    }
+
+    fn remember(&mut self, number: usize) {
+        self.numbers[self.tried] = number;
         self.tried += 1;
-        self.places[..self.tried].sort_unstable();
+        self.numbers[..self.tried].sort_unstable();
     }
 }
 
@@ -207,7 +261,7 @@ pub fn random_below(limit: usize) -> usize {
 }
 
 /// One gives up after so many endpoints: a client waits meanwhile.
-pub const MOST_TRIES: usize = 3;
+const MOST_TRIES: usize = 3;
 
 #[cfg(test)]
 mod tests {
@@ -290,26 +344,81 @@ mod tests {
     }
 
     #[test]
-    fn one_is_left_out_if_there_is_another() {
+    fn those_that_are_forbidden_are_never_tried_and_all_others_are() {
         let now = Instant::now();
         let mut below = seeded();
-        for (count, left_out, order_has) in [
-            (3, 1, 2),
-            (2, 1, 1),
-            (1, 1, 1),
-            (4, 3, 1),
-            (2, 2, 1),
-            (5, 0, 3),
-        ] {
-            let all = endpoints(&vec![5; count], now);
-            let mut tries = Tries::new(Arc::clone(&all), 0..count);
-            for endpoint in &all[..left_out] {
-                tries.leave_out(endpoint.to());
+        let all = endpoints(&[1; 8], now);
+        let without = |allowed: &'static [u8]| {
+            let is_allowed = |to: SocketAddr| {
+                allowed
+                    .iter()
+                    .any(|it| to.ip() == IpAddr::from([10, 0, 0, *it]))
+            };
+            let forbidden = Forbidden::new(move |to| !is_allowed(to));
+            Tries::new(Arc::clone(&all), 0..8).without(Some(forbidden))
+        };
+        for _ in 0..100 {
+            for allowed in [&[5][..], &[0, 7], &[1, 2, 3]] {
+                let mut tries = without(allowed);
+                assert_eq!(tries.all_forbidden(), None);
+                let mut order = order(&mut tries, later(now), &mut below);
+                order.sort_unstable();
+                assert_eq!(order, allowed);
             }
-            let order = order(&mut tries, later(now), &mut below);
-            assert_eq!(order.len(), order_has, "{count} {left_out}");
-            if left_out < count {
-                assert!(!order.contains(&0) || left_out == 0, "{count} {left_out}");
+        }
+        let mut none = without(&[]);
+        assert!(order(&mut none, later(now), &mut below).is_empty());
+        assert_eq!(none.all_forbidden(), Some(all[0].to()));
+        let nobody = Tries::new(Arc::default(), 0..0).without(Some(Forbidden::new(|_| true)));
+        assert_eq!(nobody.all_forbidden(), None);
+    }
+
+    #[test]
+    fn those_that_are_forbidden_are_not_tried_either_where_others_are_left_out() {
+        let now = Instant::now();
+        let mut below = seeded();
+        let all = endpoints(&[1; 6], now);
+        // Who is left out; who is tried of the four that are not forbidden.
+        let cases: [(&[usize], &[u8]); 4] = [
+            (&[], &[0, 1, 2, 3]),
+            (&[0, 1], &[2, 3]),
+            (&[0, 1, 2, 3], &[]),
+            (&[3, 4, 5], &[0, 1, 2]),
+        ];
+        for (left_out, expected) in cases {
+            let out: Vec<_> = left_out.iter().map(|it| all[*it].to()).collect();
+            let mut met = BTreeSet::new();
+            for _ in 0..200 {
+                let forbidden = [all[4].to(), all[5].to()];
+                let forbidden = Forbidden::new(move |to| forbidden.contains(&to));
+                let tries = Tries::new(Arc::clone(&all), 0..6).without(Some(forbidden));
+                let mut tries = tries.leaving_out(|it| out.contains(&it));
+                // There are others than those that are left out.
+                assert_eq!(tries.all_forbidden(), None);
+                let now_or_soon = tries.choosable_now(now);
+                assert!(now_or_soon.eq(all[..4].iter().map(|it| it.to())));
+                met.extend(order(&mut tries, later(now), &mut below));
+            }
+            assert!(met.iter().eq(expected), "{left_out:?}: {met:?}");
+        }
+    }
+
+    #[test]
+    fn those_that_are_left_out_are_never_tried_however_many_they_are() {
+        let now = Instant::now();
+        let mut below = seeded();
+        for (count, left_out) in [(3, 1), (2, 1), (1, 1), (4, 3), (2, 2), (9, 6), (5, 0)] {
+            let all = endpoints(&vec![5; count], now);
+            for _ in 0..200 {
+                let out: Vec<_> = all[..left_out].iter().map(|it| it.to()).collect();
+                let tries = Tries::new(Arc::clone(&all), 0..count);
+                let mut tries = tries.leaving_out(|it| out.contains(&it));
+                assert_eq!(tries.candidates(), count);
+                let order = order(&mut tries, later(now), &mut below);
+                let rest = count - left_out;
+                assert_eq!(order.len(), rest.min(MOST_TRIES), "{count} {left_out}");
+                assert!(order.iter().all(|it| usize::from(*it) >= left_out));
+                assert_eq!(tries.has_more(), count > order.len(), "{count} {left_out}");
             }
         }
     }

@@ -15,6 +15,7 @@
 
 pub mod breaker;
 mod budget;
+mod budgets;
 mod choose;
 pub mod health;
 mod load;
@@ -24,6 +25,7 @@ pub mod topology;
 #[cfg(test)]
 mod simulation;
 
-pub use budget::{BudgetOwner, RetryBudget, RetryBudgets};
-pub use choose::{MOST_TRIES, Tries, random_below};
+pub use budget::RetryBudget;
+pub use budgets::{BudgetOwner, EgressBudgets, PodBudgets, PortBudgets, SharedBudget};
+pub use choose::{Forbidden, Tries, random_below};
 pub use load::{EndpointEntry, EndpointLoad, InFlight};

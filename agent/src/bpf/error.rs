@@ -31,6 +31,11 @@ pub enum BpfError {
         "no cgroup2 file system is mounted: the hooks need one (mount -t cgroup2 none /sys/fs/cgroup)"
     )]
     NoCgroup2,
+    /// The processes of the node cannot be seen.
+    #[error(
+        "the process that started this one cannot be seen from here: a container that prepares a node needs hostPID"
+    )]
+    OwnProcessIds,
     /// A path that should be a BPF file system is not.
     #[error("{} is not on a BPF file system (mount -t bpf bpf /sys/fs/bpf)", .path.display())]
     NotBpffs {

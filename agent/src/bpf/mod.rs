@@ -11,8 +11,10 @@ mod links;
 mod load;
 mod log;
 mod mounts;
+mod order;
 mod ownership;
 mod pods;
+mod prepare;
 mod repair;
 mod sys;
 mod table;
@@ -36,8 +38,10 @@ use weft_ebpf_abi as abi;
 pub use self::{
     error::BpfError,
     mounts::{bpffs, cgroup2_root},
+    order::{ConnectHook, ConnectProgram},
     ownership::Standing,
     pods::Namespace,
+    prepare::prepare,
     verify::{AttachedHook, HookReport},
 };
 use self::{

@@ -11,6 +11,7 @@ use std::{
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
+    sched::{CloneFlags, setns},
 };
 
 use super::error::BpfError;
@@ -60,37 +61,73 @@ pub fn bpffs(path: Option<&Path>) -> Result<PathBuf, BpfError> {
 
 /// Where the control group file system of version 2 is mounted.
 pub fn cgroup2_root() -> Result<PathBuf, BpfError> {
-    mounts()?
+    find_cgroup2(mounts()?, &[Path::new("/")]).ok_or(BpfError::NoCgroup2)
+}
+
+/// The same, if it is at or below one of some folders.
+pub(crate) fn cgroup2_root_below(folders: &[&Path]) -> Result<PathBuf, BpfError> {
+    find_cgroup2(mounts()?, folders).ok_or(BpfError::NoCgroup2)
+}
+
+fn find_cgroup2(mounts: Vec<Mount>, folders: &[&Path]) -> Option<PathBuf> {
+    mounts
         .into_iter()
         .filter(|mount| mount.kind == "cgroup2")
+        .filter(|mount| folders.iter().any(|it| mount.point.starts_with(it)))
         // One of the whole hierarchy rather than a part of it that is bound somewhere.
-        .min_by_key(|mount| (mount.root != "/", mount.point.as_os_str().len()))
+        .min_by_key(|mount| (wholeness(&mount.root), mount.point.as_os_str().len()))
         .map(|mount| mount.point)
-        .ok_or(BpfError::NoCgroup2)
+}
+
+/// How much of the hierarchy a mount has, the most first. From inside of a namespace of control groups the whole is so
+/// many levels up, and what that namespace has is `/`.
+fn wholeness(root: &str) -> (usize, bool) {
+    let parts = root.split('/').filter(|it| !it.is_empty());
+    let is_above = parts.clone().all(|it| it == "..");
+    let levels_up = parts.filter(|it| *it == "..").count();
+    let levels_up = if is_above { levels_up } else { 0 };
+    (usize::MAX - levels_up, !is_above)
 }
 
 /// The control group of this process as a path under [`cgroup2_root`]; the root where it cannot be
-/// seen from here (a container's view).
+/// seen from here.
 pub(crate) fn own_cgroup() -> Result<PathBuf, BpfError> {
+    let root = cgroup2_root()?;
+    // A container's view begins at its own group. The node's first process has the node's view.
+    let of_node = std::thread::spawn(|| {
+        let namespace = File::open("/proc/1/ns/cgroup").ok()?;
+        setns(namespace, CloneFlags::CLONE_NEWCGROUP).ok()?;
+        fs::read_to_string("/proc/thread-self/cgroup").ok()
+    });
+    if let Ok(Some(text)) = of_node.join() {
+        let group = path_in(&root, &text);
+        if has_this_process(&group) {
+            return Ok(group);
+        }
+    }
     let path = PathBuf::from("/proc/self/cgroup");
     let text = fs::read_to_string(&path).map_err(|source| BpfError::File {
         what: "reading",
         path,
         source,
     })?;
-    let root = cgroup2_root()?;
-    let own = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or_default();
+    Ok(path_in(&root, &text))
+}
+
+/// The group that a process's list names, or the root if that is not below it.
+fn path_in(root: &Path, groups: &str) -> PathBuf {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = own.unwrap_or_default();
     let full = root.join(own);
-    Ok(
-        if own.split('/').any(|part| part == "..") || !full.is_dir() {
-            root
-        } else {
-            full
-        },
-    )
+    let is_below = !own.split('/').any(|part| part == "..") && full.is_dir();
+    if is_below { full } else { root.to_owned() }
+}
+
+/// By the kernel's word: a path may mean something else in another view.
+fn has_this_process(group: &Path) -> bool {
+    let own = std::process::id().to_string();
+    fs::read_to_string(group.join("cgroup.procs"))
+        .is_ok_and(|processes| processes.lines().any(|it| it == own))
 }
 
 /// Whether a path is on a BPF file system.
@@ -188,6 +225,47 @@ mod tests {
             });
             assert_eq!(found, expected, "{line}");
         }
+    }
+
+    #[test]
+    fn the_whole_hierarchy_comes_first() {
+        let mut roots = ["/a", "/", "/../b", "/../..", "/.."];
+        roots.sort_by_key(|it| wholeness(it));
+        assert_eq!(roots, ["/../..", "/..", "/", "/a", "/../b"]);
+    }
+
+    /// Cilium mounts it where an agent's container does not look.
+    #[test]
+    fn mounts_elsewhere_do_not_count() {
+        let mount = |point: &str, kind: &str| Mount {
+            root: "/".into(),
+            point: point.into(),
+            kind: kind.into(),
+        };
+        let seen = [Path::new("/sys/fs/cgroup"), Path::new("/run/weft")];
+        let cilium = || mount("/run/cilium/cgroupv2", "cgroup2");
+        for (mounts, expected) in [
+            (vec![cilium()], None),
+            (vec![cilium(), mount("/sys/fs/cgroup", "tmpfs")], None),
+            (vec![mount("/run/weft-other/cgroup2", "cgroup2")], None),
+            (
+                vec![cilium(), mount("/run/weft/cgroup2", "cgroup2")],
+                Some("/run/weft/cgroup2"),
+            ),
+            (
+                vec![mount("/sys/fs/cgroup/unified", "cgroup2"), cilium()],
+                Some("/sys/fs/cgroup/unified"),
+            ),
+        ] {
+            let found = find_cgroup2(mounts, &seen);
+            assert_eq!(found.as_deref(), expected.map(Path::new));
+        }
+    }
+
+    #[test]
+    fn this_process_is_in_its_own_group() {
+        let own = own_cgroup().unwrap();
+        assert!(has_this_process(&own), "{}", own.display());
     }
 
     #[test]

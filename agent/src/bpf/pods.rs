@@ -151,6 +151,13 @@ impl Bpf {
         Ok(cookies.into_iter().collect())
     }
 
+    /// Whether a pod is in the kernel, whoever put it there.
+    pub fn is_enrolled(&self, cookie: u64) -> Result<bool, BpfError> {
+        let is_listed = self.tables.pods.value(&cookie)?.is_some();
+        let pin = self.links().join(links::lookup_pin(cookie));
+        Ok(is_listed || links::is_attached(&pin)?.is_some() || self.legacy().has(cookie))
+    }
+
     /// Removes what a pod has: redirection first, then the steering of what arrives, then what
     /// those used.
     pub(super) fn forget_pod(&self, cookie: u64) -> Result<(), BpfError> {

@@ -297,6 +297,34 @@ pub(crate) fn links() -> io::Result<Vec<OwnedFd>> {
     }
 }
 
+/// The ids of the programs that are attached to a cgroup itself, in the order in which they run: `BPF_PROG_QUERY`.
+pub(crate) fn attached_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attributes {
+        target: i32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        padding: u32,
+    }
+    // The kernel allows 64 of a type at a cgroup.
+    let mut ids = [0u32; 64];
+    let mut attributes = Attributes {
+        target: cgroup.as_raw_fd(),
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr().addr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
+    };
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes)?;
+    let found = ids.into_iter().take(attributes.count as usize);
+    Ok(found.collect())
+}
+
 /// A program by its id, unless it is gone.
 pub(crate) fn program_by_id(id: u32) -> io::Result<Option<OwnedFd>> {
     by_id(bpf_cmd::BPF_PROG_GET_FD_BY_ID, id)

@@ -144,18 +144,22 @@ impl Serialize for ShownWorkloadPolicy {
             servers: &'a [ServerBinding],
             #[serde(skip_serializing_if = "Option::is_none")]
             network: Option<&'a NetworkRules>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            network_egress: Option<&'a NetworkRules>,
         }
         let WorkloadPolicy {
             workload,
             default,
             servers,
             network,
+            network_egress,
         } = &*self.0;
         let shown = Shown {
             name: &workload.0,
             default: *default,
             servers,
             network: network.as_deref(),
+            network_egress: network_egress.as_deref(),
         };
         shown.serialize(serializer)
     }

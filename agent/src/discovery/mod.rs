@@ -8,11 +8,15 @@
 mod addresses;
 mod asks;
 pub mod backoff;
+mod calls;
 mod controller;
 mod dump;
+mod inspect;
 mod interner;
+mod let_out;
 mod places;
 mod policies;
+mod position;
 mod services;
 mod sharded;
 mod state;
@@ -20,11 +24,14 @@ mod store;
 mod stream;
 
 pub use asks::Discovery;
+pub use calls::{CallError, Calls, PodStanding};
 pub use controller::{Connection, Controller, ControllerConfig, ControllerError};
 pub use dump::StoreDump;
+pub use inspect::Answers;
 pub use policies::RequestPolicy;
 pub use services::{Balanced, ServicePortEntry};
 pub use state::StreamState;
+pub(crate) use store::is_reachable;
 pub use store::{Destination, Generations, Store};
 pub use stream::ControlStream;
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use weft_core::{
-    Client, ClusterSettings, DenyReason, EgressNetworks, Passed, PortProtocol, RequestDenial,
-    Server, ServerName, Verdict, Workload, WorkloadId, WorkloadPolicy,
+    Client, ClusterSettings, DenyReason, EgressNetworks, NetworkRules, Passed, PortProtocol,
+    RequestDenial, Server, ServerName, Verdict, Workload, WorkloadId, WorkloadPolicy,
 };
 
 use super::dump::{ShownEgress, ShownPolicies, ShownServer, ShownWorkloadPolicy};
@@ -41,6 +41,18 @@ impl RequestPolicy {
     ) -> Result<Passed<'_>, RequestDenial> {
         let client = canonical(client);
         weft_core::authorize_request(&self.cluster, &self.server, client, head, is_grpc)
+    }
+}
+
+/// Puts what is known already in the place of the same.
+fn share<'a>(
+    rules: &mut Option<Arc<NetworkRules>>,
+    known: impl Iterator<Item = &'a Option<Arc<NetworkRules>>>,
+) {
+    if let Some(rules) = rules
+        && let Some(same) = known.flatten().find(|it| *it == rules)
+    {
+        *rules = Arc::clone(same);
     }
 }
 
@@ -92,12 +104,10 @@ impl Policies {
     /// Puts a workload's policy in the place of the one before.
     pub(super) fn put_workload(&mut self, mut policy: WorkloadPolicy) {
         // Pods that the same NetworkPolicies select have the same rules, which can name thousands of pods.
-        if let Some(rules) = &mut policy.network {
-            let mut known = self.workloads.values().filter_map(|it| it.network.as_ref());
-            if let Some(same) = known.find(|it| *it == rules) {
-                *rules = Arc::clone(same);
-            }
-        }
+        let known = || self.workloads.values();
+        share(&mut policy.network, known().map(|it| &it.network));
+        let known = known().map(|it| &it.network_egress);
+        share(&mut policy.network_egress, known);
         let id = policy.workload.clone();
         self.workloads.insert(id, Arc::new(policy));
     }

@@ -21,7 +21,7 @@ use super::dump::{ShownEndpoint, ShownPort, ShownRoutes, ShownService};
 use super::sharded::Sharded;
 use crate::balance::health::{Guard, Health};
 use crate::balance::topology::{Here, reachable};
-use crate::balance::{EndpointEntry, RetryBudgets, Tries};
+use crate::balance::{EndpointEntry, PortBudgets, Tries};
 
 /// A port of a service and what is behind it. There is one for as long as the service has the port,
 /// so that the state of balancing can live in it.
@@ -46,7 +46,7 @@ pub struct ServicePortEntry {
     heaviest: AtomicU32,
     balances: [AtomicBool; 2],
     /// How many of its requests may be sent again.
-    pub retries: RetryBudgets,
+    pub retries: PortBudgets,
 }
 
 /// What is balanced.
@@ -76,7 +76,7 @@ impl ServicePortEntry {
             health,
             heaviest: AtomicU32::new(0),
             balances: Default::default(),
-            retries: RetryBudgets::default(),
+            retries: PortBudgets::default(),
         }
     }
 

@@ -32,6 +32,8 @@ pub struct StreamState {
     pub connects: u64,
     /// Tries to connect, and streams, that failed since the start.
     pub failures: u64,
+    /// Controllers that told nothing at first as they had not heard of all that is known here, since the start.
+    pub behind: u64,
     /// How long was waited after the last of these.
     pub retry_delay: Duration,
     /// Why the last stream or try ended.
@@ -66,6 +68,7 @@ impl StreamState {
             "rejected": self.rejected,
             "connects": self.connects,
             "failures": self.failures,
+            "behind": self.behind,
             "retry_delay_seconds": self.retry_delay.as_secs_f64(),
             "last_error": self.last_error,
         })

@@ -35,8 +35,10 @@ pub struct Store {
     workload_addresses: AddressIndex<Workload>,
     service_addresses: AddressIndex<ServiceEntry>,
     services: ServicesByName,
-    policies: ArcSwap<Policies>,
+    pub(super) policies: ArcSwap<Policies>,
     node_pods: ArcSwap<NodePods>,
+    /// Those that may hold meshed pods.
+    mesh_namespaces: ArcSwap<BTreeSet<Name>>,
     complete: AtomicBool,
     generations: watch::Sender<Generations>,
     writer: Mutex<Writer>,
@@ -76,6 +78,8 @@ pub struct Generations {
     pub policies: u64,
     /// The trust bundle and the cluster's settings.
     pub trust: u64,
+    /// The namespaces that may hold meshed pods.
+    pub mesh_namespaces: u64,
 }
 
 /// A workload that is its own key: hashed and compared by its name.
@@ -100,6 +104,8 @@ struct Sorted {
     bundles: Vec<(TrustDomain, Option<TrustBundle>)>,
     workloads: Vec<(WorkloadId, Option<(Workload, u64)>)>,
     node_pods: Vec<(WorkloadId, Option<NodePod>)>,
+    /// Whether each of these may hold meshed pods.
+    mesh_namespaces: Vec<(Name, bool)>,
     policies: Vec<PolicyChange>,
     services: BTreeSet<ObjectName>,
 }
@@ -135,6 +141,7 @@ impl Store {
             services: ServicesByName::new(),
             policies: ArcSwap::default(),
             node_pods: ArcSwap::default(),
+            mesh_namespaces: ArcSwap::default(),
             complete: AtomicBool::new(false),
             generations: watch::Sender::default(),
             writer: Mutex::new(writer),
@@ -157,6 +164,11 @@ impl Store {
             Owner::One(workload) => Some(workload),
             Owner::Nobody | Owner::Contested => None,
         }
+    }
+
+    /// Whether several workloads claim an address.
+    pub fn is_contested(&self, address: IpAddr) -> bool {
+        matches!(self.workload_addresses.owner(address), Owner::Contested)
     }
 
     /// A workload by name.
@@ -306,6 +318,11 @@ impl Store {
         self.node_pods.load().values().cloned().collect()
     }
 
+    /// The namespaces that opt in, and those with pods that do so themselves.
+    pub fn mesh_namespaces(&self) -> Arc<BTreeSet<Name>> {
+        self.mesh_namespaces.load_full()
+    }
+
     /// Tells of changes.
     pub fn changes(&self) -> watch::Receiver<Generations> {
         self.generations.subscribe()
@@ -320,7 +337,10 @@ impl Store {
     pub fn set_complete(&self) {
         if !self.complete.swap(true, Ordering::AcqRel) {
             // What a previous agent left can be told from what is wanted only now.
-            self.generations.send_modify(|it| it.node_pods += 1);
+            self.generations.send_modify(|it| {
+                it.node_pods += 1;
+                it.mesh_namespaces += 1;
+            });
         }
     }
 
@@ -354,6 +374,7 @@ impl Store {
             services.publish(touched.iter(), &self.service_addresses, &self.services);
         }
         next.node_pods += u64::from(local || pods);
+        next.mesh_namespaces += u64::from(self.apply_namespaces(sorted.mesh_namespaces));
         self.generations.send_if_modified(|current| {
             let changed = *current != next;
             *current = next;
@@ -480,6 +501,22 @@ impl Store {
         local
     }
 
+    /// Returns whether there are others now.
+    fn apply_namespaces(&self, changes: Vec<(Name, bool)>) -> bool {
+        if changes.is_empty() {
+            return false;
+        }
+        let mut namespaces = BTreeSet::clone(&self.mesh_namespaces.load());
+        for (name, may_hold) in changes {
+            match may_hold {
+                true => namespaces.insert(name),
+                false => namespaces.remove(&name),
+            };
+        }
+        self.mesh_namespaces.store(Arc::new(namespaces));
+        true
+    }
+
     fn changed_node_pods(&self, changes: Vec<(WorkloadId, Option<NodePod>)>) -> NodePods {
         let mut pods = BTreeMap::clone(&self.node_pods.load());
         for (id, pod) in changes {
@@ -523,6 +560,7 @@ impl Sorted {
                 self.workloads.push((id, Some((it, version))));
             }
             Resource::NodePod(it) => self.node_pods.push((it.id.clone(), Some(it))),
+            Resource::MeshNamespace(it) => self.mesh_namespaces.push((it, true)),
             Resource::Service(it) => {
                 self.services.insert(services.put_service(it));
             }
@@ -555,6 +593,10 @@ impl Sorted {
             Kind::NodePod => {
                 let id = key.name.parse();
                 self.node_pods.extend(id.ok().map(|it| (it, None)));
+            }
+            Kind::MeshNamespace => {
+                let name = key.name.parse();
+                self.mesh_namespaces.extend(name.ok().map(|it| (it, false)));
             }
             Kind::Service => {
                 if let Ok(name) = key.name.parse() {
@@ -634,7 +676,7 @@ fn endpoint_name(text: &str) -> Option<EndpointName> {
 }
 
 /// Whether an address can be that of one other host.
-pub(super) fn is_reachable(address: IpAddr) -> bool {
+pub(crate) fn is_reachable(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(it) if it.is_broadcast());
     !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || broadcast)
 }

@@ -240,6 +240,7 @@ fn policy_denies_until_all_of_it_is_known() {
         default: AccessPolicy::AllUnauthenticated,
         servers: vec![binding],
         network: None,
+        network_egress: None,
     });
     assert_eq!(verdict(9090), unknown);
     store.apply(vec![policy], vec![]);
@@ -354,9 +355,24 @@ fn resident_bytes() -> usize {
     pages.parse::<usize>().expect("a number") * 4096
 }
 
-/// The promise is below 64 MiB. What other tests take at the same time counts against it.
+/// The promise is below 64 MiB. Measured in a process of its own: what other tests take at the same time would count.
 #[test]
 fn a_hundred_thousand_workloads_are_small() {
+    const ALONE: &str = "WEFT_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = std::thread::current().name().expect("a test").to_owned();
+        let itself = std::env::current_exe().expect("it runs");
+        let args = ["--exact", &name, "--nocapture", "--test-threads=1"];
+        let output = std::process::Command::new(itself)
+            .args(args)
+            .env(ALONE, "1")
+            .output()
+            .expect("it runs again");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains(" KiB"), "it was measured: {said}");
+        return;
+    }
     let store = Store::new();
     let before = resident_bytes();
     for batch in 0..100 {
@@ -639,6 +655,7 @@ fn inbound_protocols() {
                 server: name.clone(),
             }],
             network: None,
+            network_egress: None,
         };
         let server = Server {
             name,

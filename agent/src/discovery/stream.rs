@@ -13,15 +13,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tracing::{debug, info, warn};
 use weft_core::{EgressNetwork, Name};
 use weft_proto::convert::{address_bytes, address_from, closed_egress};
+use weft_proto::v1::controller_message::Message;
 use weft_proto::{Key, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Resource, v1};
 
 use super::asks::{Asks, Discovery};
 use super::backoff;
-use super::controller::{Controller, ControllerError};
+use super::controller::{Connection, Controller, ControllerError};
+use super::inspect::{self, Answers, Inspected};
+use super::position::Position;
 use super::state::StreamState;
 use super::store::{Destination, Store, is_reachable};
 
@@ -35,8 +39,12 @@ pub struct ControlStream {
     wants: mpsc::Receiver<IpAddr>,
     state: watch::Sender<StreamState>,
     unsaid: Unsaid,
+    /// How far that goes which is held.
+    position: Position,
     /// The controller that the stream is to.
     at: Option<SocketAddr>,
+    /// What the controller is answered when people ask about this agent.
+    answers: Option<Answers>,
 }
 
 /// What is held, but not said in the Hello of this stream as it would have been too large: gone
@@ -66,6 +74,12 @@ enum StreamError {
     Silent,
     #[error("the controller told nothing within {} s", .0.as_secs())]
     Mute(Duration),
+    #[error(
+        "the controller has not heard of all changes that this agent knows of, within {} s: {kinds}: can it reach the \
+         API server?",
+        .patience.as_secs()
+    )]
+    Behind { patience: Duration, kinds: String },
     #[error("the controller ended the stream")]
     Ended,
     #[error("applying a push failed: {0}")]
@@ -97,9 +111,17 @@ impl ControlStream {
             wants,
             state,
             unsaid: Unsaid::default(),
+            position: Position::default(),
             at: None,
+            answers: None,
         };
         (stream, discovery)
+    }
+
+    /// The same, with answers to what the controller is asked about this agent.
+    pub fn answering(mut self, answers: Answers) -> Self {
+        self.answers = Some(answers);
+        self
     }
 
     /// Streams until stopped, whatever happens to the controller.
@@ -162,9 +184,10 @@ impl ControlStream {
         let mut connection = self.controller.connect().await?;
         self.at = Some(connection.address);
         let (sender, receiver) = mpsc::channel(SEND_QUEUE);
-        let hello = self
+        let mut hello = self
             .unsaid
             .hello(&self.node, self.incarnation, self.store.held());
+        hello.position = self.position.begin();
         send(&sender, v1::agent_message::Message::Hello(hello)).await?;
         let request = connection.request(ReceiverStream::new(receiver));
         let subscribed = timeout(SUBSCRIBE_TIMEOUT, connection.client.subscribe(request)).await;
@@ -177,6 +200,7 @@ impl ControlStream {
             state.controller = self.at;
             state.connects += 1;
         });
+        let _inspected = self.inspected(&connection);
         // What piled up while nobody listened is old, or among these.
         while self.wants.try_recv().is_ok() {}
         for address in self.asks.outstanding() {
@@ -184,22 +208,42 @@ impl ControlStream {
         }
         let patience = self.patience();
         let mute = patience.map(|it| Instant::now() + it);
-        let mut heard = false;
+        let (mut heard, mut behind) = (false, None);
         loop {
             tokio::select! {
                 message = messages.message() => {
                     let message = message.map_err(StreamError::Broken)?;
+                    let message = message.ok_or(StreamError::Ended)?;
+                    if let Some(Message::Behind(it)) = message.message {
+                        behind = Some(self.is_behind(&it));
+                        continue;
+                    }
                     heard = true;
-                    self.receive(message.ok_or(StreamError::Ended)?, &sender).await?;
+                    self.receive(message, &sender).await?;
                 }
                 () = until(mute), if !heard => {
-                    return Err(StreamError::Mute(patience.unwrap_or_default()));
+                    let patience = patience.unwrap_or_default();
+                    return Err(match behind {
+                        Some(kinds) => StreamError::Behind { patience, kinds },
+                        None => StreamError::Mute(patience),
+                    });
                 }
                 Some(address) = self.wants.recv() => if self.asks.is_outstanding(address) {
                     send(&sender, want(address)).await?;
                 }
             }
         }
+    }
+
+    /// Lets the controller ask, until this is dropped.
+    fn inspected(&self, connection: &Connection) -> Option<AbortOnDropHandle<()>> {
+        let inspected = Inspected {
+            node: self.node.clone(),
+            incarnation: self.incarnation,
+            answers: self.answers.clone()?,
+        };
+        let answering = inspect::answer(connection.clone(), inspected);
+        Some(AbortOnDropHandle::new(tokio::spawn(answering)))
     }
 
     /// How long a controller may take to begin: one that cannot tell anything yet, or not now, is left for another.
@@ -219,7 +263,6 @@ impl ControlStream {
         message: v1::ControllerMessage,
         sender: &mpsc::Sender<v1::AgentMessage>,
     ) -> Result<(), StreamError> {
-        use v1::controller_message::Message;
         let now = Instant::now();
         self.state
             .send_modify(|state| state.last_message = Some(now));
@@ -229,20 +272,36 @@ impl ControlStream {
                 self.looked(&looked.address);
                 Ok(())
             }
-            // A kind of message from the future.
-            None => Ok(()),
+            // The first was taken before this; or it is a kind of message from the future.
+            Some(Message::Behind(_)) | None => Ok(()),
         }
+    }
+
+    /// The controller tells nothing yet, as it is behind: in these kinds.
+    fn is_behind(&self, message: &v1::Behind) -> String {
+        let kinds = message.kinds.iter().take(MAX_KINDS_SHOWN);
+        let kinds: Vec<_> = kinds.map(|it| it.escape_debug().to_string()).collect();
+        let kinds = kinds.join(", ");
+        warn!(
+            kinds,
+            "the controller has not heard yet of all changes that this agent knows of; keeping what is known"
+        );
+        self.state.send_modify(|state| state.behind += 1);
+        kinds
     }
 
     async fn push(
         &mut self,
-        push: v1::Push,
+        mut push: v1::Push,
         sender: &mpsc::Sender<v1::AgentMessage>,
     ) -> Result<(), StreamError> {
         let (id, complete) = (push.id, push.complete);
+        // Before it is applied: a part of it may be in force as soon as it begins to be.
+        self.position
+            .told(std::mem::take(&mut push.position), complete);
         let unsaid = self.unsaid.still(&push);
         let store = Arc::clone(&self.store);
-        // Megabytes of first state would hold up a thread that serves connections.
+        // Megabytes of first state would hold up a thread of the agent's own, which has other things to do.
         let work = tokio::task::spawn_blocking(move || {
             let mut checked = Checked::new(push);
             checked.removed.extend(unsaid);
@@ -340,6 +399,7 @@ impl Unsaid {
             protocol: PROTOCOL_VERSION,
             held: Vec::with_capacity(held.len()),
             incarnation,
+            ..v1::Hello::default()
         };
         let mut bytes = 0;
         for (key, version) in held {
@@ -480,6 +540,8 @@ const MAX_HELD_BYTES: usize = MAX_MESSAGE_BYTES / 4 * 3;
 const HELD_OVERHEAD_BYTES: usize = 32;
 /// No version that anything is pushed with: the controller sends it again.
 const UNUSABLE: u64 = 0;
+/// Kinds of objects that a controller is behind in, in logs.
+const MAX_KINDS_SHOWN: usize = 5;
 const MAX_REJECTED_SHOWN: usize = 1000;
 
 #[cfg(test)]

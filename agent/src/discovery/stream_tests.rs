@@ -1,5 +1,6 @@
 //! Against a real gRPC server over TLS, whose side of each stream the test plays.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use v1::control_server::{Control, ControlServer};
 use weft_core::{AccessPolicy, WorkloadId};
 use weft_proto::Kind;
 
+use super::super::calls::{CallError, Calls, PodStanding};
 use super::super::testing::*;
 use super::super::{Connection, ControllerConfig};
 use super::*;
@@ -60,6 +62,16 @@ impl Control for TestController {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    type InspectStream = ReceiverStream<Result<v1::InspectQuestion, Status>>;
+
+    /// As of a controller from before there was such a call.
+    async fn inspect(
+        &self,
+        _: Request<Streaming<v1::InspectAnswer>>,
+    ) -> Result<Response<Self::InspectStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn sign(
         &self,
         request: Request<v1::SignRequest>,
@@ -72,6 +84,23 @@ impl Control for TestController {
         let chain = self.authority.sign(&request.csr, WEB, |_| {});
         let chain = chain.into_iter().map(|it| it.to_vec()).collect();
         Ok(Response::new(v1::SignResponse { chain }))
+    }
+
+    /// Pods named `web` take part, others do not, and nobody has heard of those without a UID.
+    async fn describe_pod(
+        &self,
+        request: Request<v1::DescribePodRequest>,
+    ) -> Result<Response<v1::DescribePodResponse>, Status> {
+        self.check(request.metadata())?;
+        let request = request.into_inner();
+        let name = request.name.unwrap_or_default();
+        let standing = match (name.name.as_str(), request.uid.as_str()) {
+            (_, "") => v1::PodStanding::Unknown,
+            ("web", _) => v1::PodStanding::Meshed,
+            _ => v1::PodStanding::NotMeshed,
+        };
+        let standing = standing.into();
+        Ok(Response::new(v1::DescribePodResponse { standing }))
     }
 }
 
@@ -121,6 +150,7 @@ fn push(id: u64, resources: Vec<Resource>, complete: bool) -> v1::Push {
         changed: resources.into_iter().map(Into::into).collect(),
         removed: vec![],
         complete,
+        position: HashMap::from([("Pod".to_owned(), id)]),
     }
 }
 
@@ -184,6 +214,8 @@ impl World {
         let node = "node-a".parse().expect("valid");
         let (stream, discovery) =
             ControlStream::new(Arc::clone(&controller), Arc::clone(&store), node);
+        // That nobody asks does not matter.
+        let stream = stream.answering(Arc::new(|_| None));
         let agent = CancellationToken::new();
         tokio::spawn(stream.run(agent.clone()));
         Self {
@@ -372,6 +404,52 @@ async fn another_controller_is_gone_to_at_once() {
     other.cancel();
 }
 
+/// Of what it holds a part may be of a controller that has come further than the next one.
+#[tokio::test]
+async fn how_far_it_has_come_is_shown_to_the_next_controller() {
+    let mut world = World::new().await;
+    for (shown, told, complete) in [
+        (None, 7, true),
+        (Some(7), 8, false),
+        (Some(8), 5, false),
+        (Some(8), 5, true),
+        (Some(5), 6, true),
+    ] {
+        let mut session = world.session().await;
+        assert_eq!(session.hello.position.get("Pod").copied(), shown);
+        session.push(push(told, vec![cluster()], complete)).await;
+    }
+}
+
+/// One that says that it is behind has told nothing: it is left for another, and said and counted.
+#[tokio::test]
+async fn a_controller_that_is_behind_is_left() {
+    let authority = Arc::new(Authority::new());
+    let any = "127.0.0.1:0".parse().expect("valid");
+    let (other, mut others, server) = serve(any, &authority, &Arc::default()).await;
+    let mut world = World::beside(authority, &[other]).await;
+    let kinds = vec!["Pod".to_owned()];
+    let behind = v1::controller_message::Message::Behind(v1::Behind { kinds });
+    // Whichever it asks first.
+    let (first, second) = tokio::select! {
+        session = world.sessions.recv() => (session, &mut others),
+        session = others.recv() => (session, &mut world.sessions),
+    };
+    let first = first.expect("asked");
+    first.send(behind).await;
+    let second = timeout(Duration::from_secs(20), second.recv()).await;
+    let _second = second.expect("in time").expect("asked");
+    world
+        .until("said", |state| {
+            let error = state.last_error.as_deref().unwrap_or_default();
+            state.behind == 1
+                && error.contains("has not heard of all")
+                && error.ends_with("Pod: can it reach the API server?")
+        })
+        .await;
+    server.cancel();
+}
+
 /// One that takes the stream and tells nothing is left for another.
 #[tokio::test]
 async fn a_controller_that_tells_nothing_is_left() {
@@ -547,7 +625,7 @@ async fn a_controller_without_our_root_gets_no_token() {
 #[tokio::test]
 async fn certificates_are_signed_over_the_same_way() {
     let world = World::new().await;
-    let signer = ControllerSigner::new(Arc::clone(&world.controller));
+    let signer = ControllerSigner::new(Calls::new(Arc::clone(&world.controller)));
     let key = rcgen::KeyPair::generate().expect("a key");
     let request = rcgen::CertificateParams::default().serialize_request(&key);
     let request = request.expect("serializes").der().to_vec();
@@ -557,10 +635,25 @@ async fn certificates_are_signed_over_the_same_way() {
     assert_eq!(crate::identity::peer_identity(&chain), Ok(web));
     let other = "spiffe://cluster.local/ns/shop/sa/other".parse();
     let refused = signer.sign(other.expect("valid"), request.clone()).await;
-    let Err(SignError::Refused(status)) = refused else {
+    let Err(SignError(CallError::Refused(status))) = refused else {
         panic!("{refused:?}");
     };
     assert_eq!(status.code(), tonic::Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn pods_are_asked_about_over_the_same_way() {
+    let world = World::new().await;
+    let calls = Calls::new(Arc::clone(&world.controller));
+    for (pod, uid, expected) in [
+        ("shop/web", "u1", PodStanding::Meshed),
+        ("shop/other", "u1", PodStanding::NotMeshed),
+        ("shop/web", "", PodStanding::Unknown),
+    ] {
+        let pod = pod.parse().expect("valid");
+        let standing = calls.pod_standing(&pod, uid).await;
+        assert_eq!(standing.expect("answered"), expected);
+    }
 }
 
 #[test]

@@ -45,10 +45,12 @@ pub(crate) fn node_pod(id: &str) -> Resource {
         id: id.parse().expect("valid"),
         uid: "uid-1".to_owned(),
         netns: Some("/run/netns/x".into()),
+        runtime: Box::default(),
         probe_ports: vec![],
         opaque_ports: PortRanges::opaque_by_default(),
         opaque_outbound_ports: PortRanges::default(),
         zone: None,
+        by_tunnels_only: false,
     })
 }
 
@@ -111,5 +113,6 @@ pub(crate) fn workload_policy(id: &str, default: AccessPolicy) -> Resource {
         default,
         servers: vec![],
         network: None,
+        network_egress: None,
     })
 }

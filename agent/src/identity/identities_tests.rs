@@ -8,6 +8,7 @@ use weft_proto::Resource;
 use super::super::SignError;
 use super::super::testing::{Authority, WEB};
 use super::*;
+use crate::discovery::CallError;
 use crate::discovery::testing::cluster;
 
 const ORDER: &str = "spiffe://cluster.local/ns/shop/sa/order";
@@ -39,7 +40,7 @@ impl Signer for TestSigner {
             self.busy.fetch_sub(1, Ordering::SeqCst);
             if self.fails.load(Ordering::SeqCst) {
                 let status = tonic::Status::permission_denied("no such workload");
-                return Err(SignError::Refused(status));
+                return Err(CallError::Refused(status).into());
             }
             let mixed_up = self.mixes_up.lock().unwrap().clone();
             let uri = mixed_up.unwrap_or(identity).to_string();

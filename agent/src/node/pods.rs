@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,12 +13,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_core::{Identity, NodePod, Workload, WorkloadId};
 
-use super::EnrollError;
+use super::cni::Announced;
+use super::{EnrollError, PodThreads};
+use crate::balance::PodBudgets;
 use crate::bpf::Standing;
 use crate::netns::Netns;
+use crate::proxy::http::firsts::ServersFirst;
 use crate::proxy::http::pool::Pool as Exchanges;
+use crate::proxy::let_out::Departed;
 use crate::proxy::limiters::Limiters;
-use crate::proxy::turns::Turns;
 use crate::proxy::usage::Usage;
 use crate::telemetry::PodLabels;
 
@@ -32,6 +36,8 @@ pub struct LocalPod {
     pub identity: Identity,
     /// Its record; addresses may change while it lives.
     pub record: ArcSwap<Workload>,
+    /// Nothing is handed over to it or from it past the CNI; may change, too.
+    by_tunnels_only: AtomicBool,
     /// The kernel's cookie of its network namespace.
     pub cookie: u64,
     /// Its network namespace.
@@ -50,22 +56,32 @@ pub struct LocalPod {
     pub accepting: TaskTracker,
     /// Its flows, in both directions.
     pub flows: TaskTracker,
-    /// How they share the agent's threads with those of other pods.
-    turns: Arc<Turns>,
+    /// Where its servers speak first.
+    pub(crate) servers_first: ServersFirst,
+    /// What its flows run on.
+    pub threads: PodThreads,
     /// What it uses of its limits.
     pub usage: Arc<Usage>,
     /// The connections that its HTTP exchanges leave by.
     pub exchanges: Arc<Exchanges>,
     /// How many requests it takes.
     pub limiters: Limiters,
+    /// What has left it for somewhere else.
+    pub departed: Departed,
+    /// How many of its requests may be sent again that leave the cluster.
+    pub retry_budgets: PodBudgets,
 }
 
 /// The enrolled pods and those that wait.
 #[derive(Debug, Default)]
 pub struct Pods {
     index: ArcSwap<Index>,
+    /// Those that may have flows: from before they accept the first until after the last.
+    with_flows: Mutex<Vec<Weak<LocalPod>>>,
     standing: watch::Sender<Standing>,
     hooks: ArcSwap<Hooks>,
+    ended: AtomicU64,
+    announced: Announced,
 }
 
 /// How the kernel programs are attached.
@@ -91,6 +107,10 @@ pub struct Waiting {
     pub pod: WorkloadId,
     /// Why.
     pub reason: String,
+    /// The same, as metrics name it.
+    pub label: &'static str,
+    /// Whether somebody has to do something about it.
+    pub is_fault: bool,
 }
 
 impl LocalPod {
@@ -101,12 +121,15 @@ impl LocalPod {
         cookie: u64,
         (netns, netns_inode): (Arc<Netns>, u64),
         usage: Arc<Usage>,
+        threads: PodThreads,
     ) -> Self {
+        let end_flows = CancellationToken::new();
         Self {
             id: description.id.clone(),
             uid: description.uid.clone(),
             identity,
             record: ArcSwap::new(Arc::clone(record)),
+            by_tunnels_only: AtomicBool::new(description.by_tunnels_only),
             cookie,
             netns,
             netns_inode,
@@ -116,24 +139,31 @@ impl LocalPod {
             },
             left: CancellationToken::new(),
             stop_accepting: CancellationToken::new(),
-            end_flows: CancellationToken::new(),
+            departed: Departed::new(&end_flows),
+            end_flows,
             accepting: TaskTracker::new(),
             flows: TaskTracker::new(),
-            turns: Turns::new(description.id.clone(), usage.floods()),
+            servers_first: ServersFirst::default(),
+            threads,
             usage,
             exchanges: Arc::default(),
             limiters: Limiters::default(),
+            retry_budgets: PodBudgets::default(),
         }
     }
 
     /// Runs one of its flows.
     pub fn spawn_flow(&self, flow: impl Future<Output = ()> + Send + 'static) {
-        self.flows.spawn(self.turns.pace(flow));
+        self.flows.spawn_on(flow, self.threads.handle());
     }
 
-    /// How its flows, and the tunnels that carry some, share the agent's threads.
-    pub fn turns(&self) -> Arc<Turns> {
-        Arc::clone(&self.turns)
+    /// Whether what it has with others of this node goes by tunnels, past the CNI, which has policies of its own for it.
+    pub fn is_by_tunnels_only(&self) -> bool {
+        self.by_tunnels_only.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_by_tunnels_only(&self, it: bool) {
+        self.by_tunnels_only.store(it, Ordering::Relaxed);
     }
 
     /// Whether the address is one of the pod's own.
@@ -157,6 +187,37 @@ impl LocalPod {
     }
 }
 
+#[cfg(test)]
+impl LocalPod {
+    /// A pod in the namespace of the test.
+    pub(crate) fn sample(id: &str) -> Arc<Self> {
+        use crate::discovery::testing;
+        use crate::proxy::limits::Limits;
+        use crate::proxy::usage::KeptBytes;
+        use weft_proto::Resource;
+        let (Resource::NodePod(description), Resource::Workload(record)) =
+            (testing::node_pod(id), testing::workload(id, &[]))
+        else {
+            unreachable!("they are of these kinds")
+        };
+        let netns = Netns::current().expect("there is one");
+        let identity = record.identity().expect("meshed").clone();
+        let usage = Usage::new(&Limits::default(), &KeptBytes::new(0));
+        let threads = PodThreads::start().expect("started");
+        let place = (Arc::new(netns), 0);
+        let record = Arc::new(record);
+        Arc::new(Self::new(
+            &description,
+            &record,
+            identity,
+            0,
+            place,
+            usage,
+            threads,
+        ))
+    }
+}
+
 impl Pods {
     /// The pod that has an address.
     pub fn at(&self, address: IpAddr) -> Option<Arc<LocalPod>> {
@@ -173,6 +234,26 @@ impl Pods {
         self.index.load().by_id.values().cloned().collect()
     }
 
+    /// All pods that may have flows: those that are being enrolled, and those that left and whose flows are being
+    /// finished, too.
+    pub(crate) fn with_flows(&self) -> Vec<Arc<LocalPod>> {
+        self.flowing().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A pod is about to accept its first flow.
+    pub(crate) fn begins(&self, pod: &Arc<LocalPod>) {
+        let mut pods = self.flowing();
+        pods.retain(|it| it.strong_count() > 0);
+        pods.push(Arc::downgrade(pod));
+    }
+
+    fn flowing(&self) -> MutexGuard<'_, Vec<Weak<LocalPod>>> {
+        // Every change under the lock is complete in itself.
+        self.with_flows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How many are enrolled.
     pub fn count(&self) -> usize {
         self.index.load().by_id.len()
@@ -186,6 +267,25 @@ impl Pods {
     /// What this agent is to the node's pods.
     pub fn standing(&self) -> Standing {
         *self.standing.borrow()
+    }
+
+    /// How many connections of pods that joined the mesh were ended.
+    pub fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_ended(&self, connections: usize) {
+        self.ended.fetch_add(connections as u64, Ordering::Relaxed);
+    }
+
+    /// Tells of changes of [`Pods::standing`].
+    pub(crate) fn standings(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Where pods are that are being started.
+    pub fn announced(&self) -> &Announced {
+        &self.announced
     }
 
     /// How the kernel programs are attached.
@@ -213,6 +313,13 @@ impl Pods {
         });
     }
 
+    /// For the same reason, whatever was counted in telling it.
+    fn is_known_to_wait(&self, waiting: &Waiting) -> bool {
+        let index = self.index.load();
+        let mut known = index.waiting.iter();
+        known.any(|it| it.pod == waiting.pod && it.label == waiting.label)
+    }
+
     pub(super) fn publish(
         &self,
         pods: impl Iterator<Item = Arc<LocalPod>>,
@@ -221,10 +328,16 @@ impl Pods {
         let mut index = Index::default();
         for (pod, error) in waiting {
             let reason = format!("{error}{}", error.exposure());
-            index.waiting.push(Waiting { pod, reason });
+            index.waiting.push(Waiting {
+                pod,
+                reason,
+                label: error.label(),
+                is_fault: error.is_fault(),
+            });
         }
         for waiting in &index.waiting {
-            if !self.index.load().waiting.contains(waiting) {
+            let is_told = matches!(waiting.label, "not_started" | "looked_for");
+            if !is_told && !self.is_known_to_wait(waiting) {
                 tracing::warn!(pod = %waiting.pod, reason = waiting.reason, "pod cannot be enrolled yet");
             }
         }

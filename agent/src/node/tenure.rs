@@ -6,12 +6,14 @@
 //! older one notices, and closes its listeners when the kernel sends it nothing more. It drains,
 //! and then waits to be told to end: whoever started it decides that.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::NodeConfig;
 use super::enroll::Node;
 use crate::bpf::Standing;
 use crate::proxy::Context;
@@ -19,25 +21,37 @@ use crate::proxy::Context;
 /// Keeps the node's pods enrolled until `stop`, or until a newer agent does; when it returns, the
 /// listeners close. The kernel programs stay attached: what connects while no agent is there is
 /// refused.
-pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+///
+/// # Errors
+/// Pods cannot be looked for.
+pub async fn run(
+    context: Arc<Context>,
+    config: NodeConfig,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let mut tenure = Tenure {
-        node: Node::new(Arc::clone(&context)),
+        node: Node::new(Arc::clone(&context), config)?,
         complete_since: None,
         superseded_since: None,
         stopping_since: None,
         stepped_down: false,
+        found: 0,
         reconciled: None,
         check_hooks_at: Instant::now(),
     };
     let mut changes = context.store.changes();
     let mut certificates = context.identities.changed();
+    let mut places = tenure.node.finder.changes();
+    let mut announced = context.pods.announced().changes();
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         // Before looking, so that no change falls in between.
         let seen = changes.borrow_and_update().node_pods;
+        tenure.found = *places.borrow_and_update();
         // Loading programs and entering namespaces are system calls that take their time.
-        tokio::task::block_in_place(|| tenure.turn(seen));
+        let news = seen.wrapping_add(*announced.borrow_and_update());
+        tokio::task::block_in_place(|| tenure.turn(news));
         if tenure.is_over() {
             break;
         }
@@ -50,11 +64,15 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             changed = certificates.changed(), if tenure.node.standing == Standing::Starting => {
                 if changed.is_err() { break }
             }
+            changed = places.changed() => if changed.is_err() { break },
+            // Its sender lives as long as the context.
+            Ok(()) = announced.changed() => {}
             true = tenure.node.drained_one() => {}
         }
     }
     tenure.node.stop_accepting();
     while tenure.node.drained_one().await {}
+    Ok(())
 }
 
 struct Tenure {
@@ -67,9 +85,11 @@ struct Tenure {
     stopping_since: Option<Instant>,
     /// Whether it gave up its listeners because of a newer agent.
     stepped_down: bool,
-    /// When, and for which generation of the node's pods, what is enrolled was last made what is
+    /// How often there was something new of where pods are.
+    found: u64,
+    /// When, and for which generation of the node's pods and of what was found, what is enrolled was last made what is
     /// wanted.
-    reconciled: Option<(Instant, u64, Standing)>,
+    reconciled: Option<(Instant, (u64, u64), Standing)>,
     /// When to look whether the kernel programs still are attached.
     check_hooks_at: Instant,
 }
@@ -86,6 +106,7 @@ impl Tenure {
             }
         }
         let standing = self.node.standing;
+        let seen = (seen, self.found);
         let fresh = self.reconciled.is_some_and(|(when, what, how)| {
             when + RECHECK > now && what == seen && how == standing
         });

@@ -64,7 +64,7 @@ static LIMIT: LazyLock<u64> =
 const DEFAULT_LIMIT: u64 = 1024;
 /// The last tenth is shared out: who has more than a pod's share of it gets none of it.
 const SHARED_PART: u64 = 10;
-/// Enough for the listeners of a hundred new pods.
+/// Enough for 64 new pods, each with its listeners and what its threads wait at.
 const RESERVED_FOR_ALL: u64 = 512;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::StatusCode;
-use weft_core::{EgressName, Identity, ObjectName, TUNNEL_PORT, Verdict};
+use weft_core::{DenyReason, EgressName, Identity, ObjectName, TUNNEL_PORT, Verdict};
 
 use super::tcp::Broken;
 use super::tunnel::weft1;
@@ -80,6 +80,12 @@ pub enum FlowError {
     /// It was allowed to leave the cluster and no longer is.
     #[error("policy changed: the EgressNetwork {0} denies it")]
     EgressRevoked(EgressName),
+    /// NetworkPolicies do not let the pod connect there.
+    #[error("not let out: {0}")]
+    NotLetOut(DenyReason),
+    /// They did, and no longer do.
+    #[error("policy changed: not let out: {0}")]
+    NoLongerLetOut(DenyReason),
     /// The server is declared to speak HTTP, and the client speaks something else, or another version.
     #[error("the client does not speak what the server's port is declared to")]
     NotHttp,
@@ -206,8 +212,11 @@ impl FlowError {
             Self::RefusedByPeer { .. } => Refusal::ConnectFailed,
             Self::Denied(verdict) if verdict.is_by_network_policy() => Refusal::NetworkPolicy,
             Self::Denied(_) => Refusal::Denied,
-            Self::PolicyChanged(_) | Self::EgressRevoked(_) => Refusal::PolicyChanged,
+            Self::PolicyChanged(_) | Self::EgressRevoked(_) | Self::NoLongerLetOut(_) => {
+                Refusal::PolicyChanged
+            }
             Self::EgressDenied(_) => Refusal::EgressDenied,
+            Self::NotLetOut(_) => Refusal::NetworkPolicyEgress,
             Self::NotHttp => Refusal::NotHttp,
             Self::HttpInPieces => Refusal::HttpInPieces,
             Self::BadRequest(_) => Refusal::BadRequest,
@@ -252,7 +261,8 @@ impl FlowError {
     }
 
     /// Whether another endpoint of the same service may do better. A denial is final: to go on
-    /// until somebody does not deny would make the weakest endpoint's policy that of all.
+    /// until somebody does not deny would make the weakest endpoint's policy that of all. What the client's own
+    /// NetworkPolicies say of an endpoint is about that one alone.
     pub fn may_try_another(&self) -> bool {
         match self {
             Self::RefusedByPeer { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
@@ -264,6 +274,7 @@ impl FlowError {
             | Self::TooManyExchanges
             | Self::NoSourceAddress(_)
             | Self::NoDescriptors
+            | Self::NotLetOut(_)
             | Self::PodGone => true,
             _ => false,
         }
@@ -350,7 +361,7 @@ fn because(reason: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use weft_core::{AccessPolicy, DenyReason};
+    use weft_core::AccessPolicy;
 
     use super::*;
 
@@ -456,6 +467,20 @@ mod tests {
                 }),
                 Refusal::NetworkPolicy,
                 unauthorized,
+                false,
+                false,
+            ),
+            (
+                FlowError::NotLetOut(DenyReason::NetworkPolicy("shop/n".parse().expect("valid"))),
+                Refusal::NetworkPolicyEgress,
+                unavailable,
+                true,
+                false,
+            ),
+            (
+                FlowError::NoLongerLetOut(DenyReason::WorkloadPolicyUnknown),
+                Refusal::PolicyChanged,
+                unavailable,
                 false,
                 false,
             ),

@@ -38,7 +38,7 @@ use super::tunnel::weft1::channel::Channel;
 use super::tunnel::weft1::handshake;
 use super::tunnel::{Watch, server};
 use super::usage::{PeerPlace, Shares, Usage};
-use super::{Context, descriptors, seldom, socket};
+use super::{Context, descriptors, excess, seldom, socket};
 use crate::config::TunnelProtocol;
 use crate::identity::{Alpn, peer_identity, valid_until};
 use crate::node::LocalPod;
@@ -225,9 +225,9 @@ impl Admission {
         context: &Context,
         look: Look<'_>,
         (client, server): (first::Client<'_>, &mut FlowSocket),
-        moved: &Moved,
+        noted: (&Moved, &mut Option<Box<str>>),
     ) -> Result<Option<Begun>, FlowError> {
-        let looked = look.at(client, server, moved).await;
+        let looked = look.at(client, server, noted).await;
         if let Ok(Some(_)) = looked {
             self.is_http();
         }
@@ -280,7 +280,7 @@ pub async fn serve_plaintext(context: Arc<Context>, pod: Arc<LocalPod>, listener
     ));
     accept_each(&context, &pod, listener, |stream, from| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            refuse(&context, &pod, stream, &FlowError::TooManyFlows);
+            excess::turn_away(&context, &pod, stream, Direction::Inbound);
             return;
         };
         let parts = (Arc::clone(&context), Arc::clone(&pod));
@@ -541,7 +541,7 @@ async fn accept_tunnel(
         .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let handshake = TlsAcceptor::from(config).accept(stream);
-    let io = context.handshakes.in_turn(handshake).await;
+    let io = pod.usage.handshake_in_turn(handshake).await;
     let io = io.map_err(|error| failed(TunnelError::Handshake(error)))?;
     let session = io.get_ref().1;
     let identity = peer_identity(session.peer_certificates().unwrap_or_default())
@@ -574,7 +574,7 @@ async fn accept_weft(
         .await
         .map_err(|error| failed(TunnelError::NoCertificate(error.to_string())))?;
     let shaking = handshake::accept(config, &mut stream);
-    let greeted = context.handshakes.in_turn(shaking).await;
+    let greeted = pod.usage.handshake_in_turn(shaking).await;
     let greeted = greeted.map_err(|error| failed(TunnelError::Handshake(error)))?;
     let identity = peer_identity(&greeted.chain)
         .map_err(|error| failed(TunnelError::PeerCertificate(error.to_string())))?;

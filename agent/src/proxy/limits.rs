@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::turns::FloodLimits;
+use crate::node::threads_of;
 
 /// The limits of the data plane.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,10 +36,8 @@ pub struct Limits {
     pub handshakes: usize,
     /// Tunnels of one pod that may be in their handshake; others wait for their turn.
     pub dials_per_pod: usize,
-    /// Threads that may compute handshakes at a time: never all of them, for the flows.
+    /// Threads of one pod that may compute handshakes at a time: never all of them, for the flows.
     pub handshake_turns: usize,
-    /// When a pod counts as a flood, and what its flows may then use of the CPUs through the agent.
-    pub floods: FloodLimits,
 }
 
 /// What the process has.
@@ -47,7 +45,7 @@ pub struct Limits {
 pub struct Resources {
     /// The soft limit of descriptors.
     pub descriptors: u64,
-    /// Memory in bytes: the machine's, or that of the control group if that is less.
+    /// Memory in bytes: the least of the machine's, that of the control group, and what was given.
     pub memory_bytes: u64,
     /// CPUs.
     pub cpus: usize,
@@ -74,18 +72,19 @@ impl Limits {
             handshakes_per_peer: size(handshakes / 4).min(320),
             handshakes: size(handshakes),
             dials_per_pod: 64,
-            handshake_turns: cpus.div_ceil(2),
-            floods: FloodLimits::percent_of(FLOOD_CPU_PERCENT, cpus),
+            handshake_turns: threads_of(cpus).div_ceil(2),
         }
     }
 }
 
 impl Resources {
-    /// Of this process.
-    pub fn of_process() -> Self {
+    /// Of this process. A container has a view of control groups of its own, in which its limit of memory cannot be
+    /// found: so it is given.
+    pub fn of_process(given_memory: Option<u64>) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let memory_bytes = machine_memory().min(cgroup_memory()).unwrap_or(4096 * MIB);
+        let known = [machine_memory(), cgroup_memory(), given_memory];
+        let memory_bytes = known.into_iter().flatten().min().unwrap_or(4096 * MIB);
         Self {
             descriptors,
             memory_bytes,
@@ -96,7 +95,7 @@ impl Resources {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self::from_resources(Resources::of_process())
+        Self::from_resources(Resources::of_process(None))
     }
 }
 
@@ -117,45 +116,31 @@ impl fmt::Display for Limits {
     }
 }
 
-fn machine_memory() -> Bytes {
+fn machine_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok();
-    let total = text.as_deref().and_then(|text| {
+    text.as_deref().and_then(|text| {
         let line = text.lines().find(|it| it.starts_with("MemTotal:"))?;
         let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
         Some(kib * 1024)
-    });
-    Bytes(total)
+    })
 }
 
 /// The least limit of the process's control group (version 2) and those above it.
-fn cgroup_memory() -> Bytes {
+fn cgroup_memory() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = groups.lines().find_map(|it| it.strip_prefix("0::/"));
-    let Some(own) = own else { return Bytes(None) };
+    let own = groups.lines().find_map(|it| it.strip_prefix("0::/"))?;
     let root = Path::new("/sys/fs/cgroup");
     let limits = Path::new(own).ancestors().filter_map(|group| {
         let limit = fs::read_to_string(root.join(group).join("memory.max")).ok()?;
         limit.trim().parse().ok()
     });
-    Bytes(limits.min())
-}
-
-/// An amount that may not be known.
-struct Bytes(Option<u64>);
-
-impl Bytes {
-    fn min(self, other: Self) -> Option<u64> {
-        [self.0, other.0].into_iter().flatten().min()
-    }
+    limits.min()
 }
 
 const MIB: u64 = 1024 * 1024;
 /// What a flow costs where both sides are sockets of the node: some 8 kB of the agent's, and those
 /// sockets with a little in them.
 const MEMORY_OF_FLOW: u64 = 64 * 1024;
-/// In percent of all CPUs, what the flows of a flood may use in the end: all, unless somebody decides otherwise,
-/// since a busy pod beside light ones loses much of what it gets done.
-const FLOOD_CPU_PERCENT: u8 = 100;
 const FEWEST_FLOWS: usize = 64;
 /// What a few connections of HTTP/2 may have open.
 const FEWEST_EXCHANGES: usize = 1024;
@@ -169,8 +154,8 @@ mod tests {
     fn limits_come_from_what_there_is() {
         for (descriptors, mib, cpus, flows, exchanges, kept, handshakes, turns) in [
             (20_000, 24_000, 2, 8_000, 96_000, 1024, 2500, 1),
-            (1_048_576, 24_000, 8, 96_000, 96_000, 1024, 8192, 4),
-            (250_000, 64_000, 64, 100_000, 256_000, 1024, 8192, 32),
+            (1_048_576, 24_000, 8, 96_000, 96_000, 1024, 8192, 2),
+            (250_000, 64_000, 64, 100_000, 256_000, 1024, 8192, 2),
             (1024, 512, 1, 409, 2048, 32, 128, 1),
             (20_000, 256, 4, 1024, 1024, 32, 2500, 2),
             (64, 64, 1, 64, 1024, 32, 64, 1),
@@ -190,7 +175,16 @@ mod tests {
 
     #[test]
     fn this_process_has_something() {
-        let resources = Resources::of_process();
+        let resources = Resources::of_process(None);
         assert!(resources.memory_bytes > MIB && resources.cpus > 0 && resources.descriptors > 0);
+    }
+
+    /// A limit beyond what there is (without one, a kubelet gives what the node has) changes nothing.
+    #[test]
+    fn the_least_memory_counts() {
+        let own = Resources::of_process(None).memory_bytes;
+        for (given, expected) in [(MIB, MIB), (u64::MAX, own)] {
+            assert_eq!(Resources::of_process(Some(given)).memory_bytes, expected);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! The flows to the node's pods that are open now, so that a change of policy can end those it no
-//! longer allows.
+//! longer allows. Those that left them are in no list: `let_out` wakes them.
 //!
 //! A flow is entered before it is decided: a change that comes between its decision and its entry
 //! would otherwise be missed.
@@ -13,9 +13,10 @@ use tokio::sync::Notify;
 use weft_core::{Client, Identity, Verdict, WorkloadId};
 
 use super::error::FlowError;
-use super::http;
 use super::live_requests::LiveRequests;
+use super::{http, let_out};
 use crate::discovery::Store;
+use crate::node::Pods;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -177,7 +178,11 @@ impl Drop for LiveEntry {
 }
 
 /// Watches for changes of policy until the flows' registry is gone.
-pub(super) async fn end_flows_no_longer_allowed(live: Weak<LiveFlows>, store: Arc<Store>) {
+pub(super) async fn end_flows_no_longer_allowed(
+    live: Weak<LiveFlows>,
+    store: Arc<Store>,
+    pods: Arc<Pods>,
+) {
     let mut changes = store.changes();
     let mut seen = changes.borrow_and_update().policies;
     while changes.changed().await.is_ok() {
@@ -188,6 +193,7 @@ pub(super) async fn end_flows_no_longer_allowed(live: Weak<LiveFlows>, store: Ar
         seen = current;
         let Some(live) = live.upgrade() else { return };
         live.recheck(&store);
+        let_out::tell(&pods, &store);
     }
 }
 
@@ -233,6 +239,7 @@ mod tests {
             default,
             servers: vec![],
             network: None,
+            network_egress: None,
         };
         store.apply(vec![Resource::WorkloadPolicy(policy)], vec![]);
     }
@@ -244,6 +251,7 @@ mod tests {
         tokio::spawn(end_flows_no_longer_allowed(
             Arc::downgrade(&live),
             Arc::clone(&store),
+            Arc::default(),
         ));
         let who = "spiffe://cluster.local/ns/shop/sa/curl"
             .parse()
@@ -294,6 +302,7 @@ mod tests {
                 server: name.clone(),
             }],
             network: None,
+            network_egress: None,
         };
         let server = Server {
             name,

@@ -166,6 +166,7 @@ mod tests {
                 server: name.clone(),
             }],
             network: None,
+            network_egress: None,
         };
         let everybody = Authorization {
             name: AuthorizationName {

@@ -18,8 +18,10 @@ mod descriptors;
 pub mod egress;
 mod ends;
 mod error;
+mod excess;
 pub mod http;
 pub mod inbound;
+pub(crate) mod let_out;
 pub(crate) mod limiters;
 pub mod limits;
 mod live;
@@ -30,7 +32,6 @@ mod seldom;
 mod socket;
 pub mod tcp;
 pub mod tunnel;
-pub mod turns;
 pub mod usage;
 
 use std::net::SocketAddr;
@@ -40,7 +41,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use weft_core::PortProtocol;
 
-use crate::balance::RetryBudgets;
+use crate::balance::EgressBudgets;
 use crate::balance::queue::QueueLimits;
 use crate::bpf::Bpf;
 use crate::config::TunnelProtocol;
@@ -49,6 +50,7 @@ use crate::identity::Identities;
 use crate::node::{LocalPod, Pods};
 use crate::telemetry::Telemetry;
 
+use excess::Places;
 use http::application::Spoken;
 use http::first::Look;
 use inbound::Admission;
@@ -82,9 +84,11 @@ pub struct Context {
     kept: Arc<KeptBytes>,
     spoken: Spoken,
     /// Those of requests that leave the cluster; a Service's are with its port.
-    egress_retries: RetryBudgets,
+    egress_retries: EgressBudgets,
     /// Places of clients that are told why they were refused.
     refusals: Semaphore,
+    /// The same of those whose connections were too many.
+    excess: Places,
 }
 
 /// Settings of the data plane.
@@ -95,6 +99,8 @@ pub struct ProxyConfig {
     /// How long a client may say nothing, or not enough, before its server is connected to and what it
     /// has said is passed on.
     pub detect_timeout: Duration,
+    /// How long a client's connection of HTTP may be without an exchange; zero: for ever.
+    pub http_idle_timeout: Duration,
     /// How much pods and peers may have at once.
     pub limits: Limits,
     /// What is spoken with other agents of the mesh.
@@ -130,16 +136,18 @@ impl Context {
             handshakes: Handshakes::new(&config.limits),
             kept: KeptBytes::new(config.limits.buffered_bytes),
             refusals: Semaphore::new(http::refusal::MOST_TOLD),
+            excess: Places::new(excess::MOST_TOLD),
             config,
             live: LiveFlows::new(),
             spoken: Spoken::default(),
-            egress_retries: RetryBudgets::default(),
+            egress_retries: EgressBudgets::default(),
         })
     }
 
     /// Ends live flows whenever policy no longer allows them. Without it the agent must not go on.
     pub fn end_flows_no_longer_allowed(&self) -> impl Future<Output = ()> + Send + use<> {
-        live::end_flows_no_longer_allowed(Arc::downgrade(&self.live), Arc::clone(&self.store))
+        let (store, pods) = (Arc::clone(&self.store), Arc::clone(&self.pods));
+        live::end_flows_no_longer_allowed(Arc::downgrade(&self.live), store, pods)
     }
 
     /// What a pod that joins uses: nothing yet.
@@ -208,6 +216,7 @@ impl Default for ProxyConfig {
         Self {
             drain_deadline: Duration::from_secs(10),
             detect_timeout: Duration::from_secs(10),
+            http_idle_timeout: Duration::from_secs(3600),
             limits: Limits::default(),
             tunnel: TunnelProtocol::Weft,
             channels: weft1::client::Limits::default(),

@@ -29,6 +29,9 @@ pub struct Record {
     pub original: Option<SocketAddr>,
     /// The service that this is.
     pub service: Option<ObjectName>,
+    /// The host name that a TLS client hello has asked for (RFC 6066, section 3), in lower case, where it was looked
+    /// at: of at most 253 bytes, as names of DNS are. The client's word.
+    pub server_name: Option<Box<str>>,
     /// Where the flow went, or was last tried.
     pub endpoint: Option<SocketAddr>,
     /// The workload that is connected to.
@@ -75,6 +78,7 @@ impl Record {
             source_identity: None,
             original: None,
             service: None,
+            server_name: None,
             endpoint: None,
             destination: None,
             destination_identity: None,
@@ -85,6 +89,18 @@ impl Record {
             is_told_elsewhere: false,
             started: Instant::now(),
         }
+    }
+
+    /// Forgets where it was tried to go: that was not its way.
+    pub(super) fn forget_way(&mut self) {
+        self.path = PathLabel::Unknown;
+        self.endpoint = None;
+        self.destination = None;
+        self.destination_identity = None;
+        self.more_endpoints = false;
+        self.egress = None;
+        // It was open there, and has been closed.
+        self.moved = Moved::default();
     }
 
     /// Counts and logs the flow's end.
@@ -121,6 +137,7 @@ impl Record {
             dst = optional(&self.destination),
             dst_id = optional(&self.destination_identity),
             service = optional(&self.service),
+            sni = optional(&self.server_name),
             client = optional(&self.client),
             original = optional(&self.original),
             endpoint = optional(&self.endpoint),

@@ -19,9 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 use weft_core::Counts;
 
+use super::excess::{self, Places};
 use super::http::refusal::MOST_TOLD_PER_POD;
 use super::limits::Limits;
-use super::turns::FloodLimits;
 pub(super) use party::{Charger, From, Hold, Party, Piece, Place, Window};
 
 /// What one pod uses.
@@ -29,13 +29,13 @@ pub(super) use party::{Charger, From, Hold, Party, Piece, Place, Window};
 pub struct Usage {
     kept: Arc<KeptBytes>,
     of_node: Arc<KeptBytes>,
+    handshake_turns: Arc<Semaphore>,
     dials: Arc<Semaphore>,
     /// Of these to each address, so that one that does not answer holds up no others.
     dials_to: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
     most_dials_to_one: usize,
     /// Exchanges and flows that wait for an endpoint.
     pub(super) waiting: Arc<AtomicUsize>,
-    floods: FloodLimits,
     /// Exchanges of HTTP that others have with the pod, and those that it began.
     inbound_exchanges: AtomicUsize,
     outbound_exchanges: AtomicUsize,
@@ -45,6 +45,8 @@ pub struct Usage {
     windows: AtomicUsize,
     /// Who was refused by the pod and is being told why.
     pub(super) told: Semaphore,
+    /// Whose connections were too many for the pod, and are being told so.
+    pub(super) excess: Places,
     /// Who has exchanges with the pod.
     sources: Mutex<HashMap<From, Weak<party::Source>>>,
 }
@@ -76,7 +78,6 @@ pub(super) struct Handshakes {
     all: Arc<Semaphore>,
     /// Those of them that are with addresses of no meshed workload.
     strangers: Arc<Semaphore>,
-    turns: Arc<Semaphore>,
     peers: Arc<Shares>,
     most_per_peer: usize,
 }
@@ -106,18 +107,32 @@ impl Usage {
         Arc::new(Self {
             kept: KeptBytes::new(limits.buffered_bytes_per_pod),
             of_node: Arc::clone(of_node),
+            handshake_turns: Arc::new(Semaphore::new(limits.handshake_turns)),
             dials: Arc::new(Semaphore::new(limits.dials_per_pod)),
             dials_to: Mutex::default(),
             most_dials_to_one: limits.dials_per_pod.div_ceil(16),
             waiting: Arc::default(),
             told: Semaphore::new(MOST_TOLD_PER_POD),
-            floods: limits.floods,
+            excess: Places::new(excess::MOST_TOLD_PER_POD),
             inbound_exchanges: AtomicUsize::new(0),
             outbound_exchanges: AtomicUsize::new(0),
             most_exchanges: limits.exchanges_per_pod,
             windows: AtomicUsize::new(0),
             sources: Mutex::default(),
         })
+    }
+
+    /// Runs a handshake so that it computes only when it is its turn. Certificates and keys take
+    /// about a millisecond of a thread's time; many of them at once would hold up every flow of the pod.
+    pub(super) async fn handshake_in_turn<F: Future>(&self, handshake: F) -> F::Output {
+        let mut handshake = pin!(handshake);
+        let mut turns = PollSemaphore::new(Arc::clone(&self.handshake_turns));
+        std::future::poll_fn(|context| {
+            // It is never closed. Waiting for the peer takes no turn.
+            let _turn = ready!(turns.poll_acquire(context));
+            handshake.as_mut().poll(context)
+        })
+        .await
     }
 
     /// Of a pod that must keep little: from the beginning, or once it keeps anything.
@@ -142,11 +157,6 @@ impl Usage {
     /// Bytes that are kept now.
     pub fn kept_bytes(&self) -> usize {
         self.kept.now()
-    }
-
-    /// When it counts as a flood.
-    pub fn floods(&self) -> FloodLimits {
-        self.floods
     }
 
     /// Exchanges of HTTP that are open: those that others have with the pod, and those that it began.
@@ -251,7 +261,6 @@ impl Handshakes {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(limits.handshakes)),
             strangers: Arc::new(Semaphore::new(limits.handshakes.div_ceil(4))),
-            turns: Arc::new(Semaphore::new(limits.handshake_turns)),
             peers: Arc::default(),
             most_per_peer: limits.handshakes_per_peer,
         })
@@ -272,19 +281,6 @@ impl Handshakes {
             _strangers: strangers,
             _all: all,
         })
-    }
-
-    /// Runs a handshake so that it computes only when it is its turn. Certificates and keys take
-    /// about a millisecond of a thread's time; many of them at once would hold up every flow.
-    pub(super) async fn in_turn<F: Future>(&self, handshake: F) -> F::Output {
-        let mut handshake = pin!(handshake);
-        let mut turns = PollSemaphore::new(Arc::clone(&self.turns));
-        std::future::poll_fn(|context| {
-            // It is never closed. Waiting for the peer takes no turn.
-            let _turn = ready!(turns.poll_acquire(context));
-            handshake.as_mut().poll(context)
-        })
-        .await
     }
 }
 
@@ -398,10 +394,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_is_held_while_computing_only() {
-        let handshakes = Handshakes::new(&limits());
+        let usage = Usage::new(&limits(), &KeptBytes::new(0));
         // Never ends, and must not keep the other from its turn.
-        let silent = handshakes.in_turn(std::future::pending::<()>());
-        let quick = handshakes.in_turn(async {
+        let silent = usage.handshake_in_turn(std::future::pending::<()>());
+        let quick = usage.handshake_in_turn(async {
             tokio::task::yield_now().await;
             7
         });

@@ -22,7 +22,7 @@ pub enum ProtocolLabel {
 /// How it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DetectedBy {
-    /// It was declared for the port.
+    /// It is HTTP, as was declared for the port.
     Declared,
     /// By the client's first bytes.
     Detected,
@@ -65,9 +65,11 @@ impl Detections {
 const PROTOCOLS: [&str; 5] = ["http1", "http2", "tls", "opaque", "unknown"];
 const HOW: [&str; 4] = ["declared", "detected", "server_first", "timeout"];
 /// What happens to nearly every agent sooner or later.
-const EXPECTED: [(&str, &str); 6] = [
+const EXPECTED: [(&str, &str); 8] = [
     ("http1", "detected"),
     ("http2", "detected"),
+    ("http1", "declared"),
+    ("http2", "declared"),
     ("tls", "detected"),
     ("opaque", "detected"),
     ("opaque", "server_first"),

@@ -3,7 +3,7 @@
 //! Every value comes from the control plane or from an authenticated certificate, never from
 //! bytes that a client chose, so the number of series is bounded by what exists in the cluster.
 
-use weft_core::{EgressName, Identity, ObjectName, Owner, Verdict, WorkloadId};
+use weft_core::{DenyReason, EgressName, Identity, ObjectName, Owner, Verdict, WorkloadId};
 
 /// Label names with their values, in the order in which they are written.
 pub(super) type Rendered = Vec<(&'static str, String)>;
@@ -100,6 +100,24 @@ impl EgressLabels {
         labels.push(("parent_kind", "EgressNetwork".to_owned()));
         labels.push(("parent_namespace", name.namespace.to_string()));
         labels.push(("parent_name", name.name.to_string()));
+        labels
+    }
+}
+
+/// The labels of what NetworkPolicies do not let a pod connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct NotLetOutLabels {
+    /// The client.
+    pub(super) pod: PodLabels,
+    /// What decided.
+    pub(super) reason: DenyReason,
+}
+
+impl NotLetOutLabels {
+    pub(super) fn render(&self) -> Rendered {
+        let mut labels = vec![];
+        self.pod.render(&mut labels);
+        labels.push(("authz_name", self.reason.to_string()));
         labels
     }
 }

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
-use weft_core::{Verdict, WorkloadId};
+use weft_core::{DenyReason, Verdict, WorkloadId};
 
 use detection::Detections;
 use exchange::{
@@ -39,6 +39,7 @@ use exchange::{
     Stopped,
 };
 use flow::FlowCounters;
+use labels::NotLetOutLabels;
 use process::Process;
 
 /// The process's metrics.
@@ -56,7 +57,10 @@ struct Counts {
     authz: RwLock<HashMap<(bool, AuthzLabels), Arc<AtomicU64>>>,
     refusals: RwLock<HashMap<(WorkloadId, Refusal), Arc<Refused>>>,
     egress: RwLock<HashMap<EgressLabels, Arc<AtomicU64>>>,
+    not_let_out: RwLock<HashMap<NotLetOutLabels, Arc<AtomicU64>>>,
     detections: Detections,
+    /// By direction.
+    idle_closed: [AtomicU64; 2],
 }
 
 /// How often a pod was refused something for one reason.
@@ -145,6 +149,11 @@ impl Telemetry {
         self.counts.detections.count(protocol, how);
     }
 
+    /// Counts a client's connection of HTTP that is ended as nothing has been asked on it for long.
+    pub fn idle_closed(&self, direction: Direction) {
+        self.counts.idle_closed[direction as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a decision of inbound policy.
     pub fn authz(&self, labels: AuthzLabels, verdict: &Verdict) {
         let key = (verdict.admits_requests(), labels);
@@ -169,6 +178,15 @@ impl Telemetry {
         entry(&self.counts.egress, labels).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts what NetworkPolicies do not let a pod connect to.
+    pub fn not_let_out(&self, pod: &PodLabels, reason: &DenyReason) {
+        let labels = NotLetOutLabels {
+            pod: pod.clone(),
+            reason: reason.clone(),
+        };
+        entry(&self.counts.not_let_out, labels).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How often something was refused or ended for that reason, over all pods there are.
     pub fn refusals(&self, reason: Refusal) -> u64 {
         let counts = &self.counts.refusals;
@@ -185,6 +203,7 @@ impl Telemetry {
         retain(&self.counts.authz, |(_, labels)| labels.pod.id != *pod);
         retain(&self.counts.refusals, |(id, _)| id != pod);
         retain(&self.counts.egress, |labels| labels.pod.id != *pod);
+        retain(&self.counts.not_let_out, |labels| labels.pod.id != *pod);
         self.exchanges.forget_pod(pod);
     }
 
@@ -254,7 +273,22 @@ impl Source for Counts {
                 count,
             );
         }
+        let kept = &self.not_let_out;
+        let kept = kept.read().unwrap_or_else(PoisonError::into_inner);
+        for (labels, count) in kept.iter() {
+            let help = "Connections and requests to where NetworkPolicies do not let a pod connect";
+            let count = count.load(Ordering::Relaxed) as f64;
+            let (name, labels) = ("weft_network_policy_egress_denied", labels.render());
+            samples.add(Kind::Counter, name, help, labels, count);
+        }
         self.detections.collect(samples);
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let labels = vec![("direction", direction.as_str().to_owned())];
+            let help =
+                "Connections of HTTP that were closed as nothing had been asked on them for long";
+            let count = self.idle_closed[direction as usize].load(Ordering::Relaxed) as f64;
+            samples.add(Kind::Counter, "weft_http_idle_closed", help, labels, count);
+        }
     }
 }
 

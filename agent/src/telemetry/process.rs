@@ -4,7 +4,6 @@ use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
-use tokio::runtime::{Handle, RuntimeMetrics};
 
 use super::samples::{Kind, Samples, Source};
 
@@ -13,8 +12,6 @@ use super::samples::{Kind, Samples, Source};
 pub(super) struct Process {
     ticks_per_second: f64,
     page_bytes: f64,
-    /// Outside of a runtime there is none.
-    tasks: Option<RuntimeMetrics>,
 }
 
 impl Process {
@@ -26,7 +23,6 @@ impl Process {
         Self {
             ticks_per_second: value(SysconfVar::CLK_TCK, 100.0),
             page_bytes: value(SysconfVar::PAGE_SIZE, 4096.0),
-            tasks: Handle::try_current().ok().map(|it| it.metrics()),
         }
     }
 }
@@ -50,10 +46,6 @@ impl Source for Process {
                 "Limit of open file descriptors",
                 soft as f64,
             );
-        }
-        if let Some(tasks) = &self.tasks {
-            let help = "Tasks of the runtime";
-            gauge("weft_tasks", help, tasks.num_alive_tasks() as f64);
         }
         let Some(stat) = fs::read_to_string("/proc/self/stat").ok() else {
             return;

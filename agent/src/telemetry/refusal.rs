@@ -35,6 +35,8 @@ pub enum Refusal {
     Denied,
     /// NetworkPolicies do not let the client in.
     NetworkPolicy,
+    /// NetworkPolicies do not let the client connect there.
+    NetworkPolicyEgress,
     /// Policy changed and no longer allows it.
     PolicyChanged,
     /// An EgressNetwork keeps it from leaving the cluster.
@@ -98,6 +100,7 @@ impl Refusal {
             Self::IdentityMismatch => "identity_mismatch",
             Self::Denied => "denied",
             Self::NetworkPolicy => "network_policy",
+            Self::NetworkPolicyEgress => "network_policy_egress",
             Self::PolicyChanged => "policy_changed",
             Self::EgressDenied => "egress_denied",
             Self::NotHttp => "not_http",

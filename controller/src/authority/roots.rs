@@ -18,7 +18,7 @@ use weft_core::ObjectName;
 use super::Authority;
 use super::material::IN_SECRET;
 use crate::pause::{Pause, about};
-use crate::source::kubernetes::explain;
+use crate::source::kubernetes::{asked_pause_of, explain};
 
 /// The ConfigMap.
 pub struct RootsConfigMap {
@@ -57,7 +57,7 @@ impl RootsConfigMap {
                         if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
                             self.report(Some(explain(&error)));
                         }
-                        pause.after(Instant::now())
+                        pause.after_asked(Instant::now(), asked_pause_of(&error))
                     }
                 };
                 tokio::select! {

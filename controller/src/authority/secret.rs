@@ -21,7 +21,7 @@ use super::material::{IN_SECRET, Material};
 use super::roots::has_roots;
 use super::{Authority, IssuerError};
 use crate::pause::Pause;
-use crate::source::kubernetes::{explain, explain_watch};
+use crate::source::kubernetes::{asked_pause_of, asked_pause_of_watch, explain, explain_watch};
 
 /// The Secret.
 pub struct IssuerSecret {
@@ -37,8 +37,11 @@ pub struct IssuerSecret {
     pub authority: Arc<Authority>,
 }
 
-/// It has to be listed anew.
-struct Anew;
+/// It has to be listed anew, and not before this, if the server asks for that.
+struct Anew(Option<Duration>);
+
+/// It cannot be read or made: why, and how long the server asks to wait.
+struct Failure(String, Option<Duration>);
 
 const TLS: &str = "kubernetes.io/tls";
 /// How long the server lets a watch last.
@@ -59,8 +62,9 @@ impl IssuerSecret {
         let mut pause = Pause::new(SHORTEST_PAUSE, LONGEST_PAUSE);
         let following = async {
             loop {
-                let Anew = self.once(pause.quiet()).await;
-                tokio::time::sleep(pause.after(Instant::now())).await;
+                let Anew(asked) = self.once(pause.quiet()).await;
+                let wait = pause.after_asked(Instant::now(), asked);
+                tokio::time::sleep(wait).await;
             }
         };
         tokio::select! { () = stop.cancelled() => {}, () = following => {} }
@@ -100,18 +104,18 @@ impl IssuerSecret {
                         }
                         Event::InitDone if found => {}
                         Event::InitDone | Event::Delete(_) => {
-                            if let Err(reason) = self.absent().await {
+                            if let Err(Failure(reason, asked)) = self.absent().await {
                                 self.authority.report(&reason);
-                                return Anew;
+                                return Anew(asked);
                             }
                         }
                     }
                 }
                 Some(Err(error)) => {
                     self.watches(Some(explain_watch(&error)));
-                    return Anew;
+                    return Anew(asked_pause_of_watch(&error));
                 }
-                None => return Anew,
+                None => return Anew(None),
             }
         }
     }
@@ -126,7 +130,7 @@ impl IssuerSecret {
     }
 
     /// It is not there. An error: it is to be looked at again.
-    async fn absent(&self) -> Result<(), String> {
+    async fn absent(&self) -> Result<(), Failure> {
         if !self.make {
             let reason = "the Secret is not there, and is waited for (--wait-for-issuer)";
             self.authority.report(&reason);
@@ -140,22 +144,24 @@ impl IssuerSecret {
         let roots = roots.get_opt(self.roots.name.as_str()).await;
         let roots = roots.map_err(|error| {
             let reason = explain(&error);
-            format!("ConfigMap {}: cannot be read: {reason}", self.roots)
+            let reason = format!("ConfigMap {}: cannot be read: {reason}", self.roots);
+            Failure(reason, asked_pause_of(&error))
         })?;
         // Never repaired by guessing: a new root would cut off everybody who has the old one.
         if roots.is_some_and(|it| has_roots(&it)) {
-            return Err(format!(
+            let reason = format!(
                 "the Secret is gone, and agents have the roots in ConfigMap {}: restore the Secret; or \
                  delete the ConfigMap too, to begin with a new root that nobody has yet",
                 self.roots
-            ));
+            );
+            return Err(Failure(reason, None));
         }
         let new = Material::new(IN_SECRET, &self.authority.trust_domain);
-        self.write(&new.map_err(|error| format!("no root can be made: {error}"))?)
-            .await
+        let new = new.map_err(|error| Failure(format!("no root can be made: {error}"), None))?;
+        self.write(&new).await
     }
 
-    async fn write(&self, material: &Material) -> Result<(), String> {
+    async fn write(&self, material: &Material) -> Result<(), Failure> {
         let bytes = |it: &[u8]| ByteString(it.to_vec());
         let secret = Secret {
             metadata: ObjectMeta {
@@ -182,7 +188,10 @@ impl IssuerSecret {
             }
             // Somebody else was faster; the watch tells what is there.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            Err(error) => Err(format!("the Secret cannot be made: {}", explain(&error))),
+            Err(error) => {
+                let reason = format!("the Secret cannot be made: {}", explain(&error));
+                Err(Failure(reason, asked_pause_of(&error)))
+            }
         }
     }
 

@@ -3,12 +3,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_core::Name;
 use weft_proto::Key;
 
+use super::rejections::{Changed, Rejections};
 use crate::problems::{Problem, Problems, Scope};
 
 /// The connected agents, by node.
@@ -16,6 +20,8 @@ use crate::problems::{Problem, Problems, Scope};
 pub struct Agents {
     state: Mutex<State>,
     problems: Problems,
+    /// What is rejected changed.
+    rejected: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -23,6 +29,7 @@ struct State {
     next: u64,
     /// Oldest first; never empty.
     streams: HashMap<Name, Vec<Stream>>,
+    rejections: Rejections,
 }
 
 #[derive(Debug)]
@@ -49,6 +56,8 @@ pub struct Connected {
 pub struct AgentStatus {
     /// Its node.
     pub node: Name,
+    /// Tells its processes apart: a node has two for a while when its agent is upgraded.
+    pub incarnation: String,
     /// Its version.
     pub version: String,
     /// How many resources it rejects.
@@ -56,7 +65,9 @@ pub struct AgentStatus {
 }
 
 /// An agent that rejects more than this is told apart by its count only.
-const MAX_REJECTIONS: usize = 1000;
+pub(super) const MAX_REJECTIONS: usize = 1000;
+/// How long to wait for what others say to the same: agents answer what they are sent within it.
+const COLLECT: Duration = Duration::from_secs(1);
 /// Processes of one node that may be connected: one that drains, one that serves, one that starts,
 /// and one to spare. Beyond that, the oldest has to go.
 const MAX_PER_NODE: usize = 4;
@@ -67,6 +78,7 @@ impl Agents {
         Self {
             state: Mutex::default(),
             problems,
+            rejected: Notify::new(),
         }
     }
 
@@ -90,9 +102,7 @@ impl Agents {
             streams.remove(0).replaced.cancel();
         }
         streams.push(stream);
-        let problems = state.problems_of(node);
-        drop(state);
-        self.report(node, problems);
+        self.report(node, state);
         Connected {
             agents: self.clone(),
             node: node.clone(),
@@ -113,6 +123,7 @@ impl Agents {
         let streams = streams.flat_map(|(node, streams)| streams.iter().map(move |it| (node, it)));
         let status = |(node, stream): (&Name, &Stream)| AgentStatus {
             node: node.clone(),
+            incarnation: format!("{:016x}", stream.incarnation),
             version: stream.version.clone(),
             rejected: stream.rejected.len(),
         };
@@ -121,7 +132,34 @@ impl Agents {
         list
     }
 
-    fn report(&self, node: &Name, problems: Vec<Problem>) {
+    /// Waits until agents reject something else than before; and then for what comes with it. May be dropped and called
+    /// again, but what it waited for then counts as told.
+    pub(crate) async fn rejections(&self) -> Changed {
+        loop {
+            let due = self.locked().rejections.due();
+            let due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! { () = self.rejected.notified() => {}, () = due => {} }
+            tokio::time::sleep(COLLECT).await;
+            let changed = self.locked().rejections.take(Instant::now());
+            if !changed.is_empty() {
+                return changed;
+            }
+        }
+    }
+
+    /// Says what agents of a node reject now.
+    fn report(&self, node: &Name, mut state: MutexGuard<'_, State>) {
+        let problems = state.problems_of(node);
+        let is_new = state.take_rejections(node);
+        drop(state);
+        if is_new {
+            self.rejected.notify_one();
+        }
         self.problems
             .replace(Scope::Agent(node.to_string()), problems);
     }
@@ -138,10 +176,28 @@ impl State {
         streams.find(|it| it.number == number)
     }
 
+    /// What agents of a node reject: two of them mostly the same.
+    fn rejected_at<'a>(
+        streams: &'a HashMap<Name, Vec<Stream>>,
+        node: &Name,
+    ) -> BTreeMap<&'a Key, &'a String> {
+        let streams = streams.get(node).into_iter().flatten();
+        streams.flat_map(|it| &it.rejected).collect()
+    }
+
+    fn take_rejections(&mut self, node: &Name) -> bool {
+        let rejected = Self::rejected_at(&self.streams, node);
+        let mut is_new = self.rejections.set(node, rejected);
+        // What this one does not reject any more may have left room.
+        for node in self.rejections.now_in_turn() {
+            let rejected = Self::rejected_at(&self.streams, &node);
+            is_new |= self.rejections.set(&node, rejected);
+        }
+        is_new
+    }
+
     fn problems_of(&self, node: &Name) -> Vec<Problem> {
-        let streams = self.streams.get(node).into_iter().flatten();
-        // Two agents of a node mostly reject the same.
-        let rejected: BTreeMap<_, _> = streams.flat_map(|it| &it.rejected).collect();
+        let rejected = Self::rejected_at(&self.streams, node);
         let problem = |(key, reason): (&Key, &String)| Problem {
             file: None,
             document: None,
@@ -155,6 +211,11 @@ impl State {
 }
 
 impl Connected {
+    /// The node that the agent is of.
+    pub fn node(&self) -> &Name {
+        &self.node
+    }
+
     /// Remembers what the agent rejects.
     pub fn rejects(&self, rejections: impl IntoIterator<Item = (Key, String)>) {
         self.change(|rejected| {
@@ -190,9 +251,7 @@ impl Connected {
             return;
         };
         change(&mut stream.rejected);
-        let problems = state.problems_of(&self.node);
-        drop(state);
-        self.agents.report(&self.node, problems);
+        self.agents.report(&self.node, state);
     }
 }
 
@@ -210,9 +269,7 @@ impl Drop for Connected {
         if streams.is_empty() {
             state.streams.remove(&self.node);
         }
-        let problems = state.problems_of(&self.node);
-        drop(state);
-        self.agents.report(&self.node, problems);
+        self.agents.report(&self.node, state);
     }
 }
 

@@ -1,20 +1,23 @@
 //! The gate before every call: who brings no good token gets no further, whatever it asks for.
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tonic::Status;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
-use tonic::server::NamedService;
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1::control_server::ControlServer;
+use weft_proto::{MAX_MESSAGE_BYTES, v1};
 
 use super::authentication::{Authentication, Refusal};
+use super::push::{Outgoing, StreamCodec};
 use super::strangers::Seat;
 use super::{Caller, Server};
 use crate::telemetry::{Metrics, Refused};
@@ -32,9 +35,15 @@ pub(super) struct Gate {
 #[derive(Clone)]
 pub(super) struct Gated {
     pub(super) gate: Arc<Gate>,
-    pub(super) stream: ControlServer<Server>,
+    pub(super) stream: Arc<Server>,
     pub(super) sign: ControlServer<Server>,
 }
+
+/// The call that opens the stream,
+const SUBSCRIBE: &str = "/weft.control.v1.Control/Subscribe";
+
+/// and it, for tonic.
+struct Subscribe(Arc<Server>);
 
 type Calling<F> = Pin<Box<dyn Future<Output = F> + Send>>;
 type Inner = ControlServer<Server>;
@@ -101,10 +110,8 @@ impl Service<http::Request<Body>> for Gated {
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let gate = self.gate.clone();
-        let mut service = match request.uri().path().rsplit('/').next() {
-            Some("Subscribe") => self.stream.clone(),
-            _ => self.sign.clone(),
-        };
+        let subscribes = request.uri().path() == SUBSCRIBE;
+        let (stream, mut sign) = (self.stream.clone(), self.sign.clone());
         Box::pin(async move {
             let header = request.headers().get(http::header::AUTHORIZATION);
             let token = header.and_then(|it| it.as_bytes().strip_prefix(b"Bearer "));
@@ -113,11 +120,31 @@ impl Service<http::Request<Body>> for Gated {
             match gate.caller(token, seat.as_deref()).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
-                    service.call(request).await
+                    if subscribes {
+                        return Ok(subscribe(stream, request).await);
+                    }
+                    sign.call(request).await
                 }
                 Err(status) => Ok(status.into_http()),
             }
         })
+    }
+}
+
+/// As the code does that is generated for a service, with the stream's own codec.
+async fn subscribe(server: Arc<Server>, request: http::Request<Body>) -> http::Response<Body> {
+    let limit = Some(MAX_MESSAGE_BYTES);
+    let mut grpc = Grpc::new(StreamCodec).apply_max_message_size_config(limit, limit);
+    grpc.streaming(Subscribe(server), request).await
+}
+
+impl StreamingService<v1::AgentMessage> for Subscribe {
+    type Response = Outgoing;
+    type ResponseStream = ReceiverStream<Result<Outgoing, Status>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<v1::AgentMessage>>) -> Self::Future {
+        ready(self.0.stream(request))
     }
 }
 

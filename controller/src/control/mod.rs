@@ -10,20 +10,27 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_core::{Identity, Name, ObjectName, TrustDomain};
+use weft_proto::v1;
 use weft_proto::v1::control_server::{Control, ControlServer};
-use weft_proto::{MAX_MESSAGE_BYTES, v1};
 
 use crate::authority::{Authority, SignError};
+use crate::progress::Progress;
+use crate::questions::Questions;
 use crate::telemetry::{Metrics, Signing};
 use crate::views::Views;
 use agents::Agents;
 use authentication::Authentication;
 use gate::{Gate, Gated};
+use inspect::Inspections;
+use push::Outgoing;
 use tls::Serving;
 
 pub mod agents;
 pub mod authentication;
 mod gate;
+pub mod inspect;
+mod push;
+mod rejections;
 mod strangers;
 mod stream;
 pub mod tls;
@@ -38,8 +45,14 @@ pub struct Server {
     pub authority: Arc<Authority>,
     /// Who may connect.
     pub authentication: Arc<Authentication>,
+    /// Answers what is not published.
+    pub questions: Questions,
+    /// How far the source has come.
+    pub progress: Progress,
     /// Who is connected.
     pub agents: Arc<Agents>,
+    /// Who of them can be asked.
+    pub inspections: Arc<Inspections>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The trust domain of identities made here.
@@ -62,7 +75,9 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at the same time on one connection: a stream, and some signing.
 const MAX_CALLS: u32 = 128;
-/// A request for a signature is a key and a name.
+/// How long a pod that nobody has heard of is waited for; then the agent asks again.
+const UNHEARD: Duration = Duration::from_secs(2);
+/// A request for a signature is a key and a name, and a part of an answer has 32 KiB.
 const MAX_SIGN_BYTES: usize = 64 * 1024;
 
 impl Server {
@@ -77,15 +92,10 @@ impl Server {
         let accepting = tokio::spawn(accepting);
         let gate = Arc::new(Gate::new(self.authentication.clone(), self.metrics.clone()));
         let service = Arc::new(self);
-        let limited = |bytes| {
-            ControlServer::from_arc(service.clone())
-                .max_decoding_message_size(bytes)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES)
-        };
         let gated = Gated {
             gate,
-            stream: limited(MAX_MESSAGE_BYTES),
-            sign: limited(MAX_SIGN_BYTES),
+            stream: service.clone(),
+            sign: ControlServer::from_arc(service).max_decoding_message_size(MAX_SIGN_BYTES),
         };
         let served = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
@@ -103,23 +113,12 @@ impl Server {
 impl Control for Server {
     type SubscribeStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
 
+    /// The gate serves it by `Server::stream`, which has a codec of its own.
     async fn subscribe(
         &self,
-        request: Request<Streaming<v1::AgentMessage>>,
+        _: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let caller = caller(&request)?;
-        let context = stream::Context {
-            views: self.views.clone(),
-            agents: self.agents.clone(),
-            authentication: self.authentication.clone(),
-            metrics: self.metrics.clone(),
-            stop: self.stop.clone(),
-        };
-        // One message waits while one is sent: all else is found out when the agent is ready.
-        let (sender, receiver) = mpsc::channel(1);
-        let serving = stream::serve(context, caller, request.into_inner(), sender);
-        tokio::spawn(serving);
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Err(Status::unimplemented("served by the gate"))
     }
 
     async fn sign(
@@ -148,9 +147,68 @@ impl Control for Server {
         self.metrics.signed(outcome);
         response
     }
+
+    type InspectStream = ReceiverStream<Result<v1::InspectQuestion, Status>>;
+
+    async fn inspect(
+        &self,
+        request: Request<Streaming<v1::InspectAnswer>>,
+    ) -> Result<Response<Self::InspectStream>, Status> {
+        let caller = caller(&request)?;
+        let context = inspect::Context {
+            inspections: self.inspections.clone(),
+            authentication: self.authentication.clone(),
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        let serving = inspect::serve(context, caller, request.into_inner(), sender);
+        tokio::spawn(serving);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn describe_pod(
+        &self,
+        request: Request<v1::DescribePodRequest>,
+    ) -> Result<Response<v1::DescribePodResponse>, Status> {
+        let node = caller(&request)?.node;
+        let v1::DescribePodRequest { name, uid } = request.into_inner();
+        let name = name.unwrap_or_default();
+        let pod = ObjectName::parse(&name.namespace, &name.name)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        // Pods of other nodes are answered as those that nobody has heard of.
+        let asked = self.questions.takes_part(&node, pod, uid);
+        let standing = match tokio::time::timeout(UNHEARD, asked).await {
+            Ok(Some(true)) => v1::PodStanding::Meshed,
+            Ok(Some(false)) => v1::PodStanding::NotMeshed,
+            Ok(None) | Err(_) => v1::PodStanding::Unknown,
+        };
+        let standing = standing.into();
+        Ok(Response::new(v1::DescribePodResponse { standing }))
+    }
 }
 
 impl Server {
+    fn stream(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<ReceiverStream<Result<Outgoing, Status>>>, Status> {
+        let caller = caller(&request)?;
+        let context = stream::Context {
+            views: self.views.clone(),
+            agents: self.agents.clone(),
+            authentication: self.authentication.clone(),
+            progress: self.progress.clone(),
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        };
+        // One message waits while one is sent: all else is found out when the agent is ready.
+        let (sender, receiver) = mpsc::channel(1);
+        let serving = stream::serve(context, caller, request.into_inner(), sender);
+        tokio::spawn(serving);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
     fn signed(
         &self,
         node: &Name,

@@ -10,19 +10,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use weft_core::Name;
 use weft_proto::convert::{address_bytes, address_from};
 use weft_proto::v1::controller_message::Message as ToAgent;
 use weft_proto::v1::{self, agent_message::Message as FromAgent};
-use weft_proto::{Key, PROTOCOL_VERSION};
+use weft_proto::{Key, Kind, PROTOCOL_VERSION};
 
 use super::Caller;
-use super::agents::{Agents, Connected};
+use super::agents::{Agents, Connected, MAX_REJECTIONS};
 use super::authentication::Authentication;
+use super::push::{Outgoing, Push};
+use crate::objects::ObjectKind;
+use crate::progress::{Position, Progress};
 use crate::telemetry::{Metrics, Refused};
-use crate::views::{Difference, Views};
+use crate::views::{Difference, Told, Views};
 
 /// What a stream works with.
 #[derive(Clone, Debug)]
@@ -30,6 +34,7 @@ pub(super) struct Context {
     pub(super) views: Arc<Views>,
     pub(super) agents: Arc<Agents>,
     pub(super) authentication: Arc<Authentication>,
+    pub(super) progress: Progress,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: CancellationToken,
 }
@@ -41,12 +46,12 @@ pub(super) trait Inbound: Send {
 }
 
 /// Where messages to the agent go.
-pub(super) type Outbound = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+pub(super) type Outbound = mpsc::Sender<Result<Outgoing, Status>>;
 
 /// What is still to be sent.
 #[derive(Default)]
 struct Outbox {
-    changed: VecDeque<Arc<v1::Resource>>,
+    changed: VecDeque<Arc<Told>>,
     removed: Vec<Key>,
     /// Whether the next push that empties the box completes the state.
     completes: bool,
@@ -54,16 +59,29 @@ struct Outbox {
     looked: VecDeque<IpAddr>,
     /// The same, to tell who asks again.
     asked: HashSet<IpAddr>,
+    /// What the agent knows of at most, of controllers before,
+    before: Position,
+    /// what all of this goes up to,
+    position: Position,
+    /// and what was said of that.
+    said: Position,
+    /// How many answers to pushes came.
+    answers: u64,
 }
 
 /// How long the agent may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long changes are collected before they are sent.
 const COLLECT: Duration = Duration::from_millis(20);
-/// A push holds about this many bytes, far below the limit of a message.
-const PUSH_BYTES: usize = 1024 * 1024;
+/// A push holds about this many bytes, far below the limit of a message: when a controller starts, one for every agent is
+/// on its way.
+const PUSH_BYTES: usize = 256 * 1024;
 /// Unanswered questions of an agent. More get no answer: the agent gives up, and refuses.
 const MAX_WANTS: usize = 4096;
+/// An agent answers each push once: so many more are none's.
+const SPARE_ANSWERS: u64 = 16;
+/// More kinds than there are.
+const MAX_KINDS: usize = 128;
 /// The longest name of a resource: two names and an address, with room.
 const MAX_KEY_BYTES: usize = 1024;
 
@@ -102,18 +120,22 @@ async fn run(
         context.metrics.refused(Refused::OtherNode);
         return Err(Status::permission_denied("the token is another node's"));
     }
-    let connected = context
-        .agents
-        .connect(node, hello.incarnation, shortened(hello.agent_version));
+    let connected =
+        context
+            .agents
+            .connect(node, hello.incarnation, shortened(&hello.agent_version));
+    let shown = shown(&hello.position)?;
     let held = held(hello.held)?;
     tracing::info!(%node, held = held.len(), "an agent is connected");
     let mut changes = context.views.changes();
-    complete(context, &connected, &mut changes).await?;
+    let mut outbox = Outbox {
+        before: complete(context, &connected, &mut changes, (&shown, outbound)).await?,
+        completes: true,
+        ..Outbox::default()
+    };
     let difference = context.views.beyond(node, held);
     let mut moment = difference.upto;
-    let mut outbox = Outbox::default();
-    outbox.put(difference);
-    outbox.completes = true;
+    outbox.put(difference, context.progress.told());
     let mut pushes = 0;
     let mut collected = false;
     loop {
@@ -122,7 +144,7 @@ async fn run(
             let difference = context.views.since(node, moment);
             let difference = difference.map_err(|it| Status::unavailable(it.to_string()))?;
             moment = difference.upto;
-            outbox.put(difference);
+            outbox.put(difference, context.progress.told());
         }
         tokio::select! {
             biased;
@@ -144,6 +166,9 @@ async fn run(
                 let Some(message) = message? else { return Ok(()) };
                 // What is known of an address is known after what is pending.
                 collected |= received(context, node, &connected, &mut outbox, message)?;
+                if outbox.answers > pushes + SPARE_ANSWERS {
+                    return Err(Status::resource_exhausted("more answers than there were pushes"));
+                }
             }
             changed = changed(&mut changes, moment), if !collected && outbox.is_empty() => {
                 changed?;
@@ -163,6 +188,7 @@ fn received(
 ) -> Result<bool, Status> {
     match message.message {
         Some(FromAgent::Answer(answer)) => {
+            outbox.answers += 1;
             answered(context, node, connected, answer);
             Ok(false)
         }
@@ -181,27 +207,56 @@ async fn changed(changes: &mut watch::Receiver<u64>, moment: u64) -> Result<(), 
     Ok(())
 }
 
-/// Waits until the source has told everything once: an agent must not take an empty state for
-/// the truth.
+/// Waits until the source has told everything once, and as much as the agent knows of: it must not take an empty state
+/// for the truth, nor an old one for a new one. What of that the state has.
 async fn complete(
     context: &Context,
     connected: &Connected,
     changes: &mut watch::Receiver<u64>,
-) -> Result<(), Status> {
-    while !context.views.is_complete() {
-        tokio::select! {
-            () = connected.replaced.cancelled() => {
-                return Err(Status::aborted("the agent opened another stream"));
-            }
-            () = context.stop.cancelled() => {
-                return Err(Status::unavailable("the controller ends"));
-            }
-            changed = changes.changed() => {
-                changed.map_err(|_| Status::unavailable("the controller ends"))?;
-            }
+    (position, outbound): (&Position, &Outbound),
+) -> Result<Position, Status> {
+    let whole = async {
+        while !context.views.is_complete() {
+            let changed = changes.changed().await;
+            changed.map_err(|_| Status::unavailable("the controller ends"))?;
         }
+        let shown = Instant::now();
+        let kinds = match context.progress.soon(position, shown).await {
+            Ok(kept) => return Ok(kept),
+            Err(kinds) => kinds,
+        };
+        let kinds: Vec<_> = kinds.iter().map(ObjectKind::to_string).collect();
+        tracing::warn!(
+            node = %connected.node(),
+            kinds = kinds.join(", "),
+            "an agent knows of later changes than were heard here: it is told nothing yet"
+        );
+        let message = Some(ToAgent::Behind(v1::Behind { kinds }));
+        // One that is gone is noticed below.
+        let _ = outbound
+            .send(Ok(Outgoing::Other(v1::ControllerMessage { message })))
+            .await;
+        Ok(context.progress.reaches(position, shown).await)
+    };
+    tokio::select! {
+        () = connected.replaced.cancelled() => {
+            Err(Status::aborted("the agent opened another stream"))
+        }
+        () = context.stop.cancelled() => Err(Status::unavailable("the controller ends")),
+        // Nobody needs to wait for it.
+        () = outbound.closed() => Err(Status::cancelled("the agent is gone")),
+        whole = whole => whole,
     }
-    Ok(())
+}
+
+/// What an agent knows of, of kinds that are known here.
+fn shown(position: &HashMap<String, u64>) -> Result<Position, Status> {
+    if position.len() > MAX_KINDS {
+        return Err(Status::invalid_argument("position: of too many kinds"));
+    }
+    let kinds = ObjectKind::all().into_iter();
+    let shown = kinds.filter_map(|kind| Some((kind, *position.get(&kind.to_string())?)));
+    Ok(shown.collect())
 }
 
 async fn hello(inbound: &mut impl Inbound) -> Result<v1::Hello, Status> {
@@ -239,12 +294,14 @@ fn held(list: Vec<v1::Held>) -> Result<HashMap<Key, u64>, Status> {
 fn answered(context: &Context, node: &Name, connected: &Connected, answer: v1::Answer) {
     let rejections = answer.rejected.into_iter().filter_map(|it| {
         let key = Key::try_from(it.key?).ok()?;
-        if key.name.len() > MAX_KEY_BYTES {
+        // What it was sent before something newer, whose answer is to come, or what is not its business.
+        let version = context.views.version(node, &key);
+        if key.name.len() > MAX_KEY_BYTES || version != Some(it.version) {
             return None;
         }
-        Some((key, shortened(it.reason)))
+        Some((key, shortened(&it.reason)))
     });
-    let rejections: Vec<_> = rejections.collect();
+    let rejections: Vec<_> = rejections.take(MAX_REJECTIONS).collect();
     if rejections.is_empty() {
         return;
     }
@@ -261,10 +318,16 @@ impl Outbox {
         !self.changed.is_empty() || !self.removed.is_empty() || self.completes
     }
 
-    fn put(&mut self, difference: Difference) {
+    /// Takes in what is to be sent; nothing of it is later than this position.
+    fn put(&mut self, difference: Difference, position: Position) {
+        self.position = position;
+        for (kind, version) in &self.before {
+            let reached = self.position.entry(*kind).or_default();
+            *reached = (*version).max(*reached);
+        }
         let mut changed = difference.changed;
         // What others refer to comes first, wherever one push is not enough.
-        changed.sort_by_key(|it| order(it));
+        changed.sort_by_key(|it| order(it.key.kind));
         self.changed.extend(changed);
         self.removed.extend(difference.removed);
     }
@@ -284,69 +347,70 @@ impl Outbox {
         pushes: &mut u64,
         connected: &Connected,
         metrics: &Metrics,
-    ) -> Option<v1::ControllerMessage> {
-        let message = if self.has_push() {
+    ) -> Option<Outgoing> {
+        if self.has_push() {
             *pushes += 1;
-            ToAgent::Push(self.push(*pushes, connected, metrics))
-        } else {
-            let address = self.looked.pop_front()?;
-            self.asked.remove(&address);
-            ToAgent::Looked(v1::Looked {
-                address: address_bytes(address),
-            })
+            return Some(Outgoing::Push(self.push(*pushes, connected, metrics)));
+        }
+        let address = self.looked.pop_front()?;
+        self.asked.remove(&address);
+        let looked = v1::Looked {
+            address: address_bytes(address),
         };
-        Some(v1::ControllerMessage {
-            message: Some(message),
-        })
+        Some(Outgoing::Other(v1::ControllerMessage {
+            message: Some(ToAgent::Looked(looked)),
+        }))
     }
 
-    fn push(&mut self, id: u64, connected: &Connected, metrics: &Metrics) -> v1::Push {
-        let mut push = v1::Push {
+    fn push(&mut self, id: u64, connected: &Connected, metrics: &Metrics) -> Push {
+        let mut changed = vec![];
+        let mut rest = v1::Push {
             id,
             ..v1::Push::default()
         };
         let mut bytes = 0;
-        let mut keys = vec![];
         while bytes < PUSH_BYTES
             && let Some(resource) = self.changed.pop_front()
         {
-            bytes += size(&resource);
-            keys.extend(resource.key.clone().and_then(|it| Key::try_from(it).ok()));
-            push.changed.push(v1::Resource::clone(&resource));
+            bytes += resource.encoded.len();
+            changed.push(resource);
         }
+        connected.sends(changed.iter().map(|it| &it.key));
         // Removals follow everything that may take their place.
+        let mut removed = vec![];
         while self.changed.is_empty()
             && bytes < PUSH_BYTES
             && let Some(key) = self.removed.pop()
         {
             bytes += key.name.len() + 16;
-            keys.push(key.clone());
-            push.removed.push(key.into());
+            removed.push(key);
         }
-        push.complete = self.completes && self.changed.is_empty() && self.removed.is_empty();
-        self.completes &= !push.complete;
-        connected.sends(&keys);
-        metrics.pushed(push.changed.len(), push.removed.len());
-        push
+        connected.sends(&removed);
+        rest.removed = removed.into_iter().map(Into::into).collect();
+        for (kind, version) in &self.position {
+            if self.said.get(kind) != Some(version) {
+                rest.position.insert(kind.to_string(), *version);
+                self.said.insert(*kind, *version);
+            }
+        }
+        rest.complete = self.completes && self.changed.is_empty() && self.removed.is_empty();
+        self.completes &= !rest.complete;
+        metrics.pushed(changed.len(), rest.removed.len());
+        Push { changed, rest }
     }
 }
 
-fn size(resource: &v1::Resource) -> usize {
-    use prost::Message;
-    resource.encoded_len()
-}
-
-fn order(resource: &v1::Resource) -> u8 {
-    use v1::resource::Body;
-    match &resource.body {
-        Some(Body::Cluster(_) | Body::TrustBundle(_)) => 0,
-        Some(Body::Server(_) | Body::EgressNetwork(_)) => 1,
-        Some(Body::WorkloadPolicy(_)) => 2,
-        Some(Body::Workload(_)) => 3,
-        Some(Body::Service(_)) => 4,
-        Some(Body::Endpoint(_)) => 5,
-        Some(Body::RouteTable(_)) => 6,
-        Some(Body::NodePod(_)) | None => 7,
+fn order(kind: Kind) -> u8 {
+    match kind {
+        Kind::Cluster | Kind::TrustBundle => 0,
+        Kind::Server | Kind::EgressNetwork => 1,
+        Kind::WorkloadPolicy => 2,
+        Kind::Workload => 3,
+        Kind::Service => 4,
+        Kind::Endpoint => 5,
+        Kind::RouteTable => 6,
+        Kind::NodePod => 7,
+        Kind::MeshNamespace => 8,
     }
 }
 
@@ -356,8 +420,13 @@ impl Inbound for Streaming<v1::AgentMessage> {
     }
 }
 
-fn shortened(text: String) -> String {
-    text.chars().take(512).collect()
+/// What an agent says, in bounds, and in one line that says what it seems to.
+fn shortened(text: &str) -> String {
+    let plain = |it: char| match it {
+        '"' | '\'' | '\\' => it.to_string(),
+        it => it.escape_debug().to_string(),
+    };
+    text.chars().take(512).map(plain).collect()
 }
 
 #[cfg(test)]
@@ -367,6 +436,13 @@ mod tests {
 
     use super::*;
     use crate::problems::Problems;
+
+    #[test]
+    fn what_agents_say_is_one_line() {
+        let said = shortened("a \"b\"\n\u{1b}[2J\u{202e}\u{9b}");
+        assert_eq!(said, "a \"b\"\\n\\u{1b}[2J\\u{202e}\\u{9b}");
+        assert_eq!(shortened(&"é".repeat(1000)).chars().count(), 512);
+    }
 
     #[test]
     fn questions_are_bounded() {
@@ -396,7 +472,8 @@ mod tests {
                 internal_traffic: Default::default(),
                 failure_accrual: None,
             };
-            Arc::new(v1::Resource::from(Resource::Service(service)))
+            let service = Resource::Service(service);
+            Arc::new(Told::new(service.key(), &service.into()))
         };
         let gone = |index: usize| Key {
             kind: weft_proto::Kind::Workload,
@@ -407,11 +484,13 @@ mod tests {
             ..Outbox::default()
         };
         let (changed, removed) = (40_000, 30_000);
-        outbox.put(Difference {
+        let difference = Difference {
             changed: (0..changed).map(service).collect(),
             removed: (0..removed).map(gone).collect(),
             upto: 1,
-        });
+        };
+        outbox.before = Position::from([(ObjectKind::Node, 9), (ObjectKind::Pod, 3)]);
+        outbox.put(difference, Position::from([(ObjectKind::Pod, 7)]));
         outbox
             .want(&v1::Want {
                 address: vec![10, 0, 0, 1],
@@ -422,11 +501,16 @@ mod tests {
         let (mut pushes, mut counted, mut looked) = (0, (0, 0), false);
         while let Some(message) = outbox.next(&mut pushes, &connected, &Metrics::default()) {
             use prost::Message;
+            let message = message.read();
             assert!(message.encoded_len() < MAX_MESSAGE_BYTES / 4);
             match message.message.expect("not empty") {
                 ToAgent::Push(push) => {
                     assert!(!looked, "looked comes after what is pending");
                     assert_eq!(push.id, pushes);
+                    let said = |kind| push.position.get(kind).copied();
+                    let first = (Some(7), Some(9));
+                    let said = (said("Pod"), said("Node"));
+                    assert_eq!(said, if pushes == 1 { first } else { (None, None) });
                     counted = (
                         counted.0 + push.changed.len(),
                         counted.1 + push.removed.len(),
@@ -435,6 +519,7 @@ mod tests {
                     assert!(push.removed.is_empty() || counted.0 == changed);
                 }
                 ToAgent::Looked(_) => looked = true,
+                ToAgent::Behind(_) => panic!("not said here"),
             }
         }
         assert!(pushes > 3 && looked && outbox.is_empty());

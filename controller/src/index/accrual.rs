@@ -52,6 +52,18 @@ const MIN_REQUESTS: Names = [
     "balancer.alpha.linkerd.io/failure-accrual-success-rate-min-requests",
 ];
 
+/// All of them.
+pub(super) const ANNOTATIONS: [Names; 8] = [
+    MODE,
+    MAX_FAILURES,
+    MIN_PENALTY,
+    MAX_PENALTY,
+    JITTER,
+    THRESHOLD,
+    WINDOW,
+    MIN_REQUESTS,
+];
+
 impl AccrualChoice {
     /// Reads annotations. Also returned: faults of those that cannot be read.
     pub(super) fn check(metadata: &ObjectMeta) -> (Self, Vec<Fault>) {

@@ -1,24 +1,33 @@
-//! Which addresses several objects claim. Agents are told all claims, and take an address that has
-//! more than one for nobody's; here they are found to be reported.
+//! What several objects claim: addresses, and UIDs of static pods. Agents are told all claims on addresses, and take one
+//! that has more than one for nobody's; here they are found to be reported.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use weft_core::ObjectName;
 
-/// Claims on addresses by objects of one kind.
-#[derive(Debug, Default)]
-pub(super) struct Claims {
-    claimants: HashMap<IpAddr, BTreeSet<ObjectName>>,
+/// Claims by objects of one kind.
+#[derive(Debug)]
+pub(super) struct Claims<T = IpAddr> {
+    claimants: HashMap<T, BTreeSet<ObjectName>>,
 }
 
-impl Claims {
+impl<T> Default for Claims<T> {
+    fn default() -> Self {
+        Self {
+            claimants: HashMap::new(),
+        }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Claims<T> {
     /// Replaces an object's claims. Returns all whose conflicts this may have changed.
     pub(super) fn replace(
         &mut self,
         name: &ObjectName,
-        before: &[IpAddr],
-        now: &[IpAddr],
+        before: &[T],
+        now: &[T],
     ) -> BTreeSet<ObjectName> {
         let mut affected = BTreeSet::new();
         for address in before.iter().filter(|it| !now.contains(it)) {
@@ -31,16 +40,16 @@ impl Claims {
             }
         }
         for address in now.iter().filter(|it| !before.contains(it)) {
-            let claimants = self.claimants.entry(*address).or_default();
+            let claimants = self.claimants.entry(address.clone()).or_default();
             affected.extend(some(claimants));
             claimants.insert(name.clone());
         }
         affected
     }
 
-    /// Somebody else who claims the address; of several, the first by name.
-    pub(super) fn other(&self, address: IpAddr, name: &ObjectName) -> Option<&ObjectName> {
-        let claimants = self.claimants.get(&address)?;
+    /// Somebody else who claims it; of several, the first by name.
+    pub(super) fn other(&self, address: &T, name: &ObjectName) -> Option<&ObjectName> {
+        let claimants = self.claimants.get(address)?;
         claimants.iter().find(|it| *it != name)
     }
 }

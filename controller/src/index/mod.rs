@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use weft_core::route::RouteName;
 use weft_core::{
-    AccessPolicy, AuthorizationName, EgressName, EndpointName, IdentityMatch, Name, NetworkMatch,
-    ObjectName, PolicyGroup, ServerName, TrustDomain,
+    AccessPolicy, AuthorizationName, Counts, EgressName, EndpointName, IdentityMatch, Name,
+    NetworkMatch, ObjectName, PolicyGroup, ServerName, TrustDomain,
 };
 use weft_proto::{Key, Resource};
 
@@ -22,23 +22,30 @@ use crate::objects::{Fault, Object, ObjectKey, ObjectKind};
 use crate::problems::{Facet, Origin, Problem, Problems, Scope};
 use crate::source::{Batch, Event};
 use crate::statuses::{Statuses, Version};
-use crate::views::{Audience, Changes, MAX_RESOURCE_BYTES, Views};
+use crate::views::{Audience, Changes, Views};
 use claims::Claims;
+use cni::CniPolicies;
 use egress::{EgressRecord, PublishedEgress};
 use limits::{LimitRecord, Limits};
 use network::{NetworkPolicies, NetworkPolicyRecord};
+pub(crate) use pods::STATIC_POD_ANNOTATIONS;
 use pods::{Created, NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord, Setting};
 use profiles::{ProfileRecord, Profiles};
 use publish_pods::Derived;
 use ranges::{NodeRecord, Ranges};
+use rejected::Rejected;
 use routes::{GrantRecord, Refused, RouteRecord, Routes};
 use services::{ServiceRecord, SliceRecord};
+use too_large::TooLarge;
 
 mod accrual;
 mod claims;
+mod cni;
 mod egress;
+mod idle;
 mod limits;
+mod members;
 mod network;
 mod pods;
 mod policies;
@@ -52,6 +59,7 @@ mod publish_routes;
 mod publish_services;
 mod publish_slices;
 mod ranges;
+mod rejected;
 mod reliability;
 mod route_rules;
 mod routes;
@@ -59,6 +67,7 @@ mod selector;
 mod services;
 #[cfg(test)]
 mod tests;
+mod too_large;
 
 /// What is said about the cluster by flags.
 #[derive(Clone, Debug)]
@@ -92,6 +101,8 @@ pub struct Index {
     nodes: HashMap<Name, NodeRecord>,
     pods: HashMap<ObjectName, PodRecord>,
     pods_in: Members,
+    /// Pods that opt in themselves, by namespace.
+    opted_in: Counts<Name>,
     services: HashMap<ObjectName, ServiceRecord>,
     services_in: Members,
     slices: HashMap<ObjectName, SliceRecord>,
@@ -101,9 +112,12 @@ pub struct Index {
     ranges: Ranges,
     policies: Policies,
     network_policies: NetworkPolicies,
+    cni_policies: CniPolicies,
     routes: Routes,
     profiles: Profiles,
     pod_addresses: Claims,
+    /// Of static pods, with their nodes.
+    static_uids: Claims<(Name, String)>,
     service_addresses: Claims,
     published: Published,
     dirty: Dirty,
@@ -143,7 +157,9 @@ struct Published {
     /// EgressNetworks.
     egress: HashMap<EgressName, PublishedEgress>,
     /// What agents are not told as it is too large.
-    too_large: BTreeSet<Key>,
+    too_large: TooLarge,
+    /// What agents reject.
+    rejected: Rejected,
 }
 
 /// What is to be made anew.
@@ -159,6 +175,8 @@ struct Dirty {
     tables: BTreeSet<ObjectName>,
     egress: BTreeSet<EgressName>,
     routes: BTreeSet<RouteName>,
+    /// Policies of CNIs of which something else is to be said.
+    cni: BTreeSet<ObjectKey>,
     cluster: bool,
 }
 
@@ -180,6 +198,7 @@ impl Index {
             nodes: HashMap::new(),
             pods: HashMap::new(),
             pods_in: Members::new(),
+            opted_in: Counts::default(),
             services: HashMap::new(),
             services_in: Members::new(),
             slices: HashMap::new(),
@@ -187,9 +206,11 @@ impl Index {
             slices_naming: HashMap::new(),
             policies: Policies::default(),
             network_policies: NetworkPolicies::default(),
+            cni_policies: CniPolicies::default(),
             routes: Routes::default(),
             profiles: Profiles::default(),
             pod_addresses: Claims::default(),
+            static_uids: Claims::default(),
             service_addresses: Claims::default(),
             published: Published::default(),
             dirty,
@@ -210,6 +231,15 @@ impl Index {
         }
         self.publish();
         self.statuses.settled();
+    }
+
+    /// What of an object counts as not written, without anything that it refers to. For an index of nothing else, which
+    /// is of no further use.
+    ///
+    /// # Errors
+    /// What is wrong with it, if it cannot be used.
+    pub fn judge(mut self, key: &ObjectKey, object: &Object) -> Result<Vec<Fault>, Fault> {
+        self.upsert(key, object)
     }
 
     fn take(&mut self, event: Event) {
@@ -257,6 +287,8 @@ impl Index {
                     Facet::Part,
                     Facet::Reference,
                     Facet::Conflict,
+                    Facet::Idle,
+                    Facet::Size,
                 ] {
                     self.report(&key, facet, vec![], "");
                 }
@@ -317,6 +349,7 @@ impl Index {
                 self.set_network_policy(&object_name(key), Some(record));
                 Ok(vec![])
             }
+            Object::Cni(kind, policy) => self.read_cni_policy(key, *kind, policy),
             // Identities follow from pods; a service account by itself changes nothing.
             Object::ServiceAccount(_) => Ok(vec![]),
             Object::Route(kind, route) => {
@@ -458,6 +491,7 @@ impl Index {
             }
             ObjectKind::ReferenceGrant => self.set_grant(&object_name(key), None),
             ObjectKind::ServiceProfile => self.set_profile(&object_name(key), None),
+            ObjectKind::Cni(_) => self.delete_cni_policy(key),
         }
     }
 
@@ -497,11 +531,14 @@ impl Index {
                 self.set_egress(&name, Some(record));
             }
         }
+        if let ObjectKind::Cni(_) = key.kind {
+            effect = self.refuse_cni_policy(key);
+        }
         if key.kind == ObjectKind::NetworkPolicy {
             let name = object_name(key);
             let readable = self.network_policies.get(&name);
             if readable.is_none_or(|it| it.closed) {
-                effect = "it lets nobody in, at all pods that it may mean";
+                effect = "it lets nobody through, at all pods that it may mean";
                 let spec = document.get("spec").unwrap_or(&Value::Null);
                 let record = NetworkPolicyRecord::closed(spec);
                 self.set_network_policy(&name, Some(record));
@@ -597,6 +634,7 @@ impl Index {
                 grants.is_some_and(|it| it.contains_key(&name.name))
             }
             ObjectKind::ServiceProfile => self.profiles.records.contains_key(&object_name(key)),
+            ObjectKind::Cni(_) => self.cni_policies.get(key).is_some(),
         }
     }
 
@@ -635,39 +673,20 @@ impl Index {
         for server in std::mem::take(&mut self.dirty.overlaps) {
             self.report_overlaps(&server);
         }
+        self.report_cni_policies();
         let changes = std::mem::take(&mut self.changes);
-        let told: Vec<Key> = match self.published.too_large.is_empty() {
+        let published = &self.published;
+        let told: Vec<Key> = match published.too_large.is_empty() && published.rejected.is_empty() {
             true => vec![],
             false => changes.keys().map(|(_, key)| key.clone()).collect(),
         };
         let too_large = self.views.apply(changes);
-        for key in told {
-            if self.published.too_large.remove(&key) {
-                self.problems.replace(Scope::Resource(key), vec![]);
-            }
-        }
+        self.rejected_were_told(&told);
+        self.were_told(told);
         for (_, key) in too_large {
             self.too_large(key);
         }
-    }
-
-    /// Reports what agents are not told as it is too large.
-    fn too_large(&mut self, key: Key) {
-        let problem = Problem {
-            file: None,
-            document: None,
-            object: Some(key.to_string()),
-            field: String::new(),
-            reason: format!(
-                "takes more than {MAX_RESOURCE_BYTES} bytes for agents: too many authorizations, \
-                 identities, networks or ports"
-            ),
-            effect: "agents keep what they had before, and refuse where they had nothing"
-                .to_owned(),
-        };
-        self.problems
-            .replace(Scope::Resource(key.clone()), vec![problem]);
-        self.published.too_large.insert(key);
+        self.say_too_large();
     }
 
     fn set_namespace(&mut self, name: &Name, record: Option<NamespaceRecord>) {
@@ -679,6 +698,9 @@ impl Index {
         if before != now {
             let pods = self.pods_in.get(name).into_iter().flatten().cloned();
             self.dirty.pods.extend(pods);
+        }
+        if before.mesh != now.mesh {
+            self.tell_namespace(name);
         }
         if before.labels != now.labels {
             self.network_namespace_changed();

@@ -1,27 +1,23 @@
-//! NetworkPolicies of Kubernetes: what is kept of them, and what they let in at the pods that they select.
-//!
-//! Only ingress: what leaves a pod is looked at where it arrives, if that is in the mesh.
+//! NetworkPolicies of Kubernetes: what is kept of them, and what they let in at the pods that they select, and out of
+//! them. How they are read is in `read`, what is different about egress in `egress`.
 //!
 //! Agents are told names of pods, and namespaces where all of their pods are meant: so most policies change when
 //! namespaces do, and not whenever a pod comes or goes. Whom a policy means is found out once, not for each pod
 //! that it selects.
 
+mod egress;
+mod read;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use k8s_openapi::api::networking::v1::{
-    IPBlock, NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::Value;
 use weft_core::{
-    Name, NetworkMatch, NetworkPods, NetworkRule, NetworkRules, NetworkSources, ObjectName,
+    Name, NetworkMatch, NetworkPeers, NetworkPods, NetworkRule, NetworkRules, ObjectName,
     PortRanges,
 };
 
 use super::Index;
 use super::pods::PodRecord;
-use super::policies::{PortChoice, few, network, port_choice};
 use super::selector::Selector;
 use crate::objects::Fault;
 
@@ -35,10 +31,14 @@ pub(super) struct NetworkPolicyRecord {
     selector: Selector,
     /// None: it is not about ingress.
     ingress: Option<Vec<RuleRecord>>,
-    /// Whether it was never readable: it lets nobody in.
+    /// None: it is not about egress.
+    egress: Option<Vec<RuleRecord>>,
+    /// Whether it was never readable: it lets nobody in, and nothing out.
     pub(super) closed: bool,
-    /// Whom each rule means, since that was asked first. None: anybody.
-    meant: OnceLock<Vec<Option<NetworkSources>>>,
+    /// Whom each rule of ingress means, since that was asked first. None: anybody.
+    meant: OnceLock<Vec<Option<NetworkPeers>>>,
+    /// What each rule of egress lets out, since that was asked first: the same at all pods.
+    let_out: OnceLock<Vec<Vec<NetworkRule>>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,7 @@ struct RuleRecord {
 enum PortRecord {
     All,
     Range(u16, u16),
-    /// Of the selected pod.
+    /// Of the server's pod: of ingress the selected one, of egress the one that is connected to.
     Named(String),
 }
 
@@ -67,13 +67,22 @@ enum PeerRecord {
     },
 }
 
-/// What policies let in at a pod.
-#[derive(Debug, Default)]
-pub(super) struct LetIn {
-    /// None: no policy selects it.
-    pub(super) rules: Option<Arc<NetworkRules>>,
+/// What policies let in at a pod, and out of it.
+#[derive(Debug)]
+pub(super) struct LetThrough {
+    /// None: no policy of ingress selects it.
+    pub(super) ingress: Option<Arc<NetworkRules>>,
+    /// None: no policy of egress selects it.
+    pub(super) egress: Option<Arc<NetworkRules>>,
     /// What is too much to be told.
     pub(super) faults: Vec<Fault>,
+}
+
+/// One of the types of policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Ingress,
+    Egress,
 }
 
 impl NetworkPolicies {
@@ -109,59 +118,28 @@ impl NetworkPolicies {
 }
 
 impl NetworkPolicyRecord {
-    /// Checks a policy.
-    ///
-    /// # Errors
-    /// The first field that cannot be used.
-    pub(super) fn check(policy: &NetworkPolicy) -> Result<Self, Fault> {
-        let spec = policy.spec.as_ref();
-        let spec = spec.ok_or_else(|| Fault::new("spec", "missing"))?;
-        let selector = spec.pod_selector.clone().unwrap_or_default();
-        let types = spec.policy_types.as_deref().unwrap_or_default();
-        if let Some(odd) = types.iter().find(|it| !TYPES.contains(&it.as_str())) {
-            let shown: String = odd.chars().take(64).collect();
-            let reason = format!("{shown:?} is neither Ingress nor Egress");
-            return Err(Fault::new("spec.policyTypes", reason));
-        }
-        let written = spec.ingress.as_deref().unwrap_or_default();
-        few("spec.ingress", written.len(), MAX_RULES)?;
-        let rules = written.iter().enumerate();
-        let rules = rules.map(|(index, it)| rule(&format!("spec.ingress[{index}]"), it));
-        let rules = rules.collect::<Result<Vec<_>, Fault>>()?;
-        Ok(Self {
-            selector: Selector::check("spec.podSelector", &selector)?,
-            ingress: is_about_ingress(types).then_some(rules),
-            closed: false,
-            meant: OnceLock::new(),
-        })
-    }
-
-    /// What a policy that cannot be read, and never could, closes: the pods that it may have meant, unless it says
-    /// that it is not about ingress.
-    pub(super) fn closed(spec: &Value) -> Self {
-        let selector = spec.get("podSelector").cloned();
-        let selector = selector.and_then(|it| serde_json::from_value(it).ok());
-        let selector = selector.and_then(|it| Selector::check("spec.podSelector", &it).ok());
-        let types = spec.get("policyTypes").cloned();
-        let types: Option<Vec<String>> = types.and_then(|it| serde_json::from_value(it).ok());
-        let types = types.filter(|it| it.iter().all(|it| TYPES.contains(&it.as_str())));
-        Self {
-            selector: selector.unwrap_or_default(),
-            ingress: is_about_ingress(&types.unwrap_or_default()).then(Vec::new),
-            closed: true,
-            meant: OnceLock::new(),
+    /// None: it is not about that.
+    fn rules(&self, of: Direction) -> Option<&[RuleRecord]> {
+        match of {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
         }
     }
 
     fn peers(&self) -> impl Iterator<Item = &PeerRecord> {
-        let rules = self.ingress.iter().flatten();
+        let rules = self.ingress.iter().chain(&self.egress).flatten();
         rules.flat_map(|it| it.peers.iter().flatten())
     }
 }
 
-/// As Kubernetes has it: where nothing is written it is.
-fn is_about_ingress(types: &[String]) -> bool {
-    types.is_empty() || types.iter().any(|it| it == TYPES[0])
+impl Direction {
+    /// The field of a policy's `spec` that has the rules.
+    fn field(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
 }
 
 impl PeerRecord {
@@ -195,43 +173,65 @@ impl Index {
 
     /// A pod appeared, changed or went: some policies may mean it that did not, or the other way round.
     pub(super) fn network_peer_changed(&mut self, before: Option<&PodRecord>, pod: &ObjectName) {
-        self.network_changed(|index, name, peer| {
-            let is_meant =
-                |pod: Option<&PodRecord>| pod.is_some_and(|it| index.is_peer(name, peer, it));
-            peer.is_by_labels() && is_meant(before) != is_meant(index.pods.get(pod))
+        self.network_changed(|index, name, policy| {
+            let now = index.pods.get(pod);
+            let is_affected = |peer: &PeerRecord| {
+                let is_meant =
+                    |pod: Option<&PodRecord>| pod.is_some_and(|it| index.is_peer(name, peer, it));
+                peer.is_by_labels() && is_meant(before) != is_meant(now)
+            };
+            policy.peers().any(is_affected) || index.has_other_ports(name, policy, before, now)
         });
     }
 
     /// There is another namespace with pods, or the labels of one are others.
     pub(super) fn network_namespace_changed(&mut self) {
-        self.network_changed(|_, _, peer| peer.is_by_namespace());
+        self.network_changed(|_, _, policy| policy.peers().any(PeerRecord::is_by_namespace));
     }
 
-    /// Makes anew what follows from policies that have such a peer.
-    fn network_changed(&mut self, is_affected: impl Fn(&Self, &ObjectName, &PeerRecord) -> bool) {
-        let affected = self.network_policies.all().filter(|(name, policy)| {
-            let mut peers = policy.peers();
-            peers.any(|it| is_affected(self, name, it))
-        });
+    /// Makes anew what follows from policies that are affected.
+    fn network_changed(
+        &mut self,
+        is_affected: impl Fn(&Self, &ObjectName, &NetworkPolicyRecord) -> bool,
+    ) {
+        let all = self.network_policies.all();
+        let affected = all.filter(|(name, policy)| is_affected(self, name, policy));
         let affected: Vec<(ObjectName, NetworkPolicyRecord)> = affected
             .map(|(name, it)| (name.clone(), it.clone()))
             .collect();
         for (name, mut policy) in affected {
             policy.meant = OnceLock::new();
+            policy.let_out = OnceLock::new();
             self.set_network_policy(&name, Some(policy));
         }
     }
 
-    /// What policies let in at a pod.
-    pub(super) fn network_rules(&self, pod: &PodRecord) -> LetIn {
-        let mut let_in = LetIn::default();
+    /// What policies let in at a pod, and out of it.
+    pub(super) fn network_rules(&self, pod: &PodRecord) -> LetThrough {
+        let (mut room, mut faults) = (MAX_BYTES, vec![]);
+        let mut rules = |of| self.rules_for(pod, of, &mut room, &mut faults);
+        let (ingress, egress) = (rules(Direction::Ingress), rules(Direction::Egress));
+        LetThrough {
+            ingress,
+            egress,
+            faults,
+        }
+    }
+
+    /// The same of one direction; `room` is for so many bytes more.
+    fn rules_for(
+        &self,
+        pod: &PodRecord,
+        of: Direction,
+        room: &mut usize,
+        faults: &mut Vec<Fault>,
+    ) -> Option<Arc<NetworkRules>> {
         let mut told = NetworkRules {
             policies: vec![],
             rules: vec![],
         };
-        let mut room = MAX_BYTES;
         for (name, policy) in self.network_policies.of(&pod.id.0.namespace) {
-            let Some(rules) = &policy.ingress else {
+            let Some(rules) = policy.rules(of) else {
                 continue;
             };
             if !policy.selector.selects(&pod.labels) {
@@ -240,27 +240,32 @@ impl Index {
             if told.policies.len() < MAX_NAMED {
                 told.policies.push(name.clone());
             }
-            for (index, (rule, sources)) in rules.iter().zip(self.meant(name, policy)).enumerate() {
-                let Some(rule) = rule_at(rule, sources.as_ref(), pod) else {
-                    continue;
-                };
-                match room.checked_sub(size(&rule)) {
+            let rules: Vec<Vec<NetworkRule>> = match of {
+                Direction::Ingress => {
+                    let rules = rules.iter().zip(self.meant(name, policy));
+                    let at_pod = rules.map(|(rule, peers)| rule_at(rule, peers.as_ref(), pod));
+                    at_pod.map(|it| it.into_iter().collect()).collect()
+                }
+                Direction::Egress => self.rules_out(name, policy).to_vec(),
+            };
+            for (index, rules) in rules.into_iter().enumerate() {
+                match room.checked_sub(rules.iter().map(size).sum()) {
                     Some(left) => {
-                        room = left;
-                        told.rules.push(rule);
+                        *room = left;
+                        told.rules.extend(rules);
                     }
                     None => {
+                        let field = of.field();
                         let reason = format!(
-                            "selected by NetworkPolicy {name}, of which ingress[{index}] does not fit into \
+                            "selected by NetworkPolicy {name}, of which {field}[{index}] does not fit into \
                              {MAX_BYTES} bytes for agents: too many pods, networks or ports"
                         );
-                        let_in.faults.push(Fault::new("metadata.labels", reason));
+                        faults.push(Fault::new("metadata.labels", reason));
                     }
                 }
             }
         }
-        let_in.rules = (!told.policies.is_empty()).then(|| Arc::new(told));
-        let_in
+        (!told.policies.is_empty()).then(|| Arc::new(told))
     }
 
     /// Whom each rule of a policy means; none: anybody.
@@ -268,23 +273,24 @@ impl Index {
         &self,
         name: &ObjectName,
         policy: &'a NetworkPolicyRecord,
-    ) -> &'a [Option<NetworkSources>] {
+    ) -> &'a [Option<NetworkPeers>] {
         policy.meant.get_or_init(|| {
             let rules = policy.ingress.iter().flatten();
             let of_rule = |it: &RuleRecord| {
                 let peers = it.peers.as_ref()?;
-                Some(self.sources(name, peers))
+                Some(self.told_peers(name, peers))
             };
             rules.map(of_rule).collect()
         })
     }
 
-    fn sources(&self, policy: &ObjectName, peers: &[PeerRecord]) -> NetworkSources {
+    /// Whom peers mean, as agents are told.
+    fn told_peers(&self, policy: &ObjectName, peers: &[PeerRecord]) -> NetworkPeers {
         let networks = peers.iter().filter_map(|it| match it {
             PeerRecord::Block(block) => Some(block.clone()),
             PeerRecord::Pods { .. } => None,
         });
-        let mut sources = NetworkSources::networks(networks.collect());
+        let mut told = NetworkPeers::networks(networks.collect());
         for peer in peers {
             let PeerRecord::Pods { namespaces, pods } = peer else {
                 continue;
@@ -294,18 +300,18 @@ impl Index {
                     continue;
                 }
                 if pods.selects_all() {
-                    sources.add(namespace.clone(), NetworkPods::All);
+                    told.add(namespace.clone(), NetworkPods::All);
                     continue;
                 }
                 let members = members.iter().filter_map(|it| self.pods.get(it));
                 let meant = members.filter(|pod| self.is_peer(policy, peer, pod));
                 let names: Vec<Name> = meant.map(|it| it.id.0.name.clone()).collect();
                 if !names.is_empty() {
-                    sources.add(namespace.clone(), NetworkPods::Named(names));
+                    told.add(namespace.clone(), NetworkPods::Named(names));
                 }
             }
         }
-        sources
+        told
     }
 
     /// Whether a pod is meant. Those that have their node's addresses count as that node, and are not.
@@ -325,7 +331,6 @@ impl Index {
         };
         let known = self.namespaces.get(namespace);
         selector.selects_with(|key| match key {
-            // Kubernetes gives each namespace its name as a label.
             NAME_LABEL => Some(namespace.as_str()),
             _ => known?.labels.get(key).map(String::as_str),
         })
@@ -341,41 +346,55 @@ impl Index {
     }
 }
 
+impl RuleRecord {
+    /// The ports that are given by name.
+    fn port_names(&self) -> impl Iterator<Item = &str> {
+        let ports = self.ports.iter().flatten();
+        ports.filter_map(|it| match it {
+            PortRecord::Named(name) => Some(name.as_str()),
+            PortRecord::All | PortRecord::Range(..) => None,
+        })
+    }
+
+    /// Those that are given by number, from one to another.
+    fn port_numbers(&self) -> impl Iterator<Item = (u16, u16)> {
+        let ports = self.ports.iter().flatten();
+        ports.filter_map(|it| match it {
+            PortRecord::All => Some((1, u16::MAX)),
+            PortRecord::Range(first, last) => Some((*first, *last)),
+            PortRecord::Named(_) => None,
+        })
+    }
+}
+
 /// A rule as it applies to a pod. None: it is for no port of it.
 fn rule_at(
     rule: &RuleRecord,
-    sources: Option<&NetworkSources>,
+    peers: Option<&NetworkPeers>,
     pod: &PodRecord,
 ) -> Option<NetworkRule> {
-    let ports = rule.ports.as_ref().map(|ports| {
-        let mut ranges = vec![];
-        for port in ports {
-            match port {
-                PortRecord::All => ranges.push((1, u16::MAX)),
-                PortRecord::Range(first, last) => ranges.push((*first, *last)),
-                PortRecord::Named(name) => ranges.extend(pod.ports_named(name).map(|it| (it, it))),
-            }
-        }
-        PortRanges::new(ranges)
+    let ports = rule.ports.is_some().then(|| {
+        let named = rule.port_names().flat_map(|it| pod.ports_named(it));
+        PortRanges::new(rule.port_numbers().chain(named.map(|it| (it, it))))
     });
     if ports.as_ref().is_some_and(PortRanges::is_empty) {
         return None;
     }
     Some(NetworkRule {
         ports,
-        sources: sources.cloned(),
+        peers: peers.cloned(),
     })
 }
 
 /// How many bytes a rule takes for agents, about.
 fn size(rule: &NetworkRule) -> usize {
     let ports = rule.ports.as_ref().map_or(0, |it| it.ranges().len());
-    let Some(sources) = &rule.sources else {
+    let Some(peers) = &rule.peers else {
         return 16 + 10 * ports;
     };
-    let networks = sources.networks.iter();
+    let networks = peers.networks.iter();
     let networks: usize = networks.map(|it| 48 * (1 + it.except.len())).sum();
-    let pods = sources.pods().iter().map(|(namespace, pods)| match pods {
+    let pods = peers.pods().iter().map(|(namespace, pods)| match pods {
         NetworkPods::All => 8 + namespace.as_str().len(),
         NetworkPods::Named(names) => {
             let names: usize = names.iter().map(|it| 4 + it.as_str().len()).sum();
@@ -385,107 +404,9 @@ fn size(rule: &NetworkRule) -> usize {
     16 + 10 * ports + networks + pods.sum::<usize>()
 }
 
-fn rule(field: &str, written: &NetworkPolicyIngressRule) -> Result<RuleRecord, Fault> {
-    let ports = written.ports.as_deref().unwrap_or_default();
-    let peers = written.from.as_deref().unwrap_or_default();
-    few(&format!("{field}.ports"), ports.len(), MAX_PARTS)?;
-    few(&format!("{field}.from"), peers.len(), MAX_PARTS)?;
-    let mut read_ports = vec![];
-    for (index, it) in ports.iter().enumerate() {
-        read_ports.extend(port(&format!("{field}.ports[{index}]"), it)?);
-    }
-    let mut read_peers = vec![];
-    for (index, it) in peers.iter().enumerate() {
-        read_peers.push(peer(&format!("{field}.from[{index}]"), it)?);
-    }
-    Ok(RuleRecord {
-        ports: (!ports.is_empty()).then_some(read_ports),
-        peers: (!peers.is_empty()).then_some(read_peers),
-    })
-}
-
-/// None: it is not of TCP.
-fn port(field: &str, written: &NetworkPolicyPort) -> Result<Option<PortRecord>, Fault> {
-    match written.protocol.as_deref() {
-        None | Some("" | "TCP") => {}
-        Some("UDP" | "SCTP") => return Ok(None),
-        Some(_) => {
-            let reason = "none of TCP, UDP and SCTP";
-            return Err(Fault::new(format!("{field}.protocol"), reason));
-        }
-    }
-    let number = |name: &str, number: i32| {
-        let port = u16::try_from(number).ok().filter(|it| *it != 0);
-        port.ok_or_else(|| Fault::new(format!("{field}.{name}"), "no port: 1 to 65535"))
-    };
-    Ok(Some(match (&written.port, written.end_port) {
-        (None, None) => PortRecord::All,
-        (Some(IntOrString::Int(first)), end) => {
-            let first = number("port", *first)?;
-            let last = end.map_or(Ok(first), |it| number("endPort", it))?;
-            if last < first {
-                let reason = "smaller than the port";
-                return Err(Fault::new(format!("{field}.endPort"), reason));
-            }
-            PortRecord::Range(first, last)
-        }
-        (Some(name @ IntOrString::String(_)), None) => match port_choice(name) {
-            Ok(PortChoice::Named(name)) => PortRecord::Named(name),
-            Ok(_) => PortRecord::All,
-            Err(fault) => return Err(Fault::new(format!("{field}.port"), fault.reason)),
-        },
-        (None | Some(IntOrString::String(_)), Some(_)) => {
-            let reason = "needs a port that is a number";
-            return Err(Fault::new(format!("{field}.endPort"), reason));
-        }
-    }))
-}
-
-fn peer(field: &str, written: &NetworkPolicyPeer) -> Result<PeerRecord, Fault> {
-    let selector = |name: &str, it: &Option<_>| {
-        let field = format!("{field}.{name}");
-        let selector = it.as_ref().map(|it| Selector::check(&field, it));
-        selector.transpose()
-    };
-    let namespaces = selector("namespaceSelector", &written.namespace_selector)?;
-    let pods = selector("podSelector", &written.pod_selector)?;
-    match (&written.ip_block, namespaces, pods) {
-        (Some(block), None, None) => Ok(PeerRecord::Block(ip_block(field, block)?)),
-        (None, None, None) => Err(Fault::new(field, "says nothing")),
-        (None, namespaces, pods) => Ok(PeerRecord::Pods {
-            namespaces,
-            pods: pods.unwrap_or_default(),
-        }),
-        (Some(_), _, _) => {
-            let reason = "ipBlock and selectors exclude each other";
-            Err(Fault::new(field, reason))
-        }
-    }
-}
-
-fn ip_block(field: &str, block: &IPBlock) -> Result<NetworkMatch, Fault> {
-    let written = block.except.as_deref().unwrap_or_default();
-    few(&format!("{field}.ipBlock.except"), written.len(), MAX_PARTS)?;
-    let cidr = network(&format!("{field}.ipBlock.cidr"), &block.cidr)?;
-    let mut except = vec![];
-    for (index, it) in written.iter().enumerate() {
-        let field = format!("{field}.ipBlock.except[{index}]");
-        let part = network(&field, it)?;
-        if part == cidr || !cidr.contains(&part) {
-            let reason = format!("{part} is no part of {cidr}");
-            return Err(Fault::new(field, reason));
-        }
-        except.push(part);
-    }
-    Ok(NetworkMatch { cidr, except })
-}
-
-const TYPES: [&str; 2] = ["Ingress", "Egress"];
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
-const MAX_RULES: usize = 256;
-/// Of each list in a rule.
-const MAX_PARTS: usize = 256;
-/// Policies of a pod that agents are told the names of.
+/// Kubernetes gives each namespace its name as a label.
+pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Policies of a pod that agents are told the names of, of each direction.
 const MAX_NAMED: usize = 16;
 /// For all rules of a pod, within what one resource may take.
 const MAX_BYTES: usize = 768 * 1024;

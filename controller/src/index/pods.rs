@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodIP, PodSpec, PodStatus, Prob
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
-use weft_core::{AccessPolicy, Name, ObjectName, Owner, Weight, WorkloadId};
+use weft_core::{
+    AccessPolicy, ContainerId, Name, ObjectName, Owner, PodRuntime, Weight, WorkloadId,
+};
 
 use super::ports::PortsChoice;
 use super::selector::Labels;
@@ -48,6 +50,8 @@ pub(super) struct PodRecord {
     pub(super) probe_ports: Vec<u16>,
     /// The path of its network namespace on the node, where the source knows it.
     pub(super) netns: Option<PathBuf>,
+    /// By what else than its UID its processes are found.
+    pub(super) runtime: Box<PodRuntime>,
     /// What it says about ports.
     pub(super) ports_choice: PortsChoice,
     /// How much it is meant to take as an endpoint.
@@ -151,6 +155,13 @@ pub(super) const MESH_LABEL: &str = "weft.dev/mesh";
 pub(super) const INJECT_ANNOTATION: &str = "linkerd.io/inject";
 /// Where the network namespace of a pod is, for sources other than Kubernetes.
 pub(super) const NETNS_ANNOTATION: &str = "weft.dev/netns";
+/// What a kubelet writes on the object that it makes of a static pod: twice the UID that the pod has for it.
+pub(crate) const STATIC_POD_ANNOTATIONS: [&str; 2] =
+    ["kubernetes.io/config.hash", "kubernetes.io/config.mirror"];
+/// An MD5, in hexadecimal.
+const STATIC_UID_LENGTH: usize = 32;
+/// More than any pod has; those beyond are not needed to find it.
+const MOST_CONTAINERS: usize = 128;
 /// How much traffic a pod is meant to take as an endpoint, in percent of what others take.
 pub(super) const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 /// The default policy of a namespace or pod; the first one present counts.
@@ -258,6 +269,7 @@ impl PodRecord {
         let labels = metadata.labels.clone().unwrap_or_default();
         let containers = serving_containers(pod);
         let weight = weight(metadata, &mut faults);
+        let class = spec.and_then(|it| it.runtime_class_name.clone());
         let record = Self {
             uid: match metadata.uid.as_deref() {
                 Some(uid) if !uid.is_empty() => uid.to_owned(),
@@ -285,6 +297,12 @@ impl PodRecord {
             ports: named_ports(&containers),
             probe_ports: probe_ports(&containers),
             netns: netns(metadata)?,
+            runtime: Box::new(PodRuntime {
+                static_uid: static_uid(metadata, node).map(str::to_owned),
+                containers: status.map_or_else(Vec::new, |it| containers_of(it, &mut faults)),
+                class: class.filter(|it| !it.is_empty()),
+                own_users: spec.and_then(|it| it.host_users) == Some(false),
+            }),
             ports_choice,
             weight,
             id: WorkloadId(name),
@@ -339,11 +357,22 @@ impl PodRecord {
         if self.addresses.is_empty() {
             self.addresses.clone_from(&before.addresses);
         }
+        if self.runtime.containers.is_empty() {
+            let before = &before.runtime.containers;
+            self.runtime.containers.clone_from(before);
+        }
     }
 
     /// Whether it is a workload: something that runs in a network namespace of its own.
     pub(super) fn is_workload(&self) -> bool {
         !self.host_network && !self.completed && self.node.is_some()
+    }
+
+    /// Its node, and the UID of the static pod there that it says to be as long as it runs.
+    pub(super) fn static_uid(&self) -> Option<(Name, String)> {
+        let uid = self.runtime.static_uid.clone();
+        uid.filter(|_| !self.completed)
+            .and_then(|uid| Some((self.node.clone()?, uid)))
     }
 
     /// Whether it takes part in the mesh, given what its namespace says.
@@ -377,6 +406,64 @@ fn netns(metadata: &ObjectMeta) -> Result<Option<PathBuf>, Fault> {
             "not an absolute path",
         )),
     }
+}
+
+/// The UID of a static pod. Its object has another one: it is a copy that the kubelet made, and says so by annotations.
+/// Anybody may write these, so they must be a kubelet's in all they say, and no other pod of the node may have them. The
+/// digits may be those of another pod's UID: agents tell the two apart, as a static pod's has no dashes.
+fn static_uid<'a>(metadata: &'a ObjectMeta, node: Option<&str>) -> Option<&'a str> {
+    let [hash, mirror] = STATIC_POD_ANNOTATIONS.map(|it| text(&metadata.annotations, it));
+    let references = metadata.owner_references.as_deref().unwrap_or_default();
+    let is_of_node = references.iter().any(|it| {
+        it.controller == Some(true) && it.kind == "Node" && Some(it.name.as_str()) == node
+    });
+    let is_hash = |it: &&str| {
+        let is_digit = |it: u8| matches!(it, b'0'..=b'9' | b'a'..=b'f');
+        it.len() == STATIC_UID_LENGTH && it.bytes().all(is_digit)
+    };
+    hash.filter(is_hash)
+        .filter(|_| is_of_node && mirror == hash)
+}
+
+/// The containers that a status names, as `<runtime>://<id>`. One that has not been made has none yet.
+fn containers_of(status: &PodStatus, faults: &mut Vec<Fault>) -> Vec<ContainerId> {
+    let lists = [
+        ("containerStatuses", &status.container_statuses),
+        ("initContainerStatuses", &status.init_container_statuses),
+        (
+            "ephemeralContainerStatuses",
+            &status.ephemeral_container_statuses,
+        ),
+    ];
+    let mut containers = vec![];
+    for (list, statuses) in lists {
+        for (index, status) in statuses.iter().flatten().enumerate() {
+            let written = status.container_id.as_deref().unwrap_or_default();
+            if written.is_empty() || containers.len() == MOST_CONTAINERS {
+                continue;
+            }
+            match container_id(written) {
+                Some(id) if containers.contains(&id) => {}
+                Some(id) => containers.push(id),
+                None => {
+                    let shown: String = written.chars().take(96).collect();
+                    let reason = format!("{shown:?} is no <runtime>:// with 64 hexadecimal digits");
+                    let field = format!("status.{list}[{index}].containerID");
+                    faults.push(Fault::new(field, reason));
+                }
+            }
+        }
+    }
+    containers
+}
+
+fn container_id(written: &str) -> Option<ContainerId> {
+    let (runtime, id) = written.split_once("://")?;
+    let is_word = |it: u8| matches!(it, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    if runtime.is_empty() || !runtime.bytes().all(is_word) {
+        return None;
+    }
+    id.parse().ok()
 }
 
 fn weight(metadata: &ObjectMeta, faults: &mut Vec<Fault>) -> Weight {

@@ -69,6 +69,7 @@ impl ProfileRecord {
             namespace: name.namespace.clone(),
             routes: routes.collect::<Read<_>>()?,
             backends: backends.collect::<Read<_>>()?,
+            budget,
         };
         let mut ignored = vec![];
         if spec.opaque_ports.is_some() {

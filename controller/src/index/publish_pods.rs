@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use weft_core::{
     AccessPolicy, EndpointName, EndpointPlace, EndpointPort, Identity, Mesh, Name, NodePod,
-    ObjectName, PortRanges, ServerBinding, ServerName, Tunnel, Weight, Workload, WorkloadId,
-    WorkloadPolicy,
+    ObjectName, PodRuntime, PortRanges, ServerBinding, ServerName, Tunnel, Weight, Workload,
+    WorkloadId, WorkloadPolicy,
 };
 use weft_proto::{Key, Kind, Resource};
 
@@ -26,6 +26,15 @@ pub(super) struct PublishedPod {
     local: Option<Local>,
     endpoints: BTreeSet<EndpointName>,
     overlaps: Vec<(ServerName, u16)>,
+    /// Whether it is in the mesh and policies of CNIs select it.
+    pub(super) is_held: bool,
+}
+
+impl PublishedPod {
+    /// The Servers that govern it.
+    pub(super) fn servers(&self) -> impl Iterator<Item = &ServerName> {
+        self.local.iter().flat_map(|it| &it.servers)
+    }
 }
 
 /// What a pod makes of an endpoint.
@@ -66,6 +75,11 @@ impl Index {
         let now = claimed(record.as_ref());
         let affected = self.pod_addresses.replace(name, &before, &now);
         self.dirty.pods.extend(affected);
+        let static_uid = |record: Option<&PodRecord>| record.and_then(PodRecord::static_uid);
+        let before: Vec<_> = static_uid(self.pods.get(name)).into_iter().collect();
+        let now: Vec<_> = static_uid(record.as_ref()).into_iter().collect();
+        let affected = self.static_uids.replace(name, &before, &now);
+        self.dirty.pods.extend(affected);
         self.dirty.pods.insert(name.clone());
         if !backs_the_same(self.pods.get(name), record.as_ref()) {
             let naming = self.slices_naming.get(name).into_iter().flatten();
@@ -88,6 +102,8 @@ impl Index {
                 self.pods.remove(name)
             }
         };
+        let now = self.pods.get(name).map(|it| it.mesh.clone());
+        self.count_opted_in(name, (before.as_ref().map(|it| &it.mesh), now.as_ref()));
         self.network_peer_changed(before.as_ref(), name);
         if is_first {
             self.network_namespace_changed();
@@ -106,9 +122,10 @@ impl Index {
         let local = workload.as_ref().and_then(|it| self.local(pod, it));
         let mut now = PublishedPod {
             is_workload: workload.is_some(),
+            is_held: local.is_some() && self.is_selected_by_cni(pod),
             ..PublishedPod::default()
         };
-        let node_pod = self.node_pod(pod);
+        let node_pod = self.node_pod(pod, now.is_held);
         self.report(
             &pod_key(name),
             Facet::Conflict,
@@ -136,7 +153,7 @@ impl Index {
             &pod_key(name),
             Facet::Reference,
             untold,
-            "the rule lets nobody in",
+            "the rule lets nobody through",
         );
         for (endpoint, derived) in endpoints {
             now.endpoints.insert(endpoint.clone());
@@ -180,6 +197,7 @@ impl Index {
                 self.dirty.overlaps.insert(server.clone());
             }
         }
+        self.note_held(name, now.is_held);
         if self.pods.contains_key(name) {
             self.published.pods.insert(name.clone(), now);
         }
@@ -213,7 +231,7 @@ impl Index {
             if self.is_of_services(*address) {
                 let reason = format!("{address} lies in the range of Services");
                 faults.push(Fault::new("status.podIPs", reason));
-            } else if let Some(other) = self.pod_addresses.other(*address, name) {
+            } else if let Some(other) = self.pod_addresses.other(address, name) {
                 let reason = format!("{address} is claimed by pod {other} too");
                 faults.push(Fault::new("status.podIPs", reason));
             }
@@ -245,9 +263,8 @@ impl Index {
                 tunnel: Tunnel::WeftH2,
             },
         };
-        // A meshed pod whose namespace is there is governed whether it has an address or not.
-        let governed = mesh != Mesh::Unmeshed && pod.netns.is_some();
-        if addresses.is_empty() && !governed {
+        // A meshed pod is governed as soon as it has a node: it is enrolled before it has an address.
+        if addresses.is_empty() && mesh == Mesh::Unmeshed {
             return None;
         }
         Some(Workload {
@@ -274,17 +291,30 @@ impl Index {
         namespace.map_or(&ports::SILENT, |it| &it.ports)
     }
 
-    fn node_pod(&self, pod: &PodRecord) -> NodePod {
+    fn node_pod(&self, pod: &PodRecord, by_tunnels_only: bool) -> NodePod {
         let namespace = self.ports_of_namespace(&pod.id.0.namespace);
         NodePod {
             id: pod.id.clone(),
             uid: pod.uid.clone(),
             netns: pod.netns.clone(),
+            runtime: self.runtime(pod),
             probe_ports: pod.probe_ports.clone(),
             opaque_ports: self.opaque_ports(pod),
             opaque_outbound_ports: pod.ports_choice.outbound_ports(namespace),
             zone: self.zone_of(pod.node.as_ref()).map(str::to_owned),
+            by_tunnels_only,
         }
+    }
+
+    /// How the node has the pod. Of several that say to be the same static pod, meshed or not, none is: anybody can say so.
+    fn runtime(&self, pod: &PodRecord) -> Box<PodRuntime> {
+        let mut runtime = pod.runtime.clone();
+        let other = |it| self.static_uids.other(&it, &pod.id.0);
+        if let Some(other) = pod.static_uid().and_then(other) {
+            tracing::warn!(pod = %pod.id, %other, "two pods of a node have the annotations of one static pod: neither is believed");
+            runtime.static_uid = None;
+        }
+        runtime
     }
 
     /// The zone of a node, where it has one.
@@ -347,17 +377,18 @@ impl Index {
             }
         }
         bindings.sort_by_key(|it| it.port);
-        let let_in = self.network_rules(pod);
+        let let_through = self.network_rules(pod);
         let policy = WorkloadPolicy {
             workload: WorkloadId(pod.id.0.clone()),
             default,
             servers: bindings,
-            network: let_in.rules,
+            network: let_through.ingress,
+            network_egress: let_through.egress,
         };
         Governed {
             policy,
             overlaps,
-            faults: let_in.faults,
+            faults: let_through.faults,
         }
     }
 

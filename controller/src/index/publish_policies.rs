@@ -183,7 +183,7 @@ impl Index {
     }
 
     /// The policies that open a Server.
-    fn opening<'a>(
+    pub(super) fn opening<'a>(
         &'a self,
         record: &'a ServerRecord,
     ) -> impl Iterator<Item = &'a AuthorizationRecord> {

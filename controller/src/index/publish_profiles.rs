@@ -1,12 +1,13 @@
 //! What ServiceProfiles are in the tables of routes of their Service, and what is to be said about them.
 
 use prost::Message;
-use weft_core::ObjectName;
-use weft_core::route::{Profile, Route};
+use weft_core::route::{Profile, RouteTable, RouteType};
+use weft_core::{Name, ObjectName};
 use weft_proto::v1;
 
 use super::Index;
 use super::profiles::ProfileRecord;
+use super::publish_routes::no_parent;
 use super::services::ServiceRecord;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::Facet;
@@ -23,15 +24,17 @@ impl Index {
     pub(super) fn set_profile(&mut self, name: &ObjectName, record: Option<ProfileRecord>) {
         let before = self.profiles.set(name, record.clone());
         for record in [before, record].into_iter().flatten() {
+            let targets = record.targets().map(|(_, service, _)| service.clone());
+            self.dirty.services.extend(targets);
             self.dirty.tables.insert(record.service);
         }
     }
 
     /// The ServiceProfiles that are in force at a port with these routes.
-    pub(super) fn profiles_at(&self, service: &ServiceRecord, routes: &[Route]) -> Vec<Profile> {
+    pub(super) fn profiles_at(&self, service: &ServiceRecord, routes: &RouteTable) -> Vec<Profile> {
         let fitting = self.fitting_profiles(&service.name).into_iter();
         let in_force = fitting.filter(|(_, fits)| *fits).map(|(name, _)| name);
-        let in_force = in_force.filter(|it| !has_routes(routes, it));
+        let in_force = in_force.filter(|it| !routes_come_before(routes, &it.namespace));
         let records = in_force.filter_map(|it| self.profiles.records.get(it));
         let resolved = records.map(|record| {
             let namespace = &record.profile.namespace;
@@ -75,7 +78,7 @@ impl Index {
     /// that it is for.
     fn resolve_of_profile(
         &self,
-        namespace: &weft_core::Name,
+        namespace: &Name,
         parent: &ServiceRecord,
         name: &ObjectName,
         port: u16,
@@ -91,8 +94,8 @@ impl Index {
         }
     }
 
-    /// Says what is to be said about the ServiceProfiles of a Service, whose tables are published.
-    pub(super) fn report_profiles(&self, service: &ObjectName) {
+    /// Says what is to be said about the ServiceProfiles of a Service with these tables.
+    pub(super) fn report_profiles(&self, service: &ObjectName, tables: &[RouteTable]) {
         let record = self.services.get(service);
         for (name, fits) in self.fitting_profiles(service) {
             let Some(profile) = self.profiles.records.get(name) else {
@@ -118,9 +121,21 @@ impl Index {
                 let reason = "it takes too much memory, or has too many regular expressions";
                 conflicts.push(Fault::new("spec", reason));
             }
-            if self.routes_beside(service, name) {
-                let reason = format!("{service} has routes of this namespace, which come before");
+            if let Some(reason) = record.and_then(no_parent) {
+                let reason = format!("Service {service} {reason}");
                 conflicts.push(Fault::new("metadata.name", reason));
+            }
+            for (whose, is_own) in [("this namespace", true), ("its own namespace", false)] {
+                let before = tables.iter().filter(|it| {
+                    routes_come_before(it, &name.namespace)
+                        && has_routes(it, &name.namespace) == is_own
+                });
+                let ports: Vec<u16> = before.map(|it| it.name().port).collect();
+                if let Some(ports) = ports_told(&ports) {
+                    let reason =
+                        format!("{service} has routes of {whose} at {ports}, which come before");
+                    conflicts.push(Fault::new("metadata.name", reason));
+                }
             }
             self.report(&key, Facet::Conflict, conflicts, "it has no effect there");
         }
@@ -136,18 +151,30 @@ impl Index {
         });
         faults.collect()
     }
+}
 
-    /// Whether a route of requests of the ServiceProfile's namespace is attached to a port of the Service.
-    fn routes_beside(&self, service: &ObjectName, profile: &ObjectName) -> bool {
-        let names = self.routes.of_parent.get(service).into_iter().flatten();
-        let mut beside = names.filter(|it| it.name.namespace == profile.namespace);
-        beside.any(|it| it.kind.route_type().is_of_requests())
+/// Whether routes decide about the requests of clients in a namespace: their own, or those of the Service's
+/// namespace. No ServiceProfile there has a say then.
+fn routes_come_before(table: &RouteTable, namespace: &Name) -> bool {
+    let in_force = table.route_type(namespace);
+    in_force.is_some_and(RouteType::is_of_requests)
+}
+
+fn has_routes(table: &RouteTable, namespace: &Name) -> bool {
+    let mut routes = table.routes().iter();
+    routes.any(|it| it.name.name.namespace == *namespace)
+}
+
+/// Ports for people, a few of them; none: there are none.
+fn ports_told(ports: &[u16]) -> Option<String> {
+    let shown: Vec<String> = ports.iter().take(SHOWN_PORTS).map(u16::to_string).collect();
+    let shown = shown.join(", ");
+    match ports.len() {
+        0 => None,
+        1 => Some(format!("port {shown}")),
+        count if count <= SHOWN_PORTS => Some(format!("ports {shown}")),
+        count => Some(format!("ports {shown} and {} more", count - SHOWN_PORTS)),
     }
 }
 
-fn has_routes(routes: &[Route], profile: &ObjectName) -> bool {
-    let mut beside = routes
-        .iter()
-        .filter(|it| it.name.name.namespace == profile.namespace);
-    beside.any(|it| it.name.kind.route_type().is_of_requests())
-}
+const SHOWN_PORTS: usize = 8;

@@ -93,6 +93,8 @@ impl Index {
             &networks,
         );
         relink(&mut self.routes.naming, name, &named_before, &named);
+        let naming_changed = named_before.symmetric_difference(&named);
+        self.dirty.services.extend(naming_changed.cloned());
         self.servers_of_route_changed(name, before.as_ref(), record.as_ref());
         self.dirty.tables.extend(parents_before);
         self.dirty.tables.extend(parents);
@@ -152,7 +154,9 @@ impl Index {
     pub(super) fn publish_tables(&mut self, service: &ObjectName) {
         let before = self.published.tables.remove(service).unwrap_or_default();
         let mut now = PublishedTables::default();
-        for table in self.tables(service, &mut now.refused) {
+        let tables = self.tables(service, &mut now.refused);
+        self.report_profiles(service, &tables);
+        for table in tables {
             now.ports.insert(table.name().port);
             self.put(Audience::All, Resource::RouteTable(table));
         }
@@ -167,7 +171,6 @@ impl Index {
             };
             self.changes.insert((Audience::All, key), None);
         }
-        self.report_profiles(service);
         for (one, other) in [(&before, &now), (&now, &before)] {
             let refused = one.refused.iter();
             let changed = refused.filter(|(at, it)| other.refused.get(at) != Some(it));
@@ -203,9 +206,10 @@ impl Index {
             };
             let here = here.map(|(route, _)| *route).collect();
             let routes = self.routes_of(record, port, here, refused);
-            let profiles = self.profiles_at(record, &routes);
-            if !routes.is_empty() || !profiles.is_empty() || unrouted.is_any() {
-                let table = RouteTable::new(name, routes).with_profiles(profiles);
+            let table = RouteTable::new(name, routes);
+            let profiles = self.profiles_at(record, &table);
+            if !table.routes().is_empty() || !profiles.is_empty() || unrouted.is_any() {
+                let table = table.with_profiles(profiles);
                 tables.push(table.with_unrouted(Some(unrouted.clone())));
             }
         }
@@ -483,7 +487,7 @@ impl Index {
 
 /// Why a Service can be no parent of routes: its clients never connect to it as such (GEP-1426, "Allowed
 /// service types").
-fn no_parent(service: &ServiceRecord) -> Option<&'static str> {
+pub(super) fn no_parent(service: &ServiceRecord) -> Option<&'static str> {
     if service.external_name {
         Some("only stands for a name of DNS")
     } else if service.addresses.is_empty() {

@@ -111,6 +111,7 @@ impl Index {
             faults,
             "nobody is reached at that address as this service",
         );
+        self.report_idle(name);
         let before = self.published.sliced.remove(name).unwrap_or_default();
         for endpoint in before.difference(&endpoints) {
             self.publish_derived(endpoint);
@@ -186,7 +187,7 @@ impl Index {
         let mut faults = vec![];
         let service = self.services.get(name);
         for address in service.into_iter().flat_map(|it| &it.addresses) {
-            let reason = match self.service_addresses.other(*address, name) {
+            let reason = match self.service_addresses.other(address, name) {
                 _ if !self.may_be_a_services(*address) => {
                     format!(
                         "{address} lies outside of the ranges of Services: --service-range and ServiceCIDRs"

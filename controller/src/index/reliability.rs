@@ -56,6 +56,17 @@ const RETRY_LIMIT: [&str; 2] = ["weft.dev/retry-limit", "retry.linkerd.io/limit"
 const RETRY_TIMEOUT: [&str; 2] = ["weft.dev/retry-timeout", "retry.linkerd.io/timeout"];
 /// The second one is an older name.
 const HEADERS: [&str; 2] = ["weft.dev/request-headers", "weft.dev/timeout-headers"];
+/// All of them.
+pub(super) const ANNOTATIONS: [[&str; 2]; 8] = [
+    REQUEST,
+    RESPONSE,
+    IDLE,
+    RETRY_HTTP,
+    RETRY_GRPC,
+    RETRY_LIMIT,
+    RETRY_TIMEOUT,
+    HEADERS,
+];
 /// Codes of one rule: there are no more.
 const MAX_CODES: usize = 200;
 

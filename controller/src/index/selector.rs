@@ -73,6 +73,15 @@ impl Selector {
         })
     }
 
+    /// How many values it asks for, and labels, of those without.
+    pub(super) fn terms(&self) -> usize {
+        let terms = self.0.iter().map(|it| match it {
+            Requirement::In(_, values) | Requirement::NotIn(_, values) => values.len(),
+            Requirement::Exists(_) | Requirement::DoesNotExist(_) => 1,
+        });
+        terms.sum()
+    }
+
     /// Whether all labels are selected, and none, too.
     pub(super) fn selects_all(&self) -> bool {
         self.0.is_empty()

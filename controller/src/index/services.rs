@@ -10,6 +10,7 @@ use weft_core::{
 };
 
 use super::accrual::AccrualChoice;
+use super::idle::Annotated;
 use super::pods::PodRecord;
 use super::ports::PortsChoice;
 use super::reliability::ReliabilitySaid;
@@ -43,6 +44,8 @@ pub(super) struct ServiceRecord {
     pub(super) accrual: AccrualChoice,
     /// What it says about how long requests may take, and of retries.
     pub(super) reliability: ReliabilitySaid,
+    /// By which annotations it says these two.
+    pub(super) annotated: Annotated,
 }
 
 /// Which endpoints clients should prefer, if slices do not say so: `spec.trafficDistribution`.
@@ -212,6 +215,7 @@ impl ServiceRecord {
             distribution,
             accrual,
             reliability,
+            annotated: Annotated::of(&service.metadata),
         };
         Ok((record, faults))
     }

@@ -219,6 +219,22 @@ impl Leadership {
         until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Waits until it does not lead any more.
+    pub async fn ends(&self) {
+        let mut until = self.0.clone();
+        loop {
+            let end = *until.borrow_and_update();
+            let Some(end) = end.filter(|it| Instant::now() < *it) else {
+                return;
+            };
+            let changed = tokio::time::timeout_at(end, until.changed()).await;
+            if let Ok(Err(_)) = changed {
+                // Nobody is left to renew it.
+                tokio::time::sleep_until(end).await;
+            }
+        }
+    }
+
     /// Waits until it leads; for ever, if it never will.
     pub async fn begins(&mut self) {
         while !self.leads() {
@@ -236,5 +252,42 @@ fn said(lease: &Lease) -> Said {
         holder: spec.holder_identity.unwrap_or_default(),
         duration: Duration::from_secs(seconds.try_into().unwrap_or(0)),
         version: lease.metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lead_ends_when_it_is_not_renewed_and_when_it_is_let_go() {
+        let soon = |millis| Some(Instant::now() + Duration::from_millis(millis));
+        let (until, leads) = watch::channel(soon(200));
+        let leadership = Leadership(leads);
+        let patience = Duration::from_secs(20);
+        let began = Instant::now();
+        let renewing = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            until.send_replace(soon(400));
+        };
+        let ended = timeout(patience, async {
+            tokio::join!(leadership.ends(), renewing)
+        });
+        assert!(ended.await.is_ok() && began.elapsed() >= Duration::from_millis(400));
+        assert!(!leadership.leads());
+        until.send_replace(soon(60_000));
+        let letting_go = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            until.send_replace(None);
+        };
+        let ended = timeout(patience, async {
+            tokio::join!(leadership.ends(), letting_go)
+        });
+        assert!(ended.await.is_ok());
+        // Nobody is left to renew it: it lasts for as long as was said.
+        until.send_replace(soon(200));
+        drop(until);
+        let ended = timeout(patience, leadership.ends()).await;
+        assert!(ended.is_ok());
     }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use weft_core::Name;
 use weft_core::route::RouteKind;
 
+use super::cni::CniKind;
 use super::policy::{
     AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
     NetworkAuthentication, Server,
@@ -77,12 +78,9 @@ pub fn identify(document: &Value) -> Result<Option<ObjectKey>, Fault> {
 
 /// Kinds of Linkerd's policy group that exist and mean nothing here.
 const UNSUPPORTED: &[&str] = &["ServerAuthorization"];
-/// Groups whose policies about the network a CNI enforces, and nobody where it sees only the mesh's tunnels.
-const POLICY_OF_NETWORKS: [(&str, &[&str]); 4] = [
-    (
-        "cilium.io",
-        &["CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"],
-    ),
+/// Groups whose policies about the network a CNI enforces, and nobody where it sees only the mesh's tunnels; but for
+/// those of which it is looked at whom they select.
+const POLICY_OF_NETWORKS: [(&str, &[&str]); 3] = [
     ("crd.projectcalico.org", OF_CALICO),
     ("projectcalico.org", OF_CALICO),
     (
@@ -94,11 +92,7 @@ const POLICY_OF_NETWORKS: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
-const OF_CALICO: &[&str] = &[
-    "NetworkPolicy",
-    "GlobalNetworkPolicy",
-    "StagedNetworkPolicy",
-];
+const OF_CALICO: &[&str] = &["StagedNetworkPolicy"];
 
 /// Says so of a document of a kind that its author may take for one with an effect.
 pub fn unsupported(document: &Value) -> Option<Fault> {
@@ -156,6 +150,15 @@ fn misspelt(group: &str, kind: &str) -> Option<Fault> {
             let reason = format!("{:?} is not the group of {kind}", shown(group));
             return Some(Fault::new("apiVersion", reason));
         }
+    }
+    let mut of_cnis = CniKind::ALL.into_iter();
+    let is_close =
+        |it: &CniKind| it.as_str().eq_ignore_ascii_case(kind) && distance(group, it.group()) <= 3;
+    if let Some(meant) = of_cnis.find(is_close) {
+        let (group, kind) = (shown(group), shown(kind));
+        let (meant, of) = (meant.as_str(), meant.group());
+        let reason = format!("{kind:?} in {group:?}: is {meant} of {of} meant?");
+        return Some(Fault::new("kind", reason));
     }
     let others = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];
     let other = others.iter().find(|it| it.eq_ignore_ascii_case(kind))?;
@@ -255,6 +258,7 @@ pub fn decode(key: &ObjectKey, document: &Value) -> Result<Object, Fault> {
             known_fields(&document, &spec)?;
             Object::ServiceProfile(Box::new(ServiceProfile { metadata, spec }))
         }
+        ObjectKind::Cni(kind) => Object::Cni(kind, Box::new(lenient(document)?)),
     })
 }
 

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use weft_core::route::RouteKind;
 use weft_core::{Name, PolicyGroup};
 
+use cni::{CniKind, CniPolicy};
 use policy::{
     AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
     NetworkAuthentication, Server,
@@ -18,6 +19,7 @@ use policy::{
 use profiles::ServiceProfile;
 use routes::{ReferenceGrant, Route};
 
+pub mod cni;
 pub mod crds;
 pub mod decode;
 pub mod policy;
@@ -45,6 +47,7 @@ pub enum Object {
     Route(RouteKind, Box<Route>),
     ReferenceGrant(ReferenceGrant),
     ServiceProfile(Box<ServiceProfile>),
+    Cni(CniKind, Box<CniPolicy>),
 }
 
 /// Makes [`ObjectKind`] and the list of its values of one list: a kind that is in the one and not in the other would
@@ -58,6 +61,7 @@ macro_rules! object_kinds {
             $($plain,)+
             $($policy(PolicyGroup),)+
             Route(RouteKind),
+            Cni(CniKind),
         }
 
         impl ObjectKind {
@@ -68,6 +72,7 @@ macro_rules! object_kinds {
                     kinds.extend([$(Self::$policy(group),)+]);
                 }
                 kinds.extend(RouteKind::ALL.map(Self::Route));
+                kinds.extend(CniKind::ALL.map(Self::Cni));
                 kinds
             }
         }
@@ -159,6 +164,7 @@ impl Object {
             Self::Route(_, it) => &it.metadata,
             Self::ReferenceGrant(it) => &it.metadata,
             Self::ServiceProfile(it) => &it.metadata,
+            Self::Cni(_, it) => &it.metadata,
         }
     }
 }
@@ -189,7 +195,9 @@ impl ObjectKind {
             _ => {
                 let mut routes = RouteKind::ALL.into_iter();
                 let route = routes.find(|it| it.group() == group && it.as_str() == kind);
-                route.map(Self::Route)
+                let mut of_cnis = CniKind::ALL.into_iter();
+                let of_cni = of_cnis.find(|it| it.group() == group && it.as_str() == kind);
+                route.map(Self::Route).or(of_cni.map(Self::Cni))
             }
         }
     }
@@ -224,7 +232,11 @@ impl ObjectKind {
 
     /// Whether objects of this kind belong to a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr)
+        match self {
+            Self::Namespace | Self::Node | Self::ServiceCidr => false,
+            Self::Cni(kind) => kind.is_namespaced(),
+            _ => true,
+        }
     }
 
     /// The kind's name as in manifests.
@@ -247,6 +259,7 @@ impl ObjectKind {
             Self::Route(kind) => kind.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
             Self::ServiceProfile => "ServiceProfile",
+            Self::Cni(kind) => kind.as_str(),
         }
     }
 
@@ -259,6 +272,7 @@ impl ObjectKind {
             Self::Route(kind) => kind.group(),
             Self::ReferenceGrant => GATEWAY_GROUP,
             Self::ServiceProfile => PROFILE_GROUP,
+            Self::Cni(kind) => kind.group(),
             Self::Server(group)
             | Self::AuthorizationPolicy(group)
             | Self::MeshTlsAuthentication(group)
@@ -280,6 +294,7 @@ impl ObjectKind {
             Self::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
             Self::ServiceProfile => &["v1alpha2"],
             Self::ServiceCidr => &["v1", "v1beta1"],
+            Self::Cni(kind) => kind.versions(),
             kind if kind.policy_group().is_some() => &["v1alpha1"],
             _ => &["v1"],
         }
@@ -306,6 +321,17 @@ pub const NETWORKING_GROUP: &str = "networking.k8s.io";
 /// The API group of ServiceProfiles.
 pub const PROFILE_GROUP: &str = "linkerd.io";
 
+/// As an operator knows it: `HTTPRoute.policy.linkerd.io`, `Node`.
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())?;
+        match self.group() {
+            "" => Ok(()),
+            group => write!(formatter, ".{group}"),
+        }
+    }
+}
+
 /// `Server.policy.weft.dev shop/web`, `Node one`.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -314,6 +340,7 @@ impl fmt::Display for ObjectKey {
             ObjectKind::Route(kind) => Some(kind.group()),
             ObjectKind::ReferenceGrant => Some(GATEWAY_GROUP),
             ObjectKind::ServiceProfile => Some(PROFILE_GROUP),
+            ObjectKind::Cni(kind) => Some(kind.group()),
             kind => kind.policy_group().map(PolicyGroup::as_str),
         };
         if let Some(group) = group {

@@ -1,7 +1,10 @@
 //! Routes as the Gateway API writes them (`gateway.networking.k8s.io`), and Linkerd's HTTPRoute
 //! (`policy.linkerd.io`), which has the same form; and ReferenceGrants.
 //!
-//! These types say what may be written; [`crate::index`] checks what it means. Their definitions are the
+//! These types say what may be written; [`crate::index`] checks what it means. They are our own and not those of the
+//! `gateway-api` crate: that has one set of types for each release and channel of the definitions, of which a field that a
+//! cluster's release has and the crate's has not would vanish unseen, while here what is not known is reported, and
+//! Linkerd's kinds share the types. Their definitions are the
 //! Gateway API's, so that none is generated from them. Parts that are known and have no effect are kept as
 //! they are written, so that they can be reported.
 

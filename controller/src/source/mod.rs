@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::objects::{Fault, Object, ObjectKey, decode};
 use crate::problems::Origin;
+use crate::progress::Reached;
 
 pub mod directory;
 pub mod kubernetes;
@@ -31,6 +32,8 @@ pub trait Source: Send + 'static {
 pub struct Batch {
     /// The changes, at most one per object.
     pub events: Vec<Event>,
+    /// How far the source has come with them.
+    pub reached: Reached,
 }
 
 /// A change of an object.
@@ -61,6 +64,16 @@ pub enum Event {
         /// Its name.
         key: ObjectKey,
     },
+}
+
+impl From<Vec<Event>> for Batch {
+    /// Changes from where nothing is counted.
+    fn from(events: Vec<Event>) -> Self {
+        Self {
+            events,
+            reached: Reached::default(),
+        }
+    }
 }
 
 impl Event {

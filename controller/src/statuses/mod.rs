@@ -12,8 +12,8 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep_until};
-use weft_core::PolicyGroup;
 use weft_core::route::RouteName;
+use weft_core::{Name, ObjectName, PolicyGroup};
 
 use crate::objects::routes::ParentRef;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
@@ -46,7 +46,13 @@ struct State {
     known: BTreeMap<ObjectKey, Version>,
     /// Objects that cannot be used, and why.
     unusable: BTreeMap<ObjectKey, String>,
+    /// What agents reject of objects.
+    rejected: BTreeMap<ObjectKey, Vec<Rejection>>,
     queue: Queue,
+    /// Whether somebody says what is to be said.
+    leads: bool,
+    /// Events that were not told as too many objects waited: nothing finds them again.
+    lost_events: u64,
     /// Changes are being made that count as one.
     changing: bool,
 }
@@ -135,6 +141,22 @@ pub struct Condition {
     pub message: String,
 }
 
+/// That agents reject what is made of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rejection {
+    /// Of a route, at which of its parents.
+    pub(crate) place: Option<Place>,
+    /// What, who, and why.
+    pub(crate) text: String,
+}
+
+/// A parent of routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) kind: &'static str,
+    pub(crate) name: ObjectName,
+}
+
 /// The name that the Gateway API wants controllers to have.
 pub const CONTROLLER_NAME: &str = "weft.dev/controller";
 
@@ -209,9 +231,25 @@ impl Statuses {
         });
     }
 
+    /// What agents reject of an object now.
+    pub(crate) fn rejected(&self, key: &ObjectKey, rejections: Vec<Rejection>) {
+        if !has_status(key.kind) {
+            return;
+        }
+        self.change(key, |state| {
+            let is_known = state.known.contains_key(key);
+            let before = match rejections.is_empty() || !is_known {
+                true => state.rejected.remove(key),
+                false => state.rejected.insert(key.clone(), rejections.clone()),
+            };
+            is_known && before.unwrap_or_default() != rejections
+        });
+    }
+
     /// An object is gone.
     pub fn gone(&self, key: &ObjectKey) {
         let mut state = self.locked();
+        state.rejected.remove(key);
         state.known.remove(key);
         state.policies.remove(key);
         state.unusable.remove(key);
@@ -248,7 +286,20 @@ impl Statuses {
     /// Begins anew: what cannot be used waits, and all are to be looked through.
     pub(crate) fn begin(&self) {
         let state = &mut *self.locked();
-        state.queue.begin(state.unusable.keys(), Instant::now());
+        state.leads = true;
+        let without = state.queue.begin(state.unusable.keys(), Instant::now());
+        let lost = without.iter().filter(|it| !has_status(it.kind)).count();
+        state.lost_events += lost as u64;
+    }
+
+    /// Nobody says anything any more.
+    pub(crate) fn ends(&self) {
+        self.locked().leads = false;
+    }
+
+    /// How many Events were not told, and will not be, as too many objects waited.
+    pub fn lost_events(&self) -> u64 {
+        self.locked().lost_events
     }
 
     /// This is not as it should be.
@@ -257,8 +308,10 @@ impl Statuses {
     }
 
     /// This one failed in a way that may pass.
-    pub(crate) fn failed(&self, object: &ObjectKey) {
-        self.locked().queue.failed(object, Instant::now());
+    pub(crate) fn failed(&self, object: &ObjectKey, asked: Option<Duration>) {
+        let mut state = self.locked();
+        let waits = state.queue.failed(object, asked, Instant::now());
+        state.lose(object, waits);
     }
 
     /// This one did not fail, or in a way that does not pass.
@@ -302,7 +355,8 @@ impl Statuses {
         if !change(&mut state) {
             return;
         }
-        state.queue.push(key, Instant::now());
+        let waits = state.queue.push(key, Instant::now());
+        state.lose(key, waits);
         drop(state);
         self.0.changed.notify_one();
     }
@@ -325,12 +379,22 @@ impl Version {
 }
 
 impl State {
+    /// Counts an Event that will not be told, as the object has no room to wait. A status is found again by looking
+    /// through all, and the Event with it.
+    fn lose(&mut self, object: &ObjectKey, waits: bool) {
+        let is_lost = !waits && self.leads && !has_status(object.kind);
+        if is_lost && self.unusable.contains_key(object) {
+            self.lost_events += 1;
+        }
+    }
+
     fn status(&self, object: &ObjectKey) -> Option<Status> {
         let version = self.known.get(object)?.clone();
+        let rejected = self.rejected.get(object).map_or(&[][..], Vec::as_slice);
         let content = match object.kind {
             ObjectKind::Route(kind) => {
                 let name = RouteName {
-                    name: weft_core::ObjectName {
+                    name: ObjectName {
                         namespace: object.namespace.clone()?,
                         name: object.name.clone(),
                     },
@@ -338,14 +402,35 @@ impl State {
                 };
                 let route = self.routes.get(&name);
                 let parents = route.map_or_else(Vec::new, |it| it.parents.clone());
-                Content::Parents(parents.into_iter().map(policy::programmed).collect())
+                let parents = parents.into_iter().map(|parent| {
+                    let mut rejected = rejected.iter();
+                    let here = rejected.find(|it| it.is_at(&parent.parent_ref, object));
+                    policy::programmed(parent, here)
+                });
+                Content::Parents(parents.collect())
             }
             kind => {
                 let policy = self.policies.get(object).cloned().unwrap_or_default();
-                Content::Conditions(policy.conditions(kind))
+                Content::Conditions(policy.conditions(kind, rejected))
             }
         };
         Some(Status { version, content })
+    }
+}
+
+impl Rejection {
+    /// Whether it is about what a route is at a parent, as that is written.
+    fn is_at(&self, parent: &ParentRef, route: &ObjectKey) -> bool {
+        let Some(Place { kind, name }) = &self.place else {
+            return true;
+        };
+        let own = route.namespace.as_ref().map(Name::as_str);
+        let is_kind = parent
+            .kind
+            .as_deref()
+            .is_some_and(|it| it.eq_ignore_ascii_case(kind));
+        let namespace = parent.namespace.as_deref().or(own);
+        is_kind && namespace == Some(name.namespace.as_str()) && parent.name == name.name.as_str()
     }
 }
 
@@ -504,6 +589,33 @@ mod tests {
         assert_eq!(waiting(&statuses), []);
         statuses.begin();
         assert_eq!(waiting(&statuses), [Next::All]);
+    }
+
+    /// What has no status is not found again, as nobody writes down that an Event was told.
+    #[tokio::test]
+    async fn an_event_that_finds_no_room_is_counted() {
+        let statuses = Statuses::default();
+        let fault = [Fault::new("spec.port", "no port")];
+        let fill = |number: usize| {
+            let service = ObjectKey {
+                kind: ObjectKind::Service,
+                ..policy(&format!("s{number}"))
+            };
+            statuses.faults(&service, Facet::Content, &fault, "it is ignored");
+        };
+        (0..MOST_WAITING + 2).for_each(fill);
+        assert_eq!(statuses.lost_events(), 0, "another controller leads");
+        statuses.begin();
+        assert_eq!(statuses.lost_events(), 2);
+        (MOST_WAITING + 2..MOST_WAITING + 5).for_each(fill);
+        assert_eq!(statuses.lost_events(), 5);
+        // Its status is not as it should be: that is found.
+        statuses.seen(&policy("a"), version(1));
+        statuses.faults(&policy("a"), Facet::Content, &fault, "it is ignored");
+        assert_eq!(statuses.lost_events(), 5);
+        statuses.ends();
+        fill(2 * MOST_WAITING);
+        assert_eq!(statuses.lost_events(), 5);
     }
 
     #[tokio::test]

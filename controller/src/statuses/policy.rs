@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Condition, ParentStatus};
+use super::{Condition, ParentStatus, Rejection};
 use crate::objects::{Fault, ObjectKind};
 use crate::problems::Facet;
 
@@ -36,7 +36,7 @@ impl PolicyStatus {
     }
 
     /// The conditions of a policy of this kind.
-    pub(super) fn conditions(&self, kind: ObjectKind) -> Vec<Condition> {
+    pub(super) fn conditions(&self, kind: ObjectKind, rejected: &[Rejection]) -> Vec<Condition> {
         let wrong = |facet| {
             let said = self.0.get(&facet);
             said.map(|it| format!("{}; {}", it.faults, it.effect))
@@ -48,12 +48,13 @@ impl PolicyStatus {
             (None, None) => holds("Accepted", &wrong(Facet::Part).unwrap_or_default()),
         };
         // This version of it is what holds, or not.
-        let programmed = match &invalid {
-            Some(_) => {
+        let programmed = match (&invalid, wrong(Facet::Size)) {
+            (Some(_), _) => {
                 let effect = &self.0[&Facet::Content].effect;
                 not("Programmed", "Invalid", effect)
             }
-            None => holds("Programmed", ""),
+            (None, Some(reason)) => not("Programmed", "TooLarge", &reason),
+            (None, None) => programmed_by(rejected.first()),
         };
         let mut conditions = vec![accepted, programmed];
         if refers(kind) {
@@ -75,15 +76,30 @@ fn refers(kind: ObjectKind) -> bool {
 }
 
 /// A route at a parent, with whether this version of it is in force there.
-pub(super) fn programmed(mut parent: ParentStatus) -> ParentStatus {
+pub(super) fn programmed(mut parent: ParentStatus, rejected: Option<&Rejection>) -> ParentStatus {
     let accepted = parent.conditions.iter().find(|it| it.kind == "Accepted");
     let programmed = match accepted {
         Some(it) if !it.status => not("Programmed", it.reason, &it.message),
-        _ => holds("Programmed", ""),
+        _ => programmed_by(rejected),
     };
     parent.conditions.push(programmed);
     parent
 }
+
+/// Whether what is made of it is in force where it was told.
+fn programmed_by(rejected: Option<&Rejection>) -> Condition {
+    match rejected {
+        Some(it) => not(
+            "Programmed",
+            "Rejected",
+            &format!("{}; {REJECTED}", it.text),
+        ),
+        None => holds("Programmed", ""),
+    }
+}
+
+/// What holds meanwhile.
+const REJECTED: &str = "these keep what they had before, and refuse where they had nothing";
 
 /// Faults, and what holds meanwhile, for people.
 pub(super) fn told(faults: &[Fault], effect: &str) -> String {
@@ -152,6 +168,11 @@ mod tests {
             ),
             (
                 server,
+                Some(Facet::Size),
+                "+Accepted -Programmed=TooLarge: spec.a: bad; kept",
+            ),
+            (
+                server,
                 Some(Facet::Part),
                 "+Accepted: spec.a: bad; kept +Programmed",
             ),
@@ -179,7 +200,7 @@ mod tests {
                 };
                 format!("{sign}{}{reason}{message}", it.kind)
             };
-            let conditions = policy.conditions(kind).into_iter().map(shown);
+            let conditions = policy.conditions(kind, &[]).into_iter().map(shown);
             let conditions: Vec<String> = conditions.collect();
             assert_eq!(conditions.join(" "), expected, "{kind:?} {wrong:?}");
         }

@@ -64,30 +64,36 @@ impl Queue {
         Pause::new(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
-    /// Begins anew: these wait, as far as there is room, and then all are to be looked through.
+    /// Begins anew: these wait, as far as there is room, and then all are to be looked through. Those without room.
     pub(super) fn begin<'a>(
         &mut self,
         objects: impl IntoIterator<Item = &'a ObjectKey>,
         now: Instant,
-    ) {
+    ) -> Vec<&'a ObjectKey> {
         *self = Self::new(now);
-        for object in objects {
-            self.push(object, now);
-        }
+        let objects = objects.into_iter();
+        let without = objects.filter(|it| !self.push(it, now)).collect();
         self.look_at(now);
+        without
     }
 
-    /// This one waits from now on, if it does not already.
-    pub(super) fn push(&mut self, object: &ObjectKey, now: Instant) {
-        self.put(object, now, now);
+    /// This one waits from now on, if it does not already. Whether there is room for it.
+    pub(super) fn push(&mut self, object: &ObjectKey, now: Instant) -> bool {
+        self.put(object, now, now)
     }
 
-    /// This one failed in a way that may pass: it is tried again, when others had their turn.
-    pub(super) fn failed(&mut self, object: &ObjectKey, now: Instant) {
+    /// This one failed in a way that may pass: it is tried again, when others had their turn, and not before the pause
+    /// that was asked for. Whether there is room for it.
+    pub(super) fn failed(
+        &mut self,
+        object: &ObjectKey,
+        asked: Option<Duration>,
+        now: Instant,
+    ) -> bool {
         let pause = self.pauses.entry(object.clone());
-        let pause = pause.or_insert_with(Self::pause).after(now);
+        let pause = pause.or_insert_with(Self::pause).after_asked(now, asked);
         self.leave(object);
-        self.put(object, now + pause, now);
+        self.put(object, now + pause, now)
     }
 
     /// This one did not fail, or in a way that does not pass.
@@ -140,20 +146,21 @@ impl Queue {
         self.places.len()
     }
 
-    fn put(&mut self, object: &ObjectKey, at: Instant, now: Instant) {
+    fn put(&mut self, object: &ObjectKey, at: Instant, now: Instant) -> bool {
         if self.places.contains_key(object) {
-            return;
+            return true;
         }
         if self.places.len() < MOST_WAITING {
             let place = self.place(at);
             self.places.insert(object.clone(), place);
             self.order.insert(place, Next::One(object.clone()));
-            return;
+            return true;
         }
         // It is found again, if it is still not as it should be.
         self.pauses.remove(object);
         self.overflown = true;
         self.look_at(now.max(self.all_from));
+        false
     }
 
     fn leave(&mut self, object: &ObjectKey) {
@@ -239,8 +246,12 @@ mod tests {
     fn what_waits_already_is_none_too_many() {
         let now = Instant::now();
         let mut queue = Queue::new(now);
-        (0..MOST_WAITING).for_each(|it| queue.push(&object(it), now));
-        (0..MOST_WAITING).for_each(|it| queue.push(&object(it), now));
+        (0..MOST_WAITING).for_each(|it| {
+            queue.push(&object(it), now);
+        });
+        (0..MOST_WAITING).for_each(|it| {
+            queue.push(&object(it), now);
+        });
         assert_eq!((queue.len(), queue.overflown), (MOST_WAITING, false));
         queue.push(&object(MOST_WAITING), now);
         assert_eq!((queue.len(), queue.overflown), (MOST_WAITING, true));
@@ -250,9 +261,11 @@ mod tests {
     fn one_that_fails_lets_others_pass_and_waits_longer_each_time() {
         let mut now = Instant::now();
         let mut queue = Queue::new(now);
-        (1..4).for_each(|it| queue.push(&object(it), now));
+        (1..4).for_each(|it| {
+            queue.push(&object(it), now);
+        });
         assert_eq!(queue.next(now), one(1));
-        queue.failed(&object(1), now);
+        queue.failed(&object(1), None, now);
         assert_eq!(queue.next(now), one(2));
         // A change of it does not let it be tried sooner.
         queue.push(&object(1), now);
@@ -264,7 +277,7 @@ mod tests {
             pauses.push(wakes - now);
             now = wakes;
             assert_eq!(queue.next(now), one(1));
-            queue.failed(&object(1), now);
+            queue.failed(&object(1), None, now);
         }
         assert!(pauses[0] <= SHORTEST_PAUSE, "{pauses:?}");
         let last = pauses[9];
@@ -276,7 +289,7 @@ mod tests {
         now = queue.wakes().expect("it waits");
         assert_eq!(queue.next(now), one(1));
         queue.done(&object(1));
-        queue.failed(&object(1), now);
+        queue.failed(&object(1), None, now);
         assert!(queue.wakes().expect("it waits") - now <= SHORTEST_PAUSE);
         queue.gone(&object(1));
         assert_eq!((queue.wakes(), queue.len()), (None, 0));
@@ -297,7 +310,7 @@ mod tests {
         assert_eq!((queue.next(now), queue.wakes()), (None, Some(later)));
         // Those that fail fill it, and there is no room for more.
         for number in 0..=MOST_WAITING {
-            queue.failed(&object(number), now);
+            queue.failed(&object(number), None, now);
         }
         while let Some(next) = queue.next(now + BETWEEN / 2) {
             assert_ne!(next, Next::All);
@@ -307,5 +320,14 @@ mod tests {
         queue.looked(later, now + BETWEEN);
         assert_eq!(queue.next(now + BETWEEN), None);
         assert_eq!(queue.next(later), Some(Next::All));
+    }
+
+    #[test]
+    fn who_asks_for_a_longer_pause_is_heeded() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        let asked = Duration::from_secs(45);
+        queue.failed(&object(1), Some(asked), now);
+        assert!(queue.wakes().is_some_and(|it| it >= now + asked));
     }
 }

@@ -26,7 +26,7 @@ use crate::leader::{Leadership, REQUEST_TIMEOUT};
 use crate::objects::{ObjectKey, ObjectKind};
 use crate::pause::{Pause, about};
 use crate::problems::Problems;
-use crate::source::kubernetes::{Document, Served, explain, served};
+use crate::source::kubernetes::{Document, Served, asked_pause_of, explain, served};
 use crate::telemetry::Metrics;
 use crate::views::Views;
 
@@ -62,8 +62,6 @@ const LOOK_THROUGH: Duration = Duration::from_secs(600);
 const PAGE: u32 = 500;
 /// How long it may take to ask which kinds there are: several requests.
 const KINDS_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often it is looked whether this controller still leads.
-const LOOK: Duration = Duration::from_secs(1);
 /// How often an object is read and written in a row, while others write it at the same moment.
 const TRIES: usize = 3;
 const EVENTS: &str = "kubernetes: Events";
@@ -93,7 +91,7 @@ impl Writer {
             troubles.keep(|it| self.statuses.is_known(it));
             let next = tokio::select! {
                 next = self.statuses.next() => next,
-                () = tokio::time::sleep(LOOK) => continue,
+                () = self.leadership.ends() => break,
             };
             pace.tick().await;
             match next {
@@ -105,13 +103,16 @@ impl Writer {
                 Next::One(object) => {
                     let outcome = self.object(&mut kinds, &object).await;
                     match &outcome {
-                        Err(failure) if failure.is_passing() => self.statuses.failed(&object),
+                        Err(failure) if failure.is_passing() => {
+                            self.statuses.failed(&object, failure.asked_pause());
+                        }
                         _ => self.statuses.done(&object),
                     }
                     troubles.of(&object, self.failure(outcome));
                 }
             }
         }
+        self.statuses.ends();
         // Whoever leads next tells of its own.
         self.problems.of_place(EVENTS, None);
     }
@@ -294,6 +295,14 @@ impl Failure {
         }
     }
 
+    /// How long the server asks to wait.
+    fn asked_pause(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(error) => asked_pause_of(error),
+            Self::Silent(_) | Self::NoStatus(_) => None,
+        }
+    }
+
     /// Whether it may succeed later, as it is.
     fn is_passing(&self) -> bool {
         match self.code() {
@@ -346,7 +355,9 @@ async fn within<T>(
 /// How long to wait until all are looked through again. What is refused is not for this time either.
 fn next_look(outcome: &Result<(), Failure>, pause: &mut Pause) -> Duration {
     match outcome {
-        Err(failure) if failure.is_passing() => pause.after(Instant::now()),
+        Err(failure) if failure.is_passing() => {
+            pause.after_asked(Instant::now(), failure.asked_pause())
+        }
         _ => {
             pause.reset();
             about(LOOK_THROUGH)

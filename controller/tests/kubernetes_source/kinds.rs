@@ -173,7 +173,8 @@ fn the_role_has_a_rule_for_every_kind() {
     };
     let kinds = Kind::all_built_in()
         .into_iter()
-        .chain(Kind::all_of_meshes());
+        .chain(Kind::all_of_meshes())
+        .chain(Kind::all_of_cnis());
     let mut checked = 0;
     for kind in kinds.filter(|it| it.kind != "ServiceAccount") {
         if ObjectKind::find(&kind.group, &kind.kind).is_none() {
@@ -188,7 +189,7 @@ fn the_role_has_a_rule_for_every_kind() {
         });
         assert!(may, "{kind:?}");
     }
-    assert!(checked > 20, "{checked}");
+    assert!(checked > 26, "{checked}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,6 +240,240 @@ async fn kinds_come_and_go() {
     stage.controller.wait_reached().await;
     stage.store.install(server);
     stage.controller.wait_told(SERVER_IS_TOLD, told).await;
+}
+
+/// What says how much a cluster's pods use is often somebody else's API server, and often away.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregated_api_that_is_away_holds_up_no_other() {
+    const METRICS: &str = "metrics.k8s.io";
+    let store = stored(SHOP);
+    store.install(Kind::custom(METRICS, &["v1beta1"], "PodMetrics"));
+    let stage = Stage::with(store, |it| it.undiscoverable.push(METRICS.to_owned())).await;
+    stage.controller.wait_complete().await;
+    stage.controller.wait_no_problem().await;
+    // Nor does one of which something is read, once it was.
+    const PROFILES: &str = "linkerd.io";
+    stage
+        .server()
+        .behave(|it| it.undiscoverable.push(PROFILES.to_owned()));
+    let problem =
+        "there is a version of group linkerd.io in which ServiceProfile.linkerd.io may be";
+    stage.controller.wait_problem(problem).await;
+    let others = Kind::all_of_cnis().into_iter();
+    others
+        .filter(|it| it.group == KEPT)
+        .for_each(|it| stage.store.install(it));
+    stage.apply(&calico(KEPT, "v1"));
+    stage.controller.wait_told("all by tunnels", is_held).await;
+    stage.server().behave(|it| it.undiscoverable.clear());
+    stage.controller.wait_reached().await;
+}
+
+fn is_held(world: &World) -> bool {
+    let mut told = world.values();
+    told.any(|it| matches!(it, weft_proto::Resource::NodePod(it) if it.by_tunnels_only))
+}
+
+fn is_free(world: &World) -> bool {
+    !is_held(world)
+}
+
+const SHOWN: &str = "projectcalico.org";
+const KEPT: &str = "crd.projectcalico.org";
+
+/// Of Calico, as its own API server shows them, or as they are kept.
+fn install_calico(store: &Store, group: &str) {
+    let kinds = Kind::all_of_cnis().into_iter();
+    kinds
+        .filter(|it| it.group == group)
+        .for_each(|it| store.install(it));
+}
+
+fn calico(group: &str, version: &str) -> String {
+    format!(
+        "{{apiVersion: {group}/{version}, kind: NetworkPolicy, metadata: {{name: n, namespace: shop}}, \
+          spec: {{selector: all()}}}}"
+    )
+}
+
+/// As they are kept, one of each kind, which select nobody.
+const IDLE: &str = "
+{apiVersion: crd.projectcalico.org/v1, kind: NetworkPolicy, metadata: {name: default.idle, namespace: shop},
+  spec: {selector: has(nobody)}}
+---
+{apiVersion: crd.projectcalico.org/v1, kind: GlobalNetworkPolicy, metadata: {name: default.idle},
+  spec: {selector: has(nobody)}}
+";
+
+const AWAY: &str = "there is a version of group projectcalico.org in which NetworkPolicy";
+
+/// Which policies there are is not known then: they may select everybody. That is no reason to tell agents nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_of_calico_that_is_away_holds_up_nobody() {
+    let store = stored(SHOP);
+    install_calico(&store, SHOWN);
+    let stage = Stage::with(store, |it| it.undiscoverable.push(SHOWN.to_owned())).await;
+    stage.controller.wait_complete().await;
+    stage.controller.wait_told("all by tunnels", is_held).await;
+    stage.controller.wait_problem(AWAY).await;
+    wait_looks(&stage).await;
+    assert!(is_held(&stage.controller.world()));
+    stage.server().behave(|it| it.undiscoverable.clear());
+    stage.controller.wait_told("it has none", is_free).await;
+    stage.controller.wait_no_problem().await;
+    // What was read stays, and the rest is followed.
+    let policy = calico(SHOWN, "v3");
+    stage.apply(&policy);
+    stage.controller.wait_told(&policy, is_held).await;
+    stage
+        .server()
+        .behave(|it| it.undiscoverable.push(SHOWN.to_owned()));
+    wait_looks(&stage).await;
+    assert!(is_held(&stage.controller.world()));
+    stage.delete(&policy);
+    stage.controller.wait_told("it is deleted", is_free).await;
+    stage.server().behave(|it| it.undiscoverable.clear());
+    stage.controller.wait_reached().await;
+}
+
+/// It answers what it has, and not what is in it: as one without a right to its tiers.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_of_calico_that_refuses_holds_up_nobody() {
+    let store = stored(SHOP);
+    install_calico(&store, SHOWN);
+    let stage = Stage::with(store, |it| {
+        it.refused.insert("globalnetworkpolicies".to_owned(), 403);
+    })
+    .await;
+    stage.controller.wait_complete().await;
+    stage.controller.wait_told("all by tunnels", is_held).await;
+    let problem =
+        "GlobalNetworkPolicy.projectcalico.org: cannot list: globalnetworkpolicies is forbidden";
+    stage.controller.wait_problem(problem).await;
+    stage.server().behave(|it| it.refused.clear());
+    stage.controller.wait_told("it has none", is_free).await;
+    stage.controller.wait_no_problem().await;
+}
+
+/// Who has the policies as they are kept does not need what shows them, and counts each once where both do.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_calico_keeps_stands_for_what_it_shows() {
+    let store = stored(SHOP);
+    install_calico(&store, SHOWN);
+    install_calico(&store, KEPT);
+    apply(&store, IDLE);
+    let stage = Stage::with(store, |it| it.undiscoverable.push(SHOWN.to_owned())).await;
+    let told = |stage: &Stage| {
+        let problems = stage.controller.problems().into_iter();
+        problems.filter(|it| it.contains("15008")).count()
+    };
+    stage.controller.wait_complete().await;
+    wait_looks(&stage).await;
+    assert!(is_free(&stage.controller.world()));
+    stage.controller.wait_no_problem().await;
+    let kept = calico(KEPT, "v1").replace("name: n,", "name: default.n,");
+    stage.apply(&kept);
+    stage.controller.wait_told("kept", is_held).await;
+    assert_eq!(told(&stage), 1, "{:?}", stage.controller.problems());
+    // What was kept elsewhere before is not all there is.
+    stage.delete(&kept);
+    stage.controller.wait_told("left over", is_free).await;
+    stage.apply(&calico(SHOWN, "v3"));
+    stage.server().behave(|it| it.undiscoverable.clear());
+    stage.controller.wait_told("shown", is_held).await;
+    stage.apply(&kept);
+    wait_looks(&stage).await;
+    assert_eq!(told(&stage), 1, "{:?}", stage.controller.problems());
+    // Without the definitions, what shows them is needed.
+    stage
+        .server()
+        .behave(|it| it.undiscoverable.push(SHOWN.to_owned()));
+    let policies = [calico(SHOWN, "v3"), kept].join("\n---\n");
+    stage.delete(&policies);
+    stage.controller.wait_told("deleted", is_free).await;
+}
+
+/// Definitions may be there, and policies kept elsewhere: only where there are some, they are all.
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_that_nobody_uses_stand_for_nothing() {
+    let store = stored(SHOP);
+    install_calico(&store, SHOWN);
+    install_calico(&store, KEPT);
+    // Its API server is there, and knows the token of nobody.
+    let stage = Stage::with(store, |it| {
+        it.undiscoverable.push(SHOWN.to_owned());
+        it.undiscoverable_as = 401;
+    })
+    .await;
+    stage.controller.wait_complete().await;
+    stage.controller.wait_told("all by tunnels", is_held).await;
+    stage.controller.wait_problem(AWAY).await;
+    stage.apply(IDLE);
+    stage.controller.wait_told("they are used", is_free).await;
+    stage.controller.wait_no_problem().await;
+    stage.delete(IDLE);
+    stage.controller.wait_told("all again", is_held).await;
+    stage.server().behave(|it| it.undiscoverable_as = 429);
+    wait_looks(&stage).await;
+    assert!(is_held(&stage.controller.world()));
+    stage.server().behave(|it| it.undiscoverable.clear());
+    stage.controller.wait_told("it has none", is_free).await;
+}
+
+/// Its policies may select everybody when neither can be read any more: of one that starts without.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_calico_shows_is_needed_without_what_it_keeps() {
+    let store = stored(SHOP);
+    install_calico(&store, SHOWN);
+    install_calico(&store, KEPT);
+    apply(&store, IDLE);
+    let stage = Stage::with(store, |it| it.undiscoverable.push(SHOWN.to_owned())).await;
+    stage.controller.wait_complete().await;
+    assert!(is_free(&stage.controller.world()));
+    for kind in ["NetworkPolicy", "GlobalNetworkPolicy"] {
+        stage.store.uninstall(KEPT, kind);
+    }
+    stage.server().disconnect();
+    stage.controller.wait_told("all by tunnels", is_held).await;
+    stage.controller.wait_problem(AWAY).await;
+    // Its APIService is removed, too.
+    for kind in ["NetworkPolicy", "GlobalNetworkPolicy"] {
+        stage.store.uninstall(SHOWN, kind);
+    }
+    stage.controller.wait_told("no Calico", is_free).await;
+    stage.controller.wait_no_problem().await;
+}
+
+/// Whom policies of CNIs select is found out wherever their definitions are.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_of_cnis_are_read_where_they_are_served() {
+    let stage = Stage::of(SHOP).await;
+    stage.controller.wait_complete().await;
+    for kind in Kind::all_of_cnis() {
+        let version = format!("{}/{}", kind.group, kind.versions[0]);
+        let namespace = match kind.namespaced {
+            true => ", namespace: shop",
+            false => "",
+        };
+        let spec = match kind.group.as_str() {
+            "cilium.io" => "specs: [{endpointSelector: {}, ingress: [{}]}]",
+            _ => "spec: {selector: all(), ingress: [{action: Allow}]}",
+        };
+        let policy = format!(
+            "{{apiVersion: {version}, kind: {}, metadata: {{name: n{namespace}}}, {spec}}}",
+            kind.kind
+        );
+        assert!(!is_held(&stage.controller.world()), "{policy}");
+        stage.store.install(kind);
+        stage.apply(&policy);
+        stage.controller.wait_told(&policy, is_held).await;
+        stage.wait_same(&policy).await;
+        stage.delete(&policy);
+        stage
+            .controller
+            .wait_told("nobody is selected", is_free)
+            .await;
+    }
 }
 
 /// The newest version that can be read is read, whatever else is served.

@@ -237,6 +237,7 @@ async fn the_server_is_authenticated_and_so_are_we() {
     let options = Options {
         token: Some("the-right-one".to_owned()),
         tls: Some(Tls::new(&["127.0.0.1"]).expect("made")),
+        ..Options::default()
     };
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let server = Server::start(stored(SHOP), any, options)
@@ -252,8 +253,8 @@ async fn the_server_is_authenticated_and_so_are_we() {
         stored(""),
         any,
         Options {
-            token: None,
             tls: Some(other),
+            ..Options::default()
         },
     );
     let stranger = stranger.await.expect("started").kubeconfig();

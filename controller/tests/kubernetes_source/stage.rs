@@ -30,6 +30,7 @@ pub(crate) const PACE: Pace = Pace {
     longest_asked_pause: Duration::from_secs(60),
     page: 2,
     anew: Duration::from_secs(3600),
+    between_lists: Duration::from_millis(50),
     watch_seconds: 2,
 };
 
@@ -290,7 +291,7 @@ impl Fed {
         for node in ["one", "two"] {
             let name = node.parse().expect("valid");
             for resource in self.views.beyond(&name, HashMap::new()).changed {
-                let resource = weft_proto::v1::Resource::clone(&resource);
+                let resource = resource.message().expect("encoded");
                 let resource = Resource::try_from(resource).expect("agents accept it");
                 world.insert((node, resource.key()), resource);
             }

@@ -1,13 +1,14 @@
 //! The issuer in a Secret, and the roots in a ConfigMap: made, followed, restored, and never replaced by a guess.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use tonic::Code;
-use weft_apiserver::Store;
+use weft_apiserver::{Asked, Fault, Store};
 
 use crate::stage::{Stage, object, token_of, wait_for};
 
@@ -299,4 +300,24 @@ async fn what_cannot_be_read_or_written_is_told() {
     second.sign(&token, "web").await.expect("signed");
     let same: Arc<Value> = object(&stage.store, "Secret", SECRET).expect("there");
     assert!(same["data"]["tls.key"].is_string());
+}
+
+/// Who asks again at once, as all controllers would, keeps a server down that is busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_asks_for_a_pause_is_not_asked_for_the_issuer() {
+    let stage = Stage::start().await;
+    let asked = Duration::from_secs(3);
+    let fault = Fault::new("secrets", Asked::Watch, 429, 1).asking(asked.as_secs() as u32);
+    stage.server().behave(|it| it.faults = vec![fault]);
+    let before = stage.server().request_times().len();
+    stage.server().disconnect();
+    // One that does not wait is served at once, and has nothing to ask for after that.
+    let has_waited = || {
+        let times = stage.server().request_times().into_iter().skip(before);
+        let times = times.filter(|(_, it)| it.contains("/secrets?"));
+        let times: Vec<_> = times.map(|(at, _)| at).collect();
+        let mut pauses = times.windows(2).map(|it| it[1] - it[0]);
+        pauses.any(|it| it >= asked).then_some(())
+    };
+    wait_for("the Secret to be asked for after the pause", has_waited).await;
 }

@@ -9,8 +9,9 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams
 use serde_json::{Value, json};
 use weft_apiserver::Store;
 use weft_controller::source::kubernetes::Connection;
+use weft_proto::Kind;
 
-use crate::stage::{DEADLINE, Running, Stage, object, wait_for};
+use crate::stage::{DEADLINE, Running, Stage, object, token_of, wait_for};
 
 const ROUTE: &str = "HTTPRoute";
 const SERVER: &str = "Server";
@@ -271,6 +272,40 @@ async fn another_controller_leads_when_the_first_is_gone() {
         before + 2,
         "what is said already is not written"
     );
+}
+
+/// What an agent does not take is not in force there, whatever it was told.
+#[tokio::test]
+async fn what_agents_reject_is_told_on_it() {
+    const NAME: &str = "policy.weft.dev/shop/web";
+    let stage = Stage::start().await;
+    apply(&stage.store, &server(&json!(80)));
+    until_server(&stage.store, "Accepted=True/1 Programmed=True/1").await;
+    let token = token_of("agent-1", "one").signed();
+    let mut agent = stage.subscribe(&token, "one").await.expect("served");
+    // One of an earlier version is none of this one.
+    agent.rejects(Kind::Server, NAME, true, "it was odd").await;
+    agent.rejects(Kind::Server, NAME, false, "it is odd").await;
+    let told = until_server(&stage.store, "Accepted=True/1 Programmed=False/1").await;
+    let condition = &told["status"]["conditions"][1];
+    assert_eq!(condition["reason"], "Rejected");
+    let message = condition["message"].as_str().expect("a text");
+    assert!(
+        message.contains("by the agents of one: it is odd"),
+        "{message}"
+    );
+    // What follows it is taken.
+    let mut other = server(&json!(80));
+    other["spec"]["proxyProtocol"] = json!("HTTP/1");
+    apply(&stage.store, &other);
+    agent.told_of(Kind::Server, NAME).await;
+    until_server(&stage.store, "Accepted=True/2 Programmed=True/2").await;
+    agent
+        .rejects(Kind::Server, NAME, false, "it is odder")
+        .await;
+    until_server(&stage.store, "Accepted=True/2 Programmed=False/2").await;
+    drop(agent);
+    until_server(&stage.store, "Accepted=True/2 Programmed=True/2").await;
 }
 
 /// The source of one that may not read pods is never whole: it could say nothing on anything.

@@ -1,10 +1,14 @@
 //! What trust rests on in a cluster, over a real API server's protocol and real gRPC: agents that prove by tokens where
 //! they are, people who stole one, and one of several controllers that leads.
 
+mod behind;
 mod issuer;
 mod leader;
+mod restricted;
+mod rights;
 #[path = "../served/mod.rs"]
 mod served;
 mod stage;
 mod stolen;
 mod tokens;
+mod webhook;

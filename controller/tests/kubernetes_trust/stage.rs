@@ -1,7 +1,9 @@
 //! An API server with two nodes and their agents' pods, a controller that reads it, and somebody with a token.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +14,11 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use weft_apiserver::tokens::Token;
-use weft_apiserver::{Options, Server, Store, Tls};
+use weft_apiserver::{Options, Rights, Server, Store, Tls};
 use weft_controller::objects::decode;
-use weft_proto::v1;
 use weft_proto::v1::control_client::ControlClient;
 use weft_proto::v1::controller_message;
+use weft_proto::{Key, Kind, v1};
 
 use crate::served::{self, Served};
 
@@ -87,14 +89,15 @@ impl Stage {
         let options = Options {
             token: Some("token-of-the-controller".to_owned()),
             tls: Some(Tls::new(&["127.0.0.1"]).expect("made")),
+            rights: Some(rights()),
         };
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(store.clone(), any, options.clone()).await;
         let server = server.expect("started");
         let folder = tempfile::tempdir().expect("made");
         let kubeconfig = folder.path().join("kubeconfig");
-        std::fs::write(kubeconfig, server.kubeconfig()).expect("written");
-        let controller = Running::start(&folder, store.clone(), further).await;
+        std::fs::write(&kubeconfig, server.kubeconfig()).expect("written");
+        let controller = Running::start(&kubeconfig, store.clone(), further).await;
         Self {
             store,
             api_address: server.address(),
@@ -107,7 +110,24 @@ impl Stage {
 
     /// Starts one more controller.
     pub(crate) async fn another(&self, further: &[&str]) -> Running {
-        Running::start(&self.folder, self.store.clone(), further).await
+        let kubeconfig = self.folder.path().join("kubeconfig");
+        Running::start(&kubeconfig, self.store.clone(), further).await
+    }
+
+    /// Starts one more API server of the same objects, and a controller that reads from it.
+    pub(crate) async fn beside(&self) -> (Beside, Running) {
+        let mut beside = Beside {
+            store: self.store.clone(),
+            options: self.options.clone(),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            server: None,
+        };
+        beside.start().await;
+        let kubeconfig = self.folder.path().join("beside");
+        let server = beside.server.as_ref().expect("started");
+        std::fs::write(&kubeconfig, server.kubeconfig()).expect("written");
+        let controller = Running::start(&kubeconfig, self.store.clone(), &[]).await;
+        (beside, controller)
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -135,6 +155,31 @@ impl Stage {
     }
 }
 
+/// A further API server of the same objects.
+pub(crate) struct Beside {
+    store: Arc<Store>,
+    options: Options,
+    address: SocketAddr,
+    server: Option<Server>,
+}
+
+impl Beside {
+    /// Starts it, where it was if it was there before.
+    pub(crate) async fn start(&mut self) {
+        let server = Server::start(self.store.clone(), self.address, self.options.clone()).await;
+        let server = server.expect("started");
+        self.address = server.address();
+        self.server = Some(server);
+    }
+
+    /// Ends it, with all its connections.
+    pub(crate) async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
+    }
+}
+
 impl Deref for Stage {
     type Target = Running;
 
@@ -144,8 +189,8 @@ impl Deref for Stage {
 }
 
 impl Running {
-    async fn start(folder: &TempDir, store: Arc<Store>, further: &[&str]) -> Self {
-        let kubeconfig = folder.path().join("kubeconfig").display().to_string();
+    async fn start(kubeconfig: &Path, store: Arc<Store>, further: &[&str]) -> Self {
+        let kubeconfig = kubeconfig.display().to_string();
         let mut arguments = vec!["--source", "kubernetes", "--namespace", "weft-system"];
         arguments.extend(["--kubeconfig", &kubeconfig]);
         arguments.extend(further);
@@ -173,8 +218,9 @@ impl Running {
         let hello = served::hello(node, vec![]);
         let (sender, receiver) = served::subscribe(&mut self.client().await, token, hello).await?;
         let mut agent = Agent {
-            _sender: sender,
+            sender,
             receiver,
+            told: HashMap::new(),
         };
         agent.pushed().await?;
         Ok(agent)
@@ -191,11 +237,12 @@ impl Running {
         [streamed.err(), signed.err()].map(|it| it.map(|it| it.code()))
     }
 
-    /// A counter of the controller's.
+    /// A counter of the controller's, or another number without a fraction.
     pub(crate) async fn counted(&self, series: &str) -> u64 {
         let text = self.get("/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(series));
-        line.map_or(0, |it| it.trim().parse().expect("a number"))
+        let number = line.map(|it| it.trim().trim_end_matches(".0"));
+        number.map_or(0, |it| it.parse().expect("a number"))
     }
 }
 
@@ -207,21 +254,71 @@ impl Deref for Running {
     }
 }
 
+/// What the controller may do, by the manifests.
+pub(crate) fn rights() -> Rights {
+    let mut documents = vec![];
+    for file in ["base", "components/webhook"] {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset");
+        let text = std::fs::read_to_string(format!("{folder}/{file}/rbac.yaml")).expect("there");
+        documents.extend(decode::documents(&text).expect("YAML"));
+    }
+    Rights::of(&documents, "weft-system", "weft-controller")
+}
+
 /// A stream that is open.
 #[derive(Debug)]
 pub(crate) struct Agent {
-    _sender: mpsc::Sender<v1::AgentMessage>,
+    sender: mpsc::Sender<v1::AgentMessage>,
     receiver: Streaming<v1::ControllerMessage>,
+    /// Versions of what it was told last.
+    told: HashMap<Key, u64>,
 }
 
 impl Agent {
+    /// Rejects what it was told of this name, in the version that it was told last, or an earlier one.
+    pub(crate) async fn rejects(&self, kind: Kind, name: &str, earlier: bool, reason: &str) {
+        let key = Key {
+            kind,
+            name: name.to_owned(),
+        };
+        let version = self.told[&key];
+        let rejection = v1::Rejection {
+            version: version.wrapping_add(u64::from(earlier)),
+            key: Some(key.into()),
+            reason: reason.to_owned(),
+        };
+        let answer = v1::Answer {
+            push: 1,
+            rejected: vec![rejection],
+        };
+        let message = Some(v1::agent_message::Message::Answer(answer));
+        let sent = self.sender.send(v1::AgentMessage { message }).await;
+        sent.expect("the stream is open");
+    }
+
+    /// Takes pushes until it is told of something of this name.
+    pub(crate) async fn told_of(&mut self, kind: Kind, name: &str) {
+        let is_it = |it: &v1::Resource| {
+            let key = it.key.clone().and_then(|it| Key::try_from(it).ok());
+            key.is_some_and(|it| it.kind == kind && it.name == name)
+        };
+        while !self.pushed().await.expect("open").changed.iter().any(is_it) {}
+    }
+
     /// Takes the next push.
     pub(crate) async fn pushed(&mut self) -> Result<v1::Push, Status> {
         let message = timeout(DEADLINE, self.receiver.message()).await;
         let message = message.expect("in time")?;
         let message = message.ok_or_else(|| Status::unavailable("ended"))?;
         match message.message {
-            Some(controller_message::Message::Push(push)) => Ok(push),
+            Some(controller_message::Message::Push(push)) => {
+                for it in &push.changed {
+                    let key = it.key.clone().expect("named");
+                    let key = key.try_into().expect("of a kind that is known");
+                    self.told.insert(key, it.version);
+                }
+                Ok(push)
+            }
             other => panic!("not a push: {other:?}"),
         }
     }

@@ -24,6 +24,8 @@ use weft_proto::{CONTROLLER_NAME, PROTOCOL_VERSION, v1};
 pub(crate) struct Served {
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
+    /// Where it looks at objects, if it does.
+    pub(crate) webhook: Option<SocketAddr>,
     /// Nothing may take longer.
     deadline: Duration,
     pub(crate) stop: CancellationToken,
@@ -54,6 +56,7 @@ impl Served {
         Self {
             address: controller.address().expect("bound"),
             admin: controller.admin_address().expect("bound"),
+            webhook: controller.webhook_address(),
             deadline,
             serving: Some(tokio::spawn(controller.serve())),
             stop,
@@ -115,6 +118,7 @@ pub(crate) fn hello(node: &str, held: Vec<v1::Held>) -> v1::Hello {
         protocol: PROTOCOL_VERSION,
         held,
         incarnation: rand::random(),
+        ..v1::Hello::default()
     }
 }
 

@@ -23,7 +23,7 @@ mod network;
 mod requests;
 
 pub use limit::{LimitScope, Limited, Limiter, RateLimit, RateOverride};
-pub use network::{NetworkPods, NetworkRule, NetworkRules, NetworkSources};
+pub use network::{NetworkPeers, NetworkPods, NetworkRule, NetworkRules, let_out};
 pub use requests::{Passed, RequestDenial, authorize_request};
 
 /// Which policies hold for one workload.
@@ -38,6 +38,8 @@ pub struct WorkloadPolicy {
     /// What NetworkPolicies let in; none: no one selects the workload. Shared, as pods that the same policies
     /// select have the same.
     pub network: Option<Arc<NetworkRules>>,
+    /// What NetworkPolicies let the workload connect to; none: no one of the type `Egress` selects it. Shared as well.
+    pub network_egress: Option<Arc<NetworkRules>>,
 }
 
 /// A port of a workload and the Server that governs it.
@@ -226,7 +228,8 @@ pub enum Verdict {
 pub enum DenyReason {
     /// No authorization covers the client and this policy does not allow it.
     Policy(AccessPolicy),
-    /// No rule of the NetworkPolicies that select the workload, of which this is one, lets the client in.
+    /// No rule of the NetworkPolicies that select the workload, of which this is one, lets the client in, or the
+    /// workload out.
     NetworkPolicy(ObjectName),
     /// The workload's policy has not arrived yet.
     WorkloadPolicyUnknown,
@@ -258,10 +261,7 @@ pub fn authorize<'a>(
     if let Some(network) = network.filter(|it| !it.allow(port, client, workload_at)) {
         return Verdict::Deny {
             server: binding.map(|it| it.server.clone()),
-            reason: match network.policies.first() {
-                Some(name) => DenyReason::NetworkPolicy(name.clone()),
-                None => DenyReason::WorkloadPolicyUnknown,
-            },
+            reason: network.denial(),
         };
     }
     let Some(binding) = binding else {

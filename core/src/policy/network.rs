@@ -1,43 +1,43 @@
-//! What the NetworkPolicies of Kubernetes let in at a workload's ports. Besides the mesh's own policy: both
-//! must allow a client.
+//! What the NetworkPolicies of Kubernetes let in at a workload's ports, and what they let it connect to. Besides the
+//! mesh's own policy: both must allow a client.
 //!
 //! Rules name pods, not addresses: who a client is, is known by the record of the workload that has its address,
 //! and, where that workload is meshed, by its identity too. So what has a pod's address and not its certificate is
 //! not that pod. Networks are compared with the address alone, as Kubernetes does.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Client, NetworkMatch};
+use super::{Client, DenyReason, NetworkMatch, WorkloadPolicy};
 use crate::names::{Name, ObjectName};
 use crate::protocol::PortRanges;
 use crate::workload::{Workload, WorkloadId};
 
-/// The ingress rules for one workload. It has at least one policy, so what no rule allows is denied.
+/// The rules for one workload, of one direction. It has at least one policy of that, so what no rule allows is denied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NetworkRules {
     /// The NetworkPolicies that select the workload: the first ones by name, at least one.
     pub policies: Vec<ObjectName>,
-    /// Each lets some clients in.
+    /// Ingress: each lets some clients in. Egress: each lets the workload connect to some servers.
     pub rules: Vec<NetworkRule>,
 }
 
-/// Some ports, and who may connect to them.
+/// Some ports, which are those of the server in either direction, and who may be at the other end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NetworkRule {
     /// Which; none: all ports.
     pub ports: Option<PortRanges>,
-    /// Who may connect; none: anybody.
-    pub sources: Option<NetworkSources>,
+    /// Who may be at the other end; none: anybody.
+    pub peers: Option<NetworkPeers>,
 }
 
-/// Who may connect.
+/// Who may be at the other end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct NetworkSources {
-    /// Whoever connects from here.
+pub struct NetworkPeers {
+    /// Whoever has an address in these.
     pub networks: Vec<NetworkMatch>,
     /// Pods, by namespace.
     pods: BTreeMap<Name, NetworkPods>,
@@ -65,12 +65,44 @@ impl NetworkRules {
         if meant().any(|it| it.admits_address(client.address)) {
             return true;
         }
-        let names_pods = |it: &NetworkRule| it.sources.as_ref().is_some_and(|it| it.name_pods());
+        let names_pods = |it: &NetworkRule| it.peers.as_ref().is_some_and(|it| it.name_pods());
         if !meant().any(names_pods) {
             return false;
         }
         let workload = workload_at(client.address).filter(|it| is_proven(it, client));
         workload.is_some_and(|it| meant().any(|rule| rule.admits_pod(&it.id)))
+    }
+
+    /// Whether the workload may connect to an address and port; `server` is the workload that has the address, if one
+    /// has.
+    pub fn let_out(&self, to: SocketAddr, server: Option<&WorkloadId>) -> bool {
+        let mut meant = self.rules.iter().filter(|it| it.is_for(to.port()));
+        meant.any(|it| it.admits_address(to.ip()) || server.is_some_and(|pod| it.admits_pod(pod)))
+    }
+
+    /// Why is denied what no rule allows.
+    pub(super) fn denial(&self) -> DenyReason {
+        match self.policies.first() {
+            Some(name) => DenyReason::NetworkPolicy(name.clone()),
+            None => DenyReason::WorkloadPolicyUnknown,
+        }
+    }
+}
+
+/// Decides whether a workload may connect to an address and port, which is an endpoint's, not that of a Service.
+/// `policy` is the workload's, `server` the workload that has the address, if one has. What is missing denies.
+///
+/// # Errors
+/// NetworkPolicies do not let it out, or nobody knows whether they do.
+pub fn let_out(
+    policy: Option<&WorkloadPolicy>,
+    to: SocketAddr,
+    server: Option<&WorkloadId>,
+) -> Result<(), DenyReason> {
+    let policy = policy.ok_or(DenyReason::WorkloadPolicyUnknown)?;
+    match &policy.network_egress {
+        Some(rules) if !rules.let_out(to, server) => Err(rules.denial()),
+        _ => Ok(()),
     }
 }
 
@@ -86,15 +118,15 @@ impl NetworkRule {
     }
 
     fn admits_address(&self, address: IpAddr) -> bool {
-        self.sources.as_ref().is_none_or(|it| {
+        self.peers.as_ref().is_none_or(|it| {
             let mut networks = it.networks.iter();
             networks.any(|it| it.contains(address))
         })
     }
 
     fn admits_pod(&self, pod: &WorkloadId) -> bool {
-        let sources = self.sources.as_ref();
-        sources.is_some_and(|it| match it.pods.get(&pod.0.namespace) {
+        let peers = self.peers.as_ref();
+        peers.is_some_and(|it| match it.pods.get(&pod.0.namespace) {
             None => false,
             Some(NetworkPods::All) => true,
             Some(NetworkPods::Named(names)) => names.binary_search(&pod.0.name).is_ok(),
@@ -102,8 +134,8 @@ impl NetworkRule {
     }
 }
 
-impl NetworkSources {
-    /// Whoever connects from these networks.
+impl NetworkPeers {
+    /// Whoever has an address in these networks.
     pub fn networks(networks: Vec<NetworkMatch>) -> Self {
         Self {
             networks,
@@ -135,3 +167,7 @@ impl NetworkSources {
         !self.pods.is_empty()
     }
 }
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

@@ -47,6 +47,7 @@ fn policy(default: AccessPolicy) -> WorkloadPolicy {
             server: server_name(),
         }],
         network: None,
+        network_egress: None,
     }
 }
 
@@ -430,32 +431,32 @@ fn workload(id: &str, address: &str, account: Option<&str>) -> Arc<Workload> {
 #[test]
 fn network_policies_are_asked_besides() {
     let name = |it: &str| -> Name { it.parse().expect("valid") };
-    let mut sources = NetworkSources::networks(vec![NetworkMatch {
+    let mut peers = NetworkPeers::networks(vec![NetworkMatch {
         cidr: "10.9.0.0/16".parse().expect("valid"),
         except: vec!["10.9.1.0/24".parse().expect("valid")],
     }]);
     let named = NetworkPods::Named(vec![name("web"), name("plain")]);
-    sources.add(name("shop"), named);
-    sources.add(name("billing"), NetworkPods::All);
+    peers.add(name("shop"), named);
+    peers.add(name("billing"), NetworkPods::All);
     let ports = |it: &[(u16, u16)]| Some(PortRanges::new(it.iter().copied()));
     let rules = NetworkRules {
         policies: vec!["production/only-these".parse().expect("valid")],
         rules: vec![
             NetworkRule {
                 ports: ports(&[(8000, 8080), (9090, 9090)]),
-                sources: Some(sources),
+                peers: Some(peers),
             },
             NetworkRule {
                 ports: ports(&[(7000, 7000)]),
-                sources: None,
+                peers: None,
             },
             NetworkRule {
                 ports: None,
-                sources: Some(NetworkSources::default()),
+                peers: Some(NetworkPeers::default()),
             },
             NetworkRule {
                 ports: ports(&[]),
-                sources: None,
+                peers: None,
             },
         ],
     };
@@ -563,10 +564,10 @@ fn pods_add_up() {
         (vec![named(&["a"]), NetworkPods::All], NetworkPods::All),
         (vec![NetworkPods::All, named(&["a"])], NetworkPods::All),
     ] {
-        let mut sources = NetworkSources::default();
+        let mut peers = NetworkPeers::default();
         for part in parts {
-            sources.add(name("shop"), part);
+            peers.add(name("shop"), part);
         }
-        assert_eq!(sources.pods().get(&name("shop")), Some(&expected));
+        assert_eq!(peers.pods().get(&name("shop")), Some(&expected));
     }
 }

@@ -7,9 +7,9 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
-use http::Method;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use http::{HeaderMap, Method};
 use serde::{Serialize, Serializer};
 
 use super::filters::host_of;
@@ -193,6 +193,21 @@ impl InboundRoutes {
 fn host<'a>(given: &'a [Given], entry: &HostEntry) -> Option<&'a HostMatch> {
     given[entry.entry.route].hostnames.get(entry.host?)
 }
+
+/// Whether a request, or an answer, is of a call of gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let mut kinds = headers.get_all(CONTENT_TYPE).iter();
+    kinds.any(|it| {
+        let (start, rest) = it
+            .as_bytes()
+            .split_at_checked(GRPC.len())
+            .unwrap_or_default();
+        start.eq_ignore_ascii_case(GRPC) && matches!(rest, [] | [b'+' | b';', ..])
+    })
+}
+
+/// Media types are compared without regard to case (RFC 9110, section 8.3.1).
+const GRPC: &[u8] = b"application/grpc";
 
 /// Whether a request that is no call of gRPC looks like one to a server that speaks gRPC-Web or Connect too: by its media
 /// type, by what Connect says in its stead, or because its path is a method of a service in a package.

@@ -54,6 +54,7 @@ pub struct HeaderMatch {
     #[serde(serialize_with = "shown_one")]
     pub name: HeaderName,
     /// What its value must be.
+    #[serde(serialize_with = "without_text")]
     pub value: TextMatch,
 }
 
@@ -63,6 +64,7 @@ pub struct QueryMatch {
     /// The parameter's name, unescaped.
     pub name: String,
     /// What its value must be, unescaped.
+    #[serde(serialize_with = "without_text")]
     pub value: TextMatch,
 }
 
@@ -351,6 +353,14 @@ impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
     }
+}
+
+/// How it is compared, and not with what: that may be a token, which is nobody's to see who sees what is in force.
+fn without_text<S: Serializer>(it: &TextMatch, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match it {
+        TextMatch::Exact(_) => "exact",
+        TextMatch::Regex(_) => "regex",
+    })
 }
 
 pub(super) fn shown<S: Serializer>(

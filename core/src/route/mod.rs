@@ -25,7 +25,7 @@ pub use filters::{
     Share, apply_to_request, apply_to_response, hostname,
 };
 pub(crate) use inbound::{Dots, RequestPath};
-pub use inbound::{InboundMatch, InboundRoute, InboundRoutes};
+pub use inbound::{InboundMatch, InboundRoute, InboundRoutes, is_grpc};
 pub use matches::{
     HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,
     QueryMatch, TextMatch,

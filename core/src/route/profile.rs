@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::Method;
 use serde::{Serialize, Serializer};
 
-use super::{Backend, Pattern, Reliability, StatusRange};
+use super::{Backend, BudgetSettings, Pattern, Reliability, StatusRange};
 use crate::names::Name;
 
 /// A ServiceProfile, as it holds for a port of its Service.
@@ -22,6 +22,8 @@ pub struct Profile {
     pub routes: Vec<ProfileRoute>,
     /// Where requests go in place of the Service's own endpoints; none: to these.
     pub backends: Vec<Backend>,
+    /// How many retries there may be, whether a route asks for them or a client does.
+    pub budget: BudgetSettings,
 }
 
 /// A route of a ServiceProfile.
@@ -169,6 +171,7 @@ mod tests {
             namespace: "shop".parse().expect("valid"),
             routes: vec![route("plain", path("/a")), route("all", path("/.*"))],
             backends: vec![],
+            budget: BudgetSettings::DEFAULT,
         };
         for (path, name) in [("/a", Some("plain")), ("/b", Some("all")), ("*", None)] {
             let found = profile.route(&Method::GET, path);

@@ -80,7 +80,7 @@ pub struct Backoff {
 }
 
 /// What bounds retries, so that a server that fails gets no multiple of its requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct BudgetSettings {
     /// Retries per thousand requests.
     pub ratio_thousandths: u32,

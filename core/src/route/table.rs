@@ -16,8 +16,8 @@ use serde::{Serialize, Serializer};
 use super::filters::host_of;
 use super::matches::{HttpMatch, PathMatch, TextMatch};
 use super::{
-    FlowRule, HostMatch, Profile, Reliability, ResponseClasses, Route, RouteName, RouteRules,
-    RouteType, Rule,
+    BudgetSettings, FlowRule, HostMatch, Profile, Reliability, ResponseClasses, Route, RouteName,
+    RouteRules, RouteType, Rule, Timeouts,
 };
 use crate::names::{Name, ObjectName};
 
@@ -54,6 +54,8 @@ pub struct RouteTableName {
 pub struct Unrouted<'a> {
     /// How long it may take, and when it is sent again.
     pub reliability: Option<&'a Reliability>,
+    /// How many retries there may be, if its client asks for some and nobody else does.
+    pub budget: BudgetSettings,
     /// What counts as a failure.
     pub classes: Option<&'a Arc<ResponseClasses>>,
 }
@@ -196,13 +198,26 @@ impl RouteTable {
     /// With what holds for requests that no rule is for, where that is said.
     pub fn with_unrouted(mut self, unrouted: Option<Reliability>) -> Self {
         self.unrouted = unrouted.filter(Reliability::is_any).map(Box::new);
-        self
+        self.with_headers_heeded()
     }
 
     /// With ServiceProfiles.
     pub fn with_profiles(mut self, profiles: Vec<Profile>) -> Self {
         self.profiles = profiles;
+        self.with_headers_heeded()
+    }
+
+    /// Whether clients may say terms in headers is for the Service to say: a ServiceProfile says other things.
+    fn with_headers_heeded(mut self) -> Self {
+        if self.heeds_headers() {
+            let routes = self.profiles.iter_mut().flat_map(|it| &mut it.routes);
+            routes.for_each(|it| it.reliability.heeds_headers = true);
+        }
         self
+    }
+
+    fn heeds_headers(&self) -> bool {
+        self.unrouted.as_ref().is_some_and(|it| it.heeds_headers)
     }
 
     /// All ServiceProfiles, in the order in which they were given.
@@ -223,12 +238,15 @@ impl RouteTable {
         let Some(profile) = self.profile(client) else {
             return Unrouted {
                 reliability: self.unrouted(),
+                budget: BudgetSettings::DEFAULT,
                 classes: None,
             };
         };
         let route = profile.route(method, path);
+        let said = route.map(|it| &it.reliability).filter(|it| it.is_any());
         Unrouted {
-            reliability: route.map(|it| &it.reliability).filter(|it| it.is_any()),
+            reliability: said.or_else(|| self.heeds_headers().then_some(&HEADERS_ALONE)),
+            budget: profile.budget,
             classes: route.and_then(|it| it.classes.as_ref()),
         }
     }
@@ -357,6 +375,18 @@ impl RouteTable {
         host(&self.routes, entry)
     }
 }
+
+/// What clients say, and nothing beside that.
+static HEADERS_ALONE: Reliability = Reliability {
+    timeouts: Timeouts {
+        request: None,
+        response: None,
+        backend_request: None,
+        idle: None,
+    },
+    retry: None,
+    heeds_headers: true,
+};
 
 impl Scope {
     fn new(

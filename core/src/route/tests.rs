@@ -8,6 +8,7 @@ use super::*;
 
 mod filters;
 mod grpc;
+mod profiles;
 
 pub(super) fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
     let mut request = Request::builder().method(method).uri(uri);

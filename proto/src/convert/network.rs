@@ -34,8 +34,8 @@ impl From<core::NetworkRule> for v1::NetworkRule {
         Self {
             all_ports: rule.ports.is_none(),
             ports: rule.ports.iter().flat_map(port_ranges).collect(),
-            anybody: rule.sources.is_none(),
-            sources: rule.sources.map(Into::into),
+            anybody: rule.peers.is_none(),
+            peers: rule.peers.map(Into::into),
         }
     }
 }
@@ -48,23 +48,23 @@ impl TryFrom<v1::NetworkRule> for core::NetworkRule {
         if message.all_ports && !ports.is_empty() {
             return Err(error("network_rule.ports", "all ports, and some"));
         }
-        if message.anybody && message.sources.is_some() {
-            return Err(error("network_rule.sources", "anybody, and some"));
+        if message.anybody && message.peers.is_some() {
+            return Err(error("network_rule.peers", "anybody, and some"));
         }
-        let sources = message.sources.unwrap_or_default();
+        let peers = message.peers.unwrap_or_default();
         Ok(Self {
             ports: (!message.all_ports).then_some(ports),
-            sources: match message.anybody {
+            peers: match message.anybody {
                 true => None,
-                false => Some(sources.try_into()?),
+                false => Some(peers.try_into()?),
             },
         })
     }
 }
 
-impl From<core::NetworkSources> for v1::NetworkSources {
-    fn from(sources: core::NetworkSources) -> Self {
-        let pods = sources.pods().iter().map(|(namespace, pods)| {
+impl From<core::NetworkPeers> for v1::NetworkPeers {
+    fn from(peers: core::NetworkPeers) -> Self {
+        let pods = peers.pods().iter().map(|(namespace, pods)| {
             let names = match pods {
                 core::NetworkPods::All => &[][..],
                 core::NetworkPods::Named(names) => names,
@@ -77,16 +77,16 @@ impl From<core::NetworkSources> for v1::NetworkSources {
         });
         Self {
             pods: pods.collect(),
-            networks: sources.networks.into_iter().map(Into::into).collect(),
+            networks: peers.networks.into_iter().map(Into::into).collect(),
         }
     }
 }
 
-impl TryFrom<v1::NetworkSources> for core::NetworkSources {
+impl TryFrom<v1::NetworkPeers> for core::NetworkPeers {
     type Error = ConvertError;
 
-    fn try_from(message: v1::NetworkSources) -> Converted<Self> {
-        let mut sources = Self::networks(all(message.networks)?);
+    fn try_from(message: v1::NetworkPeers) -> Converted<Self> {
+        let mut peers = Self::networks(all(message.networks)?);
         for pods in message.pods {
             let namespace = parsed("network_pods.namespace", &pods.namespace)?;
             let names = pods.names.iter();
@@ -97,8 +97,8 @@ impl TryFrom<v1::NetworkSources> for core::NetworkSources {
                 (false, _) => core::NetworkPods::Named(names),
                 (true, false) => return Err(error("network_pods.names", "all pods, and some")),
             };
-            sources.add(namespace, pods);
+            peers.add(namespace, pods);
         }
-        Ok(sources)
+        Ok(peers)
     }
 }

@@ -21,6 +21,7 @@ impl From<core::WorkloadPolicy> for v1::WorkloadPolicy {
             default: v1::AccessPolicy::from(policy.default).into(),
             servers: policy.servers.into_iter().map(binding).collect(),
             network: policy.network.as_deref().cloned().map(Into::into),
+            network_egress: policy.network_egress.as_deref().cloned().map(Into::into),
         }
     }
 }
@@ -33,12 +34,15 @@ impl TryFrom<v1::WorkloadPolicy> for core::WorkloadPolicy {
             default: access_policy("workload_policy.default", message.default())?,
             workload: core::WorkloadId(object_name("workload_policy.workload", message.workload)?),
             servers: all(message.servers)?,
-            network: match message.network {
-                Some(network) => Some(Arc::new(network.try_into()?)),
-                None => None,
-            },
+            network: network_rules(message.network)?,
+            network_egress: network_rules(message.network_egress)?,
         })
     }
+}
+
+fn network_rules(message: Option<v1::NetworkRules>) -> Converted<Option<Arc<core::NetworkRules>>> {
+    let rules = message.map(core::NetworkRules::try_from).transpose()?;
+    Ok(rules.map(Arc::new))
 }
 
 impl TryFrom<v1::ServerBinding> for core::ServerBinding {

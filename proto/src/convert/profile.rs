@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use core::route::{Condition, Pattern, Profile, ProfileRoute, ResponseClasses, StatusRange};
+use core::route::{
+    BudgetSettings, Condition, Pattern, Profile, ProfileRoute, ResponseClasses, StatusRange,
+};
 use weft_core as core;
 
-use super::reliability::status_range;
+use super::reliability::{budget, status_range};
 use super::{ConvertError, Converted, all, error, parsed, required};
 use crate::v1;
 
@@ -18,6 +20,7 @@ impl From<Profile> for v1::Profile {
             namespace: profile.namespace.to_string(),
             routes: profile.routes.into_iter().map(Into::into).collect(),
             backends: profile.backends.into_iter().map(Into::into).collect(),
+            budget: Some(profile.budget.into()),
         }
     }
 }
@@ -30,6 +33,10 @@ impl TryFrom<v1::Profile> for Profile {
             namespace: parsed("profile.namespace", &message.namespace)?,
             routes: all(message.routes)?,
             backends: all(message.backends)?,
+            budget: match message.budget {
+                Some(message) => budget("profile.budget", message)?,
+                None => BudgetSettings::DEFAULT,
+            },
         })
     }
 }

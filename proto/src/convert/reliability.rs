@@ -55,11 +55,7 @@ impl From<Retry> for v1::Retry {
             try_timeout_ms: ms(it.try_timeout),
             backoff_least_ms: ms(Some(it.backoff.least)),
             backoff_most_ms: ms(Some(it.backoff.most)),
-            budget: Some(v1::RetryBudget {
-                ratio_thousandths: it.budget.ratio_thousandths,
-                per_second: it.budget.per_second,
-                ttl_ms: ms(Some(it.budget.ttl)),
-            }),
+            budget: Some(it.budget.into()),
         }
     }
 }
@@ -68,8 +64,6 @@ impl TryFrom<v1::Retry> for Retry {
     type Error = ConvertError;
 
     fn try_from(message: v1::Retry) -> Converted<Self> {
-        let budget = required("retry.budget", message.budget)?;
-        let ttl = time("retry.budget.ttl_ms", budget.ttl_ms)?;
         let limit = u16::try_from(message.limit);
         let http = message.http.into_iter();
         let http = http.map(|it| status_range("retry.http", it));
@@ -84,13 +78,30 @@ impl TryFrom<v1::Retry> for Retry {
                 least: needed("retry.backoff_least_ms", message.backoff_least_ms)?,
                 most: needed("retry.backoff_most_ms", message.backoff_most_ms)?,
             },
-            budget: BudgetSettings {
-                ratio_thousandths: budget.ratio_thousandths,
-                per_second: budget.per_second,
-                ttl: ttl.ok_or_else(|| error("retry.budget.ttl_ms", "missing"))?,
-            },
+            budget: budget("retry.budget", required("retry.budget", message.budget)?)?,
         })
     }
+}
+
+impl From<BudgetSettings> for v1::RetryBudget {
+    fn from(it: BudgetSettings) -> Self {
+        Self {
+            ratio_thousandths: it.ratio_thousandths,
+            per_second: it.per_second,
+            ttl_ms: ms(Some(it.ttl)),
+        }
+    }
+}
+
+/// The budget in a field.
+pub(super) fn budget(field: &str, message: v1::RetryBudget) -> Converted<BudgetSettings> {
+    let field = format!("{field}.ttl_ms");
+    let ttl = time(&field, message.ttl_ms)?;
+    Ok(BudgetSettings {
+        ratio_thousandths: message.ratio_thousandths,
+        per_second: message.per_second,
+        ttl: ttl.ok_or_else(|| error(&field, "missing"))?,
+    })
 }
 
 impl From<StatusRange> for v1::StatusRange {

@@ -12,21 +12,21 @@ use super::*;
 
 fn network_rules() -> NetworkRules {
     let name = |it: &str| -> Name { it.parse().expect("valid") };
-    let mut sources = NetworkSources::networks(vec![NetworkMatch {
+    let mut peers = NetworkPeers::networks(vec![NetworkMatch {
         cidr: "10.0.0.0/8".parse().expect("valid"),
         except: vec!["10.1.0.0/16".parse().expect("valid")],
     }]);
     let named = NetworkPods::Named(vec![name("b"), name("a"), name("b")]);
-    sources.add(name("shop"), named);
-    sources.add(name("billing"), NetworkPods::All);
-    sources.add(name("nowhere"), NetworkPods::Named(vec![]));
-    let rule = |ports, sources| NetworkRule { ports, sources };
+    peers.add(name("shop"), named);
+    peers.add(name("billing"), NetworkPods::All);
+    peers.add(name("nowhere"), NetworkPods::Named(vec![]));
+    let rule = |ports, peers| NetworkRule { ports, peers };
     NetworkRules {
         policies: vec!["shop/only-these".parse().expect("valid")],
         rules: vec![
-            rule(Some(PortRanges::new([(80, 90), (443, 443)])), Some(sources)),
+            rule(Some(PortRanges::new([(80, 90), (443, 443)])), Some(peers)),
             rule(None, None),
-            rule(Some(PortRanges::default()), Some(NetworkSources::default())),
+            rule(Some(PortRanges::default()), Some(NetworkPeers::default())),
         ],
     }
 }
@@ -35,7 +35,7 @@ fn network_rules() -> NetworkRules {
 fn network_rules_that_say_nothing_let_nobody_in() {
     let rule = NetworkRule::try_from(v1::NetworkRule::default()).expect("accepted");
     assert_eq!(rule.ports, Some(PortRanges::default()));
-    assert_eq!(rule.sources, Some(NetworkSources::default()));
+    assert_eq!(rule.peers, Some(NetworkPeers::default()));
     let range = v1::PortRange { first: 1, last: 2 };
     let pods = |all, names: &[&str]| v1::NetworkPods {
         namespace: "shop".to_owned(),
@@ -43,7 +43,7 @@ fn network_rules_that_say_nothing_let_nobody_in() {
         names: names.iter().map(|it| (*it).to_owned()).collect(),
     };
     let of = |pods| v1::NetworkRule {
-        sources: Some(v1::NetworkSources {
+        peers: Some(v1::NetworkPeers {
             pods: vec![pods],
             ..Default::default()
         }),
@@ -68,10 +68,10 @@ fn network_rules_that_say_nothing_let_nobody_in() {
         (
             v1::NetworkRule {
                 anybody: true,
-                sources: Some(v1::NetworkSources::default()),
+                peers: Some(v1::NetworkPeers::default()),
                 ..Default::default()
             },
-            "network_rule.sources",
+            "network_rule.peers",
         ),
         (of(pods(true, &["a"])), "network_pods.names"),
         (of(pods(false, &["A"])), "network_pods.names"),
@@ -132,14 +132,22 @@ fn samples() -> Vec<Resource> {
             Some(PortRanges::new([(80, 81)])),
         ),
         workload(meshed(Tunnel::Hbone), None, Some(PortRanges::default())),
+        Resource::MeshNamespace("shop".parse().expect("valid")),
         Resource::NodePod(NodePod {
             id: "shop/web-0".parse().expect("valid"),
             uid: "1234".to_owned(),
             netns: Some("/run/netns/x".into()),
+            runtime: Box::new(PodRuntime {
+                static_uid: Some("5678".to_owned()),
+                containers: vec!["ab".repeat(32).parse().expect("valid")],
+                class: Some("kata".to_owned()),
+                own_users: true,
+            }),
             probe_ports: vec![8080],
             opaque_ports: PortRanges::opaque_by_default(),
             opaque_outbound_ports: PortRanges::new([(1, 2), (65535, 65535)]),
             zone: Some("east-1A".to_owned()),
+            by_tunnels_only: true,
         }),
         Resource::Service(Service {
             name: "shop/web".parse().expect("valid"),
@@ -180,6 +188,7 @@ fn samples() -> Vec<Resource> {
                 server: server_name.clone(),
             }],
             network: Some(network_rules().into()),
+            network_egress: Some(network_rules().into()),
         }),
     ];
     let server = Server {
@@ -356,6 +365,10 @@ fn profile() -> Profile {
             })),
         }],
         backends: vec![],
+        budget: BudgetSettings {
+            ratio_thousandths: 7,
+            ..BudgetSettings::DEFAULT
+        },
     }
 }
 

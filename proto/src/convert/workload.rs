@@ -88,6 +88,7 @@ impl TryFrom<v1::Meshed> for core::Mesh {
 impl From<core::NodePod> for v1::NodePod {
     fn from(pod: core::NodePod) -> Self {
         let netns = pod.netns.map(|path| path.to_string_lossy().into_owned());
+        let containers = pod.runtime.containers.iter();
         Self {
             name: Some(pod.id.0.into()),
             uid: pod.uid,
@@ -96,6 +97,11 @@ impl From<core::NodePod> for v1::NodePod {
             opaque_ports: port_ranges(&pod.opaque_ports),
             opaque_outbound_ports: port_ranges(&pod.opaque_outbound_ports),
             zone: pod.zone.unwrap_or_default(),
+            by_tunnels_only: pod.by_tunnels_only,
+            static_uid: pod.runtime.static_uid.unwrap_or_default(),
+            containers: containers.map(ToString::to_string).collect(),
+            runtime_class: pod.runtime.class.unwrap_or_default(),
+            own_users: pod.runtime.own_users,
         }
     }
 }
@@ -106,6 +112,7 @@ impl TryFrom<v1::NodePod> for core::NodePod {
     fn try_from(message: v1::NodePod) -> Converted<Self> {
         let probe_ports = message.probe_ports.into_iter();
         let outbound = message.opaque_outbound_ports;
+        let containers = message.containers.iter();
         Ok(Self {
             id: core::WorkloadId(object_name("node_pod.name", message.name)?),
             uid: non_empty(message.uid).ok_or_else(|| error("node_pod.uid", "missing"))?,
@@ -116,6 +123,15 @@ impl TryFrom<v1::NodePod> for core::NodePod {
             opaque_ports: ports_of("node_pod.opaque_ports", message.opaque_ports)?,
             opaque_outbound_ports: ports_of("node_pod.opaque_outbound_ports", outbound)?,
             zone: non_empty(message.zone),
+            by_tunnels_only: message.by_tunnels_only,
+            runtime: Box::new(core::PodRuntime {
+                static_uid: non_empty(message.static_uid),
+                containers: containers
+                    .map(|it| parsed("node_pod.containers", it))
+                    .collect::<Converted<_>>()?,
+                class: non_empty(message.runtime_class),
+                own_users: message.own_users,
+            }),
         })
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::Kind;
 use crate::store::Page;
-use crate::{Shared, faults, tokens, watching, writing};
+use crate::{Shared, faults, rights, tokens, watching, writing};
 
 /// An answer's body: whole, or as it comes.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -50,7 +50,10 @@ pub(crate) async fn answer(
     if reads {
         faults::held(&shared, path, &parameters(query)).await;
     }
-    let answered = match authenticated(&shared, request.headers()) {
+    let method = request.method();
+    let allowed = authenticated(&shared, request.headers())
+        .and_then(|()| rights::check(&shared, method, path, &parameters(query)));
+    let answered = match allowed {
         Ok(()) if reads => get(&shared, path, &parameters(query)),
         Ok(()) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
         Ok(()) => match tokens::asked_at(path) {
@@ -157,11 +160,9 @@ fn resources(shared: &Shared, group: &str, version: &str) -> Result<Response<Bod
         .any(|it| it == group)
     {
         let message = "the server is currently unable to handle the request".to_owned();
-        return Err((
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ServiceUnavailable",
-            message,
-        ));
+        let code = StatusCode::from_u16(shared.behaviour().undiscoverable_as);
+        let code = code.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        return Err((code, "ServiceUnavailable", message));
     }
     let is_unknown = {
         let behaviour = shared.behaviour();
@@ -349,7 +350,7 @@ pub(crate) fn not_found() -> Failure {
 }
 
 /// Decodes what clients write into queries here: letters, digits and few signs.
-fn parameters(query: &str) -> Query {
+pub(crate) fn parameters(query: &str) -> Query {
     let pairs = query.split('&').filter(|it| !it.is_empty());
     let pair = |it: &str| {
         let (name, value) = it.split_once('=').unwrap_or((it, ""));

@@ -66,6 +66,12 @@ impl Kind {
             Self::built_in("coordination.k8s.io", "v1", "Lease", true),
             Self::built_in("events.k8s.io", "v1", "Event", true),
             Self::built_in("networking.k8s.io", "v1", "ServiceCIDR", false),
+            Self::built_in(
+                "admissionregistration.k8s.io",
+                "v1",
+                "ValidatingWebhookConfiguration",
+                false,
+            ),
         ]
     }
 
@@ -104,6 +110,31 @@ impl Kind {
             Self::custom(GATEWAY, &["v1alpha2"], "TCPRoute").with_status(),
             Self::custom(GATEWAY, &["v1beta1"], "ReferenceGrant"),
         ]);
+        kinds
+    }
+
+    /// The kinds of policies that Cilium and Calico add.
+    pub fn all_of_cnis() -> Vec<Self> {
+        let global = |kind: Self| Self {
+            namespaced: false,
+            ..kind
+        };
+        let mut kinds = vec![
+            Self::custom("cilium.io", &["v2"], "CiliumNetworkPolicy"),
+            global(Self::custom(
+                "cilium.io",
+                &["v2"],
+                "CiliumClusterwideNetworkPolicy",
+            )),
+        ];
+        for (group, version) in [("projectcalico.org", "v3"), ("crd.projectcalico.org", "v1")] {
+            kinds.push(Self::custom(group, &[version], "NetworkPolicy"));
+            kinds.push(global(Self::custom(
+                group,
+                &[version],
+                "GlobalNetworkPolicy",
+            )));
+        }
         kinds
     }
 

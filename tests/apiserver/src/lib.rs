@@ -13,8 +13,9 @@
 //! | `watch=true` | changes after `resourceVersion`, whole objects, one per line; without one, first all that is there; `BOOKMARK`s, and one before `timeoutSeconds` end it; `ERROR` with code 410 for a version of before a compaction | bookmarks as often as a test wants; no `sendInitialEvents` |
 //! | several versions of a kind | one object, shown in the version that is asked for | nothing is converted but `apiVersion` |
 //! | without the token | 401 with a `Status` | no other way to say who one is |
-//! | kinds a test forbids | 403 with the real one's message | no roles, no bindings |
-//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only; of built-in kinds, all else tests and folders write |
+//! | kinds a test forbids | 403 with the real one's message | |
+//! | what roles do not allow, where there are some | the same; lists and watches of one name count as of that name | roles of one account, as manifests give them; no groups, no wildcards |
+//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only, and strategic ones of `webhooks`; of built-in kinds, all else tests and folders write |
 //! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
 //! | POST of a TokenReview | whether a token of [`tokens`] is signed, not expired, for one of the audiences, and its pod is there | nobody else's tokens |
 //! | POST of a TokenRequest | a token for the audiences and the time that are asked for, bound to a pod that is there, of the service account, with that uid; and to its node | tokens of pods only; may last less than ten minutes |
@@ -24,7 +25,7 @@
 //! the rest: admission, defaults, roles, priority and fairness, caches of several API servers that are not
 //! equally fresh, and load.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ mod answer;
 mod faults;
 pub mod folder;
 mod kinds;
+mod rights;
 pub mod slices;
 mod store;
 mod tls;
@@ -51,6 +53,7 @@ mod writing;
 
 pub use faults::{Asked, Fault};
 pub use kinds::Kind;
+pub use rights::{Access, Right, Rights};
 pub use store::Store;
 pub use tls::Tls;
 
@@ -70,6 +73,8 @@ pub struct Options {
     pub token: Option<String>,
     /// Serve over TLS.
     pub tls: Option<Tls>,
+    /// What may be done; none: everything.
+    pub rights: Option<Rights>,
 }
 
 /// What a server does beside what it should, and other things that tests choose.
@@ -91,6 +96,8 @@ pub struct Behaviour {
     pub swallowed: HashMap<String, usize>,
     /// API groups whose discovery fails with 503.
     pub undiscoverable: Vec<String>,
+    /// With which status that is not said.
+    pub undiscoverable_as: u16,
     /// API groups whose versions are named, and then not known, with 404.
     pub named_only: HashSet<String>,
     /// API groups that nothing is said of, and whose objects are served.
@@ -126,6 +133,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     behaviour: Mutex<Behaviour>,
     requests: Mutex<Vec<(Instant, String)>>,
+    accesses: Mutex<BTreeSet<Access>>,
     /// Ends all connections when it is cancelled, and is replaced then.
     connections: Mutex<CancellationToken>,
 }
@@ -141,6 +149,7 @@ impl Default for Behaviour {
             held_pages: HashSet::new(),
             swallowed: HashMap::new(),
             undiscoverable: vec![],
+            undiscoverable_as: 503,
             named_only: HashSet::new(),
             hidden: HashSet::new(),
             longest_page: usize::MAX,
@@ -173,6 +182,7 @@ impl Server {
                 options,
                 behaviour: Mutex::default(),
                 requests: Mutex::default(),
+                accesses: Mutex::default(),
                 connections: Mutex::default(),
             }),
         };
@@ -235,6 +245,11 @@ impl Server {
         locked(&self.shared.requests).clone()
     }
 
+    /// What was asked for so far, whether or not it may be done.
+    pub fn accesses(&self) -> BTreeSet<Access> {
+        locked(&self.shared.accesses).clone()
+    }
+
     /// Ends it: nobody listens any more, and all connections break.
     pub async fn stop(self) {
         self.stop.cancel();
@@ -254,6 +269,10 @@ impl Drop for Server {
 impl Shared {
     pub(crate) fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
         locked(&self.behaviour)
+    }
+
+    pub(crate) fn asks(&self, access: Access) {
+        locked(&self.accesses).insert(access);
     }
 
     pub(crate) fn note(&self, request: String) {

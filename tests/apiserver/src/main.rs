@@ -48,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
             &arguments.kubeconfig.with_extension("pem"),
             &names,
         )?),
+        ..Options::default()
     };
     let server = Server::start(store.clone(), arguments.listen, options).await?;
     let _plain = match arguments.plain {

@@ -184,6 +184,19 @@ impl Store {
         locked(&self.state).objects.values().cloned().collect()
     }
 
+    /// An object, by the name of its kind, its namespace if it has one, and its name.
+    pub fn object(&self, kind: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let state = locked(&self.state);
+        let kinds = state.kinds.iter().filter(|it| it.kind == kind);
+        let mut found = kinds.filter_map(|it| {
+            let namespace = if it.namespaced { namespace } else { "" };
+            let [group, kind, namespace, name] =
+                [it.group.as_str(), kind, namespace, name].map(str::to_owned);
+            state.objects.get(&(group, kind, namespace, name))
+        });
+        found.next().cloned()
+    }
+
     /// Forgets what happened until now, as etcd does every few minutes.
     pub fn compact(&self) {
         let mut state = locked(&self.state);
@@ -215,8 +228,8 @@ impl Store {
             // It may be asked for again.
             Some(token) => state.rests.get(token).cloned().ok_or(Expired)?,
             None => {
-                let objects = state.objects.iter();
-                let of_kind = objects.filter(|(id, _)| is_of(id, kind, namespace));
+                let in_any = |(id, _): &(&Id, _)| namespace.is_none_or(|it| id.2 == it);
+                let of_kind = state.of_kind(&kind.group, &kind.kind).filter(in_any);
                 let items = of_kind.map(|(_, it)| it.clone()).collect();
                 (state.revision, items)
             }
@@ -247,7 +260,9 @@ impl Store {
         if revision < state.compacted {
             return Err(Expired);
         }
-        let after = state.history.iter().filter(|it| it.revision > revision);
+        // Every watch asks after every change, however much there was before.
+        let begin = state.history.partition_point(|it| it.revision <= revision);
+        let after = state.history.iter().skip(begin);
         let of_kind = after.filter(|it| is_of(&it.id, kind, namespace));
         Ok((state.revision, of_kind.cloned().collect()))
     }
@@ -278,6 +293,17 @@ impl State {
             namespace.to_owned(),
             text("/metadata/name").context("no name")?.to_owned(),
         ))
+    }
+
+    fn of_kind(&self, group: &str, kind: &str) -> impl Iterator<Item = (&Id, &Arc<Value>)> {
+        let first = (
+            group.to_owned(),
+            kind.to_owned(),
+            String::new(),
+            String::new(),
+        );
+        let from = self.objects.range(first..);
+        from.take_while(move |((of_group, of_kind, ..), _)| of_group == group && of_kind == kind)
     }
 
     fn has_status(&self, (group, name, ..): &Id) -> bool {

@@ -129,13 +129,7 @@ fn requested(
     let of = &spec["boundObjectRef"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (name, uid) = (text(&of["name"]), text(&of["uid"]));
-    let objects = shared.store.objects();
-    let pod = objects.iter().find(|it| {
-        let metadata = &it["metadata"];
-        it["kind"] == "Pod"
-            && metadata["namespace"] == namespace
-            && metadata["name"] == name.as_str()
-    });
+    let pod = shared.store.object("Pod", namespace, &name);
     let Some(pod) = pod.filter(|_| of["kind"] == "Pod") else {
         let message = format!("pods {name:?} not found");
         return Err((StatusCode::NOT_FOUND, "NotFound", message));
@@ -205,14 +199,8 @@ fn reviewed(shared: &Shared, spec: &Value) -> Result<Value, String> {
     }
     let mut extra = json!({});
     if let Some((name, uid)) = &token.pod {
-        let there = shared.store.objects().iter().any(|it| {
-            let metadata = &it["metadata"];
-            it["kind"] == "Pod"
-                && metadata["namespace"] == token.namespace.as_str()
-                && metadata["name"] == name.as_str()
-                && metadata["uid"] == uid.as_str()
-        });
-        if !there {
+        let pod = shared.store.object("Pod", &token.namespace, name);
+        if !pod.is_some_and(|it| it["metadata"]["uid"] == uid.as_str()) {
             return Err("invalid bearer token, pod has been deleted".to_owned());
         }
         extra[POD_NAME] = json!([name]);

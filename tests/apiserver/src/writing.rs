@@ -31,6 +31,7 @@ pub(crate) async fn write(
     let kind = request.headers().get(CONTENT_TYPE);
     let kind = kind.and_then(|it| it.to_str().ok()).unwrap_or_default();
     let is_merge = kind.starts_with("application/merge-patch+json");
+    let is_strategic = kind.starts_with("application/strategic-merge-patch+json");
     let bytes = request.into_body().collect().await;
     let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
     let said: Value = serde_json::from_slice(&bytes).map_err(|error| {
@@ -76,6 +77,11 @@ pub(crate) async fn write(
         (&Method::PATCH, Some(name), Some("status")) if kind.status && is_merge => store
             .change(kind, &namespace, name, |before| {
                 Ok(with_status(before, &said))
+            })
+            .map(|it| (StatusCode::OK, it)),
+        (&Method::PATCH, Some(name), None) if written_whole && is_strategic => store
+            .change(kind, &namespace, name, |before| {
+                strategically_merged(before, &said)
             })
             .map(|it| (StatusCode::OK, it)),
         (&Method::PATCH, Some(_), Some("status")) if kind.status => {
@@ -167,6 +173,24 @@ fn merged(target: &Value, patch: &Value) -> Value {
         }
     }
     Value::Object(result)
+}
+
+/// A strategic merge patch of webhooks: as the other one, but that these are told apart by their names. Of anything that is
+/// not for either to do, lists least of all, it knows nothing.
+fn strategically_merged(target: &Value, patch: &Value) -> Result<Value, Refused> {
+    let mut rest = patch.clone();
+    let patches = rest.as_object_mut().and_then(|it| it.remove("webhooks"));
+    let mut result = merged(target, &rest);
+    for patch in patches.iter().flat_map(|it| it.as_array()).flatten() {
+        let webhooks = result["webhooks"].as_array_mut().into_iter().flatten();
+        let mut named = webhooks.filter(|it| it["name"] == patch["name"]);
+        let Some(webhook) = named.next() else {
+            let reason = "webhooks: none of this name, and a new one would lack what it needs";
+            return Err(Refused::Invalid(reason.to_owned()));
+        };
+        *webhook = merged(webhook, patch);
+    }
+    Ok(result)
 }
 
 /// What the API server does not let pass of Events.

@@ -17,9 +17,13 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::wait::{DEADLINE, wait_for};
 
+mod deployed;
+
 /// What a node remembers of its agent.
 #[derive(Debug, Default)]
 pub(super) struct AgentState {
+    /// That agents are containers of the manifests, and how.
+    deployed: Option<deployed::OnNode>,
     process: Option<Process>,
     /// Agents that were told to end when another took over.
     leaving: Vec<Process>,
@@ -63,8 +67,10 @@ impl Node {
             None => projected.join(kubelet::TOKEN),
         };
         option("--join-token-file", &text(&token));
-        option("--cgroup", &text(pods.path()));
-        option("--kubelet-cgroup", &text(self.kubelet_cgroup().path()));
+        if !options.find_cgroups {
+            option("--cgroup", &text(pods.path()));
+            option("--kubelet-cgroup", &text(self.kubelet_cgroup().path()));
+        }
         option("--admin", &ADMIN.to_string());
         option("--admin-socket", &text(&self.admin_socket()));
         args.extend_from_slice(further_args);
@@ -218,6 +224,9 @@ impl Node {
 
     fn spawn_process(&self) -> Result<Process> {
         let mut state = lock(&self.agent);
+        if state.deployed.is_some() {
+            return self.spawn_container(&mut state);
+        }
         write_private(&self.dir().join("join-token"), self.join_token())?;
         let name = match state.alternate_layouts && state.next_layout {
             true => "weft-agent-next-layout",
@@ -272,7 +281,7 @@ impl Node {
 
     /// What `/ready` answers.
     pub fn ready(&self) -> Result<(u16, String)> {
-        let reply = http::get(self.netns(), ADMIN, "/ready")?;
+        let reply = http::get(self.netns(), self.admin_address(), "/ready")?;
         Ok((reply.status, reply.body))
     }
 
@@ -355,7 +364,7 @@ impl Node {
 
     /// Scrapes the agent's metrics, as a collector on the node would.
     pub fn metrics(&self) -> Result<Metrics> {
-        Metrics::parse(&http::get(self.netns(), ADMIN, "/metrics")?.ok()?)
+        Metrics::parse(&http::get(self.netns(), self.admin_address(), "/metrics")?.ok()?)
     }
 
     /// What the agent knows: `GET /config_dump` on its Unix socket.
@@ -373,12 +382,18 @@ impl Node {
 
     /// The agent's Unix socket.
     pub fn admin_socket(&self) -> PathBuf {
-        self.dir().join("admin.sock")
+        match lock(&self.agent).deployed {
+            Some(_) => self.run_dir().join("agent.sock"),
+            None => self.dir().join("admin.sock"),
+        }
     }
 
     /// The address of the agent's metrics port, in the node's namespace.
     pub fn admin_address(&self) -> SocketAddr {
-        ADMIN
+        match lock(&self.agent).deployed {
+            Some(_) => deployed::ADMIN,
+            None => ADMIN,
+        }
     }
 
     /// All the agent logged, over all its starts.
@@ -393,17 +408,17 @@ impl Node {
     pub fn wait_enrolled(&self, namespace: &str, pod: &str) -> Result<()> {
         let what = format!("{} to enroll {namespace}/{pod}", self.name());
         wait_for(&what, DEADLINE, || {
-            let dump = self.config_dump()?;
-            let entry = find_named(
-                dump.get("pods").context("no pods in the dump")?,
-                namespace,
-                pod,
-            );
-            let state = entry
-                .and_then(|entry| entry.get("state"))
-                .and_then(Value::as_str);
-            Ok((state == Some("enrolled")).then_some(()))
+            Ok(self.is_enrolled(namespace, pod)?.then_some(()))
         })
+    }
+
+    /// Whether the agent handles the traffic of this pod of its node.
+    pub fn is_enrolled(&self, namespace: &str, pod: &str) -> Result<bool> {
+        let dump = self.config_dump()?;
+        let pods = dump.get("pods").context("no pods in the dump")?;
+        let entry = find_named(pods, namespace, pod);
+        let state = entry.and_then(|it| it.get("state"));
+        Ok(state.and_then(Value::as_str) == Some("enrolled"))
     }
 
     /// Waits until the agent knows this workload, anywhere in the cluster.

@@ -18,6 +18,7 @@ use crate::netns::Netns;
 use crate::run::Run;
 use crate::wait::wait_for;
 
+mod deployed;
 mod replica;
 
 pub use replica::Replica;
@@ -33,7 +34,10 @@ pub struct Controller {
     cgroup: Cgroup,
     logs: PathBuf,
     ca_dir: PathBuf,
+    admin_socket: PathBuf,
     args: Vec<String>,
+    /// What it is a container of, if it is one.
+    deployed: Option<deployed::InPod>,
 }
 
 impl Controller {
@@ -74,6 +78,8 @@ impl Controller {
         }
         option("--listen", &grpc_address().to_string());
         option("--admin", &ADMIN.to_string());
+        let admin_socket = run.dir().join("controller.sock");
+        option("--admin-socket", &text(&admin_socket));
         option("--trust-domain", TRUST_DOMAIN);
         POD_RANGES
             .iter()
@@ -81,10 +87,6 @@ impl Controller {
         SERVICE_RANGES
             .iter()
             .for_each(|range| option("--service-range", range));
-        if kubernetes {
-            // Tests say by it where the pods are, as no kubelet does.
-            args.push("--believe-netns-annotations".to_owned());
-        }
         args.extend_from_slice(further_args);
         let logs = run.dir().join("logs");
         Ok(Controller {
@@ -95,8 +97,15 @@ impl Controller {
             cgroup,
             logs,
             ca_dir,
+            admin_socket,
             args,
+            deployed: None,
         })
+    }
+
+    /// The controller's Unix socket.
+    pub fn admin_socket(&self) -> &Path {
+        &self.admin_socket
     }
 
     /// Starts the binary and waits until agents can connect.
@@ -110,6 +119,9 @@ impl Controller {
 
     /// Starts the binary.
     pub fn spawn(&self) -> Result<()> {
+        if self.deployed.is_some() {
+            return self.spawn_container();
+        }
         let program = super::binary("weft-controller")?;
         let process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
             .args(&self.args)

@@ -71,21 +71,32 @@ impl AgentPod {
 
     /// A token of it, as the API server gives it to kubelets.
     pub fn token(&self, controller: &Controller, wanted: &Projected) -> Result<String> {
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token");
-        let asked = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
-            "audiences": [wanted.audience], "expirationSeconds": wanted.seconds,
-            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": self.name, "uid": self.uid}}});
-        // Until the API server knows the pod.
-        wait_for(&format!("a token of {}", self.name), START_DEADLINE, || {
-            let reply = http::post(controller.netns(), PLAIN, &path, &asked.to_string())?;
-            if reply.status != 201 {
-                bail!("status {}: {}", reply.status, reply.body);
-            }
-            let answer: Value = serde_json::from_str(&reply.body)?;
-            let token = answer["status"]["token"].as_str();
-            Ok(Some(token.context("no token")?.to_owned()))
-        })
+        token_of(controller, &self.manifest(), wanted)
     }
+}
+
+/// A token of a pod's service account that is bound to the pod, as the API server gives it to kubelets.
+pub(crate) fn token_of(controller: &Controller, pod: &Value, wanted: &Projected) -> Result<String> {
+    let (metadata, account) = (&pod["metadata"], &pod["spec"]["serviceAccountName"]);
+    let text = |value: &'_ Value| value.as_str().map(str::to_owned);
+    let (namespace, name) = (text(&metadata["namespace"]), text(&metadata["name"]));
+    let namespace = namespace.context("the pod has no namespace")?;
+    let name = name.context("the pod has no name")?;
+    let account = text(account).context("the pod has no service account")?;
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+    let asked = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
+        "audiences": [wanted.audience], "expirationSeconds": wanted.seconds,
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": metadata["uid"]}}});
+    // Until the API server knows the pod.
+    wait_for(&format!("a token of {name}"), START_DEADLINE, || {
+        let reply = http::post(controller.netns(), PLAIN, &path, &asked.to_string())?;
+        if reply.status != 201 {
+            bail!("status {}: {}", reply.status, reply.body);
+        }
+        let answer: Value = serde_json::from_str(&reply.body)?;
+        let token = answer["status"]["token"].as_str();
+        Ok(Some(token.context("no token")?.to_owned()))
+    })
 }
 
 /// The roots that the controller keeps for agents; waited for, as pods wait for what they mount.
@@ -99,7 +110,7 @@ pub(super) fn roots(controller: &Controller) -> Result<String> {
 }
 
 /// Exchanges what is in a projected volume.
-pub(super) fn project(volume: &Path, files: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn project(volume: &Path, files: &[(&str, &str)]) -> Result<()> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let version = format!("..{}", COUNT.fetch_add(1, Ordering::Relaxed));
     let folder = volume.join(&version);

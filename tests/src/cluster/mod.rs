@@ -16,18 +16,22 @@ mod node;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 pub use controller::{Controller, Replica, TRUST_DOMAIN};
 pub use kubelet::{AgentPod, Projected};
+pub(crate) use kubelet::{project, token_of};
 pub use node::Node;
 
 use crate::cgroup::{self, Cgroup};
 use crate::command::{Process, tail};
+use crate::deployed::Deployed;
+use crate::dns::NameServer;
 use crate::manifests::{self, Manifests, ServiceSpec};
 use crate::netns::Netns;
 use crate::pod::{Pod, PodSpec};
@@ -51,9 +55,17 @@ pub struct ClusterOptions {
     /// Whether every agent has a cgroup of its own beside that of the pods, as a service of the host
     /// has, rather than one for all agents inside of the one that is intercepted.
     pub separate_cgroups: bool,
+    /// Whether the CPUs are shared out between pods, and agents, as kubelets have it: else between all threads.
+    pub cpu_shares: bool,
     /// Whether the controller reads the manifests from an API server, rather than from their directory; then it has its
     /// issuer there, too, and knows agents by tokens of their pods.
     pub kubernetes: bool,
+    /// Whether controller and agents are the containers that the manifests say: with `kubernetes` only, and without
+    /// further arguments.
+    pub deployed: bool,
+    /// Whether agents find the control groups of pods and kubelet by themselves, and there is a process called so. Those
+    /// of pods are deeper in the hierarchy than on a node, so that they take its root.
+    pub find_cgroups: bool,
 }
 
 impl Default for ClusterOptions {
@@ -66,7 +78,10 @@ impl Default for ClusterOptions {
             node_args: vec![],
             alternate_layouts: false,
             separate_cgroups: false,
+            cpu_shares: false,
             kubernetes: false,
+            deployed: false,
+            find_cgroups: false,
         }
     }
 }
@@ -80,7 +95,12 @@ pub struct Cluster {
     controller: Option<Controller>,
     manifests: Manifests,
     services: AtomicU16,
+    /// Of a cluster whose mesh is deployed.
+    names: Vec<NameServer>,
+    ready_after: Duration,
     lan: Netns,
+    /// Nobody says where pods are.
+    finds_pods: bool,
     run: Run,
 }
 
@@ -108,10 +128,17 @@ impl Cluster {
             controller: None,
             manifests,
             services: AtomicU16::new(0),
+            names: Vec::new(),
+            ready_after: Duration::ZERO,
             lan,
+            finds_pods: options.kubernetes,
             run,
         };
-        let root = Cgroup::create(cgroup::run_root(cluster.run.name())?)?;
+        let root = cgroup::run_root(cluster.run.name())?;
+        let root = match options.cpu_shares {
+            true => Cgroup::create_with_shares(root)?,
+            false => Cgroup::create(root)?,
+        };
         for index in 0..options.nodes {
             let node = Node::build(&cluster.run, &cluster.lan, &root, index, options.nodes)?;
             cluster.manifests.apply_object(&node.manifest())?;
@@ -146,6 +173,11 @@ impl Cluster {
         &self.nodes
     }
 
+    /// How long it took from the API server's and the controller's start until all agents were ready.
+    pub fn ready_after(&self) -> Duration {
+        self.ready_after
+    }
+
     /// The controller of a cluster with a mesh.
     pub fn controller(&self) -> Result<&Controller> {
         self.controller.as_ref().context("this cluster has no mesh")
@@ -167,6 +199,10 @@ impl Cluster {
     /// Makes a pod without telling anybody; [`Cluster::announce`] follows.
     pub fn build_pod(&self, spec: PodSpec) -> Result<Pod> {
         let node = self.nodes.get(spec.node_index()).context("no such node")?;
+        let spec = match self.finds_pods {
+            true => spec.laid_out(),
+            false => spec,
+        };
         Pod::build(spec, node, self.run.name())
     }
 
@@ -194,6 +230,12 @@ impl Cluster {
             node.wait_known(pod.namespace(), pod.name())?;
         }
         Ok(())
+    }
+
+    /// Gives a pod that is found by its processes another sandbox.
+    pub fn restart_sandbox(&self, pod: &mut Pod) -> Result<()> {
+        let node = self.nodes.get(pod.node_index()).context("no such node")?;
+        pod.restart_sandbox(node, self.run.name())
     }
 
     /// Takes the pod's manifest away and then the pod, as a kubelet's end of it looks.
@@ -289,6 +331,22 @@ impl Cluster {
             let namespace = manifests::namespace(kubelet::NAMESPACE, &json!({}));
             self.manifests.apply_object(&namespace)?;
         }
+        let mut controller = controller;
+        let deployed = match options.deployed {
+            true => Some(Arc::new(Deployed::read(self.run.dir())?)),
+            false => None,
+        };
+        let begun = Instant::now();
+        if let Some(deployed) = &deployed {
+            controller.deploy(Arc::clone(deployed), self.run.dir());
+            let name = "weft-controller.weft-system.svc.cluster.local";
+            for node in &self.nodes {
+                let addresses = vec![lan_v4(CONTROLLER_HOST)];
+                let server = NameServer::start(node.netns(), name, addresses)?;
+                self.names.push(server);
+                node.deploy(Arc::clone(deployed));
+            }
+        }
         let started = controller.start();
         self.controller = Some(controller);
         started.map_err(|error| error.context(self.logs(40)))?;
@@ -302,6 +360,9 @@ impl Cluster {
             let own = options.node_args.iter();
             let own = own.filter(|(index, _)| *index == node.index());
             args.extend(own.flat_map(|(_, args)| args.clone()));
+            if options.find_cgroups {
+                node.start_kubelet()?;
+            }
             node.configure_agent(trust_bundle, &args, options)?;
             node.spawn_agent()?;
         }
@@ -309,6 +370,7 @@ impl Cluster {
             node.wait_ready()
                 .map_err(|error| error.context(self.logs(40)))?;
         }
+        self.ready_after = begun.elapsed();
         Ok(())
     }
 }
@@ -398,8 +460,8 @@ fn check_running(process: &mut Process) -> Result<()> {
     Ok(())
 }
 
-/// The binary of this name, built before: in `WEFT_BIN_DIR`, else in the workspace's release or
-/// debug folder.
+/// The binary of this name, built before: in `WEFT_BIN_DIR`, else where the workspace's builds are: as it is shipped,
+/// release, debug.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(folder) = std::env::var_os("WEFT_BIN_DIR") {
@@ -408,7 +470,9 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let workspace = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| workspace.join("target"), PathBuf::from);
-    folders.extend([target.join("release"), target.join("debug")]);
+    let shipped = format!("{}-unknown-linux-gnu/release", std::env::consts::ARCH);
+    let built = [&shipped, "release", "debug"].map(|it| target.join(it));
+    folders.extend(built);
     let found = folders
         .iter()
         .map(|folder| folder.join(name))

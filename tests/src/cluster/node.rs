@@ -13,8 +13,9 @@ use super::controller::lock;
 use super::kubelet::AgentPod;
 use super::{FIRST_NODE_HOST, lan_v4, lan_v6, pod_v4, pod_v6};
 use crate::cgroup::Cgroup;
-use crate::command::Program;
+use crate::command::{Process, Program};
 use crate::netns::Netns;
+use crate::pod::Pod;
 use crate::run::Run;
 
 /// A node of a cluster. What its agent can do is in [`Node`]'s second half, `agent.rs`.
@@ -22,6 +23,7 @@ use crate::run::Run;
 pub struct Node {
     // The agent first: its processes end before the namespace goes.
     pub(super) agent: Mutex<AgentState>,
+    kubelet: Mutex<Option<Process>>,
     name: String,
     index: usize,
     instance: String,
@@ -53,17 +55,20 @@ impl Node {
             add_route(&netns, other)?;
         }
         let cgroup = root.child(&name)?;
+        let agent_cgroup = cgroup.child("agent")?;
+        agent_cgroup.allow_real_time()?;
         let dir = run.dir().join(&name);
         std::fs::create_dir_all(&dir)?;
         let address = lan_v4(FIRST_NODE_HOST + index).to_string();
         Ok(Node {
             agent: Mutex::default(),
+            kubelet: Mutex::default(),
             agent_pod: Mutex::new(AgentPod::new(&name, address)),
             name,
             index: index.into(),
             instance,
             netns,
-            agent_cgroup: cgroup.child("agent")?,
+            agent_cgroup,
             kubelet_cgroup: cgroup.child("kubelet")?,
             host_cgroup: cgroup.child("host")?,
             cgroup,
@@ -133,6 +138,15 @@ impl Node {
         )
     }
 
+    /// Starts a process that is called as the kubelet is, and does nothing.
+    pub(super) fn start_kubelet(&self) -> Result<()> {
+        let called = self.dir.join("kubelet");
+        std::os::unix::fs::symlink("/bin/sleep", &called)?;
+        let program = self.kubelet_command(&called.display().to_string())?;
+        *lock(&self.kubelet) = Some(program.arg("infinity").spawn()?);
+        Ok(())
+    }
+
     /// A program of the node that is not the kubelet: a host-network process.
     pub fn host_command(&self, program: &str) -> Result<Program> {
         Program::new(
@@ -141,6 +155,11 @@ impl Node {
             Some(&self.host_cgroup),
             &self.dir,
         )
+    }
+
+    /// A program in a pod's network, and in none of the node's control groups: connections of it are past the mesh.
+    pub fn command_in(&self, pod: &Pod, program: &str) -> Result<Program> {
+        Program::new(program, Some(pod.netns()), None, &self.dir)
     }
 
     /// The Node object.

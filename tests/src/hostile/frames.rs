@@ -47,7 +47,7 @@ fn length(mut value: usize) -> Vec<u8> {
 }
 
 /// The fields of a request.
-pub(super) fn request(method: &str, path: &str) -> Vec<u8> {
+pub fn request(method: &str, path: &str) -> Vec<u8> {
     [
         literal(":method", method),
         literal(":scheme", "http"),

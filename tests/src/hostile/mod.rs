@@ -7,7 +7,7 @@ mod http2;
 mod servers;
 mod smuggling;
 
-pub use frames::{PREFACE, frame, literal};
+pub use frames::{PREFACE, frame, literal, request};
 pub use servers::{Answer, answers};
 pub use smuggling::{Ambiguous, ambiguous};
 

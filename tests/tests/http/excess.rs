@@ -10,7 +10,7 @@ use weft_tests::scenario::eventually;
 use weft_tests::webapp::{GrpcServer, HttpServer, grpc_call};
 use weft_tests::{Checks, Pod};
 
-use crate::stage::{Stage, expect_code};
+use crate::stage::{Stage, expect_code, held};
 
 #[test]
 fn http_excess() {
@@ -47,23 +47,8 @@ impl Server {
 }
 
 impl Scene {
-    /// Opens requests of the client that take long, until a server has them. By HTTP/2, where a client that leaves is no
-    /// longer waiting for its answer.
     fn held(&self, pod: &Pod, server: &Server, count: usize) -> Result<Vec<Process>> {
-        let url = format!("http://{}/delay/600000", at(pod, HTTP));
-        let before = server.http.requests()?.len();
-        let hold = |_| {
-            let curl = self.stage.client.command("curl")?.named("holding");
-            let args = ["-sS", "--http2-prior-knowledge", "--max-time", "600"];
-            curl.args(args).arg(&url).spawn()
-        };
-        let held = (0..count).map(hold).collect::<Result<Vec<_>>>()?;
-        eventually("the requests to be there", || {
-            let now = server.http.requests()?.len();
-            ensure!(now == before + count, "{now} after {before}");
-            Ok(())
-        })?;
-        Ok(held)
+        held(&self.stage.client, at(pod, HTTP), &server.http, count)
     }
 
     fn ask(&self, pod: &Pod) -> Result<Shown> {

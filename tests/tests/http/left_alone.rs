@@ -1,10 +1,11 @@
 //! What is no HTTP, or is not to be looked at: servers that speak first, TLS, opaque ports.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_tests::apps::{MariaDb, Redis, curl_with};
+use weft_tests::apps::{MariaDb, Redis, curl_shop, curl_with};
 use weft_tests::manifests::{ServiceSpec, server};
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::{eventually, expect_echo};
@@ -12,7 +13,7 @@ use weft_tests::testapp::{self, Server};
 use weft_tests::webapp::{HttpServer, raw};
 use weft_tests::{Checks, Pod, PodSpec};
 
-use crate::stage::{Pair, Stage};
+use crate::stage::{Pair, Stage, expect_code};
 
 #[test]
 fn http_left_alone() {
@@ -41,7 +42,55 @@ fn http_left_alone() {
     checks.check("an opaque port by appProtocol", || {
         opaque_by_protocol(&stage)
     });
+    checks.check("a Service's port that is declared to be HTTP's", || {
+        declared_http(&stage)
+    });
     checks.finish();
+}
+
+/// What is no HTTP is cut off where it comes from; who only looks whether somebody listens is not.
+fn declared_http(stage: &Stage) -> Result<()> {
+    let _servers = (
+        HttpServer::start(&stage.far, 8098, &[])?,
+        Server::start(&stage.far, 8099, "greet", &[])?,
+    );
+    let spec = ServiceSpec::new("declared").select("app", "far");
+    let spec = spec.port(8098, 8098).speaks("http");
+    let spec = spec.port(8099, 8099).speaks("grpc");
+    let [address, _] = stage.cluster.add_service(&spec)?;
+    let [http, greeting] = [8098, 8099].map(|port| SocketAddr::new(address, port));
+    let counted = |name: &str, labels: &[(&str, &str)]| -> Result<f64> {
+        Ok(stage.cluster.node(0).metrics()?.sum(name, labels))
+    };
+    eventually("the Service to answer", || {
+        let shown = curl_shop(&stage.client, http, "/", &[])?;
+        expect_code(&shown, 200)
+    })?;
+    for (version, args) in [("http1", &[][..]), ("http2", &["--http2-prior-knowledge"])] {
+        let labels = [("protocol", version), ("how", "declared")];
+        let before = counted("weft_protocol_detections_total", &labels)?;
+        expect_code(&curl_shop(&stage.client, http, "/", args)?, 200)?;
+        let after = counted("weft_protocol_detections_total", &labels)?;
+        ensure!(after > before, "{version}: {after} after {before}");
+    }
+    let labels = [("pod", "client"), ("reason", "not_http")];
+    for (target, bytes) in [
+        (http, "SSH-2.0-client\\r\\n"),
+        (http, "\\x16\\x00\\x00\\x00\\x00\\x00"),
+        // The server is the first to speak.
+        (greeting, ""),
+    ] {
+        let before = counted("weft_refused_total", &labels)?;
+        let got = raw(&stage.client, target, &[bytes], &["--quiet-ms", "5000"])?;
+        ensure!(got.outcome == "reset" && got.received.is_empty(), "{got:?}");
+        let after = counted("weft_refused_total", &labels)?;
+        ensure!(after > before, "{bytes:?}: {after} after {before}");
+    }
+    let before = counted("weft_refused_total", &labels)?;
+    let got = raw(&stage.client, http, &[], &["--half-close"])?;
+    ensure!(got.outcome == "eof", "{got:?}");
+    ensure!((counted("weft_refused_total", &labels)? - before).abs() < 0.5);
+    Ok(())
 }
 
 /// An SMTP-like server on a port that nobody declared: its first line comes at once, each time.
@@ -139,12 +188,31 @@ fn tls(stage: &Stage, pair: Pair<'_>) -> Result<()> {
         .arg("https://shop:8443/")
         .run()?;
     ensure!(page.contains("s_server"), "{page}");
+    names_are_logged(stage, pair)?;
     let labels = [
         ("direction", "outbound"),
         ("pod", "client"),
         ("peer", "src"),
     ];
     wait_for_metric(stage.cluster.node(0), "tcp_open_total", &labels, 1.0).map(drop)
+}
+
+/// The name that was asked for is in the access log, on both sides.
+fn names_are_logged(stage: &Stage, pair: Pair<'_>) -> Result<()> {
+    let original = format!("original={} ", pair.at(8443));
+    let is_there = |node: usize, direction: &str| {
+        let log = stage.cluster.node(node).agent_log();
+        let direction = format!("direction=\"{direction}\"");
+        let parts = [&original, &direction, " sni=shop "];
+        log.lines()
+            .any(|line| parts.iter().all(|it| line.contains(*it)))
+    };
+    eventually("the lines of the flow", || {
+        ensure!(is_there(0, "outbound"), "no line of the client's side");
+        let is_far = std::ptr::eq(pair.server, &stage.far);
+        ensure!(!is_far || is_there(1, "inbound"), "no line of the server's");
+        Ok(())
+    })
 }
 
 /// A client that waits for its server for long, and then speaks HTTP after all, is served.

@@ -1,6 +1,7 @@
 //! Mirrors under load: nobody waits for them, whatever becomes of them, and there are never many.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -127,14 +128,20 @@ fn tenth(scene: &Scene) -> Result<()> {
 }
 
 fn copies(scene: &Scene, args: &[&str]) -> Result<()> {
-    let path = format!("/copied-{}", args.len());
-    scene.load(200, &path, &[args, &["--pause-ms", "2"]].concat())?;
-    // On a machine that is busy the places for copies may be taken now and then.
-    wait_for("the copies to arrive", DEADLINE, || {
-        Ok((scene.mirrored(&path)? >= 150).then_some(()))
+    let mut attempts = 0;
+    let mut most = 0;
+    // On a machine that is busy the places for copies may be taken, so that there are fewer.
+    eventually("a copy of nearly each request", || {
+        attempts += 1;
+        let path = format!("/copied-{}-{attempts}", args.len());
+        scene.load(200, &path, &[args, &["--pause-ms", "2"]].concat())?;
+        wait_for("the copies to arrive", Duration::from_secs(5), || {
+            Ok((scene.mirrored(&path)? >= 150).then_some(()))
+        })?;
+        most = most.max(scene.mirrored(&path)?);
+        Ok(())
     })?;
-    let copies = scene.mirrored(&path)?;
-    ensure!(copies <= 200, "more than one of each: {copies}");
+    ensure!(most <= 200, "more than one of each: {most}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use weft_tests::apps::{Nginx, curl_shop, url};
 use weft_tests::command::Process;
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
-use weft_tests::webapp::{HttpLoad, HttpServer};
+use weft_tests::webapp::{HttpLoad, HttpServer, Transcript};
 use weft_tests::{Checks, DEADLINE};
 
 use crate::stage::{Pair, Stage, expect_code, serving};
@@ -27,6 +27,9 @@ fn http_retiring() {
     stage.check_meshed(&mut checks, "many connections that are kept", many_kept);
     stage.check_meshed(&mut checks, "a client of HTTP/1.0", http10);
     stage.check_meshed(&mut checks, "h2load and nginx", h2load);
+    checks.check("a server that says how long it waits", || {
+        said_to_wait(&stage)
+    });
     checks.finish();
 }
 
@@ -133,6 +136,14 @@ fn all_finish(mut open: Vec<Process>) -> Result<()> {
     Ok(())
 }
 
+/// It would wait for ever, and is left long before the agent tires of it.
+fn said_to_wait(stage: &Stage) -> Result<()> {
+    let server = Transcript::start(&stage.near, WAITS, &["--keep-alive", "1"])?;
+    let target = stage.near.sockets(WAITS)[0];
+    expect_code(&curl_shop(&stage.client, target, "/", &[])?, 200)?;
+    server.wait_closed(1)
+}
+
 /// So many connections at once, each with a request now and then, and none has to be opened anew.
 fn many_kept(stage: &Stage, pair: Pair<'_>) -> Result<()> {
     let connections = (MANY / STEPS).to_string();
@@ -194,6 +205,7 @@ fn h2load(_: &Stage, pair: Pair<'_>) -> Result<()> {
     nginx.stop()
 }
 
+const WAITS: u16 = 8100;
 const HTTP: u16 = 8080;
 const NGINX: u16 = 8081;
 const NGINX_HTTP2: u16 = 8082;

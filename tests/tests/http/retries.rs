@@ -12,7 +12,7 @@ use weft_tests::scenario::eventually;
 use weft_tests::webapp::{GrpcServer, HttpLoad, HttpServer, grpc_call, http_load};
 use weft_tests::{Checks, Cluster, Pod, PodSpec, wait_for};
 
-use crate::stage::{expect_code, seen, serving};
+use crate::stage::{VERSIONS, expect_code, seen, serving};
 
 #[test]
 fn http_retries() {
@@ -113,8 +113,6 @@ impl Scene {
         [(&self.far, "far"), (&self.near, "near")]
     }
 }
-
-const VERSIONS: [&[&str]; 2] = [&["--http1.1"], &["--http2-prior-knowledge"]];
 
 fn failing_first(scene: &mut Scene) -> Result<()> {
     for (server, app) in scene.both() {

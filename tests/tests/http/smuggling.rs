@@ -4,7 +4,8 @@
 use anyhow::{Context, Result, ensure};
 use weft_tests::Checks;
 use weft_tests::apps::{Nginx, curl_shop};
-use weft_tests::hostile::{Ambiguous, PREFACE, ambiguous, frame, literal};
+use weft_tests::hostile::{Ambiguous, PREFACE, ambiguous, frame, request};
+use weft_tests::testapp::Server;
 use weft_tests::webapp::{HttpServer, Raw, Transcript, raw};
 
 use crate::stage::{Pair, Stage, expect_code, seen};
@@ -37,6 +38,12 @@ fn http_smuggling() {
         });
         checks.check(&format!("lines that end with LF, {place}"), || {
             scene.line_feeds()
+        });
+        checks.check(&format!("a length beside a coding, {place}"), || {
+            scene.two_lengths()
+        });
+        checks.check(&format!("answers that are no good, {place}"), || {
+            answers(pair)
         });
     }
     stage.check_meshed(
@@ -235,6 +242,29 @@ impl<'a> Scene<'a> {
 }
 
 impl Scene<'_> {
+    /// Refused, in whichever order they are, and though both may say the same.
+    fn two_lengths(&self) -> Result<()> {
+        let fields = [
+            "Content-Length: 8\\r\\n",
+            "Transfer-Encoding: chunked\\r\\n",
+        ];
+        let request = |fields: &str| {
+            format!(
+                "POST /lengths HTTP/1.1\\r\\nHost: shop\\r\\n{fields}\\r\\n3\\r\\nabc\\r\\n0\\r\\n\\r\\n"
+            )
+        };
+        for fields in [fields.concat(), [fields[1], fields[0]].concat()] {
+            for port in [HYPER, NGINX, CARELESS, CARELESS + 1] {
+                let got = self.send(port, &request(&fields))?;
+                ensure!(got.statuses == [400], "{fields} at port {port}: {got:?}");
+            }
+        }
+        self.nobody_saw("/lengths")?;
+        let got = self.send(HYPER, &request(fields[1]))?;
+        ensure!(got.statuses == [200], "the control: {got:?}");
+        Ok(())
+    }
+
     /// By the numbers that the documentation gives: what is just within them is served.
     fn exact_limits(&self) -> Result<()> {
         let begun = "GET /exactly HTTP/1.1\r\nHost: shop\r\n";
@@ -273,13 +303,7 @@ impl Scene<'_> {
         let announced = ["--until", "\\0\\x03\\0\\0\\x01\\0"];
         let got = self.send_file(HYPER, &begun, &announced)?;
         ensure!(got.outcome == "found", "{got:?}");
-        let request = [
-            literal(":method", "GET"),
-            literal(":scheme", "http"),
-            literal(":authority", "shop"),
-            literal(":path", "/reset"),
-        ]
-        .concat();
+        let request = request("GET", "/reset");
         let resets = |count: u32| {
             let streams = (0..count).map(|it| 2 * it + 1);
             let pair = streams.flat_map(|it| {
@@ -308,6 +332,47 @@ impl Scene<'_> {
         let further = [&["--file", &name], further].concat();
         raw(self.pair.client, self.pair.at(port), &[], &further)
     }
+}
+
+/// A server's lines may end with LF, and its coding counts before a length; what the client sees is written anew. A head that is
+/// longer than a request's may be is none.
+fn answers(pair: Pair<'_>) -> Result<()> {
+    let fields = "Content-Length: 3\\r\\nTransfer-Encoding: chunked\\r\\n";
+    let both = format!("HTTP/1.1 200 OK\\r\\n{fields}\\r\\n4\\r\\nbody\\r\\n0\\r\\n\\r\\n");
+    let head = |bytes: usize| {
+        let (start, end) = ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX: ", "\r\n\r\n");
+        let value = "x".repeat(bytes - start.len() - end.len());
+        format!("{start}{value}{end}body")
+            .replace('\r', "\\r")
+            .replace('\n', "\\n")
+    };
+    for (number, (name, reply, code)) in [
+        ("two lengths", both, 200),
+        (
+            "LF",
+            "HTTP/1.1 200 OK\\nContent-Length: 4\\n\\nbody".into(),
+            200,
+        ),
+        ("a head of 64 KiB", head(MOST_HEAD_BYTES), 200),
+        ("a head of a byte more", head(MOST_HEAD_BYTES + 1), 502),
+        ("a head of 70 KiB", head(70 << 10), 502),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let port = ANSWERS + u16::try_from(number)?;
+        let _server = Server::start(pair.server, port, "reply", &["--reply", &reply])?;
+        let shown = curl_shop(pair.client, pair.at(port), "/", &[])?;
+        ensure!(shown.code() == code, "{name}: {}", shown.status);
+        ensure!(
+            code != 200 || shown.body == "body",
+            "{name}: {:?}",
+            shown.body
+        );
+        let lengths = ["content-length", "transfer-encoding"].map(|it| shown.header(it).is_some());
+        ensure!(lengths != [true, true], "{name}: {:?}", shown.headers);
+    }
+    Ok(())
 }
 
 /// RFC 9112: one Host, one way to tell the body's length, and nothing but CR LF between lines.
@@ -402,6 +467,7 @@ fn forged_fields(_: &Stage, pair: Pair<'_>) -> Result<()> {
 const HYPER: u16 = 8100;
 const NGINX: u16 = 8101;
 const CARELESS: u16 = 8102;
+const ANSWERS: u16 = 8110;
 const FORGED: u16 = 8104;
 /// As documented.
 const MOST_HEADERS: usize = 128;

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use weft_tests::apps::{Shown, curl_shop};
+use weft_tests::command::Process;
 use weft_tests::manifests::ServiceSpec;
 use weft_tests::scenario::eventually;
+use weft_tests::webapp::HttpServer;
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec};
 
 /// A cluster with these pods.
@@ -115,6 +117,42 @@ pub(crate) fn seen(shown: &Shown) -> Result<weft_tests::webapp::Seen> {
     let seen = serde_json::from_str(&shown.body);
     seen.map_err(|error| anyhow::anyhow!("{error} in {shown:?}"))
 }
+
+/// Opens requests that take long, each on a connection of its own.
+pub(crate) fn hold(
+    from: &Pod,
+    to: SocketAddr,
+    version: &str,
+    count: usize,
+) -> Result<Vec<Process>> {
+    let url = format!("http://{to}/delay/600000");
+    let hold = |_| {
+        let curl = from.command("curl")?.named("holding");
+        let args = ["-sS", version, "--max-time", "600"];
+        curl.args(args).arg(&url).spawn()
+    };
+    (0..count).map(hold).collect()
+}
+
+/// The same, until the server has them. By HTTP/2, where a client that leaves is no longer waiting for its answer.
+pub(crate) fn held(
+    from: &Pod,
+    to: SocketAddr,
+    server: &HttpServer,
+    count: usize,
+) -> Result<Vec<Process>> {
+    let before = server.requests()?.len();
+    let held = hold(from, to, "--http2-prior-knowledge", count)?;
+    eventually("the requests to be there", || {
+        let now = server.requests()?.len();
+        ensure!(now == before + count, "{now} after {before}");
+        Ok(())
+    })?;
+    Ok(held)
+}
+
+/// Arguments of curl for each version of HTTP.
+pub(crate) const VERSIONS: [&[&str]; 2] = [&["--http1.1"], &["--http2-prior-knowledge"]];
 
 /// Headers by which an application learns who its client is.
 pub(crate) const CLIENT_ID: [&str; 2] = ["l5d-client-id", "weft-client-id"];

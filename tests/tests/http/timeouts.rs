@@ -12,7 +12,7 @@ use weft_tests::scenario::eventually;
 use weft_tests::webapp::{HttpServer, raw};
 use weft_tests::{Checks, Cluster, Pod, PodSpec};
 
-use crate::stage::{expect_code, seen, serving};
+use crate::stage::{VERSIONS, expect_code, seen, serving};
 
 #[test]
 fn http_timeouts() {
@@ -86,9 +86,6 @@ impl Scene {
         Ok(())
     }
 }
-
-/// Both versions.
-const VERSIONS: [&[&str]; 2] = [&["--http1.1"], &["--http2-prior-knowledge"]];
 
 fn request(scene: &Scene) -> Result<()> {
     for pod in ["far", "near"] {
@@ -302,13 +299,14 @@ fn counted(scene: &Scene) -> Result<()> {
 
 /// Of Linkerd: how long, and what is sent again.
 fn profile(scene: &Scene) -> Result<()> {
-    // It takes the place of what the Service says.
+    // It takes the place of what the Service says, but for whether clients may say something.
     let of_service = [
         ("timeout.linkerd.io/response", "5s"),
         ("retry.linkerd.io/http", "5xx"),
+        ("weft.dev/request-headers", "enabled"),
     ];
     let target = scene.service("profiled", "far", &of_service)?;
-    let profile = json!({
+    let mut profile = json!({
         "apiVersion": "linkerd.io/v1alpha2",
         "kind": "ServiceProfile",
         "metadata": {"name": "profiled.default.svc.cluster.local", "namespace": "default"},
@@ -324,15 +322,33 @@ fn profile(scene: &Scene) -> Result<()> {
     })?;
     scene.expect_late(target, "/delay/10000", &[], "request_timeout")?;
     let (server, pod) = &scene.servers[0];
+    let longer = ["-H", "weft-timeout: 8s"];
+    expect_code(&scene.ask(target, "/delay/900", &longer)?.0, 200)?;
     for (args, path, code) in [
         (&["--request", "GET"][..], "/flaky", 200),
         (&["--data", "x"], "/flaky", 503),
         (&["--request", "GET"], "/other", 503),
+        (&["-H", "weft-retry-http: 5xx"], "/other", 200),
     ] {
         server.configure_some(pod, 0, 503, 1)?;
         let (shown, _) = scene.ask(target, path, args)?;
         server.configure(pod, 0, 200)?;
         expect_code(&shown, code)?;
+    }
+    // A budget without any: whoever asks for a retry, a route or the client.
+    profile["spec"]["retryBudget"] =
+        json!({"retryRatio": 0, "minRetriesPerSecond": 0, "ttl": "10s"});
+    scene.cluster.apply(&profile)?;
+    for (args, path) in [
+        (&["--request", "GET"][..], "/flaky"),
+        (&["-H", "weft-retry-http: 5xx"], "/other"),
+    ] {
+        eventually("nothing to be sent again", || {
+            server.configure_some(pod, 0, 503, 1)?;
+            let (shown, _) = scene.ask(target, path, args)?;
+            server.configure(pod, 0, 200)?;
+            expect_code(&shown, 503)
+        })?;
     }
     Ok(())
 }

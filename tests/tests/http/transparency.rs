@@ -39,6 +39,7 @@ fn http_as_without_a_mesh() {
     );
     stage.check_meshed(&mut checks, "a broken answer looks broken", broken);
     stage.check_meshed(&mut checks, "tracing headers pass", tracing);
+    stage.check_meshed(&mut checks, "trailers asked for in a list", trailers);
     checks.check("nothing readable is on the wire", || {
         let watch = Watch::start(&stage.cluster, &[&stage.client, &stage.far])?;
         let path = "/a-secret-path";
@@ -381,23 +382,48 @@ fn tracing(_: &Stage, pair: Pair<'_>) -> Result<()> {
         "x-b3-traceid: 80f198ee56343ba864fe8b2a57d3eff7",
         "x-request-id: 4711",
         "x-forwarded-for: 203.0.113.7",
+        "x-forwarded-proto: https",
+        "x-forwarded-host: shop.example",
+        "forwarded: for=203.0.113.7;proto=https",
+        "x-b3-spanid: e457b5a2e4d86bd1",
+        "x-b3-sampled: 1",
         "baggage: a=b",
     ];
-    let args: Vec<&str> = sent.iter().flat_map(|header| ["-H", header]).collect();
-    let seen = seen(&curl_shop(pair.client, pair.at(HTTP), "/", &args)?)?;
-    for header in sent {
-        let (name, value) = header.split_once(": ").context("a header")?;
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let mut args: Vec<&str> = sent.iter().flat_map(|header| ["-H", header]).collect();
+        args.push(version);
+        let written = seen(&curl_shop(pair.client, pair.at(HTTP), "/", &args)?)?;
+        for header in sent {
+            let (name, value) = header.split_once(": ").context("a header")?;
+            let found = written.header(name);
+            ensure!(found == [value], "{name}: {found:?}");
+        }
         ensure!(
-            seen.header(name) == [value],
-            "{name}: {:?}",
-            seen.header(name)
+            written.peer.ip() == pair.client.addresses()[0],
+            "the server saw {}",
+            written.peer
         );
+        // Nobody adds any.
+        let plain = seen(&curl_shop(pair.client, pair.at(HTTP), "/", &[version])?)?;
+        for header in sent {
+            let (name, _) = header.split_once(": ").context("a header")?;
+            ensure!(plain.header(name).is_empty(), "{name} was added");
+        }
     }
-    ensure!(
-        seen.peer.ip() == pair.client.addresses()[0],
-        "the server saw {}",
-        seen.peer
-    );
+    Ok(())
+}
+
+/// `TE` is for one hop (RFC 9110, section 10.1.4), and what it says of trailers for all of them.
+fn trailers(stage: &Stage, pair: Pair<'_>) -> Result<()> {
+    let request = "POST /trailers HTTP/1.1\\r\\nHost: shop\\r\\nTE: gzip, trailers\\r\\nConnection: TE, close\\r\\nContent-Length: 3\\r\\n\\r\\nabc";
+    for pair in [stage.plain(), pair] {
+        let got = raw(pair.client, pair.at(HTTP), &[request], &[])?;
+        let (_, last) = got
+            .received
+            .rsplit_once("\\r\\n0\\r\\n")
+            .context("chunks")?;
+        ensure!(last.contains(": "), "no trailers: {got:?}");
+    }
     Ok(())
 }
 

@@ -132,6 +132,8 @@ fn apt_get_update() -> Result<()> {
 fn apt_get_install(names: &[&str]) -> Result<()> {
     process::run(
         Command::new("apt-get")
+            // Another one may be at work, as on machines that keep themselves up to date.
+            .args(["-o", "DPkg::Lock::Timeout=300"])
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(names)
             .env("DEBIAN_FRONTEND", "noninteractive")

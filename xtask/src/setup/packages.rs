@@ -51,7 +51,7 @@ fn missing(wanted: &[Wanted]) -> impl Iterator<Item = Wanted> {
         .filter(|(_, program)| process::in_path(program).is_none())
 }
 
-const PACKAGES: [Wanted; 14] = [
+const PACKAGES: [Wanted; 18] = [
     (
         package("iproute2", "network namespaces, veth pairs, bridges"),
         "ip",
@@ -59,6 +59,25 @@ const PACKAGES: [Wanted; 14] = [
     (
         package("tcpdump", "captures the wire between the nodes"),
         "tcpdump",
+    ),
+    (
+        package(
+            "containernetworking-plugins",
+            "CNI plugins that ours is chained to",
+        ),
+        "/usr/lib/cni/bridge",
+    ),
+    (
+        package("containerd", "runs real containers").with_service("containerd"),
+        "containerd",
+    ),
+    (package("runc", "what containerd runs them by"), "runc"),
+    (
+        package(
+            "busybox-static",
+            "a shell without libraries, for containers",
+        ),
+        "busybox",
     ),
     (package("curl", "an HTTP client"), "curl"),
     (

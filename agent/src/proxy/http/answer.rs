@@ -5,13 +5,15 @@ use std::error::Error;
 
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::deadlines::Late;
 use super::gate::Answer;
-use super::head::BadHead;
+use super::head::{BadHead, is_grpc};
 use super::upload::Watch;
 use crate::proxy::error::FlowError;
 use crate::proxy::tcp::Broken;
@@ -100,17 +102,7 @@ impl ExchangeError {
             // It did not come to its end, and whether the client still hears of it is chance.
             Self::BrokenOff(_) => exchange::ExchangeError::Cancel,
             Self::Server(error) => broken(error),
-            Self::Flow(FlowError::NoEndpoint(..)) => exchange::ExchangeError::FailFast,
-            Self::Flow(
-                FlowError::TooManyFlows
-                | FlowError::TooManyWaiting(..)
-                | FlowError::TooManyExchanges
-                | FlowError::NoDescriptors
-                | FlowError::Broken(Broken::TooManyBytes),
-            ) => exchange::ExchangeError::LoadShed,
-            Self::Flow(FlowError::NotHttp) => exchange::ExchangeError::Unknown,
-            Self::Flow(error) if is_denied(error) => exchange::ExchangeError::Unknown,
-            Self::Flow(_) => exchange::ExchangeError::Io,
+            Self::Flow(error) => label_of_flow(error),
             Self::Head(_)
             | Self::NoRule
             | Self::NoBackend
@@ -150,6 +142,7 @@ impl ExchangeError {
             status: self.status(),
             grpc_code: self.grpc_code(),
             reason: self.reason(),
+            label: self.label(),
             // Where one request was no good, nobody knows where the next one begins.
             closes: matches!(self, Self::Head(_)),
         };
@@ -165,10 +158,11 @@ impl ExchangeError {
 
 /// What is said in a server's place.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Told {
+pub(in crate::proxy) struct Told {
     status: StatusCode,
     grpc_code: u32,
     reason: &'static str,
+    label: exchange::ExchangeError,
     closes: bool,
 }
 
@@ -180,8 +174,19 @@ impl Told {
             status,
             grpc_code: grpc_code_of(status),
             reason: reason_of_flow(error),
+            label: label_of_flow(error),
             closes: true,
         }
+    }
+
+    /// As metrics of exchanges name it.
+    pub(in crate::proxy) fn label(self) -> exchange::ExchangeError {
+        self.label
+    }
+
+    /// A word for it, as in metrics.
+    pub(in crate::proxy) fn reason(self) -> &'static str {
+        self.reason
     }
 
     /// A caller of gRPC hears it as a status of gRPC (its HTTP/2 mapping, "Responses").
@@ -247,6 +252,20 @@ fn status_of_flow(error: &FlowError) -> StatusCode {
     }
 }
 
+fn label_of_flow(error: &FlowError) -> exchange::ExchangeError {
+    match error {
+        FlowError::NoEndpoint(..) => exchange::ExchangeError::FailFast,
+        FlowError::TooManyFlows
+        | FlowError::TooManyWaiting(..)
+        | FlowError::TooManyExchanges
+        | FlowError::NoDescriptors
+        | FlowError::Broken(Broken::TooManyBytes) => exchange::ExchangeError::LoadShed,
+        FlowError::NotHttp => exchange::ExchangeError::Unknown,
+        error if is_denied(error) => exchange::ExchangeError::Unknown,
+        _ => exchange::ExchangeError::Io,
+    }
+}
+
 fn reason_of_flow(error: &FlowError) -> &'static str {
     error.refusal().map_or("reset", Refusal::as_str)
 }
@@ -256,6 +275,22 @@ pub(super) fn say_grpc(headers: &mut HeaderMap, code: u32, message: &'static str
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, code.into());
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
+}
+
+/// Whether an answer may end before its time by trailers that say why: one to a call of gRPC, of a length that
+/// nobody was told.
+pub(super) fn may_end_early(headers: &HeaderMap) -> bool {
+    is_grpc(headers) && !headers.contains_key(CONTENT_LENGTH)
+}
+
+/// How such an answer ends that takes too long.
+pub(super) fn late_trailers(late: Late) -> HeaderMap {
+    let error = ExchangeError::Late(late);
+    let mut trailers = HeaderMap::new();
+    trailers.insert(GRPC_STATUS, error.grpc_code().into());
+    trailers.insert(GRPC_MESSAGE, HeaderValue::from_static(error.reason()));
+    trailers.insert(ERROR, HeaderValue::from_static(error.reason()));
+    trailers
 }
 
 /// Whether it is an agent's answer that is about the client: there is no room for its request, it speaks what
@@ -276,6 +311,7 @@ pub(super) fn is_of_policy(headers: &HeaderMap) -> bool {
         Refusal::Denied.as_str(),
         Refusal::NetworkPolicy.as_str(),
         Refusal::EgressDenied.as_str(),
+        Refusal::NetworkPolicyEgress.as_str(),
         RATE_LIMITED,
     ];
     reason_among(headers, &reasons).is_some()
@@ -298,7 +334,9 @@ fn is_denied(error: &FlowError) -> bool {
         FlowError::Denied(_)
         | FlowError::PolicyChanged(_)
         | FlowError::EgressDenied(_)
-        | FlowError::EgressRevoked(_) => true,
+        | FlowError::EgressRevoked(_)
+        | FlowError::NotLetOut(_)
+        | FlowError::NoLongerLetOut(_) => true,
         FlowError::RefusedByPeer { status, .. } => *status == StatusCode::UNAUTHORIZED,
         _ => false,
     }
@@ -351,6 +389,26 @@ mod tests {
     }
 
     #[test]
+    fn calls_end_early_by_trailers_that_say_why() {
+        for (kind, length, may) in [
+            (Some("application/grpc+proto"), None, true),
+            (Some("application/grpc"), Some("20"), false),
+            (Some("text/plain"), None, false),
+            (None, None, false),
+        ] {
+            let lines = [(CONTENT_TYPE, kind), (CONTENT_LENGTH, length)];
+            let lines = lines.into_iter().filter_map(|(name, value)| {
+                let value = value?;
+                Some((name, HeaderValue::from_static(value)))
+            });
+            assert_eq!(may_end_early(&lines.collect()), may, "{kind:?} {length:?}");
+        }
+        let trailers = late_trailers(Late::Idle);
+        let said = [GRPC_STATUS, GRPC_MESSAGE, ERROR].map(|it| trailers[it].clone());
+        assert_eq!(said, ["4", "stream_idle", "stream_idle"]);
+    }
+
+    #[test]
     fn errors_become_answers() {
         let to = "10.1.2.3:80".parse().expect("valid");
         let denied = FlowError::Denied(Verdict::Deny {
@@ -375,6 +433,12 @@ mod tests {
                 403,
                 "7",
                 "egress_denied",
+            ),
+            (
+                FlowError::NotLetOut(DenyReason::WorkloadPolicyUnknown).into(),
+                403,
+                "7",
+                "network_policy_egress",
             ),
             (
                 FlowError::TooManyExchanges.into(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderMap;
+use hyper::body::Frame;
 
 use super::answer::ERROR;
 
@@ -27,12 +28,32 @@ impl Answerer {
         }
     }
 
+    /// Whether somebody of this agent translates for it.
+    pub(super) fn is_translated(&self) -> bool {
+        match self {
+            Self::Agent | Self::Application => false,
+            Self::Translated(is) => is.load(Ordering::Acquire),
+        }
+    }
+
     fn is_of_mesh(&self) -> bool {
         match self {
             Self::Agent => true,
             Self::Application => false,
             Self::Translated(is) => is.load(Ordering::Acquire),
         }
+    }
+}
+
+/// Takes the same out of what follows an answer's head, where nobody but an application has anything to say: an agent
+/// that ends an answer is the last one on its way.
+pub(super) fn check_rest<D>(rest: Frame<D>) -> Frame<D> {
+    match rest.into_trailers() {
+        Ok(mut trailers) => {
+            trailers.remove(ERROR);
+            Frame::trailers(trailers)
+        }
+        Err(rest) => rest,
     }
 }
 
@@ -58,5 +79,19 @@ mod tests {
             answerer.check(&mut headers);
             assert_eq!(headers.contains_key(ERROR), is_believed, "{answerer:?}");
         }
+    }
+
+    #[test]
+    fn nor_in_trailers() {
+        let lines = [("weft-error", "denied"), ("grpc-status", "0")];
+        let lines = lines.map(|(name, value)| {
+            let name = http::HeaderName::from_static(name);
+            (name, HeaderValue::from_static(value))
+        });
+        let trailers = Frame::<()>::trailers(HeaderMap::from_iter(lines));
+        let left = check_rest(trailers).into_trailers().expect("trailers");
+        assert!(left.len() == 1 && left.contains_key("grpc-status"));
+        let data = check_rest(Frame::data(7)).into_data();
+        assert_eq!(data.ok(), Some(7));
     }
 }

@@ -17,9 +17,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::answer;
+use super::answerer::check_rest;
 use super::connection::{Http1, OpenStream};
 use super::deadlines::Deadlines;
 use super::head;
+use super::interim::Interim;
 use super::replay::Attempt;
 use super::serve::Progress;
 use super::upload::{Upload, Watch};
@@ -118,6 +121,8 @@ pub(super) struct Held {
     pub(super) deadlines: Option<Deadlines>,
     /// Its first part.
     pub(super) first: Option<Frame<Bytes>>,
+    /// If it is cut off, the client hears why by trailers.
+    pub(super) is_told: bool,
 }
 
 /// A connection in use, and where it goes when it is free.
@@ -241,15 +246,21 @@ impl RequestBody {
     }
 }
 
-/// Holds the body back until the server wants it, where the client waits for that.
-pub(super) fn heed_expectation(request: &mut Request<RequestBody>) {
-    if !head::expects(request) {
+/// Holds the body back until the server wants it, where the client waits for that, and passes on what else the server says
+/// before its answer.
+pub(super) fn heed_interim(request: &mut Request<RequestBody>) {
+    let told = head::expects(request).then(|| request.body_mut().when_wanted());
+    let interim = request.extensions().get::<Interim>().cloned();
+    if told.is_none() && interim.is_none() {
         return;
     }
-    let told = request.body_mut().when_wanted();
     on_informational(request, move |response| {
         if response.status() == StatusCode::CONTINUE {
-            told.want();
+            if let Some(told) = &told {
+                told.want();
+            }
+        } else if let Some(interim) = &interim {
+            interim.pass(response.status(), response.headers());
         }
     });
 }
@@ -503,12 +514,19 @@ impl ResponseBody {
             return None;
         };
         deadlines.cancel();
+        let trailers = held.is_told.then(|| answer::late_trailers(late));
         self.held = None;
         self.connection = None;
         self.incoming = None;
         self.upload = None;
         if let Some(ending) = self.ending.take() {
-            ending.late(late);
+            ending.late(late, trailers.as_ref());
+        }
+        if let Some(trailers) = trailers {
+            if let Some(progress) = self.progress.take() {
+                progress.answered();
+            }
+            return Some(Ok(Frame::trailers(trailers)));
         }
         // The client hears that it gets no more: by a reset of its stream, or the end of its connection.
         Some(Err(cancelled()))
@@ -570,13 +588,17 @@ impl Body for ResponseBody {
             },
         };
         let Some(incoming) = &mut this.incoming else {
-            return Poll::Ready(None);
+            // There is nothing more, or what says why.
+            let charger = &mut this.charger;
+            let mut charge = |it: Frame<_>| it.map_data(|data| charger.piece(data, true));
+            return Poll::Ready(first.map(|it| Ok(charge(it))));
         };
         let frame = match first {
             Some(first) => Some(Ok(first)),
             None => {
                 ready!(this.charger.poll_room(context));
-                ready!(Pin::new(&mut *incoming).poll_frame(context))
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
+                frame.map(|it| it.map(check_rest))
             }
         };
         let ended = incoming.is_end_stream();

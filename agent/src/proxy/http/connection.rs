@@ -29,12 +29,16 @@ use super::gate::Gate;
 use super::measure::Known;
 use super::serve::{FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES};
 use super::stream::{Returned, Stream};
+use super::unheard::{FarEnd, Unheard, patience};
 use super::upload::{Sends, dispatch};
+use crate::discovery::Store;
 use crate::node::LocalPod;
 use crate::proxy::Context as Proxy;
 use crate::proxy::ends::unless;
 use crate::proxy::error::FlowError;
 use crate::proxy::inbound::Admission;
+use crate::proxy::let_out::{self, Leads};
+use crate::proxy::outbound::drained;
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tcp::{Broken, Moved, Side};
 use crate::proxy::tunnel::Watch;
@@ -72,12 +76,15 @@ pub(super) struct Http1 {
     driver: BoxFuture<'static, ()>,
     ended: bool,
     answerer: Answerer,
+    far_end: FarEnd,
     /// Where it leads.
     pub(super) route: Arc<Route>,
     /// It has served an exchange: its server may have had enough of it.
     pub(super) is_reused: bool,
     /// Since when nobody uses it.
     pub(super) idle_since: Instant,
+    /// For how long it may be used again, as its server has said.
+    patience: Option<Duration>,
     /// What its exchanges are counted in.
     pub(super) known: Known,
 }
@@ -87,6 +94,7 @@ pub(super) struct Http1 {
 pub(super) struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     answerer: Answerer,
+    far_end: FarEnd,
     /// Where it leads.
     pub(super) route: Arc<Route>,
     open: Arc<Open>,
@@ -117,6 +125,7 @@ pub(super) struct Life {
     /// Whose task drives it.
     pub(super) pod: Arc<LocalPod>,
     telemetry: Arc<Telemetry>,
+    store: Arc<Store>,
     record: Option<Box<Record>>,
     moved: Arc<Moved>,
     hold: Hold,
@@ -181,11 +190,12 @@ impl Http1 {
         route: Arc<Route>,
     ) -> Result<Self, hyper::Error> {
         let gone = CancellationToken::new();
-        let answerer = stream.answerer();
+        let (answerer, far_end) = (stream.answerer(), stream.far_end());
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.guarded(gone.clone().drop_guard());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MOST_HEAD_BYTES)
+            .max_header_size(MOST_HEAD_BYTES)
             .max_headers(MOST_HEADERS)
             .handshake(TokioIo::new(stream))
             .await?;
@@ -202,9 +212,11 @@ impl Http1 {
             }),
             ended: false,
             answerer,
+            far_end,
             route,
             is_reused: false,
             idle_since: Instant::now(),
+            patience: None,
             known: Known::default(),
         })
     }
@@ -229,6 +241,7 @@ impl Http1 {
         self.sender = Some(sender);
         let mut answer = answered?;
         self.answerer.check(answer.headers_mut());
+        self.patience = patience(answer.headers());
         Ok(answer)
     }
 
@@ -244,7 +257,20 @@ impl Http1 {
         // Whoever used it last has been told of all that happened since; a look, without waiting.
         self.poll(&mut Context::from_waker(Waker::noop()));
         let is_ready = self.sender.as_ref().is_some_and(|it| it.is_ready());
-        !self.ended && is_ready
+        let is_fresh = self
+            .patience
+            .is_none_or(|it| self.idle_since.elapsed() < it);
+        !self.ended && is_ready && is_fresh && self.is_quiet()
+    }
+
+    /// Whether the server has done nothing to it meanwhile.
+    fn is_quiet(&self) -> bool {
+        match self.far_end.unheard() {
+            Unheard::Nothing => true,
+            // On a new one it may say first which version it speaks.
+            Unheard::Said => !self.is_reused,
+            Unheard::Ended => false,
+        }
     }
 
     /// Ends it in order.
@@ -282,7 +308,7 @@ impl Http2 {
         party: &Party,
     ) -> Result<Self, hyper::Error> {
         let window = party.window();
-        let answerer = stream.answerer();
+        let (answerer, far_end) = (stream.answerer(), stream.far_end());
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.acknowledging();
         let sends = Sends::default();
@@ -309,11 +335,9 @@ impl Http2 {
         Ok(Self {
             sender,
             answerer,
+            far_end,
             route,
-            open: Arc::new(Open {
-                now: AtomicUsize::new(0),
-                idle_since: Mutex::new(Instant::now()),
-            }),
+            open: Arc::default(),
             known: Arc::default(),
         })
     }
@@ -329,6 +353,11 @@ impl Http2 {
         Ok(answer)
     }
 
+    /// Whether the other is the same connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.open, &other.open)
+    }
+
     /// Whether it takes another exchange.
     pub(super) fn has_room(&self) -> bool {
         !self.sender.is_closed() && self.open.now.load(Ordering::Relaxed) < MOST_STREAMS
@@ -337,6 +366,11 @@ impl Http2 {
     /// Whether it is of no use any more.
     pub(super) fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Whether it is of no use any more, as the kernel knows it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.is_closed() || self.far_end.unheard() == Unheard::Ended
     }
 
     /// Whether nobody has used it for so long.
@@ -351,6 +385,15 @@ impl Http2 {
         self.open.now.fetch_add(1, Ordering::Relaxed);
         OpenStream {
             _place: Arc::new(Place(Arc::clone(&self.open))),
+        }
+    }
+}
+
+impl Default for Open {
+    fn default() -> Self {
+        Self {
+            now: AtomicUsize::new(0),
+            idle_since: Mutex::new(Instant::now()),
         }
     }
 }
@@ -375,6 +418,7 @@ impl Life {
         Self {
             pod: Arc::clone(pod),
             telemetry: Arc::clone(&proxy.telemetry),
+            store: Arc::clone(&proxy.store),
             record: Some(record),
             moved: Arc::new(moved),
             hold,
@@ -387,6 +431,7 @@ impl Life {
         Self {
             pod: Arc::clone(pod),
             telemetry: Arc::clone(&proxy.telemetry),
+            store: Arc::clone(&proxy.store),
             record: None,
             moved: Arc::default(),
             hold,
@@ -399,7 +444,15 @@ impl Life {
         // Boxed, so that it is gone before this is.
         let mut connection = Box::pin(connection);
         let ended = {
-            let end = pin!(self.hold.ended(&self.pod));
+            let (pod, store, record) = (&self.pod, &self.store, &self.record);
+            let hold = &mut self.hold;
+            let leaving = async {
+                match record {
+                    Some(record) => let_out::ended(store, pod, Leads::of(record)).await,
+                    None => drained(pod).await,
+                }
+            };
+            let end = pin!(hold.ended(leaving));
             unless(end, connection.as_mut()).await
         };
         match ended {
@@ -443,22 +496,18 @@ impl Drop for Life {
 }
 
 impl Hold {
-    /// Ends when the flow must.
-    async fn ended(&mut self, pod: &LocalPod) -> FlowError {
-        let drained = async {
-            pod.end_flows.cancelled().await;
-            FlowError::Drained
-        };
+    /// Ends when the flow must: for its own reasons, or as it may not leave its pod any more.
+    async fn ended(&mut self, leaving: impl Future<Output = FlowError>) -> FlowError {
         match self {
-            Self::Nothing | Self::Tunnel { .. } => drained.await,
+            Self::Nothing | Self::Tunnel { .. } => leaving.await,
             Self::SameNode { admission, .. } => tokio::select! {
                 biased;
-                error = drained => error,
+                error = leaving => error,
                 error = admission.ended() => error,
             },
             Self::Channel { watch, .. } => tokio::select! {
                 biased;
-                error = drained => error,
+                error = leaving => error,
                 () = watch.untrusted() => Broken::Reset(Side::Server).into(),
             },
         }
@@ -492,3 +541,36 @@ const MOST_STREAMS: usize = 100;
 /// How long the other side may take to end a connection too.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use crate::proxy::tcp::FlowSocket;
+
+    /// A connection to an endpoint without the mesh that nobody drives. Of its other end the socket tells.
+    pub(in crate::proxy::http) async fn http2(to: SocketAddr, socket: &Arc<FlowSocket>) -> Http2 {
+        let (near, far) = tokio::io::duplex(1024);
+        let builder = http2::Builder::new(Sends::default());
+        let made = builder.handshake(TokioIo::new(near)).await;
+        let (sender, connection) = made.expect("a connection");
+        std::mem::forget((connection, far));
+        Http2 {
+            sender,
+            answerer: Answerer::Application,
+            far_end: FarEnd::new(Some(socket), Answerer::Application),
+            route: Arc::new(Route {
+                endpoint: to,
+                path: PathLabel::Plaintext,
+                destination: None,
+                identity: None,
+                local: None,
+                party: None,
+                verdict: None,
+                gate: None,
+                generation: 0,
+            }),
+            open: Arc::default(),
+            known: Arc::default(),
+        }
+    }
+}

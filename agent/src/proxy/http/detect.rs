@@ -16,6 +16,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use weft_core::PortProtocol;
 
 use super::sniff::{MOST_BYTES, Sniffed, sniff};
 use crate::proxy::tcp::FlowSocket;
@@ -39,8 +40,19 @@ impl Detected {
         }
     }
 
-    /// Counts it.
-    pub(in crate::proxy) fn count(&self, telemetry: &Telemetry) {
+    /// Whether the server has spoken before the client.
+    pub(in crate::proxy) fn is_server_first(&self) -> bool {
+        self.how == DetectedBy::ServerFirst
+    }
+
+    /// Counts it. HTTP at a port that is declared to be its is no discovery, but for its version.
+    pub(in crate::proxy) fn count(&self, declared: PortProtocol, telemetry: &Telemetry) {
+        let is_declared =
+            super::takes_nothing_else(declared) && matches!(self.protocol, Sniffed::Http(_));
+        let how = match is_declared {
+            true => DetectedBy::Declared,
+            false => self.how,
+        };
         let protocol = match self.protocol {
             Sniffed::Http(super::Version::Http1) => ProtocolLabel::Http1,
             Sniffed::Http(super::Version::Http2) => ProtocolLabel::Http2,
@@ -49,7 +61,7 @@ impl Detected {
                 ProtocolLabel::Opaque
             }
         };
-        telemetry.detection(protocol, self.how);
+        telemetry.detection(protocol, how);
     }
 
     /// The server has spoken first.
@@ -76,6 +88,18 @@ pub(in crate::proxy) fn at_once(socket: &TcpStream) -> io::Result<Option<Detecte
         Sniffed::Tls { .. } if count == bytes.len() => None,
         protocol => Some(Detected::seen(protocol)),
     })
+}
+
+/// Whether the client has not said a single byte.
+///
+/// # Errors
+/// The connection failed: nobody else is told of it.
+pub(in crate::proxy) fn is_silent(socket: &TcpStream) -> io::Result<bool> {
+    match recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) {
+        Ok(count) => Ok(count == 0),
+        Err(Errno::EAGAIN) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Waits until the client has said enough. If it leaves before, it is nothing that is known; and so it is if it

@@ -67,7 +67,8 @@ pub(super) async fn begun(mut client: Client<'_>) -> Result<Option<Begun>, Broke
 }
 
 impl Look<'_> {
-    /// Whether the flow is HTTP. If not, all that was taken from the client has been passed on.
+    /// Whether the flow is HTTP. If not, all that was taken from the client has been passed on. If it is TLS,
+    /// `server_name` becomes the name that its client asks for.
     ///
     /// # Errors
     /// One of the two connections failed, or the flow is not what it must be.
@@ -75,11 +76,14 @@ impl Look<'_> {
         self,
         mut client: Client<'_>,
         server: &mut FlowSocket,
-        moved: &Moved,
+        (moved, server_name): (&Moved, &mut Option<Box<str>>),
     ) -> Result<Option<Begun>, FlowError> {
         let mut taken = Taken::default();
         let found = self.wait(&mut client, server, &mut taken, moved).await?;
         self.count(&found);
+        if let Some(name) = found.protocol.server_name() {
+            *server_name = Some(name.into());
+        }
         let Sniffed::Http(version) = found.protocol else {
             if self.is_http() && !taken.bytes.is_empty() {
                 return Err(FlowError::NotHttp);
@@ -164,7 +168,7 @@ impl Look<'_> {
 
     fn count(self, found: &Detected) {
         if let Some(telemetry) = self.telemetry {
-            found.count(telemetry);
+            found.count(self.declared, telemetry);
         }
     }
 }

@@ -32,8 +32,9 @@ impl Scene {
                 telemetry: None,
             };
             let moved = Moved::default();
+            let noted = (&moved, &mut None);
             let found = look
-                .at(Client::Socket(&arriving), &mut delivering, &moved)
+                .at(Client::Socket(&arriving), &mut delivering, noted)
                 .await;
             // Until it is known what was passed on.
             tokio::task::yield_now().await;

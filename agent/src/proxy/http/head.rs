@@ -10,6 +10,7 @@ use http::uri::Authority;
 use http::{HeaderMap, Method, Request, StatusCode, Version, request, response};
 use hyper::body::Body;
 use weft_core::Identity;
+pub(super) use weft_core::route::is_grpc;
 
 use super::body::RequestBody;
 
@@ -68,6 +69,9 @@ pub fn accept(head: &mut request::Parts) -> Result<Purpose, BadHead> {
         head.headers.remove(UPGRADE);
     }
     strip_hop(&mut head.headers, purpose);
+    if head.version != Version::HTTP_2 {
+        announce_te(&mut head.headers);
+    }
     Ok(purpose)
 }
 
@@ -231,17 +235,34 @@ pub fn strip_hop(headers: &mut HeaderMap, purpose: Purpose) {
             headers.remove(UPGRADE);
         }
     }
-    // Of this only "trailers" is of use beyond the hop.
-    let is_of_use = |it: &HeaderValue| it.as_bytes().eq_ignore_ascii_case(b"trailers");
-    if !headers.get_all(TE).iter().all(is_of_use) {
+    // Of this only "trailers" is of use beyond the hop: codings are undone here.
+    if words(headers, TE).any(|it| it.eq_ignore_ascii_case(b"trailers")) {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    } else {
         headers.remove(TE);
     }
 }
 
-/// The options of `Connection`. Bytes: one that is none must not hide those beside it.
+/// Says in a request of HTTP/1 that its `TE` is for the next hop alone, as who sends one must (RFC 9110, section 10.1.4).
+pub(super) fn announce_te(headers: &mut HeaderMap) {
+    if headers.contains_key(TE) {
+        let options = match headers.contains_key(CONNECTION) {
+            true => "upgrade, te",
+            false => "te",
+        };
+        headers.insert(CONNECTION, HeaderValue::from_static(options));
+    }
+}
+
+/// The options of `Connection`.
 fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    words(headers, CONNECTION)
+}
+
+/// The members of a list. Bytes: one that is none must not hide those beside it.
+fn words(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     headers
-        .get_all(CONNECTION)
+        .get_all(name)
         .iter()
         .flat_map(|it| it.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
@@ -277,21 +298,6 @@ pub(super) fn remove_own(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether it is a call of gRPC, whose errors are told in another way.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    let mut kinds = headers.get_all(http::header::CONTENT_TYPE).iter();
-    kinds.any(|it| {
-        let (start, rest) = it
-            .as_bytes()
-            .split_at_checked(GRPC.len())
-            .unwrap_or_default();
-        start.eq_ignore_ascii_case(GRPC) && matches!(rest, [] | [b'+' | b';', ..])
-    })
-}
-
-/// Media types are compared without regard to case (RFC 9110, section 8.3.1).
-const GRPC: &[u8] = b"application/grpc";
-
 /// Whether a failure of HTTP/2 says that the server has not begun with the request (RFC 9113, section 8.7),
 /// or that its connection ended, as it does after so many requests or when the server ends. What a server has
 /// reset it may have done.
@@ -320,6 +326,8 @@ pub(super) fn copy_of<B, C>(request: &Request<B>, body: C) -> Request<C> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    // Who is told what comes before the answer.
+    *copy.extensions_mut() = request.extensions().clone();
     copy
 }
 
@@ -516,7 +524,64 @@ mod tests {
         let value = HeaderValue::from_bytes(b"\xff, x-private").expect("a value");
         headers.insert(CONNECTION, value);
         strip_hop(&mut headers, Purpose::Exchange);
-        assert!(headers.is_empty(), "{headers:?}");
+        let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["te"]);
+    }
+
+    #[test]
+    fn trailers_are_asked_for_as_they_must_be() {
+        let upgrade = [("connection", "upgrade"), ("upgrade", "websocket")];
+        for (version, headers, te, connection) in [
+            (
+                Version::HTTP_11,
+                &[("te", "gzip, trailers")][..],
+                Some("trailers"),
+                Some("te"),
+            ),
+            (
+                Version::HTTP_11,
+                &[("te", "gzip"), ("te", "Trailers")],
+                Some("trailers"),
+                Some("te"),
+            ),
+            (
+                Version::HTTP_11,
+                &[("te", "trailers"), ("connection", "close, te")],
+                Some("trailers"),
+                Some("te"),
+            ),
+            (
+                Version::HTTP_11,
+                &[("te", "gzip;q=0.5, deflate")],
+                None,
+                None,
+            ),
+            (Version::HTTP_11, &[("te", "trailers;q=0.5x")], None, None),
+            (Version::HTTP_11, &[], None, None),
+            (Version::HTTP_11, &upgrade, None, Some("upgrade")),
+            (
+                Version::HTTP_11,
+                &[upgrade[0], upgrade[1], ("te", "trailers")],
+                Some("trailers"),
+                Some("upgrade, te"),
+            ),
+            (
+                Version::HTTP_2,
+                &[("te", "trailers")],
+                Some("trailers"),
+                None,
+            ),
+        ] {
+            let all = [&[("host", "web")], headers].concat();
+            let mut head = head(version, "http://web/", &all);
+            accept(&mut head).expect("is taken");
+            let value = |name: HeaderName| head.headers.get(name).and_then(|it| it.to_str().ok());
+            assert_eq!(
+                (value(TE), value(CONNECTION)),
+                (te, connection),
+                "{headers:?}"
+            );
+        }
     }
 
     #[test]

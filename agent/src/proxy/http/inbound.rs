@@ -15,10 +15,11 @@ use weft_core::{Identity, PortProtocol, Verdict};
 
 use super::answer::ExchangeError;
 use super::application::Origin;
-use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
+use super::body::{RequestBody, ResponseBody, Used, heed_interim};
 use super::connection::{Hold, Http1, Http2, Life, MOST_STALE, Route};
 use super::gate::{Gate, Pass};
 use super::host::ByHost;
+use super::idle::Idle;
 use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
@@ -137,8 +138,10 @@ impl Admitted {
             }
         }
         let kept = Arc::clone(&facts.http1);
-        let leave = &pod.stop_accepting;
-        let served = serve::serve(stream, version, &pod, (&party, leave), move |request| {
+        let context = Arc::clone(&facts.flow.context);
+        let idle = Idle::of(&context, Direction::Inbound);
+        let ends = (&party, &pod.stop_accepting, idle);
+        let served = serve::serve(stream, version, &pod, ends, move |request| {
             exchange(Arc::clone(&facts), request)
         });
         let served = served.await;
@@ -234,7 +237,7 @@ impl Facts {
     /// The connection to the application, or a new one, and whether it was there before.
     async fn http2(&self) -> Result<(Http2, bool), ExchangeError> {
         let mut kept = self.http2.lock().await;
-        if let Some(kept) = kept.as_ref().filter(|it| !it.is_closed()) {
+        if let Some(kept) = kept.as_ref().filter(|it| !it.has_ended()) {
             return Ok((kept.clone(), true));
         }
         let started = self.speak_http2(self.connect().await?).await;
@@ -297,7 +300,7 @@ async fn exchange_http1(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let method = request.method().clone();
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
-    heed_expectation(&mut request);
+    heed_interim(&mut request);
     let upload = request.body_mut().watch(pass.entry.as_ref(), None);
     let (connection, response) = loop {
         let mut connection = facts.http1().await?;

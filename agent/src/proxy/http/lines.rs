@@ -1,8 +1,9 @@
-//! The ends of lines in requests of HTTP/1. A lone LF may be taken for one (RFC 9112, section 2.2), and hyper does;
-//! but who reads otherwise sees other lines. So such a request is to be refused.
+//! The ends of lines in requests of HTTP/1, and the ends of their bodies. A lone LF may be taken for the end of a line
+//! (RFC 9112, section 2.2), and a coding before a length that stands beside it (section 6.3), and hyper does; but
+//! who reads otherwise sees other requests. So such a one is to be refused.
 //!
-//! What is read is looked at on its way to hyper, and a lone LF in a head or in trailers is made a NUL, which hyper
-//! answers with 400. To know where heads begin, bodies are counted as hyper counts them; where the two may
+//! What is read is looked at on its way to hyper, and a lone LF in a head or in trailers, or the last one of a head with
+//! two lengths, is made a NUL, which hyper answers with 400. To know where heads begin, bodies are counted as hyper counts them; where the two may
 //! differ hyper refuses the request, or what follows is not looked at: nothing else is ever changed. Answers
 //! of servers are taken as they come, as without a mesh, and written anew.
 
@@ -41,6 +42,7 @@ enum Place {
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
     length: u64,
+    has_length: bool,
     is_chunked: bool,
     /// It is a CONNECT, or names a protocol to change to, and asks for that.
     is_connect: bool,
@@ -142,7 +144,7 @@ impl Lines {
         self.after_cr = false;
         match self.ended() {
             Some(place) => self.place = place,
-            // A length that is written at such length is no honest one.
+            // A length that is written at such length, or beside a coding, is no honest one.
             None => {
                 if let Some(byte) = bytes.get_mut(end) {
                     *byte = 0;
@@ -166,7 +168,7 @@ impl Lines {
                 };
                 Place::Fields
             }
-            Place::Fields if line.is_empty() => self.head.next(),
+            Place::Fields if line.is_empty() => self.head.next()?,
             Place::Fields => {
                 self.head.heed(line, self.line.is_whole())?;
                 Place::Fields
@@ -193,6 +195,7 @@ impl Head {
             let value = value.get(1..).unwrap_or_default().trim_ascii();
             let number = std::str::from_utf8(value).ok().filter(|_| is_whole)?;
             self.length = number.parse().ok()?;
+            self.has_length = true;
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
@@ -210,9 +213,14 @@ impl Head {
         self.is_connect || self.names_other && self.upgrades
     }
 
-    /// What follows it.
-    fn next(self) -> Place {
-        match self {
+    /// What follows it. Nothing if it says in two ways where its body ends: then it is not to be taken.
+    fn next(self) -> Option<Place> {
+        Some(match self {
+            Self {
+                is_chunked: true,
+                has_length: true,
+                ..
+            } => return None,
             Self {
                 is_chunked: true, ..
             } => Place::Size,
@@ -220,7 +228,7 @@ impl Head {
             Self { length, .. } if length > 0 && self.switches() => Place::Lost,
             Self { length: 0, .. } => self.behind(),
             Self { length, .. } => Place::Body(length),
-        }
+        })
     }
 
     /// What follows its body.
@@ -340,6 +348,24 @@ mod tests {
                 for switching in [Switching::Done, Switching::Open] {
                     assert_eq!(looked(&text, piece, switching), text);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn two_ways_to_say_where_a_body_ends() {
+        let [length, coding] = ["content-length: 3\r\n", "transfer-encoding: chunked\r\n"];
+        for (fields, is_taken) in [
+            ([length, coding], false),
+            ([coding, length], false),
+            ([coding, "content-length: 0\r\n"], false),
+            ([coding, ""], true),
+            ([length, ""], true),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\n{}\r\n", fields.concat());
+            for piece in [1, 7, 1000] {
+                let found = looked(&text, piece, Switching::Declined);
+                assert_eq!(found == text, is_taken, "{found:?}");
             }
         }
     }

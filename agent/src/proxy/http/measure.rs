@@ -12,6 +12,7 @@ use weft_core::{EgressName, EgressNetwork, Identity, Verdict, WorkloadId};
 
 use super::answer::{self, GRPC_STATUS};
 use super::connection::Route;
+use super::deadlines::Late;
 use super::host::ByHost;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
@@ -336,6 +337,14 @@ impl Timers {
     pub(super) fn fail(self, error: ExchangeError) {
         for timer in self.into_all() {
             timer.end(Err(error));
+        }
+    }
+
+    /// It took too long, and the client was told so by trailers.
+    pub(super) fn late(self, late: Late, trailers: &HeaderMap) {
+        let grpc = grpc_status(trailers);
+        for timer in self.into_all() {
+            timer.end_early(grpc, late.label());
         }
     }
 

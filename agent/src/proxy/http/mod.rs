@@ -3,13 +3,14 @@
 //!
 //! | stage | where |
 //! |---|---|
-//! | which protocol is it | `sniff`; at the client's node `detect`, at the server's `first` |
-//! | a client's connection, request by request | `serve` |
+//! | which protocol is it | `sniff`; at the client's node `detect` and `firsts`, at the server's `first` |
+//! | a client's connection, request by request; one that nobody uses | `serve`; `idle` |
 //! | is the request's head fit to be passed on, and what of it belongs to this hop | `lines`, `head` |
 //! | may the client make it | `gate` |
 //! | to which endpoint | `outbound` |
-//! | on which connection | `pool`, `connection`, `stream` |
+//! | on which connection | `pool`, `unheard`, `connection`, `stream` |
 //! | the application speaks another version | `application` |
+//! | answers before the answer | `interim` |
 //! | the bodies, and the end of the exchange | `body` |
 //! | the end of a request's body before its time | `upload` |
 //! | how long it may take | `deadlines` |
@@ -39,10 +40,13 @@ pub(super) mod connection;
 mod deadlines;
 pub(super) mod detect;
 pub(super) mod first;
+pub(crate) mod firsts;
 pub(super) mod gate;
 pub mod head;
 mod host;
+mod idle;
 pub(super) mod inbound;
+mod interim;
 pub mod lines;
 mod measure;
 pub(super) mod outbound;
@@ -52,6 +56,7 @@ mod replay;
 mod serve;
 pub mod sniff;
 mod stream;
+mod unheard;
 mod upgrade;
 mod upload;
 

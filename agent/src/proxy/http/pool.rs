@@ -86,11 +86,22 @@ impl Pool {
 
     /// A connection of HTTP/2 that leads this way and takes another exchange.
     pub(super) fn take_http2(&self, route: &Route) -> Option<Http2> {
-        let mut kept = self.kept();
-        let all = kept.http2.get_mut(&route.endpoint)?;
-        // One that leads elsewhere ends when the last who uses it has let it go.
-        all.retain(|it| !it.is_closed() && it.route.is_same(route));
-        all.iter().find(|it| it.has_room()).cloned()
+        loop {
+            let connection = {
+                let mut kept = self.kept();
+                let all = kept.http2.get_mut(&route.endpoint)?;
+                // One that leads elsewhere ends when the last who uses it has let it go.
+                all.retain(|it| !it.is_closed() && it.route.is_same(route));
+                all.iter().find(|it| it.has_room())?.clone()
+            };
+            // Asked without the lock: that is a system call.
+            if !connection.has_ended() {
+                return Some(connection);
+            }
+            if let Some(all) = self.kept().http2.get_mut(&route.endpoint) {
+                all.retain(|it| !it.is(&connection));
+            }
+        }
     }
 
     /// Whether an exchange with one of these could begin at once.
@@ -120,7 +131,8 @@ impl Pool {
             return connection;
         }
         let all = kept.http2.entry(connection.route.endpoint).or_default();
-        let same = |it: &&Http2| it.has_room() && it.route.is_same(&connection.route);
+        let same =
+            |it: &&Http2| it.has_room() && it.route.is_same(&connection.route) && !it.has_ended();
         if let Some(theirs) = all.iter().find(same) {
             return theirs.clone();
         }
@@ -235,3 +247,61 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const MOST_MIRRORS: usize = 64;
 /// Connections that wait for the next exchange with one endpoint.
 const MOST_IDLE: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::proxy::http::connection::testing;
+    use crate::proxy::tcp::FlowSocket;
+
+    /// Two connections to one endpoint, and their other ends.
+    async fn two() -> [(Http2, Arc<FlowSocket>, TcpStream); 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let to = listener.local_addr().expect("its address");
+        let made = async || {
+            let near = TcpStream::connect(to).await.expect("connects");
+            let (far, _) = listener.accept().await.expect("a connection");
+            let socket = Arc::new(FlowSocket::new(near).expect("takes it"));
+            (testing::http2(to, &socket).await, socket, far)
+        };
+        [made().await, made().await]
+    }
+
+    async fn ended(connection: &Http2) {
+        let ending = async {
+            while !connection.has_ended() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let ending = tokio::time::timeout(Duration::from_secs(30), ending);
+        ending.await.expect("the kernel knows of the end");
+    }
+
+    #[tokio::test]
+    async fn who_was_faster_is_joined_unless_that_has_ended() {
+        let (pool, stopping) = (Arc::new(Pool::default()), CancellationToken::new());
+        let [(first, _socket, far), (second, _other, _far)] = two().await;
+        assert!(pool.share(first.clone(), &stopping).is(&first));
+        assert!(pool.share(second.clone(), &stopping).is(&first));
+        drop(far);
+        ended(&first).await;
+        assert!(pool.share(second.clone(), &stopping).is(&second));
+        let taken = pool.take_http2(&second.route).expect("one of two");
+        assert!(taken.is(&second));
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_is_let_go_once_seen() {
+        let (pool, stopping) = (Arc::new(Pool::default()), CancellationToken::new());
+        let [(only, _socket, far), _] = two().await;
+        pool.share(only.clone(), &stopping);
+        let endpoint = only.route.endpoint;
+        assert!(pool.take_http2(&only.route).is_some_and(|it| it.is(&only)));
+        drop(far);
+        ended(&only).await;
+        assert!(pool.take_http2(&only.route).is_none());
+        assert!(!pool.has_any([endpoint].into_iter()));
+    }
+}

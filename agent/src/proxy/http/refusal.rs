@@ -11,14 +11,15 @@ use weft_core::Identity;
 
 use super::answer::Told;
 use super::first::{self, Client};
+use super::idle::Idle;
 use super::stream::Stream;
-use super::{head, measure, serve};
+use super::{Version, head, measure, serve};
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
 use crate::proxy::tcp::{FlowSocket, TunnelHalves};
 use crate::proxy::usage::{From, Party};
-use crate::telemetry::TlsLabel;
+use crate::telemetry::{Direction, TlsLabel};
 
 /// What was refused.
 pub(in crate::proxy) struct Refusal<'a> {
@@ -44,7 +45,7 @@ pub(in crate::proxy) enum Refused {
 pub(in crate::proxy) async fn tell(
     context: &Context,
     pod: &Arc<LocalPod>,
-    mut client: Refused,
+    client: Refused,
     refusal: Refusal<'_>,
 ) {
     // Those who are refused must not take what others need, nor those of one pod what others' have use for.
@@ -54,19 +55,9 @@ pub(in crate::proxy) async fn tell(
     let Ok(_place) = context.refusals.try_acquire() else {
         return;
     };
-    let arriving = match &mut client {
-        Refused::Socket(socket) => Client::Socket(socket),
-        Refused::Tunnel(halves) => Client::Tunnel(halves),
-    };
-    let begun = tokio::time::timeout(GRACE, first::begun(arriving)).await;
-    let Ok(Ok(Some((version, first)))) = begun else {
+    let Some(begun) = begun(client).await else {
         return;
     };
-    let stream = match client {
-        Refused::Socket(socket) => Stream::socket(socket),
-        Refused::Tunnel(halves) => Stream::tunnel(halves),
-    };
-    let answer = Told::to_refused(refusal.error);
     let authz = match refusal.error {
         FlowError::Denied(verdict) => {
             let at = (refusal.port, refusal.tls);
@@ -77,14 +68,46 @@ pub(in crate::proxy) async fn tell(
     let from = refusal.identity.cloned();
     let from = from.map_or(From::Strangers, From::Workload);
     let party = Party::at_pod(&pod.usage, from);
+    let whose = (party, Direction::Inbound);
+    answer(context, pod, begun, (refusal.error, whose), move |_| {
+        if let Some(authz) = &authz {
+            authz.count();
+        }
+    })
+    .await;
+}
+
+/// A client that was refused, if it begins to speak HTTP in time; others are let go.
+pub(in crate::proxy) async fn begun(mut client: Refused) -> Option<(Stream, Version)> {
+    let arriving = match &mut client {
+        Refused::Socket(socket) => Client::Socket(socket),
+        Refused::Tunnel(halves) => Client::Tunnel(halves),
+    };
+    let begun = tokio::time::timeout(GRACE, first::begun(arriving)).await;
+    let (version, first) = begun.ok()?.ok()??;
+    let stream = match client {
+        Refused::Socket(socket) => Stream::socket(socket),
+        Refused::Tunnel(halves) => Stream::tunnel(halves),
+    };
+    Some((stream.begun(first), version))
+}
+
+/// Answers a client that was refused, and lets it go. `count` is told of each answer.
+pub(in crate::proxy) async fn answer(
+    context: &Context,
+    pod: &Arc<LocalPod>,
+    (stream, version): (Stream, Version),
+    (error, (party, direction)): (&FlowError, (Party, Direction)),
+    count: impl Fn(Told) + Clone + Send + Sync + 'static,
+) {
+    let answer = Told::to_refused(error);
+    let party = party.with_little_to_say();
     let charged = party.clone();
     let leave = pod.stop_accepting.child_token();
     let leaving = leave.clone();
     let service = move |request: Request<Incoming>| {
         leaving.cancel();
-        if let Some(authz) = &authz {
-            authz.count();
-        }
+        count(answer);
         let charged = charged.clone();
         async move {
             let is_grpc = head::is_grpc(request.headers());
@@ -96,7 +119,14 @@ pub(in crate::proxy) async fn tell(
             answer.response(is_grpc)
         }
     };
-    let serving = serve::serve(stream.begun(first), version, pod, (&party, &leave), service);
+    let idle = Idle {
+        // Its time is bounded as a whole.
+        limit: Duration::ZERO,
+        telemetry: &context.telemetry,
+        direction,
+    };
+    let ends = (&party, &leave, idle);
+    let serving = serve::serve(stream, version, pod, ends, service);
     let _ = tokio::time::timeout(MOST_TIME, serving).await;
 }
 

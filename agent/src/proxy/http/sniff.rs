@@ -159,6 +159,14 @@ fn is_of_line(byte: u8) -> bool {
 }
 
 impl Sniffed {
+    /// The name that a client hello asks for.
+    pub fn server_name(&self) -> Option<&str> {
+        match self {
+            Self::Tls { server_name } => server_name.as_deref(),
+            _ => None,
+        }
+    }
+
     /// As metrics and logs name it.
     pub fn as_str(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {

@@ -21,8 +21,10 @@ use tokio_util::sync::DropGuard;
 use super::Version;
 use super::answerer::Answerer;
 use super::application::{Application, Origin};
+use super::interim::Outbox;
 use super::lines::{Lines, Switching};
 use super::serve::Progress;
+use super::unheard::{FarEnd, Half};
 use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves, failed};
 use crate::proxy::tunnel::chunk::{Chunk, Queue};
 use crate::proxy::tunnel::weft1;
@@ -50,6 +52,9 @@ pub(in crate::proxy) struct Stream {
     lines: Option<Lines>,
     /// Told of what is read.
     progress: Option<Arc<Progress>>,
+    /// What is to be said beside what is written, and what of it has not left yet.
+    outbox: Option<Outbox>,
+    before: Bytes,
     /// Tells when it is gone.
     _guard: Option<DropGuard>,
 }
@@ -132,6 +137,8 @@ impl Stream {
             in_a_row: 0,
             lines: None,
             progress: None,
+            outbox: None,
+            before: Bytes::new(),
             _guard: None,
         }
     }
@@ -167,6 +174,25 @@ impl Stream {
         }
     }
 
+    /// Its other end, if that is an application.
+    pub(super) fn far_end(&self) -> FarEnd {
+        let socket = match &self.kind {
+            Kind::Socket(socket) => Some(socket),
+            Kind::Application(application) => application.socket(),
+            Kind::Channel(_) | Kind::Tunnel(_) => None,
+        };
+        FarEnd::new(socket, self.answerer())
+    }
+
+    /// Tells whether its other end has said all that it has to say, whether anybody reads from it or not; of one that
+    /// does not come from another application, never.
+    pub(super) fn half(&self) -> Half {
+        match &self.kind {
+            Kind::Socket(socket) => Half(Some(Arc::clone(socket))),
+            Kind::Channel(_) | Kind::Tunnel(_) | Kind::Application(_) => Half(None),
+        }
+    }
+
     /// Acknowledges at once what is read. In HTTP/2 both sides say small things on the side, and a sender that
     /// holds back the next one until then (RFC 896) would wait for as long as acknowledgements are
     /// put off, 40 ms.
@@ -178,6 +204,12 @@ impl Stream {
     /// Takes no lone LF for the end of a line in requests of HTTP/1.
     pub(super) fn strict(mut self) -> Self {
         self.lines = Some(Lines::default());
+        self
+    }
+
+    /// Says what is in the outbox whenever all has left that was written.
+    pub(super) fn saying_before(mut self, outbox: Outbox) -> Self {
+        self.outbox = Some(outbox);
         self
     }
 
@@ -199,6 +231,21 @@ impl Stream {
         self
     }
 
+    /// Says what is to be said before anything else is.
+    fn poll_before(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.before.is_empty() {
+            let slices = [IoSlice::new(&self.before)];
+            let count = ready!(self.kind.poll_write(context, &slices))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.before.advance(count);
+            self.count(count, false);
+            self.is_flushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Once it is known that an application speaks the version, there is nothing between.
     fn settle(&mut self) {
         if let Kind::Application(application) = &self.kind
@@ -212,6 +259,27 @@ impl Stream {
         if let Some((moved, side)) = &self.meter {
             let from = if read { *side } else { side.other() };
             moved.way(from).add(bytes);
+        }
+    }
+}
+
+impl Kind {
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket(socket) => socket.poll_write_vectored(context, slices),
+            Self::Application(application) => application.poll_write_vectored(context, slices),
+            Self::Channel(ChannelStream { io: Some(io), .. }) => {
+                Pin::new(io).poll_write_vectored(context, slices)
+            }
+            Self::Channel(_) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Self::Tunnel(tunnel) => {
+                let first = slices.iter().find(|it| !it.is_empty());
+                tunnel.poll_write(context, first.map_or(&[], |it| it))
+            }
         }
     }
 }
@@ -323,19 +391,8 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = match &mut self.kind {
-            Kind::Socket(socket) => socket.poll_write_vectored(context, slices),
-            Kind::Application(application) => application.poll_write_vectored(context, slices),
-            Kind::Channel(ChannelStream { io: Some(io), .. }) => {
-                Pin::new(io).poll_write_vectored(context, slices)
-            }
-            Kind::Channel(_) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            Kind::Tunnel(tunnel) => {
-                let first = slices.iter().find(|it| !it.is_empty());
-                tunnel.poll_write(context, first.map_or(&[], |it| it))
-            }
-        };
-        let count = ready!(written)?;
+        ready!(self.poll_before(context))?;
+        let count = ready!(self.kind.poll_write(context, slices))?;
         self.count(count, false);
         self.is_flushed = false;
         Poll::Ready(Ok(count))
@@ -346,6 +403,11 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_before(context))?;
+        if let Some(heads) = self.outbox.as_ref().and_then(Outbox::take) {
+            self.before = heads.into();
+            ready!(self.poll_before(context))?;
+        }
         match &mut self.kind {
             Kind::Channel(ChannelStream { io: Some(io), .. }) => {
                 ready!(Pin::new(io).poll_flush(context))?;

@@ -9,6 +9,7 @@ use crate::node::LocalPod;
 use crate::proxy::ends::unless;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::first::{Client, Look};
+use crate::proxy::let_out::{self, Leads};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{FlowSocket, join_sockets};
 use crate::proxy::{Context, http};
@@ -27,10 +28,15 @@ pub(in crate::proxy) async fn carry(
     let (mut server, meter, verdict, admission) = admitted.part();
     record.verdict = Some(verdict);
     record.moved.meter_too(meter);
+    let server_id = pod.id.clone();
+    let leads = Leads {
+        to: record.endpoint,
+        server: Some(&server_id),
+    };
     let mut end = pin!(async {
         tokio::select! {
             biased;
-            () = source.end_flows.cancelled() => FlowError::Drained,
+            error = let_out::ended(&context.store, source, leads) => error,
             error = admission.ended() => error,
         }
     });
@@ -44,7 +50,8 @@ pub(in crate::proxy) async fn carry(
         let begun = {
             let ends = (Client::Socket(&client), &mut server);
             // Boxed: nothing of it is needed while bytes are copied.
-            let mut looking = Box::pin(admission.look(context, look, ends, &record.moved));
+            let noted = (&record.moved, &mut record.server_name);
+            let mut looking = Box::pin(admission.look(context, look, ends, noted));
             unless(end.as_mut(), looking.as_mut()).await??
         };
         if let Some((version, first)) = begun {

@@ -127,7 +127,8 @@ async fn carry_tunnel_flow(
         let begun = {
             let look = context.look(declared, &admission);
             let ends = (Client::Tunnel(&mut halves), &mut server);
-            let mut looking = Box::pin(admission.look(context, look, ends, &record.moved));
+            let noted = (&record.moved, &mut record.server_name);
+            let mut looking = Box::pin(admission.look(context, look, ends, noted));
             unless(pin!(admission.ended()), looking.as_mut()).await??
         };
         if let Some((version, first)) = begun {

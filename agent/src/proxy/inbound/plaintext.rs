@@ -14,7 +14,7 @@ use crate::proxy::http::first::Client;
 use crate::proxy::http::refusal::{self, Refused};
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side, join_sockets};
-use crate::proxy::{Context, http, socket};
+use crate::proxy::{Context, excess, http, socket};
 use crate::telemetry::{Direction, TlsLabel};
 
 /// Serves a connection that arrives outside of tunnels.
@@ -77,6 +77,8 @@ async fn serve(
                     tls: TlsLabel::None,
                 };
                 Box::pin(refusal::tell(context, pod, client, refusal)).await;
+            } else if matches!(error, FlowError::TooManyFlows) {
+                excess::tell(context, pod, client, Direction::Inbound).await;
             }
             return Err(error);
         }
@@ -89,7 +91,8 @@ async fn serve(
         let begun = {
             let look = context.look(declared, &admission);
             let ends = (Client::Socket(&client), &mut server);
-            let mut looking = Box::pin(admission.look(context, look, ends, &record.moved));
+            let noted = (&record.moved, &mut record.server_name);
+            let mut looking = Box::pin(admission.look(context, look, ends, noted));
             unless(pin!(admission.ended()), looking.as_mut()).await??
         };
         if let Some((version, first)) = begun {

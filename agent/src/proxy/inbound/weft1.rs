@@ -186,7 +186,8 @@ async fn carry(
             let mut io = ChannelIo::new(channel);
             let look = context.look(declared, &admission);
             let ends = (Client::Channel(&mut io), &mut server);
-            let looking = Box::pin(admission.look(context, look, ends, &moved));
+            let noted = (&*moved, &mut record.server_name);
+            let looking = Box::pin(admission.look(context, look, ends, noted));
             if let Some((version, first)) = looking.await? {
                 let flow = http::inbound::Admitted {
                     context: Arc::clone(context),

@@ -24,16 +24,17 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Workload};
 
 use self::find::{Found, Looked, find};
-pub(super) use self::reach::{connect, decide, is_of_endpoint, route};
+pub(super) use self::reach::{connect, decide, is_of_endpoint, route, why_none};
 pub(super) use self::wait::Waiter;
 use super::ends::unless;
 use super::error::FlowError;
-use super::inbound::{self, Admitted, accept_each, refuse};
+use super::inbound::{self, Admitted, accept_each};
+use super::let_out::Leads;
 use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel};
 use super::tunnel::claim::OpaqueBy;
 use super::tunnel::client::Opened;
-use super::{Context, egress, http, socket};
+use super::{Context, egress, excess, http, let_out, socket};
 use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::identity::Alpn;
@@ -124,7 +125,7 @@ pub async fn serve(context: Arc<Context>, pod: Arc<LocalPod>, listener: TcpListe
     let room = Arc::new(Semaphore::new(context.config.limits.flows_per_pod));
     accept_each(&context, &pod, listener, |stream, peer| {
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            refuse(&context, &pod, stream, &FlowError::TooManyFlows);
+            excess::turn_away(&context, &pod, stream, Direction::Outbound);
             return;
         };
         let parts = (Arc::clone(&context), Arc::clone(&pod));
@@ -142,6 +143,7 @@ async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: (TcpStream, Soc
     let result = run(&context, &pod, stream, &mut record).await;
     if let Err(error) = &result {
         egress::count(&context, &pod, error);
+        let_out::count(&context, &pod, error);
     }
     record.finish(&context.telemetry, &result);
 }
@@ -158,6 +160,8 @@ async fn run(
     // Boxed: nothing of it is needed while bytes are copied.
     let finding = Box::pin(find(context, pod, &accepted, record));
     let found = tokio::select! {
+        // First: it knows of a client that leaves whether that was refused before.
+        biased;
         found = finding => found,
         () = accepted.socket.failed() => return Err(Broken::Reset(Side::Client).into()),
         () = pod.end_flows.cancelled() => return Err(FlowError::Drained),
@@ -268,10 +272,11 @@ fn carry<'a>(
             })
         }
         Connected::Socket(server) => {
-            let moved = &record.moved;
+            let record = &*record;
             Box::pin(async move {
-                let copying = pin!(join_sockets(client, server, moved));
-                Ok(unless(pin!(drained(pod)), copying).await??)
+                let ended = let_out::ended(&context.store, pod, Leads::of(record));
+                let copying = pin!(join_sockets(client, server, &record.moved));
+                Ok(unless(pin!(ended), copying).await??)
             })
         }
         Connected::SameNode(admitted, tracked) => {
@@ -281,14 +286,15 @@ fn carry<'a>(
                 inbound::here::carry(context, pod, client, arrived, record).await
             })
         }
-        Connected::Channel(asked) => Box::pin(asked.carry(client, pod, &record.moved)),
+        Connected::Channel(asked) => Box::pin(asked.carry(client, &context.store, pod, record)),
         Connected::Tunnel(opened) => {
             let Opened { halves, slot, .. } = *opened;
-            let moved = &record.moved;
+            let record = &*record;
             Box::pin(async move {
                 let _slot = slot;
-                let copying = pin!(join_tunnel(client, Side::Client, halves, moved));
-                Ok(unless(pin!(drained(pod)), copying).await??)
+                let ended = let_out::ended(&context.store, pod, Leads::of(record));
+                let copying = pin!(join_tunnel(client, Side::Client, halves, &record.moved));
+                Ok(unless(pin!(ended), copying).await??)
             })
         }
     }
@@ -304,10 +310,11 @@ pub(super) async fn drained(pod: &LocalPod) -> FlowError {
 /// Ends when a flow may not leave the cluster any more, or the pod's flows must end.
 async fn kept_inside(context: &Context, pod: &LocalPod, record: &Record) -> FlowError {
     match (&record.egress, record.original) {
-        (Some(entry), Some(to)) => {
-            entry.end().cancelled().await;
-            egress::ended(context, pod, to)
-        }
+        (Some(entry), Some(to)) => tokio::select! {
+            biased;
+            () = entry.end().cancelled() => egress::ended(context, pod, to),
+            error = let_out::ended(&context.store, pod, Leads::of(record)) => error,
+        },
         _ => drained(pod).await,
     }
 }
@@ -347,6 +354,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(3);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discovery::Store;
 
     fn yielded<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
         size_of::<F>()
@@ -361,15 +369,15 @@ mod tests {
         let sockets = |client, server, moved: &'static Moved| join_sockets(client, server, moved);
         let tunnel =
             |client, side, halves, moved: &'static Moved| join_tunnel(client, side, halves, moved);
-        let channel =
-            |asked: weft1::Asked, client, pod_and_moved: (&'static LocalPod, &'static Moved)| {
-                asked.carry(client, pod_and_moved.0, pod_and_moved.1)
-            };
+        type Of = (&'static Store, &'static LocalPod, &'static Record);
+        let channel = |asked: weft1::Asked, client, (store, pod, record): Of| {
+            asked.carry(client, store, pod, record)
+        };
         let sizes = [
-            ("a flow", yielded(flow), 1160),
+            ("a flow", yielded(flow), 1176),
             ("copying between sockets", yielded(sockets), 448),
             ("copying into a stream", yielded_by(tunnel), 1400),
-            ("copying into a channel", yielded(channel), 1400),
+            ("copying into a channel", yielded(channel), 1480),
         ];
         for (what, size, most) in sizes {
             println!("{what}: {size} bytes");

@@ -24,7 +24,7 @@ use crate::proxy::http::connection::Route;
 use crate::proxy::inbound::{self, Arrival};
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tcp::FlowSocket;
-use crate::proxy::{Context, socket};
+use crate::proxy::{Context, let_out, socket};
 use crate::telemetry::{Refusal, TlsLabel};
 
 /// Decides and connects, at one endpoint after the other. An endpoint has to do with the flow for as long
@@ -74,7 +74,8 @@ async fn reach_port(
     let mut waiter = Waiter::new(context, pod, port, original.ip());
     loop {
         waiter.looks();
-        let mut tries = port.tries(Balanced::Connections, original.ip());
+        let tries = port.tries(Balanced::Connections, original.ip());
+        let mut tries = tries.without(let_out::forbidden(context, pod));
         let reached = try_each(context, pod, from, &mut tries, record).await;
         record.more_endpoints = tries.has_more();
         if let Some(reached) = reached? {
@@ -128,8 +129,18 @@ async fn try_each(
     }
     match last {
         Some(error) if !error.agent_is_away() => Err(error),
-        _ => Ok(None),
+        Some(_) => Ok(None),
+        None => why_none(context, pod, tries).await.map_or(Ok(None), Err),
     }
+}
+
+/// Why none of the endpoints may be chosen, if the pod may connect to none of them.
+pub(in crate::proxy) async fn why_none(
+    context: &Context,
+    pod: &LocalPod,
+    tries: &Tries,
+) -> Option<FlowError> {
+    decide(context, pod, tries.all_forbidden()?).await.err()
 }
 
 /// Whether a flow failed because of its endpoint, and others would too: what only its own pod is
@@ -234,12 +245,16 @@ pub(in crate::proxy) async fn decide(
     }
     let workload = match known(context, pod, to).await? {
         Destination::Workload(workload) => workload,
-        Destination::Outside => return Ok(Way::Plaintext(None)),
+        Destination::Outside => {
+            let_out::ask(context, pod, to, None)?;
+            return Ok(Way::Plaintext(None));
+        }
         // An endpoint that is a service's address: nothing that could be proven to be anybody.
         Destination::Service(_) | Destination::ServiceWithoutPort(_) | Destination::Unknown => {
             return Err(FlowError::UnknownAddress(to.ip()));
         }
     };
+    let_out::ask(context, pod, to, Some(&workload.id))?;
     let (identity, tunnel) = match &workload.mesh {
         Mesh::Unmeshed => return Ok(Way::Plaintext(Some(workload))),
         Mesh::Meshed { identity, tunnel } => (identity.clone(), *tunnel),
@@ -248,8 +263,9 @@ pub(in crate::proxy) async fn decide(
         return Err(FlowError::ReservedPort(to.port()));
     }
     let force_tunnels = context.store.cluster().is_none_or(|it| it.force_tunnels);
-    if !force_tunnels
+    if !(force_tunnels || pod.is_by_tunnels_only())
         && let Some(local) = context.pods.at(to.ip())
+        && !local.is_by_tunnels_only()
         && local.id == workload.id
         && local.identity == identity
     {

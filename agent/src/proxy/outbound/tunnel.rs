@@ -82,7 +82,7 @@ async fn dial(
     let (config, stream, turn) = reach_agent(context, pod, address, alpn).await?;
     let name = ServerName::IpAddress(address.into());
     let handshake = TlsConnector::from(config).connect(name, stream);
-    let handshake = context.handshakes.in_turn(handshake);
+    let handshake = pod.usage.handshake_in_turn(handshake);
     let io = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| TunnelError::HandshakeTimeout)?
@@ -95,8 +95,7 @@ async fn dial(
         return Err(TunnelError::Protocol(alpn_name(alpn)));
     }
     let watch = inbound::watch_over(context, pod, chain, changed);
-    let turns = pod.turns();
-    Ok(Dialed { io, watch, turns })
+    Ok(Dialed { io, watch })
 }
 
 /// Connects to the agent's port when it is the pod's turn, which lasts until the handshake is over.

@@ -13,19 +13,22 @@ use std::num::NonZeroU16;
 
 use super::Caller;
 use super::tunnel::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, alpn_name, check_identity, reach_agent};
+use crate::discovery::Store;
 use crate::identity::Alpn;
 use crate::node::LocalPod;
 use crate::proxy::ends::unless;
 use crate::proxy::error::{FlowError, TunnelError};
 use crate::proxy::http::detect;
-use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side};
+use crate::proxy::let_out::Leads;
+use crate::proxy::record::Record;
+use crate::proxy::tcp::{Broken, FlowSocket, Side};
 use crate::proxy::tunnel::Watch;
 use crate::proxy::tunnel::client::Key;
 use crate::proxy::tunnel::weft1::channel::Channel;
 use crate::proxy::tunnel::weft1::client::{Answer, Dialed, GiveBack, Taken};
 use crate::proxy::tunnel::weft1::frame::{Open, Refuse};
 use crate::proxy::tunnel::weft1::{copy, handshake, server};
-use crate::proxy::{Context, inbound};
+use crate::proxy::{Context, inbound, let_out};
 
 /// A flow that the server's application has accepted.
 pub struct Asked {
@@ -99,16 +102,20 @@ pub(super) async fn ask(
 }
 
 impl Asked {
-    /// Ends when the server has said something that tells what it speaks.
-    pub(super) async fn speaks(&mut self) {
-        let is_for_client = poll_fn(|context| {
+    /// Ends when the server has said something that tells what it speaks, or has ended. Says whether it has said
+    /// anything.
+    pub(super) async fn speaks(&mut self) -> bool {
+        let said = poll_fn(|context| {
             let first = ready!(self.channel.poll_first(context));
             // What is wrong with it is seen by who reads it in earnest.
-            Poll::Ready(first.is_ok_and(detect::is_for_client_to_say))
+            let first = first.unwrap_or_default();
+            Poll::Ready((detect::is_for_client_to_say(first), !first.is_empty()))
         });
-        if is_for_client.await {
+        let (is_for_client, has_spoken) = said.await;
+        if is_for_client {
             std::future::pending::<()>().await;
         }
+        has_spoken
     }
 
     /// Parts the connection from what may end it and what takes it back. Nothing of the flow was
@@ -121,8 +128,9 @@ impl Asked {
     pub(super) async fn carry(
         self,
         client: FlowSocket,
+        store: &Store,
         pod: &LocalPod,
-        moved: &Moved,
+        record: &Record,
     ) -> Result<(), FlowError> {
         let Self {
             channel,
@@ -134,10 +142,11 @@ impl Asked {
             let end = pin!(async {
                 tokio::select! {
                     () = watch.untrusted() => FlowError::from(Broken::Reset(Side::Server)),
-                    () = pod.end_flows.cancelled() => FlowError::Drained,
+                    error = let_out::ended(store, pod, Leads::of(record)) => error,
                 }
             });
-            let copying = pin!(copy::join(client, Side::Client, channel, moved, early));
+            let copying = copy::join(client, Side::Client, channel, &record.moved, early);
+            let copying = pin!(copying);
             unless(end, copying).await??
         };
         give_back.give(channel, watch);
@@ -191,7 +200,7 @@ async fn dial(
     let (config, mut stream, turn) = reach_agent(context, pod, address, Alpn::Weft).await?;
     let name = ServerName::IpAddress(address.into());
     let shaking = handshake::connect(config, name, &mut stream);
-    let shaking = context.handshakes.in_turn(shaking);
+    let shaking = pod.usage.handshake_in_turn(shaking);
     let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking)
         .await
         .map_err(|_| TunnelError::HandshakeTimeout)?

@@ -31,7 +31,6 @@ use super::{
 use crate::identity::Alpn;
 use crate::proxy::error::TunnelError;
 use crate::proxy::tcp::TunnelHalves;
-use crate::proxy::turns::Turns;
 
 /// All tunnels of the node that lead elsewhere.
 #[derive(Debug)]
@@ -73,8 +72,6 @@ pub struct Dialed<I> {
     pub io: I,
     /// What ends it from outside.
     pub watch: Watch,
-    /// Of the pod whose flows it carries.
-    pub turns: Arc<Turns>,
 }
 
 /// A flow's stream, answered with success.
@@ -276,7 +273,7 @@ where
         key: &key,
         tunnel: None,
     };
-    let Dialed { io, watch, turns } = dial.await.map_err(Arc::new)?;
+    let Dialed { io, watch } = dial.await.map_err(Arc::new)?;
     let start = tokio::time::timeout(START_TIMEOUT, handshake(io)).await;
     let (sender, connection) = start
         .map_err(|_| Arc::new(TunnelError::HandshakeTimeout))?
@@ -301,7 +298,7 @@ where
         Arc::clone(&usage),
         limits,
     );
-    tokio::spawn(turns.pace(driver));
+    tokio::spawn(driver);
     let id = usage.id;
     note.tunnel = Some(Tunnel { sender, usage });
     Ok(id)

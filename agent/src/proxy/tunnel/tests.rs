@@ -123,12 +123,7 @@ impl Far {
             };
             let _ = server::serve(far, self.watch(), ends, flow).await;
         });
-        let turns = crate::proxy::turns::Turns::unlimited();
-        Ok(Dialed {
-            io: near,
-            watch,
-            turns,
-        })
+        Ok(Dialed { io: near, watch })
     }
 
     async fn answer(

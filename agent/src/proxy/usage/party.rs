@@ -25,6 +25,7 @@ use crate::proxy::tcp::Broken;
 pub(in crate::proxy) struct Party {
     usage: Arc<Usage>,
     source: Option<Arc<Source>>,
+    has_little_to_say: bool,
 }
 
 /// Who has exchanges with a pod.
@@ -103,6 +104,7 @@ impl Party {
         Self {
             usage: Arc::clone(usage),
             source: None,
+            has_little_to_say: false,
         }
     }
 
@@ -126,7 +128,14 @@ impl Party {
         Self {
             usage: Arc::clone(usage),
             source: Some(source),
+            has_little_to_say: false,
         }
+    }
+
+    /// The same on connections that are answered and closed: those must not take the large windows of others.
+    pub(in crate::proxy) fn with_little_to_say(mut self) -> Self {
+        self.has_little_to_say = true;
+        self
     }
 
     /// A place for an exchange with this head.
@@ -168,7 +177,7 @@ impl Party {
                 let of_source = it.windows.load(Ordering::Relaxed) + bytes as usize;
                 of_source <= own.kept.budget / share / 2
             });
-            of_pod <= own.kept.budget / share && of_source
+            !self.has_little_to_say && of_pod <= own.kept.budget / share && of_source
         };
         let (connection_bytes, stream_bytes) = if fits(WINDOW_BYTES, 4) {
             (WINDOW_BYTES, WINDOW_BYTES / 8)
@@ -546,6 +555,8 @@ mod tests {
         assert_eq!(usage.windows.load(Ordering::Relaxed), 0);
         // One source has half of the large ones.
         let [one, other] = [1, 2].map(|it| Party::at_pod(&usage, workload(it)));
+        let refused = one.clone().with_little_to_say();
+        assert_eq!(refused.window().connection_bytes, LEAST_WINDOW_BYTES);
         let of_one: Vec<_> = (0..1000).map(|_| one.window()).collect();
         assert_eq!(other.window().connection_bytes, LEAST_WINDOW_BYTES);
         drop(of_one);

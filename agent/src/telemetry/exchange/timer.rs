@@ -119,6 +119,12 @@ impl ExchangeTimer {
         self.end_both(outcome, now);
     }
 
+    /// It was ended here by trailers with this `grpc-status`, after a part of it had come, and why.
+    pub fn end_early(mut self, in_trailers: Option<GrpcStatus>, why: ExchangeError) {
+        self.has_ended = true;
+        self.cut_at(in_trailers, why, Instant::now());
+    }
+
     pub(super) fn first_byte_at(&mut self, now: Instant) {
         if let Some(status) = self.status
             && !self.has_latency
@@ -145,11 +151,15 @@ impl ExchangeTimer {
     }
 
     fn drop_at(&mut self, now: Instant) {
+        self.cut_at(None, ExchangeError::Cancel, now);
+    }
+
+    /// It ended before its time.
+    fn cut_at(&mut self, in_trailers: Option<GrpcStatus>, why: ExchangeError, now: Instant) {
         self.first_byte_at(now);
-        let given_up = ExchangeError::Cancel;
         let outcome = match self.status {
-            Some(status) => self.classified(status, None).because(given_up),
-            None => Outcome::of_error(None, given_up),
+            Some(status) => self.classified(status, in_trailers).because(why),
+            None => Outcome::of_error(None, why),
         };
         self.end_both(outcome, now);
     }

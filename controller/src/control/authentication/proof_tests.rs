@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::objects::ObjectKey;
 use crate::problems::Origin;
-use crate::source::{Batch, Event};
+use crate::source::Event;
 
 const AGENT: &str = "system:serviceaccount:weft-system:weft-agent";
 
@@ -73,16 +73,12 @@ fn pods() -> AgentPods {
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": 1}),
         ),
     ] {
-        pods.hear(&Batch {
-            events: vec![event],
-        });
+        pods.hear(&vec![event].into());
     }
     let elsewhere = Event::Delete {
         key: key("other", "a"),
     };
-    pods.hear(&Batch {
-        events: vec![elsewhere],
-    });
+    pods.hear(&vec![elsewhere].into());
     pods
 }
 

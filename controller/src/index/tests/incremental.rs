@@ -194,19 +194,18 @@ proptest! {
                     }
                 }
             }
-            cluster.index.apply(Batch { events: events.into_values().collect() });
+            cluster.index.apply(events.into_values().collect::<Vec<_>>().into());
             let difference = cluster.views.since(&node, moment).expect("remembered");
             moment = difference.upto;
             for resource in &difference.changed {
-                let key = resource.key.clone().expect("a key").try_into().expect("valid");
-                followed.insert(key, resource.version);
+                followed.insert(resource.key.clone(), resource.version);
             }
             for key in &difference.removed {
                 followed.remove(key);
             }
             let mut fresh = Cluster::new();
-            let events = present.values().cloned().map(event).collect();
-            fresh.index.apply(Batch { events });
+            let events: Vec<_> = present.values().cloned().map(event).collect();
+            fresh.index.apply(events.into());
             for node in NODES {
                 prop_assert_eq!(cluster.told(node), fresh.told(node));
                 let node = node.parse().expect("valid");
@@ -221,9 +220,8 @@ proptest! {
             let statuses = |it: &Cluster| it.index.statuses().list();
             prop_assert_eq!(statuses(&cluster), statuses(&fresh));
             let beyond = fresh.views.beyond(&node, HashMap::new());
-            let expected: BTreeMap<Key, u64> = beyond.changed.iter().map(|it| {
-                (it.key.clone().expect("a key").try_into().expect("valid"), it.version)
-            }).collect();
+            let expected: BTreeMap<Key, u64> =
+                beyond.changed.iter().map(|it| (it.key.clone(), it.version)).collect();
             prop_assert_eq!(&followed, &expected);
         }
     }
@@ -245,20 +243,20 @@ fn one_changed_pod_is_a_small_difference() {
         "spec": {"clusterIP": "10.2.0.1", "selector": {"app": "web"}, "ports": [{"port": 80}]}});
     let mut events: Vec<Event> = (0..1000).map(|index| event(pod(index, "web"))).collect();
     events.push(event(service));
-    cluster.index.apply(Batch { events });
+    cluster.index.apply(events.into());
     let node = "node-1".parse().expect("valid");
     let moment = cluster.views.since(&node, 0).expect("remembered").upto;
 
     // The same again is nothing at all.
     let events = vec![event(pod(7, "web"))];
-    cluster.index.apply(Batch { events });
+    cluster.index.apply(events.into());
     assert_eq!(
         cluster.views.since(&node, moment).expect("remembered").upto,
         moment
     );
 
     let events = vec![event(pod(7, "api"))];
-    cluster.index.apply(Batch { events });
+    cluster.index.apply(events.into());
     let difference = cluster.views.since(&node, moment).expect("remembered");
     assert_eq!((difference.changed.len(), difference.removed.len()), (0, 1));
 }
@@ -290,7 +288,7 @@ fn many_pods() {
         ));
     }
     let started = std::time::Instant::now();
-    cluster.index.apply(Batch { events });
+    cluster.index.apply(events.into());
     println!(
         "20,000 pods, 200 services and servers: {:?}",
         started.elapsed()
@@ -300,9 +298,7 @@ fn many_pods() {
         .collect();
     let started = std::time::Instant::now();
     for change in changes {
-        cluster.index.apply(Batch {
-            events: vec![change],
-        });
+        cluster.index.apply(vec![change].into());
     }
     println!("a changed pod: {:?}", started.elapsed() / 1000);
 }

@@ -2,22 +2,30 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use futures::FutureExt;
 use serde_json::Value;
 use weft_core::{ClusterSettings, Mesh, NodePod, Server, Workload, WorkloadPolicy};
 use weft_proto::{Key, Kind};
 
 use super::*;
 use crate::objects::decode;
+use crate::statuses::{Condition, Content};
+use crate::views::Told;
 
+mod cni;
 mod egress;
+mod idle;
 mod inbound;
 mod incremental;
 mod invalid;
 mod limits;
+mod members;
 mod network;
+mod network_egress;
 mod policies;
 mod profiles;
 mod ranges;
+mod rejected;
 mod reliability;
 mod routes;
 mod services;
@@ -64,24 +72,24 @@ impl Cluster {
     /// Takes in manifests as one batch.
     pub(super) fn apply(&mut self, manifests: &str) {
         let documents = decode::documents(manifests).expect("YAML");
-        let events = documents.into_iter().map(event).collect();
-        self.index.apply(Batch { events });
+        let events: Vec<_> = documents.into_iter().map(event).collect();
+        self.index.apply(events.into());
     }
 
     pub(super) fn delete(&mut self, manifests: &str) {
         let documents = decode::documents(manifests).expect("YAML");
         let key = |it: &Value| decode::identify(it).expect("valid").expect("ours");
         let events = documents.iter().map(|it| Event::Delete { key: key(it) });
-        let events = events.collect();
-        self.index.apply(Batch { events });
+        let events: Vec<_> = events.collect();
+        self.index.apply(events.into());
     }
 
     /// Everything that the agent of a node is told.
     pub(super) fn told(&self, node: &str) -> BTreeMap<Key, Resource> {
         let node = node.parse().expect("valid");
         let difference = self.views.beyond(&node, HashMap::new());
-        let resource = |it: &Arc<weft_proto::v1::Resource>| {
-            let resource = weft_proto::v1::Resource::clone(it);
+        let resource = |it: &Arc<Told>| {
+            let resource = it.message().expect("encoded");
             let resource = Resource::try_from(resource).expect("agents accept it");
             (resource.key(), resource)
         };
@@ -159,6 +167,23 @@ impl Cluster {
             }
         }
         endpoints
+    }
+
+    /// Of how many policies it is said that agents are not told of them as they are.
+    pub(super) fn not_programmed(&self) -> usize {
+        let statuses = self.index.statuses();
+        let conditions = |key| {
+            let status = statuses.of(key).now_or_never()?.status?;
+            match status.content {
+                Content::Conditions(conditions) => Some(conditions),
+                Content::Parents(_) => None,
+            }
+        };
+        let is_not =
+            |it: &Condition| !it.status && (it.kind, it.reason) == ("Programmed", "TooLarge");
+        let known = self.index.origins.keys();
+        let said = known.filter_map(conditions);
+        said.filter(|it| it.iter().any(is_not)).count()
     }
 
     /// Problems as `field: reason`.

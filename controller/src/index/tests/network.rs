@@ -5,7 +5,7 @@ use weft_core::{Client, NetworkPods};
 use super::policies::{NAME, POD};
 use super::*;
 
-fn policy(name: &str, spec: &str) -> String {
+pub(super) fn policy(name: &str, spec: &str) -> String {
     format!(
         "---
 {{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy,
@@ -268,9 +268,9 @@ fn namespaces_are_told_as_namespaces() {
     let mut cluster = Cluster::of(&[POD, PEERS, &policy("n", &spec)].concat());
     let told = |cluster: &Cluster| cluster.policy(NAME).network.expect("selected");
     let before = told(&cluster);
-    let sources = before.rules[0].sources.as_ref().expect("sources");
+    let peers = before.rules[0].peers.as_ref().expect("peers");
     let all = |it: &NetworkPods| *it == NetworkPods::All;
-    assert!(sources.pods().len() == 2 && sources.pods().values().all(all));
+    assert!(peers.pods().len() == 2 && peers.pods().values().all(all));
     let more = PEERS
         .replace("name: b,", "name: c,")
         .replace("10.1.0.12", "10.1.0.22");

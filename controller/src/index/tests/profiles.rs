@@ -131,6 +131,10 @@ fn the_budget_and_the_split_are_those_of_the_profile() {
         (retry.budget.per_second, retry.budget.ttl),
         (3, Duration::from_secs(20))
     );
+    assert_eq!(
+        profiles[0].budget, retry.budget,
+        "also of what clients ask for"
+    );
     let backends = profiles[0].backends.iter();
     let backends = backends.map(|it| (it.weight, matches!(it.target, Target::Service { .. })));
     let backends: Vec<_> = backends.collect();
@@ -142,33 +146,65 @@ fn the_budget_and_the_split_are_those_of_the_profile() {
     );
 }
 
-#[test]
-fn routes_come_before_profiles() {
-    let route_of = |namespace: &str| {
-        format!(
-            "---
-{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r, namespace: {namespace}}},
+/// A route of a kind in a namespace, for clients of `shop/web`.
+fn route_in(kind: &str, namespace: &str) -> String {
+    let version = match kind {
+        "HTTPRoute" => "v1",
+        _ => "v1alpha2",
+    };
+    format!(
+        "---
+{{apiVersion: gateway.networking.k8s.io/{version}, kind: {kind}, metadata: {{name: r, namespace: {namespace}}},
   spec: {{parentRefs: [{{group: '', kind: Service, name: web, namespace: shop}}],
     rules: [{{backendRefs: [{{name: web, namespace: shop, port: 80}}]}}]}}}}
 "
-        )
-    };
+    )
+}
+
+/// (routes) -> the ServiceProfiles that are in force, and what is said of the others
+#[test]
+fn routes_come_before_profiles() {
+    const OWN: &str =
+        "metadata.name: shop/web has routes of this namespace at port 80, which come before";
+    const PRODUCERS: &str =
+        "metadata.name: shop/web has routes of its own namespace at port 80, which come before";
     let of_both = profile("shop", &route("")) + &profile("far", &route(""));
     let mut cluster = Cluster::of(&(SERVICES.to_owned() + &of_both));
-    let namespaces = |it: &Cluster| -> Vec<String> {
-        it.profiles()
-            .iter()
-            .map(|it| it.namespace.to_string())
-            .collect()
+    let check = |it: &Cluster, in_force: &[&str], said: &[&str]| {
+        let profiles = it.profiles();
+        let namespaces: Vec<_> = profiles.iter().map(|it| it.namespace.as_str()).collect();
+        assert_eq!(namespaces, in_force);
+        let mut problems = it.problems();
+        // What a route of another namespace may name is another matter.
+        problems.retain(|it| it.starts_with("metadata.name"));
+        problems.sort();
+        assert_eq!(problems, said);
     };
-    assert_eq!(namespaces(&cluster), ["far", "shop"]);
-    cluster.apply(&route_of("shop"));
-    assert_eq!(namespaces(&cluster), ["far"]);
-    let problems = cluster.problems();
-    assert!(problems[0].contains("which come before"), "{problems:?}");
-    cluster.delete(&route_of("shop"));
-    assert_eq!(namespaces(&cluster), ["far", "shop"]);
-    assert!(cluster.problems().is_empty());
+    let both = ["far", "shop"];
+    check(&cluster, &both, &[]);
+    for (routes, in_force, said) in [
+        // Those of the Service's own namespace hold for clients of all others too,
+        (vec![("HTTPRoute", "shop")], &[][..], &[PRODUCERS, OWN][..]),
+        (vec![("HTTPRoute", "far")], &["shop"], &[OWN]),
+        (
+            vec![("HTTPRoute", "shop"), ("HTTPRoute", "far")],
+            &[],
+            &[OWN, OWN],
+        ),
+        // if these have none; those of flows say nothing of requests.
+        (vec![("TCPRoute", "shop")], &both, &[]),
+        (
+            vec![("HTTPRoute", "shop"), ("TCPRoute", "far")],
+            &["far"],
+            &[OWN],
+        ),
+    ] {
+        let all: String = routes.iter().map(|(kind, it)| route_in(kind, it)).collect();
+        cluster.apply(&all);
+        check(&cluster, in_force, said);
+        cluster.delete(&all);
+        check(&cluster, &both, &[]);
+    }
     cluster.delete(&of_both);
     assert!(cluster.table("shop/web:80").is_none());
 }

@@ -369,6 +369,193 @@ fn a_running_pod_stays_enrolled_without_address() {
     assert_eq!(cluster.policy("shop/web").workload.to_string(), "shop/web");
 }
 
+/// Agents enroll a pod before its first container runs, which is before it has an address.
+#[test]
+fn the_nodes_agent_is_told_as_soon_as_there_is_a_node() {
+    let of = |node: &str, status: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: shop, uid: u1,
+               labels: {{weft.dev/mesh: enabled}}}},
+               spec: {{{node} containers: [{{name: c}}]}}, status: {{{status}}}}}"
+        )
+    };
+    let mut cluster = Cluster::of(&of("", "phase: Pending"));
+    let told = |cluster: &Cluster| cluster.node_pod("shop/web").is_some();
+    assert!(!told(&cluster));
+    cluster.apply(&of("nodeName: one,", "phase: Pending"));
+    assert!(told(&cluster));
+    let workload = cluster.workload("shop/web").expect("told");
+    assert!(workload.addresses.is_empty());
+    assert!(workload.identity().is_some());
+    assert_eq!(cluster.policy("shop/web").workload.to_string(), "shop/web");
+    let account = "shop/default".parse().expect("valid");
+    assert!(cluster.views.runs(&"one".parse().expect("valid"), &account));
+    cluster.apply(&of("nodeName: one,", "podIPs: [{ip: 10.1.0.1}]"));
+    assert_eq!(
+        cluster.workload("shop/web").expect("told").addresses.len(),
+        1
+    );
+    for ended in ["Succeeded", "Failed"] {
+        cluster.apply(&of("nodeName: one,", &format!("phase: {ended}")));
+        assert!(!told(&cluster));
+        assert!(cluster.workload("shop/web").is_none());
+    }
+    // Those outside of the mesh are of no interest before they have an address.
+    let mut cluster = Cluster::of(&of("nodeName: one,", "").replace("enabled", "disabled"));
+    assert!(!told(&cluster));
+    assert!(cluster.workload("shop/web").is_none());
+    // Nor are those of the host's network, in any case.
+    cluster.apply(&of("nodeName: one, hostNetwork: true,", ""));
+    assert!(!told(&cluster));
+}
+
+#[test]
+fn the_nodes_agent_is_told_by_what_to_find_a_pod() {
+    let id = |digit: &str| digit.repeat(64);
+    let status = |list: &str, id: &str| format!("{list}: [{{name: c, containerID: '{id}'}}]");
+    let meshed = "labels: {weft.dev/mesh: enabled}";
+    let told = |status: &str| {
+        let cluster = Cluster::of(&pod(meshed, "runtimeClassName: kata", status));
+        let pod = cluster.node_pod("shop/web").expect("told");
+        let containers: Vec<_> = pod
+            .runtime
+            .containers
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        (containers, pod.runtime.class, cluster.problems())
+    };
+    let class = Some("kata".to_owned());
+    for (list, runtime) in [
+        ("containerStatuses", "containerd"),
+        ("initContainerStatuses", "cri-o"),
+        ("ephemeralContainerStatuses", "docker"),
+    ] {
+        let status = status(list, &format!("{runtime}://{}", id("a")));
+        assert_eq!(told(&status), (vec![id("a")], class.clone(), vec![]));
+    }
+    let both = [
+        status("containerStatuses", &format!("containerd://{}", id("a"))),
+        status(
+            "initContainerStatuses",
+            &format!("containerd://{}", id("b")),
+        ),
+    ];
+    assert_eq!(
+        told(&both.join(", ")),
+        (vec![id("a"), id("b")], class.clone(), vec![])
+    );
+    assert_eq!(
+        told(&status("containerStatuses", "")),
+        (vec![], class.clone(), vec![])
+    );
+    for bad in [
+        id("a"),
+        format!("://{}", id("a")),
+        format!("Containerd://{}", id("a")),
+        format!("containerd://{}", id("A")),
+        format!("containerd://{}", &id("a")[1..]),
+        format!("containerd://../{}", id("a")),
+    ] {
+        let (containers, _, problems) = told(&status("containerStatuses", &bad));
+        assert!(containers.is_empty(), "{bad}");
+        assert_eq!(problems.len(), 1, "{bad}");
+        let field = "status.containerStatuses[0].containerID: ";
+        assert!(problems[0].starts_with(field), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_pod_may_have_users_of_its_own() {
+    let labels = "labels: {weft.dev/mesh: enabled}";
+    for (spec, expected) in [
+        ("", false),
+        ("hostUsers: true", false),
+        ("hostUsers: false", true),
+    ] {
+        let cluster = Cluster::of(&pod(labels, spec, ""));
+        let told = cluster.node_pod("shop/web").expect("told");
+        assert_eq!(told.runtime.own_users, expected, "{spec}");
+    }
+}
+
+/// The object of a static pod says by which UID the kubelet has it. Anybody may write the same words.
+#[test]
+fn a_static_pod_is_known_by_the_uid_of_its_kubelet() {
+    let hash = "0123456789abcdef0123456789abcdef";
+    let uid = "6f1d2c3b-0000-4000-8000-000000000001";
+    let good = format!(
+        "uid: {uid}, labels: {{weft.dev/mesh: enabled}}, annotations: {{kubernetes.io/config.hash: {hash},
+           kubernetes.io/config.mirror: {hash}}},
+         ownerReferences: [{{apiVersion: v1, kind: Node, name: one, uid: n, controller: true}}]"
+    );
+    let other = "00000000000000000000000000000000";
+    for (metadata, expected) in [
+        (good.clone(), Some(hash)),
+        (good.replace("kind: Node", "kind: ReplicaSet"), None),
+        (good.replace("name: one", "name: two"), None),
+        (good.replace("controller: true", "controller: false"), None),
+        (
+            good.replace(
+                "config.hash: 0123456789abcdef0123456789abcdef",
+                &format!("config.hash: '{other}'"),
+            ),
+            None,
+        ),
+        (good.replace("kubernetes.io/config.mirror", "a"), None),
+        // The UID of another pod, which none of a static pod looks like.
+        (good.replace(hash, uid), None),
+        // Without the dashes it does; agents take it for a static pod's only.
+        (
+            good.replace(hash, "6f1d2c3b000040008000000000000002"),
+            Some("6f1d2c3b000040008000000000000002"),
+        ),
+    ] {
+        let cluster = Cluster::of(&pod(&metadata, "", ""));
+        let told = cluster.node_pod("shop/web").expect("told");
+        assert_eq!(told.runtime.static_uid.as_deref(), expected, "{metadata}");
+        assert_eq!(told.uid, uid);
+    }
+}
+
+/// Also of a pod that is in the host's network, or not meshed.
+#[test]
+fn static_pods_of_the_same_uid_are_none() {
+    let hash = "0123456789abcdef0123456789abcdef";
+    let of = |node: &str, labels: &str| {
+        let metadata = format!(
+            "labels: {{{labels}}}, annotations: {{kubernetes.io/config.hash: {hash},
+               kubernetes.io/config.mirror: {hash}}},
+             ownerReferences: [{{apiVersion: v1, kind: Node, name: {node}, uid: n, controller: true}}]"
+        );
+        pod(&metadata, "", "phase: Running")
+    };
+    let enabled = "weft.dev/mesh: enabled";
+    let mut cluster = Cluster::of(&of("one", enabled));
+    let told = |cluster: &Cluster| {
+        let pod = cluster.node_pod("shop/web").expect("told");
+        pod.runtime.static_uid
+    };
+    assert_eq!(told(&cluster).as_deref(), Some(hash));
+    let other = of("one", "").replace("name: web", "name: other");
+    assert_ne!(other, of("one", ""));
+    let other = other.replace("10.1.0.1", "10.1.0.2");
+    cluster.apply(&other);
+    assert_eq!(told(&cluster), None);
+    // One that has ended is nobody.
+    assert_ne!(other, other.replace("Running", "Succeeded"));
+    cluster.apply(&other.replace("Running", "Succeeded"));
+    assert_eq!(told(&cluster).as_deref(), Some(hash));
+    cluster.apply(&other);
+    assert_eq!(told(&cluster), None);
+    // Of another node.
+    cluster.delete(&other);
+    assert_eq!(told(&cluster).as_deref(), Some(hash));
+    let elsewhere = of("two", "").replace("name: web", "name: other");
+    cluster.apply(&elsewhere.replace("nodeName: one", "nodeName: two"));
+    assert_eq!(told(&cluster).as_deref(), Some(hash));
+}
+
 #[test]
 fn an_invalid_pod_stays_as_it_was() {
     let good = pod("labels: {weft.dev/mesh: enabled}", "", "");

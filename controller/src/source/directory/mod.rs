@@ -101,10 +101,8 @@ impl Pending {
     }
 
     fn take(&mut self) -> Batch {
-        let events = std::mem::take(&mut self.0);
-        Batch {
-            events: events.into_values().collect(),
-        }
+        let events = std::mem::take(&mut self.0).into_values();
+        events.collect::<Vec<_>>().into()
     }
 }
 

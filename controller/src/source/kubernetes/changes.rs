@@ -23,6 +23,8 @@ pub(super) enum Change {
     Gone(Document),
     /// Nothing else happened up to this version.
     Nothing(Option<u64>),
+    /// The server has begun to answer. Nothing came yet.
+    Opened,
     /// It failed, and goes on where it was.
     Failed(kube::Error),
     /// It ended, and does not know what happened since.
@@ -83,10 +85,10 @@ impl Watch {
                             events: events.boxed(),
                             since: Instant::now(),
                         });
+                        return Change::Opened;
                     }
                     Err(error) => return self.failed(error),
                 }
-                continue;
             };
             let patience = Duration::from_secs(self.seconds.into()) + OVERDUE;
             match tokio::time::timeout(patience, open.events.next()).await {

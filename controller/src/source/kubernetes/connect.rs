@@ -141,6 +141,7 @@ async fn with_pause(answer: Answer) -> Result<Answer, BoxError> {
     Ok(Response::from_parts(head, Box::new(body)))
 }
 
+pub(super) const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(60);
 /// What an answer may say at most that asks for a pause.
 const LONGEST_REASON: usize = 64 * 1024;
 
@@ -151,6 +152,21 @@ pub(super) fn asked_pause(error: &kube::Error) -> Option<Duration> {
     };
     let seconds = status.details.as_ref()?.retry_after_seconds;
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+/// The same, as long as whoever waits for it and nothing else lets a server have it.
+pub(crate) fn asked_pause_of(error: &kube::Error) -> Option<Duration> {
+    asked_pause(error).map(|it| it.min(LONGEST_ASKED_PAUSE))
+}
+
+/// The same, of a watch.
+pub(crate) fn asked_pause_of_watch(error: &watcher::Error) -> Option<Duration> {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => asked_pause_of(error),
+        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => None,
+    }
 }
 
 /// The status of an answer that is a failure.

@@ -2,11 +2,15 @@
 //! is so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use futures::future::join_all;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroup, APIResourceList};
 use kube::Client;
 use kube::core::ApiResource;
 
+use super::connect::explain;
+use super::world::shown_elsewhere;
 use crate::objects::ObjectKind;
 
 /// The kinds that are served, and where.
@@ -35,12 +39,27 @@ pub(super) fn is_of_use(kind: ObjectKind) -> bool {
 pub(super) struct Found {
     /// What is served.
     pub(super) served: Served,
-    /// What may be served or not: the server names a version, and says, asked about that, that it does not know it. One
-    /// that starts, or that is not as fresh as another, does so for a while.
-    pub(super) doubtful: BTreeSet<ObjectKind>,
+    /// What may be served or not, and why that is not clear: the server names a version, and cannot say, asked about that,
+    /// what is in it. One that starts, or that is not as fresh as another, does so for a while, and so does one before an
+    /// API server of somebody else's (an aggregated API) for as long as that is away.
+    pub(super) doubtful: BTreeMap<ObjectKind, String>,
 }
 
-/// Asks what is served.
+/// Versions that are named, and of which the server cannot say what is in them; and why.
+type Unclear = BTreeMap<String, String>;
+
+/// What is in a version.
+enum Answer {
+    Resources(APIResourceList),
+    Unclear(String),
+    /// It was removed since it was named.
+    Nothing,
+}
+
+/// An answer about a version takes this long at most. What somebody else's API server says is waited for by everybody.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks what is served. Each version is asked about by itself: one that cannot be told holds up no other.
 ///
 /// # Errors
 /// Something could not be found out. What was known before is then better than what was just heard: a kind that is
@@ -48,21 +67,35 @@ pub(super) struct Found {
 pub(super) async fn look(client: &Client) -> Result<Found, kube::Error> {
     ready(client).await?;
     let mut lists = vec![client.list_core_api_resources("v1").await?];
-    let mut unclear = vec![];
-    for version in versions_of_use(&client.list_api_groups().await?.groups) {
-        match resources(client, &version).await? {
-            Some(list) => lists.push(list),
-            None if is_named(client, &version).await? => match resources(client, &version).await? {
-                Some(list) => lists.push(list),
-                None => unclear.push(version),
-            },
-            // Removed since it was listed.
-            None => {}
+    let mut unclear = Unclear::new();
+    let versions = versions_of_use(&client.list_api_groups().await?.groups);
+    let answers = versions.iter().map(|version| of_version(client, version));
+    let answers = join_all(answers).await;
+    for (version, answer) in versions.into_iter().zip(answers) {
+        match answer? {
+            Answer::Resources(list) => lists.push(list),
+            Answer::Unclear(reason) => drop(unclear.insert(version, reason)),
+            Answer::Nothing => {}
         }
     }
     let served = choose(&lists);
     let doubtful = doubtful(&served, &unclear);
     Ok(Found { served, doubtful })
+}
+
+/// What is in a version that is named.
+///
+/// # Errors
+/// It is about nothing but this version that the server cannot answer.
+async fn of_version(client: &Client, version: &str) -> Result<Answer, kube::Error> {
+    match resources(client, version).await? {
+        Answer::Nothing if is_named(client, version).await? => {}
+        answer => return Ok(answer),
+    }
+    Ok(match resources(client, version).await? {
+        Answer::Nothing => Answer::Unclear("it does not know it (404)".to_owned()),
+        answer => answer,
+    })
 }
 
 /// What is served, for who can do without what is in doubt.
@@ -73,12 +106,31 @@ pub(crate) async fn served(client: &Client) -> Result<Served, kube::Error> {
     look(client).await.map(|it| it.served)
 }
 
-/// The resources of `group/version`; none: the server does not know it.
-async fn resources(client: &Client, version: &str) -> Result<Option<APIResourceList>, kube::Error> {
-    match client.list_api_group_resources(version).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        outcome => outcome.map(Some),
+/// The resources of `group/version`.
+async fn resources(client: &Client, version: &str) -> Result<Answer, kube::Error> {
+    let asked = client.list_api_group_resources(version);
+    let Ok(outcome) = tokio::time::timeout(PATIENCE, asked).await else {
+        let reason = format!("it does not answer within {} s", PATIENCE.as_secs());
+        return Ok(Answer::Unclear(reason));
+    };
+    match outcome {
+        Ok(list) => Ok(Answer::Resources(list)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Answer::Nothing),
+        // It wants to be asked for less, or by somebody else, whatever it is. What is behind it may say so for reasons of
+        // its own, which nobody else waits for: it was just asked by the same token which groups there are.
+        Err(kube::Error::Api(status))
+            if matches!(status.code, 401 | 429) && !is_shown_elsewhere(version) =>
+        {
+            Err(kube::Error::Api(status))
+        }
+        Err(error) => Ok(Answer::Unclear(explain(&error))),
     }
+}
+
+/// Whether an API server beside the cluster's own answers for a version.
+fn is_shown_elsewhere(version: &str) -> bool {
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    shown_elsewhere().any(|it| it.group() == group)
 }
 
 async fn is_named(client: &Client, version: &str) -> Result<bool, kube::Error> {
@@ -86,14 +138,18 @@ async fn is_named(client: &Client, version: &str) -> Result<bool, kube::Error> {
     Ok(named.iter().any(|it| it == version))
 }
 
-/// The kinds that only versions could have that are named and not known.
-fn doubtful(served: &Served, unclear: &[String]) -> BTreeSet<ObjectKind> {
-    let may_be = |kind: &ObjectKind| {
+/// The kinds that only versions could have of which it is unclear what is in them, and why that is so.
+fn doubtful(served: &Served, unclear: &Unclear) -> BTreeMap<ObjectKind, String> {
+    let why = |kind: ObjectKind| {
         let versions = kind.versions().iter();
         let mut versions = versions.map(|it| format!("{}/{it}", kind.group()));
-        is_of_use(*kind) && !served.contains_key(kind) && versions.any(|it| unclear.contains(&it))
+        versions.find_map(|it| unclear.get(&it).cloned())
     };
-    ObjectKind::all().into_iter().filter(may_be).collect()
+    let kinds = ObjectKind::all().into_iter();
+    let unserved = kinds.filter(|it| is_of_use(*it) && !served.contains_key(it));
+    unserved
+        .filter_map(|kind| Some((kind, why(kind)?)))
+        .collect()
 }
 
 /// A server that starts serves kinds that are built in before those of definitions.
@@ -224,7 +280,9 @@ mod tests {
     #[test]
     fn what_is_named_and_not_known_is_doubtful() {
         const READ: &[&str] = &["get", "list", "watch"];
-        let unclear = ["gateway.networking.k8s.io/v1".to_owned()];
+        let unclear = ("gateway.networking.k8s.io/v1", "away");
+        let unclear = [unclear].map(|(version, why)| (version.to_owned(), why.to_owned()));
+        let unclear = Unclear::from(unclear);
         let http = ObjectKind::Route(RouteKind::Http);
         let grpc = ObjectKind::Route(RouteKind::Grpc);
         let older = list(
@@ -232,13 +290,17 @@ mod tests {
             &[("httproutes", "HTTPRoute")],
             READ,
         );
-        assert!(doubtful(&Served::new(), &[]).is_empty());
+        assert!(doubtful(&Served::new(), &Unclear::new()).is_empty());
         let all = doubtful(&Served::new(), &unclear);
-        assert!(all.contains(&http) && all.contains(&grpc), "{all:?}");
-        assert!(!all.contains(&ObjectKind::Pod), "{all:?}");
+        let why = |kind: &ObjectKind| all.get(kind).map(String::as_str);
+        assert_eq!([why(&http), why(&grpc)], [Some("away"); 2], "{all:?}");
+        assert_eq!(why(&ObjectKind::Pod), None, "{all:?}");
         // The same objects, in another version.
         let all = doubtful(&choose(&[older]), &unclear);
-        assert!(!all.contains(&http) && all.contains(&grpc), "{all:?}");
+        assert!(
+            !all.contains_key(&http) && all.contains_key(&grpc),
+            "{all:?}"
+        );
     }
 
     #[test]

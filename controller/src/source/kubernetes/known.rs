@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use weft_core::Name;
+
 use crate::objects::ObjectKey;
 use crate::source::Event;
 
@@ -15,6 +17,8 @@ use crate::source::Event;
 pub(super) struct Known {
     /// The objects, by a hash of what is looked at in them: it tells whether that changed, and needs no copy.
     objects: HashMap<ObjectKey, u64>,
+    /// How many of them there are in each namespace that has any.
+    counts: HashMap<Name, usize>,
     /// While it is listed.
     listing: Option<Listing>,
     /// What the last list has counted in.
@@ -42,14 +46,19 @@ struct Counted {
 }
 
 impl Known {
-    /// The objects.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.objects.keys()
+    /// Whether there are any in a namespace.
+    pub(super) fn has_any_in(&self, namespace: &Name) -> bool {
+        self.counts.contains_key(namespace)
     }
 
     /// The objects, when nothing is to be known of them any more.
     pub(super) fn into_keys(self) -> impl Iterator<Item = ObjectKey> {
         self.objects.into_keys()
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.objects.is_empty()
     }
 
     /// Whether a list was ever complete.
@@ -89,7 +98,7 @@ impl Known {
         let gone = self.objects.keys();
         let gone = gone.filter(|it| !listing.found.contains_key(*it) && !said_later(it));
         for key in gone.cloned().collect::<Vec<_>>() {
-            self.objects.remove(&key);
+            self.remove(&key);
             events.push(Event::Delete { key });
         }
         let mut except = HashSet::new();
@@ -99,7 +108,7 @@ impl Known {
             }
             match listing.held.remove(&key) {
                 Some(event) => {
-                    self.objects.insert(key, hash);
+                    self.insert(key, hash);
                     events.push(event);
                 }
                 // It was known so, and the watch, which is behind, said something older of it meanwhile. It will say the
@@ -123,7 +132,7 @@ impl Known {
             return None;
         }
         self.said(&key, version);
-        (self.objects.insert(key, hash) != Some(hash)).then(event)
+        (self.insert(key, hash) != Some(hash)).then(event)
     }
 
     /// The watch says that an object is gone: what follows, if anything does.
@@ -132,8 +141,32 @@ impl Known {
             return None;
         }
         self.said(&key, version);
-        self.objects.remove(&key);
+        self.remove(&key);
         Some(Event::Delete { key })
+    }
+
+    fn insert(&mut self, key: ObjectKey, hash: u64) -> Option<u64> {
+        let namespace = key.namespace.clone();
+        let before = self.objects.insert(key, hash);
+        if let Some(namespace) = namespace.filter(|_| before.is_none()) {
+            *self.counts.entry(namespace).or_default() += 1;
+        }
+        before
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        if self.objects.remove(key).is_none() {
+            return;
+        }
+        let Some(namespace) = &key.namespace else {
+            return;
+        };
+        if let Some(count) = self.counts.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(namespace);
+            }
+        }
     }
 
     fn said(&mut self, key: &ObjectKey, version: Option<u64>) {
@@ -153,5 +186,46 @@ impl Known {
             return false;
         }
         !counted.except.contains(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::ObjectKind;
+
+    fn pod(namespace: &str, name: &str) -> ObjectKey {
+        ObjectKey {
+            kind: ObjectKind::Pod,
+            namespace: Some(namespace.parse().expect("valid")),
+            name: name.parse().expect("valid"),
+        }
+    }
+
+    /// Which namespaces have any is counted, not looked for: while one ends it is asked with each of its pods.
+    #[test]
+    fn namespaces_have_what_was_said_of_them() {
+        let mut known = Known::default();
+        let event = |key: &ObjectKey| Event::Delete { key: key.clone() };
+        let (a, b, other) = (pod("shop", "a"), pod("shop", "b"), pod("till", "a"));
+        let has = |known: &Known| {
+            ["shop", "till"].map(|it| known.has_any_in(&it.parse().expect("valid")))
+        };
+        for key in [&a, &a, &other] {
+            known.changed(key.clone(), None, 1, || event(key));
+        }
+        assert_eq!(has(&known), [true, true]);
+        known.gone(other.clone(), None);
+        known.gone(other.clone(), None);
+        assert_eq!(has(&known), [true, false]);
+        // What a list finds and what it lacks.
+        known.began();
+        known.found(b.clone(), 1, || event(&b));
+        known.found(other.clone(), 1, || event(&other));
+        assert_eq!(has(&known), [true, false]);
+        known.complete(None);
+        assert_eq!(has(&known), [true, true]);
+        known.gone(b, None);
+        assert_eq!(has(&known), [false, true]);
     }
 }

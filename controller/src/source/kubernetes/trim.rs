@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use crate::index::STATIC_POD_ANNOTATIONS;
 use crate::objects::ObjectKind;
 
 /// What is kept of a value.
@@ -16,7 +17,7 @@ enum Keep {
     Fields(&'static [(&'static str, Keep)]),
     /// Of a list, this of each item.
     Each(&'static Keep),
-    /// Of annotations, those that a mesh may be told by.
+    /// Of annotations, those that a mesh may be told by, and those of static pods.
     Annotations,
 }
 
@@ -54,6 +55,7 @@ fn kept(kind: ObjectKind) -> &'static Keep {
         | ObjectKind::Route(_)
         | ObjectKind::ReferenceGrant
         | ObjectKind::ServiceProfile => &WITH_SPEC,
+        ObjectKind::Cni(_) => &OF_CNI,
     }
 }
 
@@ -82,6 +84,23 @@ static WITH_SPEC: Keep = Fields(&[
     ("spec", All),
 ]);
 
+/// Rules are the CNI's, and long.
+static OF_CNI: Keep = Fields(&[
+    ("apiVersion", All),
+    ("kind", All),
+    ("metadata", Fields(METADATA)),
+    ("spec", SELECTORS),
+    ("specs", Each(&SELECTORS)),
+]);
+
+const SELECTORS: Keep = Fields(&[
+    ("endpointSelector", All),
+    ("nodeSelector", All),
+    ("selector", All),
+    ("namespaceSelector", All),
+    ("serviceAccountSelector", All),
+]);
+
 static NODE: Keep = Fields(&[
     ("apiVersion", All),
     ("kind", All),
@@ -102,6 +121,7 @@ static POD: Keep = Fields(&[
             ("nodeName", All),
             ("serviceAccountName", All),
             ("hostNetwork", All),
+            ("runtimeClassName", All),
             ("containers", Each(&CONTAINER)),
             ("initContainers", Each(&CONTAINER)),
         ]),
@@ -113,6 +133,9 @@ static POD: Keep = Fields(&[
             ("podIP", All),
             ("podIPs", All),
             ("conditions", Each(&CONDITION)),
+            ("containerStatuses", Each(&CONTAINER_STATUS)),
+            ("initContainerStatuses", Each(&CONTAINER_STATUS)),
+            ("ephemeralContainerStatuses", Each(&CONTAINER_STATUS)),
         ]),
     ),
 ]);
@@ -127,6 +150,9 @@ static CONTAINER: Keep = Fields(&[
 ]);
 
 const PROBE: Keep = Fields(&[("httpGet", All), ("tcpSocket", All), ("grpc", All)]);
+
+/// Its name, as there is none without.
+static CONTAINER_STATUS: Keep = Fields(&[("name", All), ("containerID", All)]);
 
 static CONDITION: Keep = Fields(&[("type", All), ("status", All)]);
 
@@ -166,7 +192,10 @@ fn may_speak_to_meshes(annotation: &str) -> bool {
         let before = prefix.strip_suffix(domain);
         before.is_some_and(|it| it.is_empty() || it.ends_with('.'))
     };
-    below("weft.dev") || below("linkerd.io") || prefix == "service.kubernetes.io"
+    below("weft.dev")
+        || below("linkerd.io")
+        || prefix == "service.kubernetes.io"
+        || STATIC_POD_ANNOTATIONS.contains(&annotation)
 }
 
 #[cfg(test)]
@@ -183,20 +212,23 @@ mod tests {
                 json!({"apiVersion": "v1", "kind": "Pod",
                     "metadata": {"name": "a", "resourceVersion": "7", "annotations":
                         {"weft.dev/netns": "/run/a", "weft.dev/mesh": "x", "config.linkerd.io/b": "c",
+                         "kubernetes.io/config.hash": "h", "kubernetes.io/config.source": "file",
                          "notweft.dev/a": "b", "cni.projectcalico.org/podIP": "10.0.0.1"}},
-                    "spec": {"nodeName": "one", "volumes": [1],
+                    "spec": {"nodeName": "one", "volumes": [1], "runtimeClassName": "kata",
                         "containers": [{"name": "c", "image": "x", "ports": [{"containerPort": 80}],
                             "readinessProbe": {"periodSeconds": 1, "tcpSocket": {"port": 80}}}]},
                     "status": {"phase": "Running", "hostIP": "10.0.0.2", "conditions":
-                        [{"type": "Ready", "status": "True", "lastProbeTime": null}]}}),
+                        [{"type": "Ready", "status": "True", "lastProbeTime": null}],
+                        "containerStatuses": [{"name": "c", "containerID": "containerd://1", "restartCount": 7}]}}),
                 json!({"apiVersion": "v1", "kind": "Pod",
                     "metadata": {"name": "a", "annotations":
-                        {"weft.dev/mesh": "x", "config.linkerd.io/b": "c"}},
-                    "spec": {"nodeName": "one",
+                        {"weft.dev/mesh": "x", "config.linkerd.io/b": "c", "kubernetes.io/config.hash": "h"}},
+                    "spec": {"nodeName": "one", "runtimeClassName": "kata",
                         "containers": [{"name": "c", "ports": [{"containerPort": 80}],
                             "readinessProbe": {"tcpSocket": {"port": 80}}}]},
                     "status": {"phase": "Running",
-                        "conditions": [{"type": "Ready", "status": "True"}]}}),
+                        "conditions": [{"type": "Ready", "status": "True"}],
+                        "containerStatuses": [{"name": "c", "containerID": "containerd://1"}]}}),
             ),
             // Of another form than expected: whoever decodes it says so.
             (

@@ -11,15 +11,15 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use kube::core::ApiResource;
 use kube::{Api, Client};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::Pace;
 use super::changes::{self, Change};
 use super::connect::{explain_of, status_of};
 use super::document::{Document, Form, comparable};
 use super::pages::{self, Step};
 use super::world::Told;
-use super::{Pace, shown};
 use crate::objects::ObjectKind;
 use crate::pause::{Pause, about};
 use crate::telemetry::Metrics;
@@ -40,6 +40,10 @@ pub(super) struct Report {
 pub(super) enum News {
     /// Of objects.
     Told(Told),
+    /// Nothing else happened up to a version.
+    Nothing(u64),
+    /// The server answers, and nothing came yet.
+    Answered,
     /// It fails, and tries on.
     Failed(String),
     /// The server does not know the kind.
@@ -57,6 +61,8 @@ pub(super) struct Watch {
     pub(super) pace: Pace,
     pub(super) metrics: Arc<Metrics>,
     pub(super) reports: mpsc::Sender<Report>,
+    /// Says when it is to be listed soon.
+    pub(super) sooner: Arc<Notify>,
 }
 
 /// Nobody listens any more.
@@ -74,6 +80,8 @@ struct Course {
     seen_before: Option<u64>,
     /// When everything is listed again.
     anew: Instant,
+    /// When the last list began.
+    began: Instant,
     /// How long to wait before a list, where a watch ended that it helps.
     pause: Pause,
     /// Why the list fails,
@@ -91,6 +99,7 @@ impl Watch {
             seen: None,
             seen_before: None,
             anew: Instant::now(),
+            began: Instant::now(),
             pause: self.pace.pause(),
             list_fails: None,
             watch_fails: None,
@@ -110,6 +119,10 @@ impl Watch {
                 course.list = Some(self.list(Duration::ZERO));
                 Ok(())
             }
+            () = self.sooner.notified(), if course.list.is_none() => {
+                course.anew = course.anew.min(course.began + self.pace.between_lists);
+                Ok(())
+            }
         }
     }
 
@@ -125,6 +138,7 @@ impl Watch {
         match step {
             Step::Began => {
                 course.seen_before = course.seen;
+                course.began = Instant::now();
                 self.tell(Told::Began).await
             }
             Step::Failed(error) => {
@@ -150,19 +164,23 @@ impl Watch {
             self.report_health(course).await?;
         }
         course.anew = Instant::now() + about(self.pace.anew);
+        let whole = |beside| Told::Complete {
+            version: at,
+            beside,
+        };
         if course.changes.is_none() {
             course.seen = at;
             let changes = changes::follow(self.api(), &self.pace, version);
             course.changes = Some(changes);
-            return self.tell(Told::Complete { at: None }).await;
+            return self.tell(whole(false)).await;
         }
         if at.is_some() && course.seen_before.is_some() && at >= course.seen_before {
-            return self.tell(Told::Complete { at }).await;
+            return self.tell(whole(true)).await;
         }
         // The cluster counts from an earlier version on, as one that was restored from a backup: nothing that the watch
         // has said, or goes on from, is of this history.
         tracing::warn!(
-            kind = shown(self.form.kind),
+            kind = %self.form.kind,
             version,
             seen = course.seen_before,
             "the API server counts from an earlier version on: all is listed anew"
@@ -183,6 +201,8 @@ impl Watch {
                 // A list that is being made may have begun before.
                 course.changes = None;
                 course.list = Some(self.list(course.pause.after(Instant::now())));
+                let of = (self.resource.group.as_str(), self.resource.plural.as_str());
+                self.metrics.watch_lost(of, status_of(&error));
                 // As it is after a while without changes.
                 if status_of(&error) == Some(410) {
                     return Ok(());
@@ -192,9 +212,14 @@ impl Watch {
                 course.list_fails = Some(reason.clone());
                 return self.report(news_of(&error, reason)).await;
             }
+            Change::Opened => return self.report(News::Answered).await,
             Change::Nothing(version) => {
                 course.seen = version.or(course.seen);
-                return self.watch_is_well(course).await;
+                self.watch_is_well(course).await?;
+                let Some(version) = version else {
+                    return Ok(());
+                };
+                return self.report(News::Nothing(version)).await;
             }
             Change::Changed(mut object) => {
                 course.seen = object.version();

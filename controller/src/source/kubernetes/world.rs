@@ -22,6 +22,10 @@ use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::{Origin, Problem};
 use crate::source::{Batch, Event};
 
+mod away;
+
+pub(super) use away::shown_elsewhere;
+
 /// What a watch says.
 #[derive(Debug)]
 pub(super) enum Told {
@@ -31,8 +35,10 @@ pub(super) enum Told {
     Found(Document),
     /// The list is complete.
     Complete {
-        /// The version as of which it is; none: it is all there is, and a watch begins after it.
-        at: Option<u64>,
+        /// The version as of which it is, if that can be compared to others.
+        version: Option<u64>,
+        /// Whether there is a watch beside it. If not, it is all there is, and a watch begins after it.
+        beside: bool,
     },
     /// An object was created or changed.
     Changed(Document),
@@ -51,6 +57,10 @@ pub(super) struct World {
     /// The namespaces that were handed over.
     namespaces: BTreeSet<Name>,
     started: bool,
+    /// Kinds that cannot be read now, and are not waited for.
+    away: BTreeSet<ObjectKind>,
+    /// Whether a policy stands for some that cannot be read.
+    stands_in: bool,
 }
 
 /// The place of everything that Kubernetes says, in problems.
@@ -69,6 +79,8 @@ impl World {
             pending: BTreeMap::new(),
             namespaces: BTreeSet::new(),
             started: false,
+            away: BTreeSet::new(),
+            stands_in: false,
         }
     }
 
@@ -103,7 +115,7 @@ impl World {
                 known.began();
                 vec![]
             }
-            Told::Complete { at } => known.complete(at),
+            Told::Complete { version, beside } => known.complete(version.filter(|_| beside)),
             Told::Found(document) => {
                 let key = key_of(kind, &document)?;
                 let named = key.clone();
@@ -127,10 +139,16 @@ impl World {
         Ok(())
     }
 
-    /// The kinds that no list was complete of yet.
+    /// The kinds that no list was complete of yet, and that are waited for.
     pub(super) fn unlisted(&self) -> Vec<ObjectKind> {
         let unlisted = self.kinds.iter().filter(|(_, it)| !it.is_listed());
-        unlisted.map(|(kind, _)| *kind).collect()
+        let unlisted = unlisted.map(|(kind, _)| *kind);
+        unlisted.filter(|it| !self.away.contains(it)).collect()
+    }
+
+    /// Whether a list of a kind was ever complete.
+    pub(super) fn is_listed(&self, kind: ObjectKind) -> bool {
+        self.kinds.get(&kind).is_some_and(Known::is_listed)
     }
 
     /// Whether something was handed over.
@@ -168,7 +186,7 @@ impl World {
             }
             events.push(event);
         }
-        Batch { events }
+        events.into()
     }
 
     /// Whether a change has to wait for one of another kind.
@@ -177,8 +195,7 @@ impl World {
         match (key.kind, event) {
             (ObjectKind::Namespace, Event::Delete { .. }) => {
                 let pods = self.kinds.get(&ObjectKind::Pod);
-                let mut pods = pods.into_iter().flat_map(Known::keys);
-                pods.any(|it| it.namespace.as_ref() == Some(&key.name))
+                pods.is_some_and(|it| it.has_any_in(&key.name))
             }
             (ObjectKind::Pod, Event::Upsert { .. } | Event::Invalid { .. }) => {
                 let mut namespace = key.namespace.iter();
@@ -266,7 +283,10 @@ mod tests {
         }
     }
 
-    const COMPLETE: Told = Told::Complete { at: None };
+    const COMPLETE: Told = Told::Complete {
+        version: None,
+        beside: false,
+    };
 
     fn listed(pods: &[(&str, &str)]) -> Vec<Told> {
         let found = pods
@@ -376,7 +396,10 @@ mod tests {
     }
 
     fn at(version: u64) -> Told {
-        Told::Complete { at: Some(version) }
+        Told::Complete {
+            version: Some(version),
+            beside: true,
+        }
     }
 
     /// A list as of version 10, and what the watch says beside it.

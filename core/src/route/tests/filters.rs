@@ -413,3 +413,39 @@ proptest! {
         prop_assert!(answer.status == StatusCode::FOUND || !matched);
     }
 }
+
+/// What is in force is shown to whoever helps: names of headers, and none of what they are set to or compared with.
+#[test]
+fn values_of_headers_are_not_shown() {
+    let edit = edit(
+        &[("authorization", "Bearer s3cret")],
+        &[("x-key", "s3cret")],
+        &["x-old"],
+    );
+    let text = |value: &str| TextMatch::Exact(value.to_owned());
+    let conditions = HttpMatch {
+        path: PathMatch::Exact("/".to_owned()),
+        method: None,
+        headers: vec![HeaderMatch {
+            name: "x-token".parse().expect("a header"),
+            value: text("s3cret"),
+        }],
+        query: vec![QueryMatch {
+            name: "key".to_owned(),
+            value: TextMatch::Regex(Pattern::new("s3cret.*").expect("a pattern")),
+        }],
+    };
+    let shown = (Filter::RequestHeaders(edit.expect("an edit")), conditions);
+    let shown = serde_json::to_string(&shown).expect("JSON");
+    for name in [
+        "authorization",
+        "x-key",
+        "x-old",
+        "x-token",
+        "\"exact\"",
+        "\"regex\"",
+    ] {
+        assert!(shown.contains(name), "{name}: {shown}");
+    }
+    assert!(!shown.contains("s3cret"), "{shown}");
+}

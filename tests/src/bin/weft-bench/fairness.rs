@@ -12,13 +12,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use weft_tests::command::{Process, Program};
-use weft_tests::{Cluster, Pod, PodSpec, cgroup};
+use weft_tests::webapp::HttpServer;
+use weft_tests::{Cluster, ClusterOptions, Pod, PodSpec, cgroup};
 
 use crate::budget::Budget;
 use crate::load;
 use crate::report::Report;
 use crate::rows::{Load, Route, Selection};
-use crate::stage::{ECHO_PORT, HTTP_PORT, PATIENCE, Pair, add_pods, own_command, start_cluster};
+use crate::stage::{
+    ECHO_PORT, HTTP_PORT, PATIENCE, Pair, add_pods, own_command, start_cluster_with,
+};
 
 /// Measures the rows of this kind that are asked for.
 pub(crate) fn measure(selection: &Selection, budget: &Budget, report: &mut Report) {
@@ -40,17 +43,21 @@ fn on_route(
     budget: &Budget,
     report: &mut Report,
 ) -> Result<()> {
-    let cluster = start_cluster()?;
+    let cluster = start_cluster_with(ClusterOptions {
+        // As pods have it in Kubernetes. Else a flood would have as much as it has threads.
+        cpu_shares: true,
+        ..ClusterOptions::default()
+    })?;
     let meshed = Scene::set(&cluster, route, "meshed", |spec| spec)?;
     let direct = Scene::set(&cluster, route, "direct", PodSpec::unmeshed)?;
-    for (row, kind, workers) in FLOODS {
+    for (row, flood) in FLOODS {
         if !selection.has(row) {
             continue;
         }
         let mut times_direct = Vec::new();
         for _ in 0..budget.runs {
-            let [alone, beside] = meshed.compare(kind, workers, budget)?;
-            let [direct_alone, direct_beside] = direct.compare(kind, workers, budget)?;
+            let [alone, beside] = meshed.compare(flood, budget)?;
+            let [direct_alone, direct_beside] = direct.compare(flood, budget)?;
             let times = direct_beside.p99_us / direct_alone.p99_us;
             times_direct.push(times);
             budget.tell(&format!(
@@ -95,6 +102,8 @@ fn on_route(
 struct Scene {
     _nginx: [Process; 2],
     _echo: Process,
+    /// It reads the bodies that it is sent.
+    _web: HttpServer,
     client: Pod,
     server: Pod,
     flooder: Pod,
@@ -127,9 +136,11 @@ impl Scene {
             .args(["--block-bytes", "16384"])
             .spawn()?;
         echo.wait_listening(ECHO_PORT)?;
+        let web = HttpServer::start(&flooded, EXCHANGE_PORT, &[])?;
         Ok(Self {
             _nginx: [near?, far?],
             _echo: echo,
+            _web: web,
             client,
             server,
             flooder,
@@ -138,17 +149,45 @@ impl Scene {
     }
 
     /// How long requests take alone and beside a flood.
-    fn compare(&self, kind: &str, workers: usize, budget: &Budget) -> Result<[Latency; 2]> {
+    fn compare(&self, flood: Flood, budget: &Budget) -> Result<[Latency; 2]> {
         let alone = self.latency(budget)?;
-        let mut flood = own_command(&self.flooder, "flood")?
-            .arg(format!("{}:{ECHO_PORT}", self.flooded.v4()))
-            .args(["--kind", kind])
-            .args(["--workers", &workers.to_string()])
-            .with_stdin()
-            .spawn()?;
-        flood.wait_for_line("flooding", Duration::from_secs(60))?;
-        let beside = self.latency(budget)?;
-        flood.finish(PATIENCE)?;
+        let beside = match flood {
+            Flood::Echo(kind, workers) => {
+                let mut flood = own_command(&self.flooder, "flood")?
+                    .arg(format!("{}:{ECHO_PORT}", self.flooded.v4()))
+                    .args(["--kind", kind])
+                    .args(["--workers", &workers.to_string()])
+                    .with_stdin()
+                    .spawn()?;
+                flood.wait_for_line("flooding", Duration::from_secs(60))?;
+                let beside = self.latency(budget)?;
+                flood.finish(PATIENCE)?;
+                beside
+            }
+            Flood::Http(script) => {
+                let target = format!("{}:{EXCHANGE_PORT}", self.flooded.v4());
+                let attack = || -> Result<Process> {
+                    weft_tests::testapp::command(&self.flooder)?
+                        .args(["attack", "http", &target, script, "--again"])
+                        .spawn()
+                };
+                let mut attackers = [(); ATTACKERS]
+                    .map(|()| attack())
+                    .into_iter()
+                    .collect::<Result<Vec<_>>>()?;
+                std::thread::sleep(UNDER_WAY);
+                let beside = self.latency(budget)?;
+                for attacker in &mut attackers {
+                    ensure!(
+                        attacker.is_running(),
+                        "the flood has ended: {}",
+                        attacker.stderr()
+                    );
+                    attacker.kill()?;
+                }
+                beside
+            }
+        };
         Ok([alone, beside])
     }
 
@@ -196,13 +235,33 @@ struct Latency {
     p99_us: f64,
 }
 
-/// Row, kind and how many do it at once.
-const FLOODS: [(&str, &str, usize); 3] = [
-    ("fairness-connections", "connections", 64),
-    ("fairness-stalled", "stalled", 2000),
-    ("fairness-bulk", "bulk", 64),
+/// What a flood is.
+#[derive(Clone, Copy)]
+enum Flood {
+    /// A kind of the echo server's clients, and how many of them.
+    Echo(&'static str, usize),
+    /// A script of a client of HTTP, [`ATTACKERS`] of them.
+    Http(&'static str),
+}
+
+const FLOODS: [(&str, Flood); 7] = [
+    ("fairness-connections", Flood::Echo("connections", 64)),
+    ("fairness-stalled", Flood::Echo("stalled", 2000)),
+    ("fairness-bulk", Flood::Echo("bulk", 64)),
+    ("fairness-bodies", Flood::Http("slow bodies")),
+    ("fairness-streams", Flood::Http("ten thousand streams")),
+    ("fairness-heads", Flood::Http("a head of megabytes")),
+    (
+        "fairness-continuations",
+        Flood::Http("continuations without end"),
+    ),
 ];
-/// For longer than agents take a pod for one that is served.
+/// It is none of those that are declared opaque.
+const EXCHANGE_PORT: u16 = 8090;
+const ATTACKERS: usize = 4;
+/// After this time they are.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+/// For what was beside it to have ended, and its pod to use little.
 const QUIET: Duration = Duration::from_secs(3);
 /// What a pod does that is busy.
 const BUSY: [(&str, Load); 2] = [

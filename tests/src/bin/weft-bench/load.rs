@@ -36,7 +36,10 @@ pub(crate) fn run(
         Load::ExchangeLatency(protocol) => {
             latency(Some(protocol), pair, cgroup, budget.latency_seconds)
         }
-        Load::Connections => connections(pair, cgroup, budget.request_seconds),
+        Load::Connections => connections(None, pair, cgroup, budget.request_seconds),
+        Load::ExchangeConnections(protocol) => {
+            connections(Some(protocol), pair, cgroup, budget.request_seconds)
+        }
         other => bail!("{other:?} is not a load between two pods"),
     }
 }
@@ -219,17 +222,35 @@ fn latency(
     })
 }
 
-fn connections(pair: Pair<'_>, cgroup: &std::path::Path, seconds: u32) -> Result<Measured> {
+fn connections(
+    protocol: Option<Protocol>,
+    pair: Pair<'_>,
+    cgroup: &std::path::Path,
+    seconds: u32,
+) -> Result<Measured> {
+    let (flag, [many, cpu]) = match protocol {
+        None => ("", ["connections-32", "cpu-per-10k-connections"]),
+        Some(Protocol::Http1) => (
+            "",
+            ["http1-connections-32", "http1-cpu-per-10k-connections"],
+        ),
+        Some(Protocol::Http2) => (
+            "--http2",
+            ["http2-connections-32", "http2-cpu-per-10k-connections"],
+        ),
+        Some(Protocol::Grpc) => (
+            "--grpc",
+            ["grpc-connections-32", "grpc-cpu-per-10k-connections"],
+        ),
+    };
+    let port = protocol.map_or(HTTP_PORT, exchange_port);
     let watch = Watch::start(cgroup)?;
-    let printed = run_own(pair, "connections", HTTP_PORT, seconds, "")?;
+    let printed = run_own(pair, "connections", port, seconds, flag)?;
     let usage = watch.finish()?;
     let result: ConnectionsResult = serde_json::from_str(&printed)?;
     let values = vec![
-        ("connections-32", result.count / result.seconds),
-        (
-            "cpu-per-10k-connections",
-            usage.cpu_seconds / (result.count / 1e4),
-        ),
+        (many, result.count / result.seconds),
+        (cpu, usage.cpu_seconds / (result.count / 1e4)),
     ];
     Ok(Measured { values, usage })
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use weft_tests::usage::TICKS_PER_SECOND;
 
 /// A measurement under way.
 pub(crate) struct Watch {
@@ -108,34 +109,12 @@ fn cgroup_us(cgroup: &Path) -> Result<u64> {
         .with_context(|| format!("no usage_usec in {}", file.display()))
 }
 
-/// Forgets the most memory that a process has had, so that [`peak_bytes`] counts from now.
+/// Forgets the most memory that a process has had, so that [`weft_tests::usage::peak_bytes`] counts from now.
 pub(crate) fn forget_peak(pid: u32) -> Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5")
         .with_context(|| format!("resetting the peak of process {pid}"))
 }
 
-/// The most memory that a process has had.
-pub(crate) fn peak_bytes(pid: u32) -> Result<u64> {
-    status_bytes(pid, "VmHWM:")
-}
-
-/// The memory that a process has now.
-pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
-    status_bytes(pid, "VmRSS:")
-}
-
-fn status_bytes(pid: u32, field: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib: u64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"))
-        .with_context(|| format!("no {field} in the status of process {pid}"))?
-        .parse()?;
-    Ok(kib * 1024)
-}
-
-/// `USER_HZ`, which is 100 on every architecture that Weft runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 const MOST_STOLEN: f64 = 0.02;
 /// More than a short program now and then, which no machine is without.
 const MOST_FOREIGN: f64 = 0.08;

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Deserialize;
 use weft_tests::cluster::Node;
+use weft_tests::usage::resident_bytes;
 use weft_tests::{Pod, PodSpec, wait_for};
 
 use crate::budget::Budget;
-use crate::machine::resident_bytes;
 use crate::report::Report;
 use crate::rows::{Load, Protocol, Route, Selection};
 use crate::speed::MIB;

@@ -27,6 +27,8 @@ pub(crate) enum Load {
     ExchangeLatency(Protocol),
     /// 32 clients open connections, each with one request.
     Connections,
+    /// The same, where the mesh understands what passes.
+    ExchangeConnections(Protocol),
     /// Agents without flows, right after their start.
     Idle,
     /// Many idle flows.
@@ -127,7 +129,7 @@ const fn row(name: &'static str, unit: &'static str, load: Load) -> Row {
 }
 
 /// All rows, in the order of the table.
-pub(crate) const ROWS: [Row; 41] = [
+pub(crate) const ROWS: [Row; 51] = [
     row("bulk-1", "Gbit/s", Load::Bulk(1)),
     row("bulk-4", "Gbit/s", Load::Bulk(4)),
     row("bulk-8", "Gbit/s", Load::Bulk(8)),
@@ -152,6 +154,9 @@ pub(crate) const ROWS: [Row; 41] = [
     row("grpc-latency-500-p99", "µs", GRPC_LATENCY),
     row("grpc-latency-500-added", "µs", GRPC_LATENCY),
     row("connections-32", "connections/s", Load::Connections),
+    row("http1-connections-32", "connections/s", HTTP1_CONNECTIONS),
+    row("http2-connections-32", "connections/s", HTTP2_CONNECTIONS),
+    row("grpc-connections-32", "connections/s", GRPC_CONNECTIONS),
     row("handshakes", "tunnels/s", Load::Handshakes),
     row("cpu-per-gb", "CPU s", Load::Bulk(1)),
     row("cpu-per-10k-requests", "CPU s", Load::Requests(32)),
@@ -159,6 +164,9 @@ pub(crate) const ROWS: [Row; 41] = [
     row("http2-cpu-per-10k-requests", "CPU s", HTTP2_MANY),
     row("grpc-cpu-per-10k-requests", "CPU s", GRPC_MANY),
     row("cpu-per-10k-connections", "CPU s", Load::Connections),
+    row("http1-cpu-per-10k-connections", "CPU s", HTTP1_CONNECTIONS),
+    row("http2-cpu-per-10k-connections", "CPU s", HTTP2_CONNECTIONS),
+    row("grpc-cpu-per-10k-connections", "CPU s", GRPC_CONNECTIONS),
     row("memory-idle", "MiB", Load::Idle),
     row("memory-bulk", "MiB", Load::Bulk(8)),
     row("memory-8k-flows", "MiB", Load::Flows),
@@ -167,6 +175,10 @@ pub(crate) const ROWS: [Row; 41] = [
     row("fairness-connections", "µs", Load::Fairness),
     row("fairness-stalled", "µs", Load::Fairness),
     row("fairness-bulk", "µs", Load::Fairness),
+    row("fairness-bodies", "µs", Load::Fairness),
+    row("fairness-streams", "µs", Load::Fairness),
+    row("fairness-heads", "µs", Load::Fairness),
+    row("fairness-continuations", "µs", Load::Fairness),
     row("busy-requests-32", "requests/s", Load::Fairness),
     row("busy-bulk-8", "Gbit/s", Load::Fairness),
 ];
@@ -180,6 +192,9 @@ const HTTP2_LATENCY: Load = Load::ExchangeLatency(Protocol::Http2);
 const GRPC_REQUESTS: Load = Load::Exchanges(Protocol::Grpc, 1);
 const GRPC_MANY: Load = Load::Exchanges(Protocol::Grpc, 32);
 const GRPC_LATENCY: Load = Load::ExchangeLatency(Protocol::Grpc);
+const HTTP1_CONNECTIONS: Load = Load::ExchangeConnections(Protocol::Http1);
+const HTTP2_CONNECTIONS: Load = Load::ExchangeConnections(Protocol::Http2);
+const GRPC_CONNECTIONS: Load = Load::ExchangeConnections(Protocol::Grpc);
 
 #[cfg(test)]
 mod tests {

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
+use weft_tests::usage::peak_bytes;
 
 use crate::budget::Budget;
 use crate::load::{self, Measured};
-use crate::machine::{forget_peak, peak_bytes};
+use crate::machine::forget_peak;
 use crate::report::Report;
 use crate::rows::{Load, Protocol, ROWS, Route, Selection};
 use crate::stage::Stage;
@@ -154,7 +155,7 @@ fn added_row(name: &str) -> Option<&'static str> {
     names.find(|name| name.strip_suffix("-added") == Some(load))
 }
 
-const LOADS: [Load; 16] = [
+const LOADS: [Load; 19] = [
     Load::Bulk(1),
     Load::Bulk(4),
     Load::Bulk(8),
@@ -171,6 +172,9 @@ const LOADS: [Load; 16] = [
     Load::Exchanges(Protocol::Grpc, 32),
     Load::ExchangeLatency(Protocol::Grpc),
     Load::Connections,
+    Load::ExchangeConnections(Protocol::Http1),
+    Load::ExchangeConnections(Protocol::Http2),
+    Load::ExchangeConnections(Protocol::Grpc),
 ];
 const MOST_REPEATS: u32 = 2;
 pub(crate) const MIB: f64 = 1024.0 * 1024.0;

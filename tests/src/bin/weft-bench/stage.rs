@@ -9,7 +9,7 @@ use weft_tests::cgroup;
 use weft_tests::cluster::Node;
 use weft_tests::command::{Process, Program};
 use weft_tests::netns::Netns;
-use weft_tests::{Cluster, Pod, PodSpec};
+use weft_tests::{Cluster, ClusterOptions, Pod, PodSpec};
 
 use crate::rows::{Protocol, Route};
 
@@ -108,7 +108,12 @@ impl Server {
 
 /// Two nodes with ready agents.
 pub(crate) fn start_cluster() -> Result<Cluster> {
-    let cluster = Cluster::start()?;
+    start_cluster_with(ClusterOptions::default())
+}
+
+/// The same with options.
+pub(crate) fn start_cluster_with(options: ClusterOptions) -> Result<Cluster> {
+    let cluster = Cluster::with(options)?;
     for node in cluster.nodes() {
         settle_network(node.netns())?;
     }

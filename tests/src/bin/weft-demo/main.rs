@@ -93,4 +93,4 @@ Usage: weft-demo [--keep]
   --help   this text
 
 The binaries weft-controller and weft-agent are taken from WEFT_BIN_DIR, or from the workspace's
-target/release. The exit code is 0 only if every claim was true.";
+target folder. The exit code is 0 only if every claim was true.";

@@ -1,6 +1,6 @@
 //! `serve`: accepts connections and treats all alike.
 
-use std::io::{Read, Write};
+use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use serde_json::json;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::client::{outcome, send_pattern};
-use crate::emit;
 use crate::pattern::Pattern;
+use crate::{emit, escaped};
 
 /// Accepts connections until killed, with an event when one comes and one when it ends.
 #[derive(Args)]
@@ -28,6 +28,15 @@ pub(crate) struct Serve {
     /// What `greet` says.
     #[arg(long, default_value = "220 ready\r\n")]
     greeting: String,
+    /// What `reply` says to each request, escaped. May be given more than once: each is a segment of its own.
+    #[arg(long, value_name = "ESCAPED")]
+    reply: Vec<String>,
+    /// The pause between two of them.
+    #[arg(long, default_value_t = 0)]
+    reply_pause_ms: u64,
+    /// How long `reply` waits for a client that says nothing before it greets it; 0: for ever.
+    #[arg(long, default_value_t = 0)]
+    greet_after_ms: u64,
     /// How long `sink` waits before it reads.
     #[arg(long, default_value_t = 0)]
     read_delay_ms: u64,
@@ -58,6 +67,9 @@ enum Mode {
     Source,
     /// Speaks first, then echoes.
     Greet,
+    /// Answers what ends with an empty line, again and again, and greets who says nothing: as servers do that
+    /// share a port among several protocols.
+    Reply,
     /// Sends the pattern while taking all the client sends.
     Exchange,
     /// Resets when something comes.
@@ -148,6 +160,7 @@ impl Serve {
                 (&*stream).write_all(format!("{bytes} {intact}").as_bytes())?;
                 Ok(intact)
             }
+            Mode::Reply => self.reply(stream, bytes),
             Mode::Source => {
                 send_pattern(stream, self.bytes)?;
                 stream.shutdown(Shutdown::Write)?;
@@ -186,6 +199,41 @@ impl Serve {
                     {
                         return Ok(true);
                     }
+                }
+            }
+        }
+    }
+
+    fn reply(&self, mut stream: &TcpStream, bytes: &mut u64) -> std::io::Result<bool> {
+        let parsed = self.reply.iter().map(|it| escaped::parse(it));
+        let replies: Vec<Vec<u8>> = parsed.collect::<Result<_>>().map_err(Error::other)?;
+        let patience = Some(Duration::from_millis(self.greet_after_ms));
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(patience.filter(|it| !it.is_zero()))?;
+        let mut said = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(true),
+                Ok(count) => {
+                    *bytes += count as u64;
+                    said.extend_from_slice(&buffer[..count]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock && *bytes == 0 => {
+                    stream.set_read_timeout(None)?;
+                    stream.write_all(self.greeting.as_bytes())?;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            while let Some(end) = said.windows(4).position(|it| it == b"\r\n\r\n") {
+                said.drain(..end + 4);
+                for (number, reply) in replies.iter().enumerate() {
+                    if number > 0 {
+                        // Not a wait for anything: segments of their own are what is asked for.
+                        std::thread::sleep(Duration::from_millis(self.reply_pause_ms));
+                    }
+                    stream.write_all(reply)?;
                 }
             }
         }

@@ -53,6 +53,7 @@ impl Replica<'_> {
             let argument = match *before {
                 "--listen" => Self::address().to_string(),
                 "--admin" => ADMIN.to_string(),
+                "--admin-socket" => format!("{it}.second"),
                 _ => it.clone(),
             };
             *before = it;

@@ -225,6 +225,7 @@ impl Bridge {
         let io = TokioIo::new(self.server().await?);
         let (sender, connection) = client1::Builder::new()
             .max_buf_size(MOST_HEAD_BYTES)
+            .max_header_size(MOST_HEAD_BYTES)
             .max_headers(MOST_HEADERS)
             .handshake(io)
             .await?;
@@ -402,6 +403,7 @@ fn http1() -> server1::Builder {
         .auto_date_header(false)
         .header_read_timeout(None)
         .max_headers(MOST_HEADERS)
+        .max_header_size(MOST_HEAD_BYTES)
         .max_buf_size(MOST_HEAD_BYTES);
     builder
 }

@@ -138,7 +138,7 @@ impl Application {
     }
 
     /// The connection to the application itself, if it is one.
-    pub(super) fn socket(&self) -> Option<&FlowSocket> {
+    pub(super) fn socket(&self) -> Option<&Arc<FlowSocket>> {
         match &self.io {
             Io::Server(server) => Some(server),
             Io::Bridge(_) => None,

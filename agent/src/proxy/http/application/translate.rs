@@ -15,6 +15,7 @@ use crate::proxy::http::head::{self, BadHead, Purpose};
 /// It has no form there.
 pub(super) fn request_to_http1(head: &mut request::Parts, has_body: bool) -> Result<(), BadHead> {
     head::strip_hop(&mut head.headers, Purpose::Exchange);
+    head::announce_te(&mut head.headers);
     if !head.headers.contains_key(HOST) {
         let authority = head.uri.authority().map_or("", Authority::as_str);
         let host = HeaderValue::from_str(authority).map_err(|_| BadHead::Authority)?;
@@ -142,6 +143,7 @@ mod tests {
         assert_eq!(head.uri, "/a?b=c");
         assert_eq!(head.version, Version::HTTP_11);
         let expected = [
+            ("connection", "te"),
             ("cookie", "a=1; b=2"),
             ("host", "shop:81"),
             ("te", "trailers"),

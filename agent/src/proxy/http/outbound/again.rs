@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,13 +16,15 @@ use weft_core::Name;
 use weft_core::route::Retry;
 
 use super::lead::Goal;
-use super::send::{Sent, Tried, send};
+use super::send::{Sent, send, tries_at};
 use super::terms::Terms;
+use super::tried::{MOST_PAUSE, Tried};
 use super::upstream::Upstream;
 use super::{Ending, Facts, home};
-use crate::balance::{BudgetOwner, RetryBudget};
+use crate::balance::{BudgetOwner, SharedBudget};
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::{ERROR, ExchangeError, GRPC_STATUS, is_of_policy};
+use crate::proxy::http::answerer::check_rest;
 use crate::proxy::http::body::{Held, RequestBody, ResponseBody, Used};
 use crate::proxy::http::deadlines::{Deadlines, Late};
 use crate::proxy::http::measure::{Kind, Timers, grpc_code};
@@ -40,7 +42,10 @@ enum Outcome {
 /// What decides on further tries.
 struct Again<'a> {
     retry: &'a Retry,
-    budget: Option<Arc<Mutex<RetryBudget>>>,
+    client: &'a Facts,
+    goal: &'a Goal,
+    tried: &'a Tried,
+    budget: Option<SharedBudget>,
     /// How many there were.
     count: u16,
     /// When all of them must be over.
@@ -102,9 +107,9 @@ pub(super) async fn send_under(
         };
     };
     let replay = Replay::new(body, MOST_REPLAYED_BYTES);
-    let mut again = Again::new(retry, (client, kind), timers, &replay);
-    again.end = terms.end.map(|(end, _)| end);
     let tried = Tried::none();
+    let mut again = Again::new(retry, (client, kind), (goal, &tried), timers, &replay);
+    again.end = terms.end.map(|(end, _)| end);
     loop {
         let body = RequestBody::of_try(replay.attempt());
         let mut request = Request::from_parts(head.clone(), body);
@@ -148,6 +153,7 @@ fn held(deadlines: Deadlines, first: Option<Frame<Bytes>>) -> Box<Held> {
     Box::new(Held {
         deadlines: Some(deadlines),
         first,
+        is_told: false,
     })
 }
 
@@ -187,25 +193,31 @@ async fn one(
 impl<'a> Again<'a> {
     fn new(
         retry: &'a Retry,
-        (client, kind): (&Facts, &Kind<'_>),
+        (client, kind): (&'a Facts, &Kind<'_>),
+        (goal, tried): (&'a Goal, &'a Tried),
         timers: Option<&'a Timers>,
         replay: &Arc<Replay>,
     ) -> Self {
         let now = std::time::Instant::now();
-        let budgets = match kind.parent {
-            Some(port) => Some(&port.retries),
-            None => kind.egress.map(|_| &client.context.egress_retries),
+        let (pod, settings) = (&client.pod.retry_budgets, retry.budget);
+        let owner = || owner(&client.pod.id.0.namespace, kind);
+        let budget = match (kind.parent, kind.egress) {
+            (Some(port), _) => Some(port.retries.of(pod, owner(), settings, now)),
+            (None, Some(_)) => {
+                let all = &client.context.egress_retries;
+                Some(pod.of_egress(all, owner(), settings, now))
+            }
+            (None, None) => None,
         };
-        let budget = budgets.map(|it| {
-            let owner = owner(&client.pod.id.0.namespace, kind);
-            it.of(owner, retry.budget, now)
-        });
         if let Some(budget) = &budget {
             let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
             budget.deposit(now);
         }
         Self {
             retry,
+            client,
+            goal,
+            tried,
             budget,
             count: 0,
             end: None,
@@ -235,7 +247,12 @@ impl<'a> Again<'a> {
             .retry
             .backoff
             .wait(u32::from(self.count), rand::random());
-        let next = Instant::now() + wait;
+        let now = Instant::now();
+        let pause = self.pause(now).unwrap_or(now);
+        if pause > now + MOST_PAUSE {
+            return None;
+        }
+        let next = pause.max(now + wait);
         if self.end.is_some_and(|end| end <= next) || !self.replay.is_whole() {
             return None;
         }
@@ -253,6 +270,17 @@ impl<'a> Again<'a> {
         self.count += 1;
         self.count_event(RetryEvent::Request);
         Some(next)
+    }
+
+    /// Until when those whom it could be sent to have asked to be left alone, if all of them have.
+    fn pause(&self, now: Instant) -> Option<Instant> {
+        match self.goal {
+            Goal::Address(address) => self.tried.pause(std::iter::once(*address), now),
+            Goal::Port(port) => {
+                let tries = tries_at(self.client, port);
+                self.tried.pause(tries.choosable_now(now.into()), now)
+            }
+        }
     }
 
     /// When the request may be sent again after a failure.
@@ -382,7 +410,7 @@ async fn peek(sent: &mut Sent) -> Result<Option<Frame<Bytes>>, ExchangeError> {
         Pin::new(response.body_mut()).poll_frame(context)
     });
     match tokio::time::timeout(MOST_PEEK, first).await {
-        Ok(Some(Ok(frame))) => Ok(Some(frame)),
+        Ok(Some(Ok(frame))) => Ok(Some(check_rest(frame))),
         Ok(Some(Err(error))) => Err(ExchangeError::of_sent(error, &sent.upload)),
         Ok(None) | Err(_) => Ok(None),
     }
@@ -408,6 +436,7 @@ fn let_go(client: &Arc<Facts>, sent: Sent, first: Option<Frame<Bytes>>) {
         Box::new(Held {
             deadlines: None,
             first: Some(first),
+            is_told: false,
         })
     });
     let mut body = ResponseBody::of_held(incoming, used, ending, held);

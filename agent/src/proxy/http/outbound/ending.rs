@@ -65,7 +65,7 @@ impl Ending {
         self.is_about_client = answer::is_about_client(&head.headers);
         let in_head = grpc_status(&head.headers);
         if in_head.is_some() || head.status.is_server_error() || !is_grpc(&head.headers) {
-            let rest = retry_after(head);
+            let rest = retry_after(head.status, &head.headers);
             let judgement = judgement(head.status, in_head, None, self.timers.classes());
             self.judge(judgement, rest);
         }
@@ -105,9 +105,12 @@ impl Ending {
         self.timers.end(self.in_trailers);
     }
 
-    /// It took too long.
-    pub(in crate::proxy::http) fn late(self, late: Late) {
-        self.timers.fail(late.label());
+    /// It took too long; with the trailers that say so, if the client gets any.
+    pub(in crate::proxy::http) fn late(self, late: Late, trailers: Option<&HeaderMap>) {
+        match trailers {
+            Some(trailers) => self.timers.late(late, trailers),
+            None => self.timers.fail(late.label()),
+        }
     }
 
     /// The client broke its request off, and so it failed.
@@ -144,12 +147,12 @@ fn judgement(
 
 /// For how long the endpoint asks to be left alone (RFC 9110, section 10.2.3), if it says so in seconds: dates are of
 /// clocks that nobody compared.
-fn retry_after(head: &response::Parts) -> Option<Duration> {
+pub(super) fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     let says_so = matches!(
-        head.status,
+        status,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
     );
-    let value = head.headers.get(RETRY_AFTER).filter(|_| says_so)?;
+    let value = headers.get(RETRY_AFTER).filter(|_| says_so)?;
     let seconds = value.to_str().ok()?.trim();
     // What is no number of that size is longer than what is heeded anyway, or nothing.
     let digits = !seconds.is_empty() && seconds.bytes().all(|it| it.is_ascii_digit());
@@ -207,13 +210,11 @@ mod tests {
             (429, "", None),
             (429, "Fri, 31 Dec 1999 23:59:59 GMT", None),
         ] {
-            let mut response = http::Response::new(());
-            *response.status_mut() = StatusCode::from_u16(status).expect("valid");
+            let status = StatusCode::from_u16(status).expect("valid");
             let value = value.parse().expect("valid");
-            response.headers_mut().insert(RETRY_AFTER, value);
-            let (head, ()) = response.into_parts();
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value)]);
             let expected = expected.map(Duration::from_secs);
-            assert_eq!(retry_after(&head), expected, "{head:?}");
+            assert_eq!(retry_after(status, &headers), expected, "{headers:?}");
         }
     }
 }

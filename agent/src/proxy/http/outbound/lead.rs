@@ -11,7 +11,6 @@ use weft_core::route::{
 
 use super::{Facts, Target, refused};
 use crate::discovery::ServicePortEntry;
-use crate::proxy::egress;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 
@@ -108,7 +107,6 @@ fn unrouted(
         (Target::Service(port), _) => of_profile(client, table, port).map(Goal::Port),
         (Target::Address, Some(network)) if !network.allows_unrouted() => {
             let error = FlowError::EgressDenied(network.name().clone());
-            egress::count(&client.context, &client.pod, &error);
             refused(client, &error);
             Err(error.into())
         }

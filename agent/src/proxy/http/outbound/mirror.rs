@@ -9,7 +9,8 @@ use hyper::Request;
 use weft_core::route::Mirror;
 
 use super::lead::{Goal, backend_port};
-use super::send::{Tried, send};
+use super::send::send;
+use super::tried::Tried;
 use super::upstream::Upstream;
 use super::{Ending, Facts, home};
 use crate::proxy::http::answer::ExchangeError;

@@ -7,6 +7,7 @@ mod lead;
 mod mirror;
 mod send;
 mod terms;
+mod tried;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use http::request::Parts;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
 use weft_core::EgressNetwork;
-use weft_core::route::{Filter, apply_to_response};
+use weft_core::route::{BudgetSettings, Filter, apply_to_response};
 
 use self::again::{send_once, send_under};
 pub(super) use self::ending::Ending;
@@ -27,10 +28,11 @@ use self::send::Sent;
 use self::terms::Terms;
 use self::upstream::{Upstream, refused, start};
 use super::Version;
-use super::answer::ExchangeError;
-use super::body::{RequestBody, ResponseBody, Used, heed_expectation};
+use super::answer::{self, ExchangeError};
+use super::body::{RequestBody, ResponseBody, Used, heed_interim};
 use super::gate::hold;
 use super::head::{self, BadHead};
+use super::idle::Idle;
 use super::measure::{Egress, Kind, Known, Timers, Tries, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
@@ -148,11 +150,12 @@ impl Client {
             end.cancelled().await;
             egress::ended(&context, &pod, original)
         });
+        let idle = Idle::of(&context, Direction::Outbound);
         let serving = pin!(serve::serve(
             Stream::socket(socket),
             version,
             &pod,
-            (&party, &pod.stop_accepting),
+            (&party, &pod.stop_accepting, idle),
             move |request| exchange(Arc::clone(&self.0), request)
         ));
         let ended = unless(ending, serving).await?;
@@ -267,15 +270,16 @@ async fn try_exchange(
     if let Goal::Port(port) = &led.goal {
         kind.backend = Some(port);
     }
+    let default = BudgetSettings::DEFAULT;
     let said = match (kind.matched, table.as_deref()) {
-        (Some(matched), _) => matched.rule.reliability.as_deref(),
+        (Some(matched), _) => (matched.rule.reliability.as_deref(), default),
         (None, Some(table)) => {
             let namespace = &client.pod.id.0.namespace;
             let said = table.unrouted_for(namespace, &parts.method, parts.uri.path());
             kind.classes = said.classes.cloned();
-            said.reliability
+            (said.reliability, said.budget)
         }
-        (None, None) => None,
+        (None, None) => (None, default),
     };
     let terms = Terms::of(said, &mut parts, is_grpc, purpose).map(Box::new);
     let mut body = RequestBody::of(body, &client.party);
@@ -289,7 +293,7 @@ async fn try_exchange(
     let method = parts.method.clone();
     let mut request = Request::from_parts(parts, body);
     let upgrading = (purpose == head::Purpose::Upgrade).then(|| hyper::upgrade::on(&mut request));
-    heed_expectation(&mut request);
+    heed_interim(&mut request);
     let sending = async {
         Ok::<_, ExchangeError>(match &terms {
             None => {
@@ -304,7 +308,7 @@ async fn try_exchange(
             }
         })
     };
-    let (sent, held) = hold(leaving.as_ref(), sending).await??;
+    let (sent, mut held) = hold(leaving.as_ref(), sending).await??;
     let Sent {
         upstream,
         mut in_flight,
@@ -354,6 +358,10 @@ async fn try_exchange(
     apply_to_response(&pass.filters, &mut parts);
     for filters in led.filters {
         apply_to_response(filters, &mut parts);
+    }
+    if let Some(held) = &mut held {
+        // HTTP/1 has no form for it where the client did not ask for trailers.
+        held.is_told = client.version == Version::Http2 && answer::may_end_early(&parts.headers);
     }
     let body = match upstream {
         Upstream::Http1(connection) => {

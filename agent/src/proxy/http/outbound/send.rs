@@ -1,14 +1,16 @@
 //! Sending a request: to one endpoint after the other, as long as nothing of it has left.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
 use super::Facts;
+use super::ending::retry_after;
 use super::lead::Goal;
+use super::tried::{MOST_PAUSE, Tried};
 use super::upstream::{Upstream, refused, upstream};
 use crate::balance::{self, InFlight, Tries};
 use crate::discovery::{Balanced, ServicePortEntry};
@@ -20,48 +22,21 @@ use crate::proxy::http::gate::Pass;
 use crate::proxy::http::measure::{Kind, Timers};
 use crate::proxy::http::upload::Watch;
 use crate::proxy::http::{Version, head};
+use crate::proxy::let_out::{self, Leads};
 use crate::proxy::outbound::{self, Waiter};
 use crate::proxy::usage::Place;
 
-/// A try that failed. The request is there if nothing of it has left.
+/// A try that failed.
 struct Failed {
     error: ExchangeError,
+    /// If it may be sent again.
     request: Option<Request<RequestBody>>,
+    /// Some of it has left: it may be sent there again, as a copy, and nowhere else.
+    has_left: bool,
     /// It was tried on a connection that had been used before.
     was_reused: bool,
     /// What it was counted in, if a connection was there.
     timers: Timers,
-}
-
-/// The endpoints that a request was sent to before, where it is sent more than once.
-#[derive(Debug)]
-pub(super) struct Tried(Option<Mutex<Vec<SocketAddr>>>);
-
-impl Tried {
-    /// Of a request that is sent once.
-    pub(super) const ONCE: Self = Self(None);
-
-    /// None yet.
-    pub(super) fn none() -> Self {
-        Self(Some(Mutex::default()))
-    }
-
-    fn all(&self) -> Vec<SocketAddr> {
-        let tried = self.0.as_ref();
-        let all = tried.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        all.unwrap_or_default()
-    }
-
-    fn push(&self, to: SocketAddr) {
-        if let Some(tried) = &self.0 {
-            let mut tried = tried.lock().unwrap_or_else(PoisonError::into_inner);
-            // The last ones: no more can be left out.
-            if tried.len() >= balance::MOST_TRIES {
-                tried.remove(0);
-            }
-            tried.push(to);
-        }
-    }
 }
 
 /// Sends the request to one endpoint after the other, as long as nothing of it has left.
@@ -75,21 +50,22 @@ pub(super) async fn send(
     let port = match goal {
         Goal::Port(port) => port,
         Goal::Address(address) => {
+            tried.push(*address);
             let to = (*address, None, kind);
             let sent = send_until_fresh(client, to, request).await;
-            return sent.map_err(|failed| failed.error);
+            let sent = sent.map_err(|failed| failed.error)?;
+            heed_pause(tried, *address, &sent);
+            return Ok(sent);
         }
     };
     let like = client.original.ip();
     let mut waiter = Waiter::new(&client.context, &client.pod, port, like);
-    let mut left_out = tried.all();
+    let before = tried.so_far();
+    let mut among = before.first();
     loop {
         waiter.looks();
-        let mut tries = port.tries(Balanced::Exchanges, like);
+        let mut tries = before.among(tries_at(client, port), among, Instant::now().into());
         let are_any = tries.candidates() > 0;
-        for to in left_out.iter().rev() {
-            tries.leave_out(*to);
-        }
         let round = try_each(client, port, &mut tries, (kind, tried), request).await;
         let (last, back) = match round {
             Round::Done(sent) => {
@@ -98,9 +74,21 @@ pub(super) async fn send(
             }
             Round::Again(last, back) => (last, back),
         };
-        if !left_out.is_empty() && last.as_ref().is_none_or(may_try_another) {
+        if let Some(wider) = among.wider()
+            && last.as_ref().is_none_or(may_try_another)
+        {
             // Rather there again than nowhere.
-            left_out.clear();
+            among = wider;
+            request = back;
+            continue;
+        }
+        let now = Instant::now();
+        if let Some(until) = tried.pause(tries.choosable_now(now), now.into()) {
+            // Others were there when it was decided to send it again.
+            if until.into_std().saturating_duration_since(now) > MOST_PAUSE {
+                return Err(FlowError::NoEndpoint(port.service.clone(), port.port).into());
+            }
+            tokio::time::sleep_until(until).await;
             request = back;
             continue;
         }
@@ -122,6 +110,12 @@ pub(super) async fn send(
         }
         request = back;
     }
+}
+
+/// The tries at a port of a service, without the endpoints that the pod may not connect to.
+pub(super) fn tries_at(client: &Facts, port: &ServicePortEntry) -> Tries {
+    let tries = port.tries(Balanced::Exchanges, client.original.ip());
+    tries.without(let_out::forbidden(&client.context, &client.pod))
 }
 
 /// What became of a request that was tried at some endpoints.
@@ -148,6 +142,7 @@ async fn try_each(
         let failed = match send_until_fresh(client, to, request).await {
             Ok(mut sent) => {
                 in_flight.first_byte();
+                heed_pause(tried, endpoint, &sent);
                 sent.in_flight = Some(in_flight);
                 return Round::Done(Ok(sent));
             }
@@ -165,15 +160,30 @@ async fn try_each(
             }
             _ => in_flight.failed(),
         }
-        match failed.request {
-            Some(back) if may_try_another(&failed.error) => {
+        match failed.for_another() {
+            (Some(back), error) => {
                 request = back;
-                last = Some(failed.error);
+                last = Some(error);
             }
-            _ => return Round::Done(Err(failed.error)),
+            (None, error) => return Round::Done(Err(error)),
         }
     }
+    if last.is_none() {
+        let why = outbound::why_none(&client.context, &client.pod, tries).await;
+        last = why.map(|error| {
+            refused(client, &error);
+            error.into()
+        });
+    }
     Round::Again(last, request)
+}
+
+/// Remembers for how long an endpoint asks to be left alone.
+fn heed_pause(tried: &Tried, endpoint: SocketAddr, sent: &Sent) {
+    let response = &sent.response;
+    if let Some(pause) = retry_after(response.status(), response.headers()) {
+        tried.rests(endpoint, tokio::time::Instant::now() + pause);
+    }
 }
 
 /// Whether nobody is there yet, or any more.
@@ -181,11 +191,22 @@ fn is_nobody(error: &ExchangeError) -> bool {
     matches!(error, ExchangeError::Flow(error) if error.nothing_listens() || error.agent_is_away())
 }
 
+/// Whether a request that is still there may go to another endpoint.
 fn may_try_another(error: &ExchangeError) -> bool {
     match error {
         ExchangeError::Flow(error) => error.may_try_another(),
         ExchangeError::OtherVersion(_) => true,
+        // If it is there, nothing of it has left.
+        ExchangeError::Server(_) => true,
         _ => false,
+    }
+}
+
+impl Failed {
+    /// The request, if it may go to another endpoint, and what is wrong with this one.
+    fn for_another(self) -> (Option<Request<RequestBody>>, ExchangeError) {
+        let may_go = !self.has_left && may_try_another(&self.error);
+        (self.request.filter(|_| may_go), self.error)
     }
 }
 
@@ -248,7 +269,7 @@ async fn send_until_fresh(
     loop {
         tries += 1;
         match send_to(client, endpoint, request, counted).await {
-            // No more than one exchange: the server has not seen it.
+            // Its server closed it while it waited, most likely.
             Err(Failed {
                 request: Some(back),
                 was_reused: true,
@@ -277,6 +298,7 @@ async fn send_to(
             return Err(Failed {
                 error,
                 request: Some(request),
+                has_left: false,
                 was_reused: false,
                 timers: counted.unwrap_or_default(),
             });
@@ -290,6 +312,7 @@ async fn send_to(
             return Err(Failed {
                 error: error.into(),
                 request: Some(request),
+                has_left: false,
                 was_reused: false,
                 timers: counted.unwrap_or_default(),
             });
@@ -302,6 +325,7 @@ async fn send_to(
             return Err(Failed {
                 error,
                 request: None,
+                has_left: false,
                 was_reused,
                 timers: counted.unwrap_or_default(),
             });
@@ -340,6 +364,7 @@ async fn send_to(
             return Err(Failed {
                 error,
                 request: None,
+                has_left: true,
                 was_reused,
                 timers,
             });
@@ -350,6 +375,8 @@ async fn send_to(
         let back = elsewhere.and_then(Elsewhere::request);
         return Err(Failed {
             request: back.map(|it| pass.undo(it)),
+            // No application has had it.
+            has_left: false,
             was_reused: false,
             timers,
             error: ExchangeError::OtherVersion(reason),
@@ -368,13 +395,24 @@ async fn send_to(
         Err(mut error) => {
             let is_http2 = matches!(upstream, Upstream::Http2 { .. });
             let again = again.filter(|_| !is_http2 || head::has_closed(error.error()));
-            let back = error.take_message().or(again);
+            let unsent = error.take_message();
+            let has_left = unsent.is_none();
+            let back = unsent.or(again);
+            let (store, pod) = (&client.context.store, &client.pod);
+            let revoked = || Leads::of_route(upstream.route()).revoked(store, pod);
+            let revoked = back
+                .is_none()
+                .then(revoked)
+                .flatten()
+                .map(ExchangeError::from);
             Err(Failed {
                 // It will be asked about again.
                 request: back.map(|it| pass.undo(it)),
+                has_left,
                 was_reused,
                 timers,
-                error: ExchangeError::of_sent(error.into_error(), &upload),
+                error: revoked
+                    .unwrap_or_else(|| ExchangeError::of_sent(error.into_error(), &upload)),
             })
         }
     }
@@ -418,4 +456,46 @@ fn adapt(mut request: Request<RequestBody>, version: Version) -> Request<Request
         *request.version_mut() = http::Version::HTTP_2;
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::Method;
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// (whether the server reads anything before it closes) -> whether the request is there for another endpoint
+    #[tokio::test]
+    async fn only_what_no_server_may_have_taken_goes_to_another() {
+        for (reads, is_there) in [(false, true), (true, false)] {
+            let (near, far) = tokio::io::duplex(1024);
+            let far = reads.then_some(far);
+            let server = async move {
+                if let Some(mut far) = far {
+                    far.read_u8().await.expect("a head");
+                }
+            };
+            let made = http1::handshake(TokioIo::new(near)).await;
+            let (mut sender, connection) = made.expect("a connection");
+            let mut request = Request::new(RequestBody::empty());
+            *request.method_mut() = Method::POST;
+            let sending = sender.try_send_request(request);
+            let (sent, _, ()) = tokio::join!(sending, connection, server);
+            let mut error = sent.expect_err("closed");
+            let unsent = error.take_message();
+            assert_eq!(unsent.is_some(), is_there, "{reads}");
+            // A copy of what has left changes nothing.
+            let failed = Failed {
+                has_left: unsent.is_none(),
+                request: unsent.or_else(|| Some(Request::new(RequestBody::empty()))),
+                error: ExchangeError::Server(error.into_error()),
+                was_reused: true,
+                timers: Timers::default(),
+            };
+            assert_eq!(failed.for_another().0.is_some(), is_there, "{reads}");
+        }
+    }
 }

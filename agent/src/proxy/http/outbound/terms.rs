@@ -8,8 +8,8 @@ use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::{HeaderMap, request};
 use tokio::time::Instant;
 use weft_core::route::{
-    GrpcCodes, Reliability, Retry, StatusRange, Timeouts, annotated_duration, grpc_timeout,
-    write_grpc_timeout,
+    BudgetSettings, GrpcCodes, Reliability, Retry, StatusRange, Timeouts, annotated_duration,
+    grpc_timeout, write_grpc_timeout,
 };
 
 use crate::proxy::http::deadlines::Late;
@@ -29,9 +29,10 @@ pub(super) struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
-    /// Reads what the client says, and takes out what is said to the mesh alone. None: there are no terms.
+    /// Reads what the client says, and takes out what is said to the mesh alone. None: there are no terms. The budget is
+    /// for retries that nobody but the client asks for.
     pub(super) fn of(
-        said: Option<&'a Reliability>,
+        (said, budget): (Option<&'a Reliability>, BudgetSettings),
         head: &mut request::Parts,
         is_grpc: bool,
         purpose: Purpose,
@@ -48,7 +49,7 @@ impl<'a> Terms<'a> {
         let mut timeouts = said.map(|it| it.timeouts).unwrap_or_default();
         let mut retry = said.and_then(|it| it.retry.as_ref()).map(Cow::Borrowed);
         if said.is_some_and(|it| it.heeds_headers) {
-            heed(&mut timeouts, &mut retry, &mut head.headers);
+            heed(&mut timeouts, (&mut retry, budget), &mut head.headers);
         }
         if purpose == Purpose::Upgrade {
             // What it becomes takes as long as it does.
@@ -97,7 +98,11 @@ impl<'a> Terms<'a> {
 }
 
 /// Takes what the client says in place of what the route does, where it may. What cannot be read says nothing.
-fn heed(timeouts: &mut Timeouts, retry: &mut Option<Cow<'_, Retry>>, headers: &mut HeaderMap) {
+fn heed(
+    timeouts: &mut Timeouts,
+    (retry, budget): (&mut Option<Cow<'_, Retry>>, BudgetSettings),
+    headers: &mut HeaderMap,
+) {
     if let Some(request) = said(headers, TIMEOUT, annotated_duration) {
         timeouts.request = request;
     }
@@ -111,7 +116,11 @@ fn heed(timeouts: &mut Timeouts, retry: &mut Option<Cow<'_, Retry>>, headers: &m
     if http.is_none() && grpc.is_none() && limit.is_none() && try_timeout.is_none() {
         return;
     }
-    let mut own = retry.take().map_or_else(Retry::new, Cow::into_owned);
+    let of_client = || Retry {
+        budget,
+        ..Retry::new()
+    };
+    let mut own = retry.take().map_or_else(of_client, Cow::into_owned);
     own.http = http.unwrap_or(own.http);
     own.grpc = grpc.unwrap_or(own.grpc);
     own.limit = limit.unwrap_or(own.limit);
@@ -152,6 +161,8 @@ mod tests {
     use hyper::Request;
 
     use super::*;
+
+    const DEFAULT: BudgetSettings = BudgetSettings::DEFAULT;
 
     fn head(headers: &[(&str, &str)]) -> request::Parts {
         let mut request = Request::builder().uri("/");
@@ -227,7 +238,7 @@ mod tests {
             };
             let mut head = head(headers);
             let said = said.is_any().then_some(&said);
-            let terms = Terms::of(said, &mut head, true, Purpose::Exchange);
+            let terms = Terms::of((said, DEFAULT), &mut head, true, Purpose::Exchange);
             let now = Instant::now();
             let found = terms.as_ref().and_then(|it| it.end).map(|(at, late)| {
                 let until = at.saturating_duration_since(now) + Duration::from_millis(500);
@@ -288,7 +299,7 @@ mod tests {
                     ..Reliability::default()
                 };
                 let mut head = head(headers);
-                let terms = Terms::of(Some(&said), &mut head, false, Purpose::Exchange);
+                let terms = Terms::of((Some(&said), DEFAULT), &mut head, false, Purpose::Exchange);
                 let found = terms.and_then(|it| it.retry);
                 if !heeds_headers {
                     assert_eq!(found.as_deref(), route.as_ref(), "{headers:?}");
@@ -311,13 +322,46 @@ mod tests {
         }
     }
 
+    /// (whether the route has retries) -> whose budget it is
+    #[test]
+    fn what_only_the_client_asks_for_has_the_budget_of_those() {
+        let budget = |per_second| BudgetSettings {
+            per_second,
+            ..DEFAULT
+        };
+        let of_route = Retry {
+            budget: budget(1),
+            ..Retry::new()
+        };
+        for (retry, expected) in [(None, 2), (Some(of_route), 1)] {
+            let said = Reliability {
+                retry,
+                heeds_headers: true,
+                ..Reliability::default()
+            };
+            let mut head = head(&[("l5d-retry-http", "5xx")]);
+            let said = (Some(&said), budget(2));
+            let terms = Terms::of(said, &mut head, false, Purpose::Exchange);
+            let found = terms.and_then(|it| it.retry).expect("a retry");
+            assert_eq!(found.budget, budget(expected));
+        }
+    }
+
     #[test]
     fn what_has_no_terms_costs_nothing() {
-        let nothing = Terms::of(None, &mut head(&[]), true, Purpose::Exchange);
+        let nothing = Terms::of((None, DEFAULT), &mut head(&[]), true, Purpose::Exchange);
         assert!(nothing.is_none());
         // Not of gRPC.
         let timeout = [("grpc-timeout", "1S")];
-        assert!(Terms::of(None, &mut head(&timeout), false, Purpose::Exchange).is_none());
+        assert!(
+            Terms::of(
+                (None, DEFAULT),
+                &mut head(&timeout),
+                false,
+                Purpose::Exchange
+            )
+            .is_none()
+        );
     }
 
     #[test]
@@ -331,7 +375,7 @@ mod tests {
             (&[("expect", "100-continue")], Purpose::Exchange, false),
             (&[], Purpose::Upgrade, false),
         ] {
-            let terms = Terms::of(Some(&said), &mut head(headers), false, purpose);
+            let terms = Terms::of((Some(&said), DEFAULT), &mut head(headers), false, purpose);
             assert_eq!(
                 terms.is_some_and(|it| it.retry.is_some()),
                 is,
@@ -355,7 +399,7 @@ mod tests {
                 ..Reliability::default()
             };
             let mut head = head(&[("grpc-timeout", "5S")]);
-            let terms = Terms::of(Some(&said), &mut head, true, Purpose::Exchange);
+            let terms = Terms::of((Some(&said), DEFAULT), &mut head, true, Purpose::Exchange);
             terms
                 .expect("terms")
                 .tell_server(&mut head.headers, is_first);

@@ -21,6 +21,7 @@ use crate::proxy::outbound::{self, Caller, Connected};
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tunnel::weft1::stream::ChannelIo;
 use crate::proxy::usage::{From, Party};
+use crate::proxy::{egress, let_out};
 use crate::telemetry::TlsLabel;
 
 /// A connection to a server, ready for an exchange.
@@ -96,6 +97,7 @@ pub(super) async fn upstream(
                 let at = (endpoint.port(), TlsLabel::SameNode);
                 measure::authz(context, server, at, Some(&pod.identity), verdict).count();
             }
+            let_out::count(context, pod, &error);
             let result = Err(error);
             record.finish(&context.telemetry, &result);
             return Err(result.err().unwrap_or(FlowError::PodGone).into());
@@ -110,6 +112,8 @@ pub(super) async fn upstream(
 
 /// Counts what never became a flow.
 pub(super) fn refused(client: &Facts, error: &FlowError) {
+    egress::count(&client.context, &client.pod, error);
+    let_out::count(&client.context, &client.pod, error);
     if let Some(refusal) = error.refusal() {
         client.context.telemetry.refusal(&client.pod.id, refusal);
     }

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
+use super::exchanges::Http2;
 use super::runtime;
 
-/// Clients that each connect, send a request, read the answer to the end of the connection, and
-/// begin again. The server closes first and keeps `TIME_WAIT`, so the client's ports are free again.
+/// Clients that each connect, send a request, read the answer to its end, and begin again. The server closes first
+/// and keeps `TIME_WAIT`, so the client's ports are free again; of HTTP/2, where servers don't close, the
+/// client resets the connection for that.
 #[derive(Args)]
 pub(crate) struct Connections {
     target: SocketAddr,
@@ -23,6 +26,12 @@ pub(crate) struct Connections {
     seconds: u32,
     #[arg(long, default_value_t = 32)]
     clients: u32,
+    /// Speak HTTP/2 with prior knowledge.
+    #[arg(long)]
+    http2: bool,
+    /// Call a method of gRPC.
+    #[arg(long)]
+    grpc: bool,
 }
 
 impl Connections {
@@ -31,13 +40,18 @@ impl Connections {
         let count = Rc::new(Cell::new(0_u64));
         let start = Instant::now();
         let end = start + Duration::from_secs(self.seconds.into());
+        let (target, by_http2) = (self.target, self.http2 || self.grpc);
+        let is_grpc = self.grpc;
         local.block_on(&runtime()?, async {
             let clients: Vec<_> = (0..self.clients)
                 .map(|_| {
                     let count = Rc::clone(&count);
                     tokio::task::spawn_local(async move {
                         while Instant::now() < end {
-                            exchange(self.target).await?;
+                            match by_http2 {
+                                true => exchange_http2(target, is_grpc).await?,
+                                false => exchange(target).await?,
+                            }
                             count.set(count.get() + 1);
                         }
                         anyhow::Ok(())
@@ -70,10 +84,24 @@ async fn exchange(target: SocketAddr) -> Result<()> {
         }
     }
     ensure!(
-        buffer.starts_with(b"HTTP/1.1 200 "),
+        // The mesh answers in the version of the request.
+        buffer.starts_with(b"HTTP/1.1 200 ") || buffer.starts_with(b"HTTP/1.0 200 "),
         "the answer was {:?}",
         String::from_utf8_lossy(&buffer[..filled])
     );
+    Ok(())
+}
+
+/// The same by HTTP/2.
+async fn exchange_http2(target: SocketAddr, is_grpc: bool) -> Result<()> {
+    let stream = TcpStream::connect(target).await.context("connecting")?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    let (sender, connection) = h2::client::handshake(stream).await?;
+    let driver = tokio::task::spawn_local(connection);
+    let mut http2 = Http2::new(sender, target, is_grpc);
+    http2.exchange().await?;
+    driver.abort();
     Ok(())
 }
 

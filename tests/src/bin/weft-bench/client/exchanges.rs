@@ -53,11 +53,7 @@ impl Exchanges {
             tokio::spawn(connection);
             anyhow::Ok(sender)
         })?;
-        let http2 = Http2 {
-            sender: Some(sender),
-            target,
-            grpc: matches!(spoken, Spoken::Grpc),
-        };
+        let http2 = Http2::new(sender, target, matches!(spoken, Spoken::Grpc));
         Ok(Exchanges::Http2(runtime, http2))
     }
 
@@ -75,7 +71,17 @@ impl Exchanges {
 }
 
 impl Http2 {
-    async fn exchange(&mut self) -> Result<()> {
+    /// Of a connection that is driven by somebody else.
+    pub(super) fn new(sender: SendRequest<Bytes>, target: SocketAddr, grpc: bool) -> Http2 {
+        Http2 {
+            sender: Some(sender),
+            target,
+            grpc,
+        }
+    }
+
+    /// Sends a request and waits for the end of its answer.
+    pub(super) async fn exchange(&mut self) -> Result<()> {
         let sender = self.sender.take().context("the connection has failed")?;
         let mut sender = sender.ready().await?;
         let path = if self.grpc { UNARY } else { "/" };

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use socket2::SockRef;
-use weft_tests::hostile::{Script, scripts};
+use weft_tests::hostile::{PREFACE, Script, scripts};
 
 use crate::client::{SocketOptions, open};
 use crate::emit;
@@ -20,6 +20,12 @@ pub(crate) struct Http {
     target: SocketAddr,
     /// The script's name.
     script: String,
+    /// How long it stays when it has said all, in place of what the script says, if the other side bears it so long.
+    #[arg(long)]
+    hold_ms: Option<u64>,
+    /// Each connection does the same again and again on a new one, until this program is killed.
+    #[arg(long)]
+    again: bool,
     #[command(flatten)]
     options: SocketOptions,
 }
@@ -34,6 +40,8 @@ struct Tally {
     sent: usize,
     received: usize,
     statuses: BTreeMap<String, usize>,
+    /// Of HTTP/2, by their type.
+    frames: BTreeMap<u8, usize>,
 }
 
 impl Http {
@@ -45,7 +53,12 @@ impl Http {
         let mut tally = Tally::default();
         for _ in 0..script.rounds {
             let results: Vec<Tally> = std::thread::scope(|scope| {
-                let one = || self.connection(&script);
+                let one = || loop {
+                    let tally = self.connection(&script);
+                    if !self.again {
+                        return tally;
+                    }
+                };
                 let all: Vec<_> = (0..script.connections).map(|_| scope.spawn(one)).collect();
                 all.into_iter().filter_map(|it| it.join().ok()).collect()
             });
@@ -61,6 +74,7 @@ impl Http {
             "sent": tally.sent,
             "received": tally.received,
             "statuses": tally.statuses,
+            "frames": tally.frames,
         }));
         Ok(())
     }
@@ -76,18 +90,23 @@ impl Http {
         let reader = stream.try_clone().ok().filter(|_| script.reads);
         std::thread::scope(|scope| {
             let reader = reader.map(|it| scope.spawn(|| read(it)));
-            tally.ended += usize::from(!tally.send(&mut stream, script));
+            let is_said = tally.send(&mut stream, script);
             let start = Instant::now();
-            let hold = Duration::from_millis(script.hold_ms);
+            let hold = Duration::from_millis(self.hold_ms.unwrap_or(script.hold_ms));
             let done = || reader.as_ref().is_some_and(|it| it.is_finished());
             while start.elapsed() < hold && !done() {
                 std::thread::sleep(Duration::from_millis(5));
             }
+            tally.ended += usize::from(!is_said || done());
             // The end is a reset, whatever is still to come.
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             let _ = stream.shutdown(std::net::Shutdown::Both);
             let read = reader.and_then(|it| it.join().ok()).unwrap_or_default();
             tally.received += read.len();
+            if script.start.starts_with(PREFACE) {
+                tally.count_frames(&read);
+                return;
+            }
             for line in String::from_utf8_lossy(&read).split("HTTP/1.1 ").skip(1) {
                 let status = line.get(..3).unwrap_or_default().to_owned();
                 *tally.statuses.entry(status).or_default() += 1;
@@ -119,6 +138,15 @@ impl Tally {
         true
     }
 
+    /// RFC 9113, section 4.1.
+    fn count_frames(&mut self, mut read: &[u8]) {
+        while let [a, b, c, kind, ..] = *read {
+            *self.frames.entry(kind).or_default() += 1;
+            let length = u32::from_be_bytes([0, a, b, c]) as usize;
+            read = read.get(FRAME_HEAD_BYTES + length..).unwrap_or_default();
+        }
+    }
+
     fn add(&mut self, other: Tally) {
         self.open += other.open;
         self.refused += other.refused;
@@ -127,6 +155,9 @@ impl Tally {
         self.received += other.received;
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
+        }
+        for (kind, count) in other.frames {
+            *self.frames.entry(kind).or_default() += count;
         }
     }
 }
@@ -140,7 +171,8 @@ fn read(mut stream: TcpStream) -> Vec<u8> {
             Ok(0) => return all,
             Ok(count) if all.len() < MOST_KEPT => all.extend(&buffer[..count]),
             Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // The other side may be silent for as long as it likes.
+            Err(error) if PAUSES.contains(&error.kind()) => {}
             Err(_) => return all,
         }
     }
@@ -149,3 +181,9 @@ fn read(mut stream: TcpStream) -> Vec<u8> {
 /// How long something may not be taken.
 const PATIENCE: Duration = Duration::from_millis(1000);
 const MOST_KEPT: usize = 4 << 20;
+const PAUSES: [ErrorKind; 3] = [
+    ErrorKind::Interrupted,
+    ErrorKind::WouldBlock,
+    ErrorKind::TimedOut,
+];
+const FRAME_HEAD_BYTES: usize = 9;

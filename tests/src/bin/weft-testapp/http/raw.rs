@@ -72,8 +72,14 @@ impl Raw {
                 .unwrap_or_else(|_| Err(ErrorKind::Other.into()));
             (sent, ended)
         });
+        // A reset is told once, and the sender may have been the one who was told.
+        let was_told = sent.as_ref().is_err_and(|it| outcome(it) == "reset");
+        let outcome = match ended.outcome {
+            "eof" if was_told && received.is_empty() => "reset",
+            outcome => outcome,
+        };
         Ok(json!({
-            "outcome": ended.outcome,
+            "outcome": outcome,
             "stage": "receive",
             "received": escaped::print(&received),
             "received_bytes": received.len(),

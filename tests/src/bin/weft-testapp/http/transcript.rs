@@ -24,6 +24,9 @@ pub(crate) struct Transcript {
     /// Which of several lengths counts.
     #[arg(long)]
     last_length: bool,
+    /// Says that a connection may wait for so many seconds, and waits for ever.
+    #[arg(long)]
+    keep_alive: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,7 +64,11 @@ impl Transcript {
             emit(&json!({"event": "head", "head": escaped::print(&head)}));
             let body = self.read_body(&head, &mut reader)?;
             emit(&json!({"event": "body", "body": escaped::print(&body)}));
-            (&*stream).write_all(ANSWER)?;
+            let keep_alive = self.keep_alive;
+            let keep_alive = keep_alive.map(|it| format!("Keep-Alive: timeout={it}\r\n"));
+            let keep_alive = keep_alive.unwrap_or_default();
+            let answer = format!("HTTP/1.1 200 OK\r\n{keep_alive}Content-Length: 3\r\n\r\nok\n");
+            (&*stream).write_all(answer.as_bytes())?;
         }
     }
 
@@ -128,5 +135,3 @@ fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> Result<()> {
         }
     }
 }
-
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";

@@ -1,0 +1,163 @@
+//! What an operator sees of the controller: liveness, readiness, metrics, problems and routes on a port; on a Unix
+//! socket that only root can open, the same, and what agents say of themselves.
+//!
+//! Plain HTTP, nothing that changes anything, nothing secret. The port may be reachable for pods, so it tells nothing
+//! of agents but that they are there.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Request, Response, StatusCode};
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use weft_admin_socket::Socket;
+
+use crate::control::agents::AgentStatus;
+use crate::control::inspect::Inspections;
+use crate::control::tls::Serving;
+use crate::problems::Problem;
+use crate::statuses::RouteStatus;
+use crate::telemetry::{self, State};
+
+mod inside;
+mod serve;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is shown.
+#[derive(Debug)]
+pub struct Admin {
+    /// The state to show.
+    pub state: State,
+    /// The agents that can be asked.
+    pub inspections: Arc<Inspections>,
+    /// What agents are served with.
+    pub serving: Arc<Serving>,
+    /// The metrics.
+    pub registry: Registry,
+    /// Not ready when nothing was heard of the API server for this long.
+    pub silent_after: Duration,
+    /// Where objects come from, for people.
+    pub source: String,
+}
+
+/// Where a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Surface {
+    /// The port.
+    Port,
+    /// The Unix socket.
+    Socket,
+}
+
+type Reply = Response<Full<Bytes>>;
+
+#[derive(Serialize)]
+struct ProblemList {
+    problems: Vec<Problem>,
+    agents: Vec<AgentStatus>,
+}
+
+#[derive(Serialize)]
+struct RouteList {
+    routes: Vec<RouteStatus>,
+}
+
+impl Admin {
+    /// Serves what the port shows until it is stopped.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        serve::serve(listener, Surface::Port, self, stop).await;
+    }
+
+    /// Serves what the socket shows until it is stopped, then removes the socket. One that an earlier controller left
+    /// there is replaced.
+    ///
+    /// # Errors
+    /// What is there is no socket, or the folder cannot be written.
+    pub fn serve_socket(
+        self: Arc<Self>,
+        path: &Path,
+        stop: CancellationToken,
+    ) -> std::io::Result<impl Future<Output = ()> + Send + use<>> {
+        let socket = Socket::open(path)?;
+        Ok(serve::serve(socket, Surface::Socket, self, stop))
+    }
+
+    /// What keeps agents from being served.
+    fn lacks(&self) -> Option<&'static str> {
+        if !self.state.views.is_complete() {
+            Some("the source has not been read as a whole yet")
+        } else if !self.state.authority.has_issuer() {
+            Some("there is no issuer of certificates yet")
+        } else if !self.serving.has_certificate() {
+            Some("there is no certificate yet that agents would know this controller by")
+        } else if self.state.progress.silent_for() >= Some(self.silent_after) {
+            Some("nothing was heard of the API server for long: can it be reached?")
+        } else {
+            None
+        }
+    }
+
+    async fn answer(&self, surface: Surface, request: &Request<Incoming>) -> Reply {
+        if request.method() != Method::GET {
+            let text = "only GET\n".to_owned();
+            return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+        }
+        match request.uri().path() {
+            "/live" => respond(StatusCode::OK, TEXT, "live\n".to_owned()),
+            "/ready" => match self.lacks() {
+                None => respond(StatusCode::OK, TEXT, "ready\n".to_owned()),
+                Some(lacks) => {
+                    let text = format!("{lacks}: see /problems\n");
+                    respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+                }
+            },
+            "/metrics" => match telemetry::text(&self.registry) {
+                Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
+                Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
+            },
+            "/problems" => {
+                let list = ProblemList {
+                    problems: self.state.problems.list(),
+                    agents: self.state.agents.list(),
+                };
+                json(&list)
+            }
+            "/routes" => {
+                let list = RouteList {
+                    routes: self.state.statuses.list(),
+                };
+                json(&list)
+            }
+            path if surface == Surface::Socket => self.inside(path).await,
+            _ => {
+                let text = "/live, /ready, /metrics, /problems, /routes\n".to_owned();
+                respond(StatusCode::NOT_FOUND, TEXT, text)
+            }
+        }
+    }
+}
+
+fn json(shown: &impl Serialize) -> Reply {
+    match serde_json::to_string_pretty(shown) {
+        Ok(text) => respond(StatusCode::OK, JSON, text + "\n"),
+        Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Reply {
+    let mut response = Response::new(Full::new(content.into()));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
