@@ -26,6 +26,7 @@ static SERVED: LazyLock<(Runtime, PathBuf, TempDir)> = LazyLock::new(|| {
         metrics: Box::new(|| "# EOF\n".to_owned()),
         readiness: Box::new(|| readiness(&Facts::default())),
         dump: Box::new(|| b"{}".to_vec()),
+        pods: Box::new(|| b"[]".to_vec()),
         log_level: Box::new(|| "info".to_owned()),
         set_log_level: Box::new(move |filter| {
             CHANGED.store(true, Ordering::Relaxed);

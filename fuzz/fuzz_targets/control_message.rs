@@ -39,7 +39,8 @@ fn from_controller(message: v1::ControllerMessage) {
             }
         }
         Some(FromController::Looked(looked)) => address(&looked.address),
-        None => {}
+        // Names of kinds, which are only told.
+        Some(FromController::Behind(_)) | None => {}
     }
 }
 

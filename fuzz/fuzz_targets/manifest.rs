@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use weft_controller::index::{Index, Settings};
 use weft_controller::objects::decode;
 use weft_controller::problems::{Origin, Problems};
-use weft_controller::source::{Batch, Event};
+use weft_controller::source::Event;
 use weft_controller::views::Views;
 use weft_core::AccessPolicy;
 use weft_proto::Resource;
@@ -34,17 +34,15 @@ fuzz_target!(|text: &str| {
     let views = Arc::new(Views::default());
     let mut index = Index::new(settings(), views.clone(), Problems::default());
     let gone = events.keys().cloned().map(|key| Event::Delete { key });
-    let gone = gone.collect();
-    index.apply(Batch {
-        events: events.into_values().collect(),
-    });
+    let gone: Vec<_> = gone.collect();
+    index.apply(events.into_values().collect::<Vec<_>>().into());
     // An agent accepts everything that it is told.
     let told = views.beyond(&"one".parse().expect("a name"), HashMap::new());
-    for resource in told.changed {
-        let resource = weft_proto::v1::Resource::clone(&resource);
+    for told in told.changed {
+        let resource = told.message().expect("it is one");
         Resource::try_from(resource).expect("agents accept it");
     }
-    index.apply(Batch { events: gone });
+    index.apply(gone.into());
 });
 
 fn settings() -> Settings {

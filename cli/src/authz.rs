@@ -1,0 +1,240 @@
+//! `weft authz`: what policy lets in and what it does not, by Server and authorization, over a moment.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::controller::{Reach, ReachError};
+use crate::metrics::Series;
+use crate::outcome::Outcome;
+use crate::output::{self, Cell, Format, Table, Tone, shown};
+use crate::view::{Change, Missing, ScopeArgs, View};
+
+/// What `weft authz` is asked.
+#[derive(Args, Debug)]
+pub struct Authz {
+    /// Of whose ports.
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+    /// How long it is looked at.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
+    pub window: Duration,
+    /// How the answer is written.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// How long it was looked at.
+    window_seconds: f64,
+    rows: Vec<Row>,
+    /// Agents that do not answer: their part is missing.
+    missing: Vec<Missing>,
+}
+
+/// A decision that was made again and again.
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    decision: Decision,
+    /// In a second of the moment,
+    per_second: f64,
+    /// and since the agents began.
+    total: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Decision {
+    namespace: String,
+    kind: &'static str,
+    name: String,
+    /// The Server that governs the port; none: none does.
+    server: Option<String>,
+    /// What decided: an authorization, `default:…`, a NetworkPolicy.
+    by: String,
+    /// The route, of requests at a Server that has some.
+    route: Option<String>,
+    /// `connections` or `requests`.
+    of: &'static str,
+    allowed: bool,
+}
+
+const COUNTERS: [(&str, &str, bool); 4] = [
+    ("inbound_tcp_authz_allow_total", "connections", true),
+    ("inbound_tcp_authz_deny_total", "connections", false),
+    ("inbound_http_authz_allow_total", "requests", true),
+    ("inbound_http_authz_deny_total", "requests", false),
+];
+
+/// Finds out and shows.
+///
+/// # Errors
+/// Nobody can be asked, and why.
+pub async fn run(authz: &Authz) -> Result<Outcome, crate::Error> {
+    let report = report(authz).await?;
+    let mut out = std::io::stdout().lock();
+    match authz.output {
+        Format::Json => output::json(&mut out, &report)?,
+        Format::Table => {
+            report.write(&mut out, output::colours())?;
+            output::missing(&report.missing);
+        }
+    }
+    Ok(Outcome::Good)
+}
+
+async fn report(authz: &Authz) -> Result<Report, ReachError> {
+    let wanted = COUNTERS.map(|(name, ..)| name);
+    let (view, change) = View::watch(&authz.reach, &wanted, authz.window).await?;
+    Ok(Report::new(&view, &change, &authz.scope))
+}
+
+impl Report {
+    fn new(view: &View, change: &Change, scope: &ScopeArgs) -> Self {
+        let mut rows: BTreeMap<Decision, (f64, f64)> = BTreeMap::new();
+        for (name, of, allowed) in COUNTERS {
+            for (series, total) in view.of(name) {
+                if let Some(decision) = decision(series, scope, of, allowed) {
+                    rows.entry(decision).or_default().1 += total;
+                }
+            }
+            for grown in change.of(name) {
+                if let Some(decision) = decision(&grown.series, scope, of, allowed) {
+                    rows.entry(decision).or_default().0 += grown.by;
+                }
+            }
+        }
+        let rows = rows.into_iter().map(|(decision, (grown, total))| Row {
+            decision,
+            per_second: change.per_second(grown),
+            total,
+        });
+        Self {
+            window_seconds: change.seconds,
+            rows: rows.collect(),
+            missing: view.missing.clone(),
+        }
+    }
+
+    fn write(&self, to: &mut impl Write, colours: bool) -> std::io::Result<()> {
+        if self.rows.is_empty() {
+            return writeln!(
+                to,
+                "policy was not asked about anything: -A shows all namespaces"
+            );
+        }
+        let mut table = Table::new([
+            "NAMESPACE",
+            "NAME",
+            "SERVER",
+            "DECIDED BY",
+            "ROUTE",
+            "OF",
+            "ANSWER",
+            "PER SECOND",
+            "TOTAL",
+        ]);
+        for row in &self.rows {
+            let decision = &row.decision;
+            let (answer, tone) = match decision.allowed {
+                true => ("allow", Tone::Good),
+                false => ("deny", Tone::Bad),
+            };
+            let or_none = |it: &Option<String>| shown(it.as_deref().unwrap_or("-"));
+            table.row([
+                shown(&decision.namespace).into(),
+                shown(&format!("{}/{}", decision.kind, decision.name)).into(),
+                or_none(&decision.server).into(),
+                shown(&decision.by).into(),
+                or_none(&decision.route).into(),
+                decision.of.into(),
+                Cell::new(answer).tone(tone),
+                Cell::new(format!("{:.1}", row.per_second)).right(),
+                Cell::new(format!("{:.0}", row.total)).right(),
+            ]);
+        }
+        table.write(to, colours)
+    }
+}
+
+fn decision(
+    series: &Series,
+    scope: &ScopeArgs,
+    of: &'static str,
+    allowed: bool,
+) -> Option<Decision> {
+    let workload = scope.of_series(series)?;
+    let server = series
+        .label("srv_name")
+        .filter(|_| series.is("srv_kind", "server"));
+    let route = series.label("route_name");
+    let route = route.filter(|_| !series.is("route_kind", "default"));
+    Some(Decision {
+        namespace: workload.namespace,
+        kind: workload.kind,
+        name: workload.name,
+        server: server.map(str::to_owned),
+        by: series.label("authz_name").unwrap_or("-").to_owned(),
+        route: route.map(str::to_owned),
+        of,
+        allowed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::metrics::Scrape;
+    use crate::view::Said;
+
+    fn view(allowed: u32, denied: u32, at: Instant) -> View {
+        let pod = "namespace=\"shop\",deployment=\"web\"";
+        let server = "srv_kind=\"server\",srv_name=\"web-api\"";
+        let text = format!(
+            "inbound_http_authz_allow_total{{{pod},pod=\"web-1\",{server},authz_name=\"readers\",route_kind=\"HTTPRoute\",route_name=\"read\"}} {allowed}\n\
+             inbound_http_authz_allow_total{{{pod},pod=\"web-2\",{server},authz_name=\"readers\",route_kind=\"HTTPRoute\",route_name=\"read\"}} {allowed}\n\
+             inbound_tcp_authz_deny_total{{{pod},pod=\"web-1\",authz_name=\"default:deny\"}} {denied}\n"
+        );
+        View {
+            said: vec![Said {
+                node: "one".to_owned(),
+                incarnation: "1".to_owned(),
+                at,
+                scrape: Scrape::read(&text, |_| true),
+                pods: vec![],
+            }],
+            missing: vec![],
+        }
+    }
+
+    #[test]
+    fn decisions_are_counted_by_what_decided() {
+        let start = Instant::now();
+        let (before, now) = (
+            view(10, 3, start),
+            view(20, 5, start + Duration::from_secs(10)),
+        );
+        let scope = ScopeArgs::everything();
+        let report = Report::new(&now, &Change::between(&before, &now), &scope);
+        let mut text = vec![];
+        report.write(&mut text, false).expect("a vector");
+        assert_eq!(
+            String::from_utf8(text).expect("text"),
+            "\
+NAMESPACE   NAME             SERVER    DECIDED BY     ROUTE   OF            ANSWER   PER SECOND   TOTAL
+shop        deployment/web   -         default:deny   -       connections   deny            0.2       5
+shop        deployment/web   web-api   readers        read    requests      allow           2.0      40
+"
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! The command line: what can be asked, and how.
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::authz::Authz;
+use crate::check::Check;
+use crate::diagnostics::Diagnostics;
+use crate::edges::Edges;
+use crate::endpoints::Endpoints;
+use crate::identity::Identity;
+use crate::install::{Install, Uninstall};
+use crate::outcome::Outcome;
+use crate::policy::PolicyTest;
+use crate::stat::Stat;
+
+/// Sees what the mesh does.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 yes (allowed, healthy, as expected), 1 no, 2 it could not be found out."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Prints the manifests that roll out the mesh.
+    Install(Install),
+    /// Prints what removes the kernel programs, and says what else is to be done.
+    Uninstall(Uninstall),
+    /// What policy says.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Says whether the mesh is healthy, and if not, what is wrong and what helps.
+    Check(Check),
+    /// Shows success rates, requests, latencies and connections of workloads.
+    Stat(Stat),
+    /// Shows what talks to what, as whom, and whether it is secured.
+    Edges(Edges),
+    /// Shows what policy lets in and what it does not, and what decides it.
+    Authz(Authz),
+    /// Shows who pods are, and until when their certificates say so.
+    Identity(Identity),
+    /// Shows who is behind a Service, as each node's agent sees it.
+    Endpoints(Endpoints),
+    /// Collects all that controllers and agents say of themselves in a folder, without secrets.
+    Diagnostics(Diagnostics),
+    /// Writes what lets a shell complete the commands and flags of this one.
+    Completions(Completions),
+}
+
+/// What `weft completions` is asked.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// The shell.
+    pub shell: Shell,
+}
+
+impl Completions {
+    /// Writes them.
+    ///
+    /// # Errors
+    /// Writing failed.
+    pub fn write(&self) -> Result<Outcome, crate::Error> {
+        let mut script = vec![];
+        clap_complete::generate(self.shell, &mut Cli::command(), "weft", &mut script);
+        std::io::stdout().write_all(&script)?;
+        Ok(Outcome::Good)
+    }
+}
+
+/// The commands about policy.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Says from manifests alone whether a client would be allowed to do something.
+    Test(PolicyTest),
+}
+
+/// Reads a time: `10s`, `1m30s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let read = weft_core::route::duration(text).map_err(|error| error.to_string())?;
+    read.ok_or_else(|| "more than nothing is needed".to_owned())
+}
+
+/// Reads a time that may be in days: `30d`.
+pub(crate) fn days(text: &str) -> Result<Duration, String> {
+    let read = weft_core::route::annotated_duration(text).map_err(|error| error.to_string())?;
+    read.ok_or_else(|| "more than nothing is needed".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,72 @@
+//! The command-line tool of the mesh.
+//!
+//! Each command is a module: what it is asked on the command line, what it finds out, how it says so. What is found
+//! out is a type that is shown as a table for people or as JSON for programs: neither knows more than the other.
+
+pub mod authz;
+pub mod check;
+pub mod command;
+pub mod controller;
+pub mod diagnostics;
+pub mod edges;
+pub mod endpoints;
+pub mod identity;
+pub mod install;
+pub mod metrics;
+pub mod outcome;
+pub mod output;
+pub mod policy;
+pub mod stat;
+pub mod time;
+pub mod view;
+
+use command::{Cli, Command, PolicyCommand};
+use outcome::Outcome;
+
+/// Why a command could not find out what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Of `weft policy test`.
+    #[error(transparent)]
+    Policy(#[from] policy::PolicyError),
+    /// The mesh cannot be asked.
+    #[error(transparent)]
+    Reach(#[from] controller::ReachError),
+    /// Of `weft diagnostics`.
+    #[error(transparent)]
+    Diagnostics(#[from] diagnostics::DiagnosticsError),
+    /// Not even waiting works.
+    #[error("cannot begin: {0}")]
+    Runtime(std::io::Error),
+    /// The answer could not be written.
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Does what the command line says, and writes the answer to standard output.
+///
+/// # Errors
+/// What keeps it from being found out, and what to do about it.
+pub fn run(cli: Cli) -> Result<Outcome, Error> {
+    match cli.command {
+        Command::Policy(PolicyCommand::Test(test)) => policy::run(&test),
+        Command::Install(install) => install::install(&install),
+        Command::Uninstall(uninstall) => install::uninstall(&uninstall),
+        Command::Check(check) => wait(check::run(&check)),
+        Command::Stat(stat) => wait(stat::run(&stat)),
+        Command::Edges(edges) => wait(edges::run(&edges)),
+        Command::Authz(authz) => wait(authz::run(&authz)),
+        Command::Identity(identity) => wait(identity::run(&identity)),
+        Command::Endpoints(endpoints) => wait(endpoints::run(&endpoints)),
+        Command::Diagnostics(diagnostics) => wait(diagnostics::run(&diagnostics)),
+        Command::Completions(completions) => completions.write(),
+    }
+}
+
+/// Does what takes waiting.
+fn wait(work: impl Future<Output = Result<Outcome, Error>>) -> Result<Outcome, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(Error::Runtime)?.block_on(work)
+}

@@ -1,0 +1,291 @@
+//! `weft stat`: success rate, requests, latencies and connections of workloads, over a moment.
+//!
+//! The numbers are those of the agents' metrics, asked for twice: nothing is stored anywhere, and Prometheus is not
+//! needed.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::controller::{Reach, ReachError};
+use crate::metrics::quantile;
+use crate::outcome::Outcome;
+use crate::output::{self, Cell, Format, Table, Tone, shown};
+use crate::view::{Change, Missing, ScopeArgs, View, Workload};
+
+#[cfg(test)]
+mod tests;
+
+/// What `weft stat` is asked.
+#[derive(Args, Debug)]
+pub struct Stat {
+    /// Of what.
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+    /// Whose side: what is asked of the workloads, or what they ask of others.
+    #[arg(long, default_value = "inbound")]
+    pub direction: Direction,
+    /// How long it is looked at.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
+    pub window: Duration,
+    /// How the answer is written.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// Whose side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// What is asked of a workload.
+    Inbound,
+    /// What it asks of others.
+    Outbound,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    direction: Direction,
+    /// How long it was looked at.
+    window_seconds: f64,
+    rows: Vec<Row>,
+    /// Agents that do not answer: their part is missing.
+    missing: Vec<Missing>,
+}
+
+/// A workload.
+#[derive(Debug, Default, PartialEq, Serialize)]
+struct Row {
+    namespace: String,
+    kind: &'static str,
+    name: String,
+    /// Pods that take part, and all that should.
+    pods_meshed: usize,
+    pods: usize,
+    /// None: there was no response.
+    success_rate: Option<f64>,
+    requests_per_second: f64,
+    latency_ms: Latencies,
+    tcp_connections: f64,
+    tcp_read_bytes_per_second: f64,
+    tcp_write_bytes_per_second: f64,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize)]
+struct Latencies {
+    p50: Option<f64>,
+    p95: Option<f64>,
+    p99: Option<f64>,
+}
+
+/// What was counted of a workload.
+#[derive(Default)]
+struct Counted {
+    pods_meshed: usize,
+    pods: usize,
+    responses: f64,
+    successes: f64,
+    /// Counts by the upper end of their bucket, as bits: a number that is none orders, too.
+    buckets: BTreeMap<u64, f64>,
+    connections: f64,
+    read_bytes: f64,
+    written_bytes: f64,
+}
+
+const RESPONSES: &str = "response_total";
+const LATENCIES: &str = "response_latency_ms_bucket";
+const CONNECTIONS: &str = "tcp_open_connections";
+const READ: &str = "tcp_read_bytes_total";
+const WRITTEN: &str = "tcp_write_bytes_total";
+
+/// Finds out and shows.
+///
+/// # Errors
+/// Nobody can be asked, and why.
+pub async fn run(stat: &Stat) -> Result<Outcome, crate::Error> {
+    let report = report(stat).await?;
+    let mut out = std::io::stdout().lock();
+    match stat.output {
+        Format::Json => output::json(&mut out, &report)?,
+        Format::Table => {
+            report.write(&mut out, output::colours())?;
+            output::missing(&report.missing);
+        }
+    }
+    Ok(Outcome::Good)
+}
+
+async fn report(stat: &Stat) -> Result<Report, ReachError> {
+    let wanted = [RESPONSES, LATENCIES, CONNECTIONS, READ, WRITTEN];
+    let (view, change) = View::watch(&stat.reach, &wanted, stat.window).await?;
+    Ok(Report::new(&view, &change, &stat.scope, stat.direction))
+}
+
+impl Report {
+    fn new(view: &View, change: &Change, scope: &ScopeArgs, direction: Direction) -> Self {
+        let mut all: BTreeMap<Workload, Counted> = BTreeMap::new();
+        for pod in view.pods().values() {
+            if let Some(workload) = scope.of_pod(pod) {
+                let counted = all.entry(workload).or_default();
+                counted.pods += 1;
+                counted.pods_meshed += usize::from(pod.identity.is_some());
+            }
+        }
+        count(&mut all, view, change, scope, direction);
+        let rows = all
+            .into_iter()
+            .map(|(workload, counted)| counted.row(workload, change));
+        Self {
+            direction,
+            window_seconds: change.seconds,
+            rows: rows.collect(),
+            missing: view.missing.clone(),
+        }
+    }
+
+    fn write(&self, to: &mut impl Write, colours: bool) -> std::io::Result<()> {
+        if self.rows.is_empty() {
+            return writeln!(
+                to,
+                "no meshed pod is there: -A shows those of all namespaces"
+            );
+        }
+        let mut table = Table::new([
+            "NAMESPACE",
+            "NAME",
+            "MESHED",
+            "SUCCESS",
+            "RPS",
+            "P50",
+            "P95",
+            "P99",
+            "TCP",
+            "READ/S",
+            "WRITTEN/S",
+        ]);
+        for row in &self.rows {
+            table.row(row.cells());
+        }
+        table.write(to, colours)
+    }
+}
+
+fn count(
+    all: &mut BTreeMap<Workload, Counted>,
+    view: &View,
+    change: &Change,
+    scope: &ScopeArgs,
+    direction: Direction,
+) {
+    let (direction, peer) = match direction {
+        Direction::Inbound => ("inbound", "src"),
+        Direction::Outbound => ("outbound", "dst"),
+    };
+    for grown in &change.counters {
+        let series = &grown.series;
+        if !series.is("direction", direction) {
+            continue;
+        }
+        let Some(workload) = scope.of_series(series) else {
+            continue;
+        };
+        // A flow has two ends: the one towards the other workload is what is shown.
+        let is_of_peer = series.is("peer", peer);
+        let counted = all.entry(workload).or_default();
+        match series.name.as_str() {
+            RESPONSES => {
+                counted.responses += grown.by;
+                if !series.is("classification", "failure") {
+                    counted.successes += grown.by;
+                }
+            }
+            LATENCIES => {
+                let end = series.label("le").unwrap_or_default();
+                let end = match end {
+                    "+Inf" => Some(f64::INFINITY),
+                    end => end.parse().ok(),
+                };
+                if let Some(end) = end {
+                    *counted.buckets.entry(end.to_bits()).or_default() += grown.by;
+                }
+            }
+            READ if is_of_peer => counted.read_bytes += grown.by,
+            WRITTEN if is_of_peer => counted.written_bytes += grown.by,
+            _ => {}
+        }
+    }
+    for (series, open) in view.of(CONNECTIONS) {
+        if series.is("direction", direction)
+            && series.is("peer", peer)
+            && let Some(workload) = scope.of_series(series)
+        {
+            all.entry(workload).or_default().connections += open;
+        }
+    }
+}
+
+impl Counted {
+    fn row(self, workload: Workload, change: &Change) -> Row {
+        let buckets = self.buckets.iter();
+        let buckets = buckets.map(|(end, count)| (f64::from_bits(*end), *count));
+        let buckets: Vec<(f64, f64)> = buckets.collect();
+        Row {
+            namespace: workload.namespace,
+            kind: workload.kind,
+            name: workload.name,
+            pods_meshed: self.pods_meshed,
+            pods: self.pods,
+            success_rate: (self.responses > 0.0).then(|| self.successes / self.responses),
+            requests_per_second: change.per_second(self.responses),
+            latency_ms: Latencies {
+                p50: quantile(0.5, &buckets),
+                p95: quantile(0.95, &buckets),
+                p99: quantile(0.99, &buckets),
+            },
+            tcp_connections: self.connections,
+            tcp_read_bytes_per_second: change.per_second(self.read_bytes),
+            tcp_write_bytes_per_second: change.per_second(self.written_bytes),
+        }
+    }
+}
+
+impl Row {
+    fn cells(&self) -> Vec<Cell> {
+        let number = |text: String| Cell::new(text).right();
+        let latency =
+            |it: Option<f64>| number(it.map_or("-".to_owned(), |it| format!("{it:.1}ms")));
+        let meshed = format!("{}/{}", self.pods_meshed, self.pods);
+        let meshed = number(meshed).tone(match self.pods_meshed == self.pods {
+            true => Tone::Plain,
+            false => Tone::Warn,
+        });
+        let success = match self.success_rate {
+            None => number("-".to_owned()),
+            Some(rate) => number(format!("{:.2}%", rate * 100.0)).tone(match rate {
+                rate if rate >= 0.999 => Tone::Good,
+                rate if rate >= 0.95 => Tone::Warn,
+                _ => Tone::Bad,
+            }),
+        };
+        vec![
+            shown(&self.namespace).into(),
+            shown(&format!("{}/{}", self.kind, self.name)).into(),
+            meshed,
+            success,
+            number(format!("{:.1}", self.requests_per_second)),
+            latency(self.latency_ms.p50),
+            latency(self.latency_ms.p95),
+            latency(self.latency_ms.p99),
+            number(format!("{:.0}", self.tcp_connections)),
+            number(output::bytes(self.tcp_read_bytes_per_second)),
+            number(output::bytes(self.tcp_write_bytes_per_second)),
+        ]
+    }
+}
