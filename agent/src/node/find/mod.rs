@@ -247,13 +247,14 @@ impl Shared {
     /// Whether something is new.
     fn note(&self, missing: &[Wanted], found: io::Result<Vec<Result<Place, NotFound>>>) -> bool {
         let found = found.unwrap_or_else(|error| {
-            let proc = self.proc.display().to_string();
-            let error = error.to_string();
-            let failed = |_| {
-                let (proc, error) = (proc.clone(), error.clone());
-                Err(NotFound::Proc { proc, error })
+            let failed = || match error.kind() {
+                io::ErrorKind::PermissionDenied => NotFound::Denied(error.to_string()),
+                _ => NotFound::Proc {
+                    proc: self.proc.display().to_string(),
+                    error: error.to_string(),
+                },
             };
-            missing.iter().map(failed).collect()
+            missing.iter().map(|_| Err(failed())).collect()
         });
         let mut state = self.state();
         let mut has_changed = false;
