@@ -494,7 +494,8 @@ mod tests {
             });
         }
         wait_for("it uses much", || all(&busy, true));
-        assert!(all(&idle, false));
+        // Before that, what it used may have been too much for all of them together.
+        wait_for("the other comes first", || all(&idle, false));
         wait_for("it has used more", || busy.used() > idle.used());
         is_over.store(true, Ordering::Relaxed);
         wait_for("it uses little again", || all(&busy, false));
