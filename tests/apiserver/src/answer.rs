@@ -14,8 +14,9 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::kinds::Kind;
+use crate::rights::Rights;
 use crate::store::Page;
-use crate::{Shared, faults, rights, tokens, watching, writing};
+use crate::{Options, Shared, faults, forwarding, rights, tokens, watching, writing};
 
 /// An answer's body: whole, or as it comes.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -28,6 +29,8 @@ pub(crate) struct Collection {
     pub(crate) namespace: Option<String>,
     /// The name of the one object of it that is asked for by a selector.
     pub(crate) only: Option<String>,
+    /// Labels that objects must have.
+    pub(crate) labels: Vec<(String, String)>,
 }
 
 /// The parameters of a request.
@@ -51,16 +54,25 @@ pub(crate) async fn answer(
         faults::held(&shared, path, &parameters(query)).await;
     }
     let method = request.method();
-    let allowed = authenticated(&shared, request.headers())
-        .and_then(|()| rights::check(&shared, method, path, &parameters(query)));
-    let answered = match allowed {
-        Ok(()) if reads => get(&shared, path, &parameters(query)),
-        Ok(()) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
-        Ok(()) => match tokens::asked_at(path) {
+    let query = parameters(query);
+    let allowed = authenticated(&shared, request.headers()).and_then(|rights| {
+        rights::check(&shared, rights.as_ref(), method, path, &query)?;
+        match forwarding::asked_at(path) {
+            // Newer servers look for this right, too.
+            Some(_) => rights::check(&shared, rights.as_ref(), &Method::POST, path, &query),
+            None => Ok(()),
+        }
+    });
+    let answered = match (allowed, forwarding::asked_at(path)) {
+        (Ok(()), Some(of)) => forwarding::answer(&shared, of, &query, request),
+        (Ok(()), None) if reads => get(&shared, path, &query),
+        (Ok(()), None) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
+        (Ok(()), None) if path == rights::REVIEWS => rights::answer(&shared, request).await,
+        (Ok(()), None) => match tokens::asked_at(path) {
             Some(of) => tokens::request(&shared, of, request).await,
             None => writing::write(&shared, path, request).await,
         },
-        Err(failure) => Err(failure),
+        (Err(failure), _) => Err(failure),
     };
     Ok(answered.unwrap_or_else(|(code, reason, message)| {
         json_body(code, &status(code.as_u16(), reason, &message))
@@ -81,13 +93,21 @@ pub(crate) fn shown(collection: &Collection, object: &Value) -> Value {
     object
 }
 
-fn authenticated(shared: &Shared, headers: &HeaderMap) -> Result<(), Failure> {
-    let Some(token) = &shared.options.token else {
-        return Ok(());
-    };
+/// What whoever asks may do; none: everything.
+fn authenticated(shared: &Shared, headers: &HeaderMap) -> Result<Option<Rights>, Failure> {
+    let Options {
+        token,
+        rights,
+        users,
+        ..
+    } = &shared.options;
     let said = headers.get(AUTHORIZATION).and_then(|it| it.to_str().ok());
-    if said.and_then(|it| it.strip_prefix("Bearer ")) == Some(token) {
-        return Ok(());
+    let said = said.and_then(|it| it.strip_prefix("Bearer "));
+    if let Some(user) = said.and_then(|it| users.get(it)) {
+        return Ok(Some(Rights::of_user(&shared.store.objects(), user)));
+    }
+    if token.is_none() || said == token.as_deref() {
+        return Ok(rights.clone());
     }
     let message = "Unauthorized".to_owned();
     Err((StatusCode::UNAUTHORIZED, "Unauthorized", message))
@@ -219,6 +239,7 @@ fn collection(
     }
     let mut collection = Collection::find(shared, [group, version, plural], namespace)?;
     collection.only = selected(query)?;
+    collection.labels = labels(query)?;
     // As for an account that has a right to single ones.
     if plural == "secrets" && collection.only.is_none() && name.is_none() {
         return Err(refusal(403, plural, group));
@@ -247,6 +268,7 @@ impl Collection {
             version: version.to_owned(),
             namespace: namespace.map(str::to_owned),
             only: None,
+            labels: vec![],
         };
         let refused = shared.behaviour().refused.get(plural).copied();
         match refused {
@@ -257,8 +279,10 @@ impl Collection {
 
     /// Whether a selector lets this object through.
     pub(crate) fn contains(&self, object: &Value) -> bool {
-        let only = self.only.as_deref();
-        only.is_none_or(|it| object["metadata"]["name"] == it)
+        let metadata = &object["metadata"];
+        let mut labels = self.labels.iter();
+        self.only.as_deref().is_none_or(|it| metadata["name"] == it)
+            && labels.all(|(key, value)| metadata["labels"][key] == value.as_str())
     }
 }
 
@@ -266,11 +290,25 @@ impl Collection {
 fn selected(query: &Query) -> Result<Option<String>, Failure> {
     let by_field = query.get("fieldSelector").map(String::as_str);
     let name = by_field.and_then(|it| it.strip_prefix("metadata.name="));
-    if query.contains_key("labelSelector") || (by_field.is_some() && name.is_none()) {
-        let message = "this server selects by the field metadata.name only".to_owned();
+    if by_field.is_some() && name.is_none() {
+        let message = "of fields this server selects by metadata.name only".to_owned();
         return Err((StatusCode::BAD_REQUEST, "BadRequest", message));
     }
     Ok(name.map(str::to_owned))
+}
+
+/// The labels that a selector asks for: this server knows equality only.
+fn labels(query: &Query) -> Result<Vec<(String, String)>, Failure> {
+    let selector = query.get("labelSelector").map_or("", String::as_str);
+    let parts = selector.split(',').filter(|it| !it.is_empty());
+    let label = |it: &str| {
+        let (key, value) = it.split_once('=').filter(|(key, _)| !key.ends_with('!'))?;
+        let value = value.strip_prefix('=').unwrap_or(value);
+        Some((key.to_owned(), value.to_owned()))
+    };
+    let message = || "this server knows labels that are equal to something only".to_owned();
+    let labels: Option<Vec<_>> = parts.map(label).collect();
+    labels.ok_or_else(|| (StatusCode::BAD_REQUEST, "BadRequest", message()))
 }
 
 fn one(shared: &Shared, of: &Collection, name: &str) -> Result<Response<Body>, Failure> {
@@ -354,7 +392,8 @@ pub(crate) fn parameters(query: &str) -> Query {
     let pairs = query.split('&').filter(|it| !it.is_empty());
     let pair = |it: &str| {
         let (name, value) = it.split_once('=').unwrap_or((it, ""));
-        (name.to_owned(), value.replace("%3D", "="))
+        let value = value.replace("%3D", "=").replace("%2F", "/");
+        (name.to_owned(), value.replace("%2C", ","))
     };
     pairs.map(pair).collect()
 }

@@ -66,6 +66,10 @@ impl Kind {
             Self::built_in("coordination.k8s.io", "v1", "Lease", true),
             Self::built_in("events.k8s.io", "v1", "Event", true),
             Self::built_in("networking.k8s.io", "v1", "ServiceCIDR", false),
+            Self::built_in(RBAC, "v1", "ClusterRole", false),
+            Self::built_in(RBAC, "v1", "ClusterRoleBinding", false),
+            Self::built_in(RBAC, "v1", "Role", true),
+            Self::built_in(RBAC, "v1", "RoleBinding", true),
             Self::built_in(
                 "admissionregistration.k8s.io",
                 "v1",
@@ -146,6 +150,8 @@ impl Kind {
         }
     }
 }
+
+const RBAC: &str = "rbac.authorization.k8s.io";
 
 fn plural(kind: &str) -> String {
     let name = kind.to_lowercase();

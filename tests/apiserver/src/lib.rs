@@ -8,24 +8,27 @@
 //! |---|---|---|
 //! | `/readyz`, `/livez`, `/healthz`, `/version` | text, 500 while not ready | no list of single checks |
 //! | `/api`, `/api/v1`, `/apis`, `/apis/G`, `/apis/G/V` | the lists of discovery; kinds can come and go at any time | no aggregated discovery; the hash and order of versions are not computed |
-//! | GET of a collection, of a namespace or of all | pages by `limit` and `continue`, all of one `resourceVersion`; 410 `Expired` for a page of before a compaction; items of built-in kinds without `apiVersion` and `kind`; `fieldSelector=metadata.name=` | other selectors are refused with 400; Secrets are listed and watched by name only |
+//! | GET of a collection, of a namespace or of all | pages by `limit` and `continue`, all of one `resourceVersion`; 410 `Expired` for a page of before a compaction; items of built-in kinds without `apiVersion` and `kind`; `fieldSelector=metadata.name=` | other fields are refused with 400; Secrets are listed and watched by name only |
+//! | GET of a collection with `labelSelector` | what has all of these labels | only equality |
 //! | GET of an object | the object, or 404 | |
 //! | `watch=true` | changes after `resourceVersion`, whole objects, one per line; without one, first all that is there; `BOOKMARK`s, and one before `timeoutSeconds` end it; `ERROR` with code 410 for a version of before a compaction | bookmarks as often as a test wants; no `sendInitialEvents` |
 //! | several versions of a kind | one object, shown in the version that is asked for | nothing is converted but `apiVersion` |
-//! | without the token | 401 with a `Status` | no other way to say who one is |
+//! | without a token that it knows | 401 with a `Status` | no other way to say who one is; of users with tokens, the roles in the store are asked |
 //! | kinds a test forbids | 403 with the real one's message | |
 //! | what roles do not allow, where there are some | the same; lists and watches of one name count as of that name | roles of one account, as manifests give them; no groups, no wildcards |
 //! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only, and strategic ones of `webhooks`; of built-in kinds, all else tests and folders write |
 //! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
 //! | POST of a TokenReview | whether a token of [`tokens`] is signed, not expired, for one of the audiences, and its pod is there | nobody else's tokens |
-//! | POST of a TokenRequest | a token for the audiences and the time that are asked for, bound to a pod that is there, of the service account, with that uid; and to its node | tokens of pods only; may last less than ten minutes |
+//! | POST of a TokenRequest | a token for the audiences and the time that are asked for, bound to a pod that is there, of the service account, with that uid; and to its node; or bound to nothing, of an account that is there | may last less than ten minutes |
+//! | POST of a SubjectAccessReview | whether the roles that are in the store, and bound there to the user, allow it | no groups, aggregated roles and wildcards; paths that are no resource's are not known |
+//! | GET of `/portforward` of a pod | a WebSocket (`v4.channel.k8s.io`) to a port of the pod's loopback | that loopback is the server's own; one port at a time; no SPDY |
 //!
 //! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
 //! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves
 //! the rest: admission, defaults, roles, priority and fairness, caches of several API servers that are not
 //! equally fresh, and load.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,6 +45,7 @@ use tokio_util::task::TaskTracker;
 mod answer;
 mod faults;
 pub mod folder;
+mod forwarding;
 mod kinds;
 mod rights;
 pub mod slices;
@@ -73,8 +77,10 @@ pub struct Options {
     pub token: Option<String>,
     /// Serve over TLS.
     pub tls: Option<Tls>,
-    /// What may be done; none: everything.
+    /// What may be done with that token; none: everything.
     pub rights: Option<Rights>,
+    /// Tokens of further users, by name. What they may do is said by roles and bindings in the store.
+    pub users: BTreeMap<String, String>,
 }
 
 /// What a server does beside what it should, and other things that tests choose.
@@ -223,6 +229,11 @@ impl Server {
         tls::kubeconfig(&self.url(), options.tls.as_ref(), options.token.as_deref())
     }
 
+    /// The same for one of its users, by their token.
+    pub fn kubeconfig_of(&self, token: &str) -> String {
+        tls::kubeconfig(&self.url(), self.shared.options.tls.as_ref(), Some(token))
+    }
+
     /// Changes what it does.
     pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.shared.behaviour());
@@ -271,6 +282,11 @@ impl Shared {
         locked(&self.behaviour)
     }
 
+    /// Cancelled when connections are broken.
+    pub(crate) fn connections(&self) -> CancellationToken {
+        locked(&self.connections).clone()
+    }
+
     pub(crate) fn asks(&self, access: Access) {
         locked(&self.accesses).insert(access);
     }
@@ -281,7 +297,7 @@ impl Shared {
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken) {
-    let broken = locked(&shared.connections).clone();
+    let broken = shared.connections();
     let tls = shared.options.tls.clone();
     let serving = async {
         match tls {
@@ -296,12 +312,16 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken) 
     tokio::select! { () = stop.cancelled() => {}, () = broken.cancelled() => {}, () = serving => {} }
 }
 
-async fn serve_http(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn serve_http(
+    shared: Arc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
     let answer = service_fn(|request| answer::answer(shared.clone(), request));
     let connection = hyper::server::conn::http1::Builder::new();
     // Who is served sees what fails.
     let _ = connection
         .serve_connection(TokioIo::new(stream), answer)
+        .with_upgrades()
         .await;
 }
 

@@ -2,7 +2,7 @@
 //! from them, until it is killed.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Parser;
@@ -29,6 +29,14 @@ struct Arguments {
     /// beside it, for the next one.
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
+    /// A user who may do what roles in the folder say, and where to write their kubeconfig.
+    #[arg(long, value_name = "NAME=FILE", value_parser = user)]
+    user: Vec<(String, PathBuf)>,
+}
+
+fn user(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, file) = text.split_once('=').ok_or("NAME=FILE is needed")?;
+    Ok((name.to_owned(), file.into()))
 }
 
 #[tokio::main]
@@ -48,6 +56,11 @@ async fn main() -> anyhow::Result<()> {
             &arguments.kubeconfig.with_extension("pem"),
             &names,
         )?),
+        users: arguments
+            .user
+            .iter()
+            .map(|(it, _)| (token_of(it), it.clone()))
+            .collect(),
         ..Options::default()
     };
     let server = Server::start(store.clone(), arguments.listen, options).await?;
@@ -55,13 +68,23 @@ async fn main() -> anyhow::Result<()> {
         Some(address) => Some(Server::start(store.clone(), address, Options::default()).await?),
         None => None,
     };
-    let file = arguments.kubeconfig;
-    // At once: a controller may be starting.
-    let temporary = file.with_extension("new");
-    std::fs::write(&temporary, server.kubeconfig())
-        .and_then(|()| std::fs::rename(&temporary, &file))
-        .with_context(|| format!("writing {}", file.display()))?;
+    for (name, file) in &arguments.user {
+        write(file, &server.kubeconfig_of(&token_of(name)))?;
+    }
+    write(&arguments.kubeconfig, &server.kubeconfig())?;
     println!("listening on {}", server.address());
     folder.follow(&store).await;
     Ok(())
+}
+
+fn token_of(user: &str) -> String {
+    format!("token-of-{user}")
+}
+
+fn write(file: &Path, kubeconfig: &str) -> anyhow::Result<()> {
+    // At once: who reads it may be starting.
+    let temporary = file.with_extension("new");
+    std::fs::write(&temporary, kubeconfig)
+        .and_then(|()| std::fs::rename(&temporary, file))
+        .with_context(|| format!("writing {}", file.display()))
 }

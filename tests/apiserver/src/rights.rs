@@ -1,14 +1,18 @@
 //! What may be done: roles and bindings as manifests write them (`rbac.authorization.k8s.io/v1`), and what requests ask
-//! for. Of groups, aggregated roles and wildcards nothing is known: a role that has one gives nothing by it.
+//! for: those of an account that a test names, and of users, by what is in the store. Of groups, aggregated roles and
+//! wildcards nothing is known: a role that has one gives nothing by it. SubjectAccessReviews are answered by the same.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use http::{Method, StatusCode};
-use serde_json::Value;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
 
 use crate::Shared;
-use crate::answer::{Failure, Query};
+use crate::answer::{Body, Failure, Query, json_body, refusal};
+use crate::tokens::json_of;
 
 /// What a request asks for, as roles have it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,11 +62,25 @@ pub struct Right {
 impl Rights {
     /// Those of a service account, by these manifests.
     pub fn of(manifests: &[Value], namespace: &str, account: &str) -> Self {
-        let is_it = |it: &Value| {
-            it["kind"] == "ServiceAccount" && it["namespace"] == namespace && it["name"] == account
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        Self::of_user(manifests, &user)
+    }
+
+    /// Those of a user by name, which a service account has too, by these manifests.
+    pub(crate) fn of_user(manifests: &[impl Borrow<Value>], user: &str) -> Self {
+        let is_it = |it: &Value| match it["kind"].as_str() {
+            Some("ServiceAccount") => {
+                let [namespace, name] = ["namespace", "name"].map(|key| it[key].as_str());
+                let named = namespace.zip(name);
+                named.is_some_and(|(namespace, name)| {
+                    user == format!("system:serviceaccount:{namespace}:{name}")
+                })
+            }
+            Some("User") => it["name"] == user,
+            _ => false,
         };
         let mut rules = vec![];
-        for binding in manifests {
+        for binding in manifests.iter().map(Borrow::borrow) {
             let mut subjects = binding["subjects"].as_array().into_iter().flatten();
             if !subjects.any(is_it) {
                 continue;
@@ -72,7 +90,8 @@ impl Rights {
                 Some("RoleBinding") => text(&binding["metadata"]["namespace"]),
                 _ => continue,
             };
-            let role = manifests.iter().find(|it| {
+            let mut roles = manifests.iter().map(Borrow::borrow);
+            let role = roles.find(|it| {
                 let of_cluster = it["kind"] == "ClusterRole";
                 it["kind"] == binding["roleRef"]["kind"]
                     && it["metadata"]["name"] == binding["roleRef"]["name"]
@@ -87,13 +106,32 @@ impl Rights {
                 names: texts(&rule["resourceNames"]),
             }));
         }
-        let user = format!("system:serviceaccount:{namespace}:{account}");
-        Self { user, rules }
+        Self {
+            user: user.to_owned(),
+            rules,
+        }
     }
 
     /// Whether something may be done.
     pub fn allow(&self, access: &Access) -> bool {
         self.rules.iter().any(|it| it.allows(access))
+    }
+
+    /// Refuses what may not be done.
+    pub(crate) fn check(&self, access: Access) -> Result<(), Failure> {
+        if self.allow(&access) {
+            return Ok(());
+        }
+        let named = access.name.map(|it| format!(" {it:?}")).unwrap_or_default();
+        let scope = match &access.namespace {
+            Some(namespace) => format!("in the namespace {namespace:?}"),
+            None => "at the cluster scope".to_owned(),
+        };
+        let message = format!(
+            "{}{named} is forbidden: User {:?} cannot {} resource {:?} in API group {:?} {scope}",
+            access.resource, self.user, access.verb, access.resource, access.group
+        );
+        Err((StatusCode::FORBIDDEN, "Forbidden", message))
     }
 
     /// What may be done to objects of some names only.
@@ -197,9 +235,54 @@ impl Access {
     }
 }
 
+/// Where SubjectAccessReviews are posted to.
+pub(crate) const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+
+/// Answers a SubjectAccessReview.
+pub(crate) async fn answer(
+    shared: &Shared,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Failure> {
+    let refused = shared
+        .behaviour()
+        .refused
+        .get("subjectaccessreviews")
+        .copied();
+    if let Some(code) = refused {
+        return Err(refusal(
+            code,
+            "subjectaccessreviews",
+            "authorization.k8s.io",
+        ));
+    }
+    let mut review = json_of(request).await?;
+    let (user, of) = (
+        &review["spec"]["user"],
+        &review["spec"]["resourceAttributes"],
+    );
+    let some = |name: &str| text(&of[name]).filter(|it| !it.is_empty());
+    let plural = some("resource").unwrap_or_default();
+    let verb = VERBS.iter().find(|it| of["verb"] == **it);
+    let access = verb.map(|verb| Access {
+        verb,
+        group: some("group").unwrap_or_default(),
+        resource: match some("subresource") {
+            Some(part) => format!("{plural}/{part}"),
+            None => plural,
+        },
+        namespace: some("namespace"),
+        name: some("name"),
+    });
+    let rights = Rights::of_user(&shared.store.objects(), user.as_str().unwrap_or_default());
+    let allowed = access.is_some_and(|it| rights.allow(&it));
+    review["status"] = json!({"allowed": allowed});
+    Ok(json_body(StatusCode::CREATED, &review))
+}
+
 /// Notes what a request asks for, and refuses what may not be done.
 pub(crate) fn check(
     shared: &Shared,
+    rights: Option<&Rights>,
     method: &Method,
     path: &str,
     query: &Query,
@@ -207,22 +290,8 @@ pub(crate) fn check(
     let Some(access) = Access::of(method, path, query) else {
         return Ok(());
     };
-    let rights = shared.options.rights.as_ref();
-    let refusing = rights.filter(|it| !it.allow(&access));
     shared.asks(access.clone());
-    let Some(rights) = refusing else {
-        return Ok(());
-    };
-    let named = access.name.map(|it| format!(" {it:?}")).unwrap_or_default();
-    let scope = match &access.namespace {
-        Some(namespace) => format!("in the namespace {namespace:?}"),
-        None => "at the cluster scope".to_owned(),
-    };
-    let message = format!(
-        "{}{named} is forbidden: User {:?} cannot {} resource {:?} in API group {:?} {scope}",
-        access.resource, rights.user, access.verb, access.resource, access.group
-    );
-    Err((StatusCode::FORBIDDEN, "Forbidden", message))
+    rights.map_or(Ok(()), |it| it.check(access))
 }
 
 impl fmt::Display for Right {
@@ -262,8 +331,6 @@ fn texts(list: &Value) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn access(request: &str) -> Option<Access> {

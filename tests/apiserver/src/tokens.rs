@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -36,6 +36,7 @@ const KEY: &[u8] = b"a key that everybody knows";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
 impl Token {
     /// The token of an agent's pod that is valid for an hour.
@@ -70,6 +71,13 @@ impl Token {
         let signed = format!("{header}.{claims}");
         let signature = hmac::sign(&key, signed.as_bytes());
         format!("{signed}.{}", encode(signature.as_ref()))
+    }
+
+    /// What it is called in logs.
+    fn id(&self) -> String {
+        let signed = self.signed();
+        let digest = digest::digest(&digest::SHA256, signed.as_bytes());
+        encode(&digest.as_ref()[..12])
     }
 
     fn user(&self) -> String {
@@ -117,7 +125,8 @@ pub(crate) async fn request(
 ) -> Result<Response<Body>, Failure> {
     let mut asked = json_of(request).await?;
     let token = requested(shared, [namespace, account], &asked["spec"])?;
-    asked["status"] = json!({"token": token.signed()});
+    asked["status"] = json!({"token": token.signed(),
+        "expirationTimestamp": rfc3339(seconds(token.expires))});
     Ok(json_body(StatusCode::CREATED, &asked))
 }
 
@@ -128,6 +137,25 @@ fn requested(
 ) -> Result<Token, Failure> {
     let of = &spec["boundObjectRef"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let audiences = spec["audiences"].as_array().into_iter().flatten();
+    let audiences = audiences.map(text).collect();
+    let lasts = spec["expirationSeconds"].as_u64().unwrap_or(3600);
+    let expires = SystemTime::now() + Duration::from_secs(lasts);
+    if of.is_null() {
+        let there = shared.store.object("ServiceAccount", namespace, account);
+        let missing = || {
+            let message = format!("serviceaccounts {account:?} not found");
+            (StatusCode::NOT_FOUND, "NotFound", message)
+        };
+        return there.ok_or_else(missing).map(|_| Token {
+            namespace: namespace.to_owned(),
+            service_account: account.to_owned(),
+            audiences,
+            pod: None,
+            node: None,
+            expires,
+        });
+    }
     let (name, uid) = (text(&of["name"]), text(&of["uid"]));
     let pod = shared.store.object("Pod", namespace, &name);
     let Some(pod) = pod.filter(|_| of["kind"] == "Pod") else {
@@ -142,19 +170,17 @@ fn requested(
         let message = format!("cannot bind token for serviceaccount {account:?} to pod {name:?}");
         return Err((StatusCode::BAD_REQUEST, "BadRequest", message));
     }
-    let audiences = spec["audiences"].as_array().into_iter().flatten();
-    let lasts = spec["expirationSeconds"].as_u64().unwrap_or(3600);
     Ok(Token {
         namespace: namespace.to_owned(),
         service_account: account.to_owned(),
-        audiences: audiences.map(text).collect(),
+        audiences,
         pod: Some((name, uid)),
         node: pod["spec"]["nodeName"].as_str().map(str::to_owned),
-        expires: SystemTime::now() + Duration::from_secs(lasts),
+        expires,
     })
 }
 
-async fn json_of(request: Request<Incoming>) -> Result<Value, Failure> {
+pub(crate) async fn json_of(request: Request<Incoming>) -> Result<Value, Failure> {
     let bytes = request.into_body().collect().await;
     let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
     serde_json::from_slice(&bytes).map_err(|error| {
@@ -209,6 +235,8 @@ fn reviewed(shared: &Shared, spec: &Value) -> Result<Value, String> {
     if let Some(node) = &token.node {
         extra[NODE_NAME] = json!([node]);
     }
+    let id = format!("JTI={}", token.id());
+    extra[CREDENTIAL] = json!([id]);
     Ok(json!({"authenticated": true, "audiences": audiences,
         "user": {"username": token.user(), "uid": "of-the-account", "extra": extra,
             "groups": ["system:serviceaccounts", "system:authenticated"]}}))
@@ -219,10 +247,48 @@ fn seconds(moment: SystemTime) -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
+/// A moment as Kubernetes writes it (RFC 3339), by the Gregorian calendar.
+fn rfc3339(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March here, so that a leap day is the last of its year.
+    let since = days + 719_468;
+    let (era, day) = (since / 146_097, since % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
+    let year = era * 400 + year + next;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 fn encode(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
 fn decode(text: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_as_kubernetes_does() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(seconds), expected);
+        }
+    }
 }
