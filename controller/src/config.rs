@@ -125,6 +125,11 @@ pub struct Run {
     /// say of themselves. If it is not given, there is none.
     #[arg(long, value_name = "PATH", env = "WEFT_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
+    /// With `--source kubernetes`: a loopback address where the command `weft`, by a port-forward, asks for the same as at
+    /// the Unix socket; each request must show a token that the API server reviews, and whose owner may `get
+    /// inspections.policy.weft.dev`. If it is not given, there is none.
+    #[arg(long, value_name = "ADDR:PORT", env = "WEFT_INSPECT")]
+    pub inspect: Option<SocketAddr>,
     /// Where objects are looked at before they are stored (HTTPS, `POST /validate`), for a
     /// ValidatingWebhookConfiguration. If it is not given, nowhere.
     #[arg(long, value_name = "ADDR:PORT", env = "WEFT_WEBHOOK")]
@@ -228,6 +233,9 @@ pub struct Run {
     pub log_level: String,
 }
 
+/// What the tokens are for by which people ask at `--inspect`: they are of no use anywhere else.
+pub const INSPECTION_AUDIENCE: &str = "weft-inspection";
+
 /// What describes the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceChoice {
@@ -292,6 +300,7 @@ impl Run {
                 self.believe_netns_annotations,
             ),
             ("--namespace", self.namespace.is_some()),
+            ("--inspect", self.inspect.is_some()),
             ("--wait-for-issuer", self.wait_for_issuer),
             (
                 "--agent-auth kubernetes",
@@ -328,6 +337,16 @@ impl Run {
             _ => {}
         }
         anyhow::ensure!(!self.token_audience.is_empty(), "--token-audience is empty");
+        if let Some(address) = self.inspect {
+            anyhow::ensure!(
+                address.ip().to_canonical().is_loopback(),
+                "--inspect {address} is no loopback address: tokens come there in plaintext, out of a port-forward"
+            );
+            anyhow::ensure!(
+                self.token_audience != INSPECTION_AUDIENCE,
+                "--token-audience {INSPECTION_AUDIENCE} is that of people's tokens: agents need another"
+            );
+        }
         Ok(())
     }
 }
@@ -430,6 +449,23 @@ mod tests {
             (
                 &["--source", "kubernetes", "--wait-for-issuer"],
                 Some("--wait-for-issuer is for the issuer in a Secret"),
+            ),
+            (
+                &["--source", "a", "--inspect", "127.0.0.1:3"],
+                Some("--inspect is for --source kubernetes"),
+            ),
+            (
+                &["--source", "kubernetes", "--inspect", "127.0.0.1:3"],
+                None,
+            ),
+            (&["--source", "kubernetes", "--inspect", "[::1]:3"], None),
+            (
+                &["--source", "kubernetes", "--inspect", "0.0.0.0:3"],
+                Some("--inspect 0.0.0.0:3 is no loopback address"),
+            ),
+            (
+                &["--source", "kubernetes", "--inspect", "10.1.2.3:3"],
+                Some("--inspect 10.1.2.3:3 is no loopback address"),
             ),
         ] {
             expect_check(["--ca", "ca"].iter().chain(further), refused);

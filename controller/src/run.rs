@@ -16,6 +16,7 @@ use weft_core::TrustBundle;
 use weft_proto::Resource;
 
 use crate::admin::Admin;
+use crate::admin::visitors::Visitors;
 use crate::admission::{CaBundle, Webhook};
 use crate::authority::{IssuerSecret, RootsConfigMap};
 use crate::config::{Run, SourceChoice};
@@ -50,6 +51,7 @@ pub struct Controller {
     listener: TcpListener,
     admin_listener: TcpListener,
     webhook_listener: Option<TcpListener>,
+    inspection: Option<(TcpListener, Visitors)>,
     serving: Arc<Serving>,
     serving_until: SystemTime,
     server: control::Server,
@@ -129,6 +131,13 @@ impl Controller {
         let authority = Arc::new(parts::authority(&config, identity.as_ref(), &problems)?);
         let identity = identity.map(|it| it.kept_for(&authority));
         let (candidate, leadership) = parts::leadership(&config, client.as_ref(), &problems);
+        let inspection = match (config.inspect, client.clone()) {
+            (Some(address), Some(client)) => {
+                let visitors = Visitors::new(client, metrics.clone());
+                Some((bound(address).await?, visitors))
+            }
+            _ => None,
+        };
         let authentication = parts::authentication(&config, client, &agent_pods, &problems)?;
         let listener = bound(config.listen).await?;
         let admin_listener = bound(config.admin).await?;
@@ -159,6 +168,7 @@ impl Controller {
             listener,
             admin_listener,
             webhook_listener,
+            inspection,
             serving,
             serving_until,
             server,
@@ -193,11 +203,16 @@ impl Controller {
         self.webhook_listener.as_ref()?.local_addr().ok()
     }
 
+    /// The address where people ask for inspection, if there is one.
+    pub fn inspection_address(&self) -> Option<std::net::SocketAddr> {
+        self.inspection.as_ref()?.0.local_addr().ok()
+    }
+
     /// Serves until stopped.
     ///
     /// # Errors
     /// A part failed that nothing works without.
-    pub async fn serve(self) -> anyhow::Result<()> {
+    pub async fn serve(mut self) -> anyhow::Result<()> {
         let stop = self.server.stop.clone();
         let tasks = TaskTracker::new();
         let settings = Settings {
@@ -212,7 +227,11 @@ impl Controller {
         };
         let views = self.server.views.clone();
         let index = Index::new(settings.clone(), views.clone(), self.problems.clone());
-        let admin = Arc::new(self.admin(index.statuses()));
+        let (inspection, visitors) = self.inspection.take().unzip();
+        let admin = Arc::new(self.admin(index.statuses(), visitors));
+        if let Some(listener) = inspection {
+            tasks.spawn(admin.clone().serve_inspection(listener, stop.clone()));
+        }
         if let Some(path) = &self.config.admin_socket {
             let shown = path.display();
             let socket = admin.clone().serve_socket(path, stop.clone());
@@ -323,7 +342,7 @@ impl Controller {
         outcome
     }
 
-    fn admin(&self, statuses: Statuses) -> Admin {
+    fn admin(&self, statuses: Statuses, visitors: Option<Visitors>) -> Admin {
         let state = State {
             views: self.server.views.clone(),
             agents: self.server.agents.clone(),
@@ -340,6 +359,7 @@ impl Controller {
             serving: self.serving.clone(),
             silent_after: self.config.silent_after,
             source: self.config.source.to_string(),
+            visitors,
         }
     }
 }

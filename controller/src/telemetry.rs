@@ -34,6 +34,7 @@ pub struct Metrics {
     statuses: Family<ResultLabels, Counter>,
     told: Family<ResultLabels, Counter>,
     reviewed: Family<ResultLabels, Counter>,
+    inspected: Family<ResultLabels, Counter>,
     pushes: Counter,
     pushed: Counter,
     removed: Counter,
@@ -144,6 +145,11 @@ impl Metrics {
         self.reviewed.get_or_create(&ResultLabels { result }).inc();
     }
 
+    /// Somebody asked at the port for inspection.
+    pub fn inspected(&self, result: &'static str) {
+        self.inspected.get_or_create(&ResultLabels { result }).inc();
+    }
+
     /// A request to the API server for all objects of a resource of a group failed, with a status if it was answered.
     pub fn source_failed(
         &self,
@@ -203,6 +209,8 @@ impl Metrics {
         all.register("events", help, self.told.clone());
         let help = "Objects that the webhook was asked about, by what it said";
         all.register("reviews", help, self.reviewed.clone());
+        let help = "Requests of people at the port for inspection, by what was decided about them";
+        all.register("inspections", help, self.inspected.clone());
         let help = "Pushes sent to agents";
         all.register("pushes", help, self.pushes.clone());
         let help = "Resources sent to agents";

@@ -1,5 +1,6 @@
 //! What an operator sees of the controller: liveness, readiness, metrics, problems and routes on a port; on a Unix
-//! socket that only root can open, the same, and what agents say of themselves.
+//! socket that only root can open, the same, and what agents say of themselves. In a cluster nobody has that socket: the
+//! same is on a loopback port of the pod, for [`visitors`] who prove that they may see it.
 //!
 //! Plain HTTP, nothing that changes anything, nothing secret. The port may be reachable for pods, so it tells nothing
 //! of agents but that they are there.
@@ -28,6 +29,9 @@ use crate::telemetry::{self, State};
 
 mod inside;
 mod serve;
+pub mod visitors;
+
+use visitors::Visitors;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -48,6 +52,8 @@ pub struct Admin {
     pub silent_after: Duration,
     /// Where objects come from, for people.
     pub source: String,
+    /// Who decides about those who ask at the loopback port; none: there is no such port.
+    pub visitors: Option<Visitors>,
 }
 
 /// Where a request came in.
@@ -57,6 +63,8 @@ enum Surface {
     Port,
     /// The Unix socket.
     Socket,
+    /// The loopback port of the pod.
+    Inspection,
 }
 
 type Reply = Response<Full<Bytes>>;
@@ -92,6 +100,11 @@ impl Admin {
         Ok(serve::serve(socket, Surface::Socket, self, stop))
     }
 
+    /// Serves on a loopback port what the socket shows, to whom the API server lets see it, until it is stopped.
+    pub async fn serve_inspection(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        serve::serve(serve::Loopback(listener), Surface::Inspection, self, stop).await;
+    }
+
     /// What keeps agents from being served.
     fn lacks(&self) -> Option<&'static str> {
         if !self.state.views.is_complete() {
@@ -108,6 +121,11 @@ impl Admin {
     }
 
     async fn answer(&self, surface: Surface, request: &Request<Incoming>) -> Reply {
+        if surface == Surface::Inspection
+            && let Err(refusal) = self.admit(request).await
+        {
+            return visitors::refused(&refusal);
+        }
         if request.method() != Method::GET {
             let text = "only GET\n".to_owned();
             return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
@@ -138,11 +156,20 @@ impl Admin {
                 };
                 json(&list)
             }
-            path if surface == Surface::Socket => self.inside(path).await,
+            path if surface != Surface::Port => self.inside(path).await,
             _ => {
                 let text = "/live, /ready, /metrics, /problems, /routes\n".to_owned();
                 respond(StatusCode::NOT_FOUND, TEXT, text)
             }
+        }
+    }
+}
+
+impl Admin {
+    async fn admit(&self, request: &Request<Incoming>) -> Result<(), visitors::Refusal> {
+        match &self.visitors {
+            Some(visitors) => visitors.admit(request).await,
+            None => Err(visitors::Refusal::Nobody),
         }
     }
 }

@@ -52,6 +52,18 @@ impl Accept for Socket {
     }
 }
 
+/// A port that only processes of the same pod reach, and what a kubelet forwards to it. All come from one address, so that
+/// it says of nobody who it is.
+pub(super) struct Loopback(pub(super) TcpListener);
+
+impl Accept for Loopback {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<IpAddr>)> {
+        Ok((self.0.accept().await?.0, None))
+    }
+}
+
 /// Serves until it is stopped.
 pub(super) async fn serve<A: Accept>(
     listener: A,

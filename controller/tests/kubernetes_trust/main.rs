@@ -2,6 +2,7 @@
 //! they are, people who stole one, and one of several controllers that leads.
 
 mod behind;
+mod inspection;
 mod issuer;
 mod leader;
 mod restricted;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_apiserver::{Kind, Right, Store};
 use weft_controller::objects::{ObjectKind, decode};
 
+use crate::inspection;
 use crate::stage::{Stage, object, rights, token_of, wait_for};
 
 /// Rights that nothing is asked for by, and why they are needed.
@@ -79,11 +80,15 @@ async fn what_is_allowed_is_what_is_asked_for() {
     for document in decode::documents(&written_on).expect("YAML") {
         store.apply(&document).expect("of a kind that is served");
     }
-    let stage = Stage::with(store, &["--webhook", "127.0.0.1:0"]).await;
+    let further = ["--webhook", "127.0.0.1:0", "--inspect", "127.0.0.1:0"];
+    let stage = Stage::with(store, &further).await;
     stage.until("/ready", "ready\n").await;
     stage.until("/metrics", "weft_controller_leader 1").await;
     let token = token_of("agent-1", "one").signed();
     stage.subscribe(&token, "one").await.expect("served");
+    inspection::allow_viewers(&stage.store);
+    let (status, answer) = inspection::get(&stage, "/status", &[&inspection::viewer()]).await;
+    assert_eq!(status, 200, "{answer}");
     // What others change is written again.
     let roots = stage.roots().await;
     let mut map =

@@ -90,6 +90,7 @@ impl Stage {
             token: Some("token-of-the-controller".to_owned()),
             tls: Some(Tls::new(&["127.0.0.1"]).expect("made")),
             rights: Some(rights()),
+            ..Options::default()
         };
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(store.clone(), any, options.clone()).await;
@@ -256,13 +257,18 @@ impl Deref for Running {
 
 /// What the controller may do, by the manifests.
 pub(crate) fn rights() -> Rights {
+    Rights::of(&roles(), "weft-system", "weft-controller")
+}
+
+/// Accounts, roles and bindings of the manifests.
+pub(crate) fn roles() -> Vec<Value> {
     let mut documents = vec![];
     for file in ["base", "components/webhook"] {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset");
         let text = std::fs::read_to_string(format!("{folder}/{file}/rbac.yaml")).expect("there");
         documents.extend(decode::documents(&text).expect("YAML"));
     }
-    Rights::of(&documents, "weft-system", "weft-controller")
+    documents
 }
 
 /// A stream that is open.

@@ -26,6 +26,9 @@ pub(crate) struct Served {
     admin: SocketAddr,
     /// Where it looks at objects, if it does.
     pub(crate) webhook: Option<SocketAddr>,
+    /// Where people ask, if they can.
+    #[allow(dead_code, reason = "not all ask there")]
+    pub(crate) inspection: Option<SocketAddr>,
     /// Nothing may take longer.
     deadline: Duration,
     pub(crate) stop: CancellationToken,
@@ -57,6 +60,7 @@ impl Served {
             address: controller.address().expect("bound"),
             admin: controller.admin_address().expect("bound"),
             webhook: controller.webhook_address(),
+            inspection: controller.inspection_address(),
             deadline,
             serving: Some(tokio::spawn(controller.serve())),
             stop,

@@ -22,6 +22,8 @@ mod proof;
 mod remembered;
 mod reviews;
 
+pub(crate) use remembered::{Fingerprint, fingerprint};
+pub(crate) use reviews::shape;
 pub use reviews::{Expected, Reviews};
 
 /// Who decides.

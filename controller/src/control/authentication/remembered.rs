@@ -13,10 +13,10 @@ use super::Refusal;
 use super::proof::Proof;
 
 /// A token, as it is remembered: its SHA-256.
-pub(super) type Fingerprint = [u8; 32];
+pub(crate) type Fingerprint = [u8; 32];
 
 /// The fingerprint of a token.
-pub(super) fn fingerprint(token: &[u8]) -> Fingerprint {
+pub(crate) fn fingerprint(token: &[u8]) -> Fingerprint {
     let mut fingerprint = [0; 32];
     fingerprint.copy_from_slice(digest::digest(&digest::SHA256, token).as_ref());
     fingerprint

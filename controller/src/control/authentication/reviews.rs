@@ -254,7 +254,7 @@ impl Drop for Place {
 
 /// The text of what may be a token of a service account: three parts in base64's letters for URLs (RFC 7515, section
 /// 7.1). What is not never reaches the API server.
-fn shape(token: &[u8]) -> Option<String> {
+pub(crate) fn shape(token: &[u8]) -> Option<String> {
     let letter = |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_');
     let mut parts = token.split(|it| *it == b'.');
     let good = token.len() <= MAX_TOKEN_BYTES
