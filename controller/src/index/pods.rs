@@ -322,8 +322,8 @@ impl PodRecord {
         let listed = document.pointer("/status/podIPs").and_then(Value::as_array);
         let ips = listed.into_iter().flatten().filter_map(|it| it.get("ip"));
         let ips = ips.filter_map(Value::as_str);
-        let usable = ips.filter(|it| super::address("", it).is_ok());
-        let usable = usable.take(super::MAX_ADDRESSES);
+        let usable = ips.filter(|it| super::addresses::address("", it).is_ok());
+        let usable = usable.take(super::addresses::MAX_ADDRESSES);
         let pod = Pod {
             metadata: readable_metadata(document),
             spec: Some(PodSpec {
@@ -492,10 +492,10 @@ fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, Fault> {
         let one = status.pod_ip.as_deref().filter(|it| !it.is_empty());
         texts.extend(one.map(|it| ("status.podIP".to_owned(), it)));
     }
-    super::few("status.podIPs", texts.len())?;
+    super::addresses::few("status.podIPs", texts.len())?;
     let mut addresses = vec![];
     for (field, text) in texts {
-        let address = super::address(&field, text)?;
+        let address = super::addresses::address(&field, text)?;
         if !addresses.contains(&address) {
             addresses.push(address);
         }

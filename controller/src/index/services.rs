@@ -155,11 +155,14 @@ impl ServiceRecord {
         if listed.is_empty() {
             listed.extend(spec.cluster_ip);
         }
-        super::few("spec.clusterIPs", listed.len())?;
+        super::addresses::few("spec.clusterIPs", listed.len())?;
         let mut addresses = vec![];
         for (index, text) in listed.iter().enumerate() {
             if !text.is_empty() && text != "None" {
-                addresses.push(super::address(&format!("spec.clusterIPs[{index}]"), text)?);
+                addresses.push(super::addresses::address(
+                    &format!("spec.clusterIPs[{index}]"),
+                    text,
+                )?);
             }
         }
         let families = spec.ip_families.unwrap_or_default();
@@ -354,7 +357,7 @@ impl SliceRecord {
             };
             for text in &endpoint.addresses {
                 let field = format!("endpoints[{index}].addresses");
-                let address = super::address(&field, text)?;
+                let address = super::addresses::address(&field, text)?;
                 addresses.push(SliceAddress {
                     address,
                     place: place.clone(),

@@ -1,6 +1,7 @@
 //! Tables of objects and of what agents are told because of them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use futures::FutureExt;
 use serde_json::Value;
