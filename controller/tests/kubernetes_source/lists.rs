@@ -67,6 +67,33 @@ async fn a_list_that_is_forgotten_begins_again() {
     }
 }
 
+/// Of which changes are heard late, by lists only. Once is nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_that_expire_again_and_again_are_told() {
+    let expire = |times| Fault::new("pods", Asked::Watch, 410, times);
+    let stage = Stage::with(many(), |it| it.faults = vec![expire(usize::MAX)]).await;
+    let problem = "Pod: cannot watch: ";
+    stage.controller.wait_problem(problem).await;
+    stage.controller.wait_problem("times in a row").await;
+    stage.apply(&pod("late", "one", "10.1.1.99", "web").to_string());
+    stage.wait_same("what a list has found").await;
+    stage.server().behave(|it| it.faults.clear());
+    stage.controller.wait_no_problem().await;
+    let stage = Stage::with(many(), |it| it.faults = vec![expire(1)]).await;
+    stage.controller.wait_complete().await;
+    let watched_again = || {
+        let requests = stage.server().requests().into_iter();
+        let watches =
+            requests.filter(|it| it.starts_with("/api/v1/pods?") && it.contains("watch="));
+        let enough = watches.count() >= 2;
+        enough
+            .then_some(())
+            .ok_or_else(|| "it watched once".to_owned())
+    };
+    wait_for("another watch", watched_again).await;
+    stage.controller.wait_no_problem().await;
+}
+
 /// Whoever is asked to come later does.
 #[tokio::test(flavor = "multi_thread")]
 async fn pauses_that_the_server_asks_for_are_kept() {

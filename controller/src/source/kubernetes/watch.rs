@@ -88,6 +88,10 @@ struct Course {
     list_fails: Option<String>,
     /// and the watch, and since when.
     watch_fails: Option<(String, Instant)>,
+    /// Since when there is a watch from a list on.
+    followed: Instant,
+    /// How often in a row it soon said nothing but that the server does not know that far back.
+    expired: u32,
 }
 
 impl Watch {
@@ -103,6 +107,8 @@ impl Watch {
             pause: self.pace.pause(),
             list_fails: None,
             watch_fails: None,
+            followed: Instant::now(),
+            expired: 0,
         };
         while self.step(&mut course).await.is_ok() {}
     }
@@ -110,6 +116,8 @@ impl Watch {
     async fn step(&self, course: &mut Course) -> Result<(), Unheard> {
         // An outage that ended without any change since is noticed by its failures staying out.
         let well = course.watch_fails.as_ref().map(|(_, since)| *since);
+        // While there is none, it does not stay out.
+        let well = well.filter(|_| course.changes.is_some());
         let well = well.map(|it| it + course.pause.quiet());
         tokio::select! {
             step = next(&mut course.list) => self.of_list(course, step).await,
@@ -172,6 +180,10 @@ impl Watch {
             course.seen = at;
             let changes = changes::follow(self.api(), &self.pace, version);
             course.changes = Some(changes);
+            course.followed = Instant::now();
+            if let Some((_, since)) = &mut course.watch_fails {
+                *since = course.followed;
+            }
             return self.tell(whole(false)).await;
         }
         if at.is_some() && course.seen_before.is_some() && at >= course.seen_before {
@@ -203,9 +215,8 @@ impl Watch {
                 course.list = Some(self.list(course.pause.after(Instant::now())));
                 let of = (self.resource.group.as_str(), self.resource.plural.as_str());
                 self.metrics.watch_lost(of, status_of(&error));
-                // As it is after a while without changes.
                 if status_of(&error) == Some(410) {
-                    return Ok(());
+                    return self.of_expired(course, &error).await;
                 }
                 // The list that follows says whether it is well.
                 let reason = self.failed("watch", &error);
@@ -236,7 +247,27 @@ impl Watch {
         self.tell(told).await
     }
 
+    /// The server does not know that far back: as it is after a while without changes, but not of a list just made.
+    async fn of_expired(&self, course: &mut Course, error: &kube::Error) -> Result<(), Unheard> {
+        if course.followed.elapsed() > course.pause.quiet() {
+            course.expired = 0;
+        }
+        course.expired += 1;
+        if course.expired < EXPIRED_IN_A_ROW {
+            return Ok(());
+        }
+        let failed = self.failed("watch", error);
+        let reason = format!(
+            "{failed}: said {} times in a row, of lists just made. Until a watch lasts, changes are heard of by lists only, \
+             and late: does the API server keep too little history for the changes of this kind, or is one of several behind?",
+            course.expired
+        );
+        course.watch_fails = Some((reason.clone(), Instant::now()));
+        self.report(News::Failed(reason)).await
+    }
+
     async fn watch_is_well(&self, course: &mut Course) -> Result<(), Unheard> {
+        course.expired = 0;
         match course.watch_fails.take() {
             Some(_) => self.report_health(course).await,
             None => Ok(()),
@@ -274,6 +305,9 @@ impl Watch {
         self.reports.send(report).await.map_err(|_| Unheard)
     }
 }
+
+/// Once is as it should be, twice may be chance.
+const EXPIRED_IN_A_ROW: u32 = 3;
 
 fn news_of(error: &kube::Error, reason: String) -> News {
     match status_of(error) {
