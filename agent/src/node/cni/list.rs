@@ -3,9 +3,10 @@
 //! A controller that is older than this agent tells of no namespaces. So that none is known means nothing until one was
 //! known: nothing is written until then, and what an earlier agent wrote stays.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -29,37 +30,50 @@ pub(super) async fn keep(
         // Before they are read, so that no change falls in between.
         let seen = changes.borrow_and_update().mesh_namespaces;
         let is_owner = *standing.borrow_and_update() == Standing::Owner;
-        let mut is_written = true;
+        let mut again = None;
         let names = store.mesh_namespaces();
         are_told |= !names.is_empty();
         if store.is_complete() && is_owner && are_told {
-            let (listed, place) = (
-                Listed::of(names.iter().map(ToString::to_string)),
+            let (names, place) = (
+                names.iter().map(ToString::to_string).collect(),
                 path.clone(),
             );
-            let written = tokio::task::spawn_blocking(move || write(&listed, &place)).await;
-            is_written = written.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
-                let path = path.display();
-                tracing::error!(%path, %error, "writing the list of namespaces for the CNI plugin; trying again");
-            }).is_ok();
+            let written = tokio::task::spawn_blocking(move || write(names, &place)).await;
+            again = match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok(until) => until,
+                Err(error) => {
+                    let path = path.display();
+                    tracing::error!(%path, %error, "writing the list of namespaces for the CNI plugin; trying again");
+                    Some(TRY_AGAIN)
+                }
+            };
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.wait_for(|it| it.mesh_namespaces != seen) => if changed.is_err() { return },
             changed = standing.changed() => if changed.is_err() { return },
-            () = sleep(TRY_AGAIN), if !is_written => {}
+            () = sleep(again.unwrap_or_default()), if again.is_some() => {}
         }
     }
 }
 
-fn write(listed: &Listed, path: &std::path::Path) -> std::io::Result<()> {
-    match Listed::read(path) {
-        Ok(Some(before)) if before == *listed => Ok(()),
-        _ => listed.write(path),
+/// Writes the list if it is another one. How soon it is to be another one even if nothing changes.
+fn write(names: Vec<String>, path: &Path) -> io::Result<Option<Duration>> {
+    let before = Listed::read(path);
+    let now = SystemTime::now();
+    let listed = match &before {
+        Ok(Some(before)) => before.next(names, now, STAY),
+        Ok(None) | Err(_) => Listed::of(names),
+    };
+    if !matches!(&before, Ok(Some(before)) if *before == listed) {
+        listed.write(path)?;
     }
+    Ok(listed.until_next(now, STAY))
 }
 
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// How long a namespace stays on the list that holds no meshed pods any more.
+const STAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {
@@ -114,10 +128,12 @@ mod tests {
             self.store.apply(vec![], vec![key]);
         }
 
-        async fn expect(&self, names: &[&str]) {
-            let expected = Listed::of(names.iter().map(|it| (*it).to_owned()));
+        /// Waits until these are on the list, of which some have left.
+        async fn expect(&self, names: &[&str], left: usize) {
+            let expected = names.iter().map(|it| (*it).to_owned()).collect();
+            let is_so = |it: &Listed| it.namespaces == expected && it.left() == left;
             let until = tokio::time::Instant::now() + Duration::from_secs(20);
-            while !matches!(Listed::read(&self.path()), Ok(Some(it)) if it == expected) {
+            while !matches!(Listed::read(&self.path()), Ok(Some(it)) if is_so(&it)) {
                 assert!(tokio::time::Instant::now() < until, "not {names:?}");
                 sleep(Duration::from_millis(5)).await;
             }
@@ -144,7 +160,7 @@ mod tests {
         while !std::fs::metadata(stage.path()).is_ok_and(|it| it.is_file()) {
             sleep(Duration::from_millis(5)).await;
         }
-        stage.expect(&["bank", "shop"]).await;
+        stage.expect(&["bank", "shop"], 0).await;
         stage.stop.cancel();
         keeping.await.expect("ended");
     }
@@ -156,12 +172,14 @@ mod tests {
         before.write(&stage.path()).expect("written");
         let keeping = stage.keep();
         sleep(Duration::from_millis(300)).await;
-        stage.expect(&["kept"]).await;
+        stage.expect(&["kept"], 0).await;
         stage.holds("shop");
-        stage.expect(&["shop"]).await;
+        stage.expect(&["kept", "shop"], 1).await;
         // By now it is known that it would have told.
         stage.holds_no_more("shop");
-        stage.expect(&[]).await;
+        stage.expect(&["kept", "shop"], 2).await;
+        stage.holds("kept");
+        stage.expect(&["kept", "shop"], 1).await;
         stage.stop.cancel();
         keeping.await.expect("ended");
     }
