@@ -94,7 +94,8 @@ pub async fn run(authz: &Authz) -> Result<Outcome, crate::Error> {
 async fn report(authz: &Authz) -> Result<Report, ReachError> {
     let wanted = COUNTERS.map(|(name, ..)| name);
     let (view, change) = View::watch(&authz.reach, &wanted, authz.window).await?;
-    Ok(Report::new(&view, &change, &authz.scope))
+    let scope = authz.scope.settled(&authz.reach).await;
+    Ok(Report::new(&view, &change, &scope))
 }
 
 impl Report {

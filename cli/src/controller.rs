@@ -1,41 +1,86 @@
 //! How the tool reaches the mesh: through controllers, which agents are connected to.
 //!
-//! Without Kubernetes that is the Unix socket of a controller on this machine, which only root can open. With several
-//! controllers, each agent is connected to one of them: all are asked.
+//! Without Kubernetes that is the Unix socket of a controller on this machine, which only root can open. In a cluster it is
+//! a port-forward to each controller's pod, with what the user may do there: see [`cluster`]. With several controllers,
+//! each agent is connected to one of them: all are asked.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt;
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
+
+pub mod cluster;
+
+use cluster::{Cluster, ClusterError};
 
 /// Where the controllers are.
 #[derive(Args, Clone, Debug)]
 pub struct Reach {
-    /// The Unix socket of the controller (its --admin-socket); of several controllers each, again and again.
+    /// The Unix socket of the controller (its --admin-socket); of several controllers each, again and again. If it is not
+    /// given: /run/weft/controller.sock where there is one, or else the cluster that kubectl would use. Where --kubeconfig or
+    /// --context are given, it is that cluster.
     #[arg(
         long = "controller-socket",
         value_name = "PATH",
         env = "WEFT_CONTROLLER_SOCKET",
-        value_delimiter = ',',
-        default_value = "/run/weft/controller.sock"
+        value_delimiter = ','
     )]
     pub sockets: Vec<PathBuf>,
+    /// The kubeconfig that says which cluster, and who you are there. If it is not given, what kubectl would use: KUBECONFIG,
+    /// or ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in the kubeconfig, in place of its current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// In a cluster: the namespace that Weft is in.
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "WEFT_NAMESPACE",
+        default_value = "weft-system"
+    )]
+    pub weft_namespace: String,
+    /// In a cluster: the service account in that namespace that you may ask a token of, and that may look into the mesh.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WEFT_VIEWER",
+        default_value = "weft-viewer"
+    )]
+    pub viewer: String,
+    #[arg(skip)]
+    cluster: Arc<OnceCell<Arc<Cluster>>>,
+}
+
+/// Where a controller is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// At a Unix socket.
+    Socket(PathBuf),
+    /// In a pod.
+    Pod(Arc<Cluster>, String),
 }
 
 /// An agent, and the controller that it is connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Agent {
-    /// The controller's socket.
-    pub socket: PathBuf,
+    /// Where the controller is.
+    pub place: Place,
     /// What the controller says of it.
     pub status: AgentStatus,
 }
@@ -69,11 +114,14 @@ pub enum ReachError {
         /// Why.
         reason: std::io::Error,
     },
+    /// The cluster cannot be asked.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// It broke off.
-    #[error("the controller at {socket} does not answer {path}: {reason}")]
+    #[error("the controller at {place} does not answer {path}: {reason}")]
     Broken {
-        /// Its socket.
-        socket: PathBuf,
+        /// Where it is.
+        place: String,
         /// What was asked.
         path: String,
         /// Why.
@@ -116,11 +164,12 @@ impl Reach {
             agents: Vec<AgentStatus>,
         }
         let mut agents = vec![];
-        for socket in &self.sockets {
-            let list: List = json(socket, "/agents").await?;
+        let places = self.places().await?;
+        for place in &places {
+            let list: List = json(place, "/agents").await?;
             let all = list.agents.into_iter();
             agents.extend(all.map(|status| Agent {
-                socket: socket.clone(),
+                place: place.clone(),
                 status,
             }));
         }
@@ -128,10 +177,65 @@ impl Reach {
         // One that goes from one controller to another may be at both.
         agents.dedup_by(|one, other| key(one) == key(other));
         if agents.is_empty() {
-            let sockets = self.sockets.iter().map(|it| it.display().to_string());
-            return Err(ReachError::NoAgents(sockets.collect::<Vec<_>>().join(", ")));
+            let places = places.iter().map(Place::to_string);
+            return Err(ReachError::NoAgents(places.collect::<Vec<_>>().join(", ")));
         }
         Ok(agents)
+    }
+
+    /// Where controllers are now.
+    ///
+    /// # Errors
+    /// That cannot be found out.
+    pub async fn places(&self) -> Result<Vec<Place>, ReachError> {
+        let Some(sockets) = self.at_sockets() else {
+            let cluster = self.cluster().await?;
+            let pods = cluster.controllers().await?.into_iter();
+            return Ok(pods.map(|it| Place::Pod(cluster.clone(), it)).collect());
+        };
+        Ok(sockets.into_iter().map(Place::Socket).collect())
+    }
+
+    /// The namespace that is meant where none is said: in a cluster, that of the kubeconfig's context.
+    pub async fn namespace(&self) -> String {
+        match self.at_sockets() {
+            // What keeps the cluster from being found is said when it is asked.
+            None => self.cluster().await.map(|it| it.namespace().to_owned()),
+            Some(_) => Ok("default".to_owned()),
+        }
+        .unwrap_or_else(|_| "default".to_owned())
+    }
+
+    /// The sockets of controllers; none: they are in a cluster.
+    fn at_sockets(&self) -> Option<Vec<PathBuf>> {
+        if self.kubeconfig.is_some() || self.context.is_some() {
+            return None;
+        }
+        if !self.sockets.is_empty() {
+            return Some(self.sockets.clone());
+        }
+        let usual = Path::new(USUAL_SOCKET);
+        usual.exists().then(|| vec![usual.to_owned()])
+    }
+
+    async fn cluster(&self) -> Result<&Arc<Cluster>, ClusterError> {
+        let connected = self.cluster.get_or_try_init(|| async {
+            let connected = Cluster::connect(self).await;
+            connected.map(Arc::new)
+        });
+        connected.await
+    }
+}
+
+/// Where a controller has its socket, unless it is said otherwise.
+pub(crate) const USUAL_SOCKET: &str = "/run/weft/controller.sock";
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(socket) => socket.display().fmt(formatter),
+            Self::Pod(cluster, pod) => write!(formatter, "pod {}/{pod}", cluster.weft_namespace()),
+        }
     }
 }
 
@@ -152,7 +256,7 @@ impl Agent {
             return Err(ReachError::Silent { node: node.clone() });
         }
         let path = format!("/agents/{node}/{incarnation}/{page}");
-        let answer = get(&self.socket, &path).await;
+        let answer = get(&self.place, &path).await;
         answer.map_err(|error| match error {
             ReachError::Refused(reason) => ReachError::Refused(format!("{node}: {reason}")),
             other => other,
@@ -165,7 +269,7 @@ impl Agent {
     /// It does not answer, or with something else.
     pub async fn json<T: DeserializeOwned>(&self, page: &str) -> Result<T, ReachError> {
         let bytes = self.page(page).await?;
-        read(&self.socket, page, &bytes)
+        read(&self.place, page, &bytes)
     }
 }
 
@@ -182,14 +286,14 @@ where
 ///
 /// # Errors
 /// There is none, or it is something else.
-pub async fn json<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ReachError> {
-    let bytes = get(socket, path).await?;
-    read(socket, path, &bytes)
+pub async fn json<T: DeserializeOwned>(place: &Place, path: &str) -> Result<T, ReachError> {
+    let bytes = get(place, path).await?;
+    read(place, path, &bytes)
 }
 
-fn read<T: DeserializeOwned>(socket: &Path, path: &str, bytes: &[u8]) -> Result<T, ReachError> {
+fn read<T: DeserializeOwned>(place: &Place, path: &str, bytes: &[u8]) -> Result<T, ReachError> {
     serde_json::from_slice(bytes).map_err(|error| ReachError::Broken {
-        socket: socket.to_owned(),
+        place: place.to_string(),
         path: path.to_owned(),
         reason: format!("{error}: is it of another version?"),
     })
@@ -199,20 +303,15 @@ fn read<T: DeserializeOwned>(socket: &Path, path: &str, bytes: &[u8]) -> Result<
 ///
 /// # Errors
 /// There is no answer, or no good one.
-pub async fn get(socket: &Path, path: &str) -> Result<Bytes, ReachError> {
-    let connected = UnixStream::connect(socket).await;
-    let stream = connected.map_err(|reason| ReachError::Connect {
-        socket: socket.to_owned(),
-        reason,
-    })?;
+pub async fn get(place: &Place, path: &str) -> Result<Bytes, ReachError> {
     let broken = |reason: String| ReachError::Broken {
-        socket: socket.to_owned(),
+        place: place.to_string(),
         path: path.to_owned(),
         reason,
     };
-    let answered = timeout(PATIENCE, exchange(stream, path)).await;
+    let answered = timeout(PATIENCE, asked(place, path)).await;
     let answered = answered.map_err(|_| broken(format!("no answer in {} s", PATIENCE.as_secs())));
-    let (status, bytes) = answered?.map_err(broken)?;
+    let (status, bytes) = answered??.map_err(broken)?;
     if status != StatusCode::OK {
         let reason = String::from_utf8_lossy(&bytes);
         let reason: String = reason.trim().chars().take(1000).collect();
@@ -224,16 +323,48 @@ pub async fn get(socket: &Path, path: &str) -> Result<Bytes, ReachError> {
     Ok(bytes)
 }
 
-async fn exchange(stream: UnixStream, path: &str) -> Result<(StatusCode, Bytes), String> {
+/// What was answered, or how the connection broke.
+type Answered = Result<(StatusCode, Bytes), String>;
+
+async fn asked(place: &Place, path: &str) -> Result<Answered, ReachError> {
+    match place {
+        Place::Socket(socket) => {
+            let connected = UnixStream::connect(socket).await;
+            let stream = connected.map_err(|reason| ReachError::Connect {
+                socket: socket.to_owned(),
+                reason,
+            })?;
+            Ok(exchange(stream, path, None).await)
+        }
+        Place::Pod(cluster, pod) => {
+            let token = cluster.token().await?;
+            let mut forwarded = cluster.forward(pod).await?;
+            let exchanged = exchange(forwarded.stream()?, path, Some(token)).await;
+            // What went wrong in the pod says more than how the connection broke.
+            Ok(match exchanged {
+                Ok(answered) => Ok(answered),
+                Err(broken) => Err(forwarded.failure().await.unwrap_or(broken)),
+            })
+        }
+    }
+}
+
+async fn exchange<S>(stream: S, path: &str, token: Option<HeaderValue>) -> Answered
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(text)?;
-    let request = Request::builder()
+    let mut request = Request::builder()
         .uri(path)
         .header("host", "weft-controller")
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
+    if let Some(token) = token {
+        request.headers_mut().insert(AUTHORIZATION, token);
+    }
     let exchange = async {
         let response = sender.send_request(request).await.map_err(text)?;
         let status = response.status();

@@ -56,11 +56,13 @@ pub async fn run(diagnostics: &Diagnostics) -> Result<Outcome, crate::Error> {
     let dir = &diagnostics.dir;
     make(dir)?;
     let mut failures = vec![];
-    for (number, socket) in diagnostics.reach.sockets.iter().enumerate() {
+    // If they cannot be found, that is told with the agents.
+    let places = diagnostics.reach.places().await.unwrap_or_default();
+    for (number, place) in places.iter().enumerate() {
         let folder = dir.join(format!("controller-{number}"));
         make(&folder)?;
         for (path, file) in OF_CONTROLLER {
-            match controller::get(socket, path).await {
+            match controller::get(place, path).await {
                 Ok(bytes) => write(&folder.join(file), &bytes)?,
                 Err(error) => failures.push(format!("controller {number}: {path}: {error}")),
             }

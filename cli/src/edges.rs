@@ -102,7 +102,8 @@ pub async fn run(edges: &Edges) -> Result<Outcome, crate::Error> {
 
 async fn report(edges: &Edges) -> Result<Report, ReachError> {
     let view = View::take(&edges.reach, &[OPENED, OPEN]).await?;
-    Ok(Report::new(&view, &edges.scope))
+    let scope = edges.scope.settled(&edges.reach).await;
+    Ok(Report::new(&view, &scope))
 }
 
 type Pods = BTreeMap<(String, String), Pod>;
@@ -297,7 +298,7 @@ tcp_open_connections{direction="outbound",peer="dst",namespace="shop",deployment
         };
         let scope = ScopeArgs {
             resource: None,
-            namespace: namespace.to_owned(),
+            namespace: Some(namespace.to_owned()),
             all_namespaces: false,
         };
         let mut text = vec![];

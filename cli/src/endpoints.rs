@@ -19,9 +19,9 @@ pub struct Endpoints {
     /// The Service, as `web` or `svc/web`; all of them, unless said.
     #[arg(value_name = "SERVICE", value_parser = service)]
     pub service: Option<String>,
-    /// Its namespace.
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
+    /// Its namespace. If it is not given: in a cluster that of the kubeconfig's context, or else `default`.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
     /// All namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
@@ -120,9 +120,15 @@ async fn report(endpoints: &Endpoints) -> Result<Report, ReachError> {
         rows: vec![],
         missing: vec![],
     };
+    let namespace = match (&endpoints.namespace, endpoints.all_namespaces) {
+        (_, true) => None,
+        (Some(namespace), false) => Some(namespace.clone()),
+        (None, false) => Some(endpoints.reach.namespace().await),
+    };
+    let asked_for = (namespace.as_deref(), endpoints.service.as_deref());
     for (node, dump) in asked.await {
         match dump {
-            Ok(dump) => report.take(&node, dump, endpoints),
+            Ok(dump) => report.take(&node, dump, asked_for),
             Err(reason) => report.missing.push(Missing { node, reason }),
         }
     }
@@ -130,10 +136,11 @@ async fn report(endpoints: &Endpoints) -> Result<Report, ReachError> {
 }
 
 impl Report {
-    fn take(&mut self, node: &str, dump: Dump, asked: &Endpoints) {
+    /// Takes in what an agent says of a Service in a namespace; none: of all.
+    fn take(&mut self, node: &str, dump: Dump, (namespace, name): (Option<&str>, Option<&str>)) {
         for service in dump.services {
-            let is_named = asked.service.as_ref().is_none_or(|it| *it == service.name);
-            let is_there = asked.all_namespaces || asked.namespace == service.namespace;
+            let is_named = name.is_none_or(|it| it == service.name);
+            let is_there = namespace.is_none_or(|it| it == service.namespace);
             if !(is_named && is_there) {
                 continue;
             }
@@ -250,7 +257,12 @@ mod tests {
             missing: vec![],
         };
         let dump = serde_json::from_str(DUMP).expect("a dump");
-        report.take("one", dump, &asked);
+        let namespace = asked.namespace.filter(|_| !asked.all_namespaces);
+        report.take(
+            "one",
+            dump,
+            (namespace.as_deref(), asked.service.as_deref()),
+        );
         let mut text = vec![];
         report.write(&mut text, false).expect("a vector");
         String::from_utf8(text).expect("text")

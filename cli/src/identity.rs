@@ -67,7 +67,8 @@ pub async fn run(identity: &Identity) -> Result<Outcome, crate::Error> {
 
 async fn report(identity: &Identity) -> Result<Report, ReachError> {
     let view = View::take(&identity.reach, &[ENDS]).await?;
-    Ok(Report::new(&view, &identity.scope))
+    let scope = identity.scope.settled(&identity.reach).await;
+    Ok(Report::new(&view, &scope))
 }
 
 impl Report {

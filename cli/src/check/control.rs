@@ -33,7 +33,7 @@ fn reachable(facts: &Facts) -> Finding {
     let failed = failed.filter_map(|it| it.said.as_ref().err().cloned());
     let good = || {
         let all = facts.controllers.iter();
-        let all = all.map(|it| it.socket.display().to_string());
+        let all = all.map(|it| it.place.clone());
         format!(
             "the controller answers at {}",
             all.collect::<Vec<_>>().join(", ")
@@ -146,10 +146,7 @@ fn clocks(facts: &Facts) -> Finding {
     let controllers = facts.controllers.iter();
     let controllers = controllers.filter_map(|it| {
         let said = it.said.as_ref().ok()?;
-        Some((
-            format!("the controller at {}", it.socket.display()),
-            said.clock,
-        ))
+        Some((format!("the controller at {}", it.place), said.clock))
     });
     let agents = facts.answers();
     let agents = agents.map(|(status, said)| (format!("the agent of {}", status.node), said.clock));

@@ -1,12 +1,11 @@
 //! What is asked of controllers and agents for the checks.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::Check;
-use crate::controller::{self, Agent, AgentStatus, ReachError, each};
+use crate::controller::{self, Agent, AgentStatus, Place, ReachError, each};
 use crate::metrics::Scrape;
 use crate::time::now_ms;
 use crate::view::Pod;
@@ -23,7 +22,8 @@ pub(super) struct Facts {
 /// A controller.
 #[derive(Debug)]
 pub(super) struct Controller {
-    pub(super) socket: PathBuf,
+    /// Where it is.
+    pub(super) place: String,
     /// What it says, or why nothing.
     pub(super) said: Result<Said, String>,
 }
@@ -130,16 +130,23 @@ impl Facts {
             ..Self::default()
         };
         let mut agents: Vec<Agent> = vec![];
-        for socket in &check.reach.sockets {
-            let said = said(socket).await;
+        let places = check.reach.places().await.unwrap_or_else(|error| {
+            facts.controllers.push(Controller {
+                place: "nowhere".to_owned(),
+                said: Err(error.to_string()),
+            });
+            vec![]
+        });
+        for place in &places {
+            let said = said(place).await;
             if let Ok(said) = &said {
                 agents.extend(said.agents.iter().map(|status| Agent {
-                    socket: socket.clone(),
+                    place: place.clone(),
                     status: status.clone(),
                 }));
             }
             facts.controllers.push(Controller {
-                socket: socket.clone(),
+                place: place.to_string(),
                 said: said.map_err(|it| it.to_string()),
             });
         }
@@ -171,12 +178,12 @@ impl Facts {
     }
 }
 
-async fn said(socket: &Path) -> Result<Said, ReachError> {
+async fn said(place: &Place) -> Result<Said, ReachError> {
     let before = now_ms();
-    let status: Status = controller::json(socket, "/status").await?;
+    let status: Status = controller::json(place, "/status").await?;
     let clock = Clock::between(before, status.now_ms, now_ms());
-    let problems: ProblemList = controller::json(socket, "/problems").await?;
-    let agents: AgentList = controller::json(socket, "/agents").await?;
+    let problems: ProblemList = controller::json(place, "/problems").await?;
+    let agents: AgentList = controller::json(place, "/agents").await?;
     Ok(Said {
         status,
         problems: problems.problems,

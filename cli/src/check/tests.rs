@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use clap::Parser;
 use serde_json::json;
 
@@ -56,7 +54,7 @@ fn good() -> Facts {
     Facts {
         nodes: vec![],
         controllers: vec![Controller {
-            socket: PathBuf::from("/run/weft/controller.sock"),
+            place: "/run/weft/controller.sock".to_owned(),
             said: Ok(Said {
                 status: serde_json::from_value(status).expect("a status"),
                 problems: vec![],

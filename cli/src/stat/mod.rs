@@ -125,7 +125,8 @@ pub async fn run(stat: &Stat) -> Result<Outcome, crate::Error> {
 async fn report(stat: &Stat) -> Result<Report, ReachError> {
     let wanted = [RESPONSES, LATENCIES, CONNECTIONS, READ, WRITTEN];
     let (view, change) = View::watch(&stat.reach, &wanted, stat.window).await?;
-    Ok(Report::new(&view, &change, &stat.scope, stat.direction))
+    let scope = stat.scope.settled(&stat.reach).await;
+    Ok(Report::new(&view, &change, &scope, stat.direction))
 }
 
 impl Report {

@@ -44,7 +44,7 @@ fn view(incarnation: &str, metrics: &str, at: Instant) -> View {
 fn report(before: &View, now: &View) -> Report {
     let scope = ScopeArgs {
         resource: None,
-        namespace: "shop".to_owned(),
+        namespace: Some("shop".to_owned()),
         all_namespaces: false,
     };
     Report::new(

@@ -5,6 +5,7 @@ use std::fmt;
 use clap::Args;
 
 use super::Pod;
+use crate::controller::Reach;
 use crate::metrics::Series;
 
 /// What pods are shown as.
@@ -25,9 +26,9 @@ pub struct ScopeArgs {
     /// owner, unless said.
     #[arg(value_name = "RESOURCE", value_parser = Scope::parse)]
     pub resource: Option<Scope>,
-    /// The namespace.
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
+    /// The namespace. If it is not given: in a cluster that of the kubeconfig's context, or else `default`.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
     /// All namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
@@ -80,6 +81,15 @@ impl Scope {
 }
 
 impl ScopeArgs {
+    /// The same with a namespace, by where it is asked.
+    pub async fn settled(&self, reach: &Reach) -> Self {
+        let mut settled = self.clone();
+        if settled.namespace.is_none() {
+            settled.namespace = Some(reach.namespace().await);
+        }
+        settled
+    }
+
     /// What a pod is shown as; none: it is not.
     fn shows(
         &self,
@@ -91,7 +101,10 @@ impl ScopeArgs {
             .resource
             .as_ref()
             .is_some_and(|it| it.kind == NAMESPACE);
-        if !(self.all_namespaces || is_of_namespaces || self.namespace == namespace) {
+        if !(self.all_namespaces
+            || is_of_namespaces
+            || self.namespace.as_deref() == Some(namespace))
+        {
             return None;
         }
         let (kind, name) = match &self.resource {
@@ -128,7 +141,7 @@ impl ScopeArgs {
     pub fn everything() -> Self {
         Self {
             resource: None,
-            namespace: String::new(),
+            namespace: None,
             all_namespaces: true,
         }
     }
@@ -159,7 +172,7 @@ mod tests {
         let shown = |resource: Option<&str>, namespace: &str| {
             let scope = ScopeArgs {
                 resource: resource.map(|it| Scope::parse(it).expect("valid")),
-                namespace: namespace.to_owned(),
+                namespace: Some(namespace.to_owned()),
                 all_namespaces: namespace.is_empty(),
             };
             scope.of_series(series).map(|it| it.to_string())

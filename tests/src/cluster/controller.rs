@@ -160,7 +160,12 @@ impl Controller {
     pub fn start_api_server(&self) -> Result<()> {
         let server = self.api_server.as_ref().context("there is no API server")?;
         let program = super::binary("weft-apiserver")?;
+        let users = server.users.iter().map(|(name, file)| {
+            let user = format!("{name}={}", file.display());
+            ["--user".to_owned(), user]
+        });
         let mut process = Program::new(program, Some(&self.netns), Some(&self.cgroup), &self.logs)?
+            .args(users.flatten())
             .args(["--folder", &server.folder.display().to_string()])
             .args(["--kubeconfig", &server.kubeconfig.display().to_string()])
             .args(["--listen", API_SERVER])
@@ -178,6 +183,14 @@ impl Controller {
         let server = self.api_server.as_ref().context("there is no API server")?;
         let process = lock(&server.process).take();
         process.context("the API server is not running")?.kill()
+    }
+
+    /// The kubeconfig of one of the users of the API server, who may do what roles among the manifests say.
+    pub fn kubeconfig_of(&self, user: &str) -> Result<&Path> {
+        let server = self.api_server.as_ref().context("there is no API server")?;
+        let found = server.users.iter().find(|(name, _)| name == user);
+        let (_, file) = found.with_context(|| format!("no user {user}"))?;
+        Ok(file)
     }
 
     /// What the API server has at a path.
@@ -257,6 +270,8 @@ struct ApiServer {
     kubeconfig: PathBuf,
     /// What outlives it, beside the folder.
     kept: PathBuf,
+    /// Users with their kubeconfigs.
+    users: Vec<(String, PathBuf)>,
 }
 
 impl ApiServer {
@@ -266,6 +281,9 @@ impl ApiServer {
             folder: folder.to_owned(),
             kubeconfig: dir.join("kubeconfig"),
             kept: dir.join("kept-by-the-api-server.json"),
+            users: USERS
+                .map(|it| (it.to_owned(), dir.join(format!("{it}.kubeconfig"))))
+                .to_vec(),
         }
     }
 
@@ -291,6 +309,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// People whom the API server knows.
+const USERS: [&str; 2] = ["viewer", "forwarder"];
 /// The trust domain of all test clusters.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 const ADMIN: SocketAddr =

@@ -1,0 +1,314 @@
+//! The `weft` command against a mesh in a cluster: with a kubeconfig, by port-forwards through the API server, and with what
+//! roles let its user do.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_tests::cluster::binary;
+use weft_tests::command::{Finished, Program};
+use weft_tests::manifests::ServiceSpec;
+use weft_tests::scenario::{eventually, expect_echo};
+use weft_tests::testapp::Server;
+use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec};
+
+struct Scene {
+    cluster: Cluster,
+    order: Pod,
+    web: Pod,
+    _server: Server,
+}
+
+const PORT: u16 = 8080;
+const CONTROLLER_POD: &str = "weft-controller-6d9f";
+
+#[test]
+fn cli_kubernetes() {
+    let scene = Scene::new().expect("a mesh with pods");
+    let mut checks = Checks::new("the command-line tool in a cluster");
+    let mut check = |name: &str, run: fn(&Scene) -> Result<()>| checks.check(name, || run(&scene));
+    check("check says that all is well", all_is_well);
+    check("commands have what agents say", commands);
+    check("diagnostics collects all, and no token", diagnostics);
+    check("a kubeconfig and a context can be named", named);
+    check("a right to forward ports is not enough", rights);
+    check("a token of another account is not enough", another_account);
+    check("requests are logged and counted, without tokens", audited);
+    check("what is not there is said", not_there);
+    checks.finish();
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let cluster = Cluster::with(ClusterOptions {
+            kubernetes: true,
+            controller_args: ["--inspect", "127.0.0.1:15016"].map(str::to_owned).into(),
+            ..ClusterOptions::default()
+        })?;
+        let roles = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/base/rbac.yaml");
+        cluster
+            .manifests()
+            .apply("roles", &std::fs::read_to_string(roles)?)?;
+        cluster.apply(&bound("viewer", "weft-viewer"))?;
+        cluster.apply(&forwarding())?;
+        cluster.apply(&bound("forwarder", "forwarder"))?;
+        cluster.apply(&controller_pod(CONTROLLER_POD, "Running"))?;
+        // Those that do not run are not asked.
+        cluster.apply(&controller_pod("weft-controller-old", "Failed"))?;
+        let order = cluster.add_pod(PodSpec::new("order").on(0))?;
+        let web = cluster.add_pod(PodSpec::new("web").on(1).label("app", "web"))?;
+        let server = Server::start(&web, PORT, "echo", &[])?;
+        Ok(Self {
+            cluster,
+            order,
+            web,
+            _server: server,
+        })
+    }
+
+    fn kubeconfig(&self, user: &str) -> Result<&Path> {
+        self.cluster.controller()?.kubeconfig_of(user)
+    }
+
+    /// Runs the tool as a user, where the API server is.
+    fn weft_as(&self, user: &str, arguments: &[&str]) -> Result<Finished> {
+        let kubeconfig = self.kubeconfig(user)?.display().to_string();
+        self.weft_with(&kubeconfig, arguments)
+    }
+
+    fn weft_with(&self, kubeconfig: &str, arguments: &[&str]) -> Result<Finished> {
+        let netns = self.cluster.controller()?.netns();
+        let program = Program::new(binary("weft")?, Some(netns), None, self.cluster.dir())?;
+        let program = program.args(arguments);
+        let program = program.env("KUBECONFIG", kubeconfig);
+        program.output(Duration::from_secs(60))
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let all = [arguments, &["-o", "json"]].concat();
+        let text = self.weft_as("viewer", &all)?.success()?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+}
+
+/// A user to whom a role in Weft's namespace is bound.
+fn bound(user: &str, role: &str) -> Value {
+    json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": format!("{user}-{role}"), "namespace": "weft-system"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]})
+}
+
+/// Somebody may forward ports, and have tokens of an account that may nothing.
+fn forwarding() -> Value {
+    json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+    "metadata": {"name": "forwarder", "namespace": "weft-system"},
+    "rules": [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+        {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
+        {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"],
+            "resourceNames": ["weft-agent"]},
+    ]})
+}
+
+fn controller_pod(name: &str, phase: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "weft-system", "uid": name,
+            "labels": {"app.kubernetes.io/name": "weft-controller"}},
+        "spec": {"nodeName": "elsewhere", "serviceAccountName": "weft-controller",
+            "containers": [{"name": "controller"}]},
+        "status": {"phase": phase}})
+}
+
+fn all_is_well(scene: &Scene) -> Result<()> {
+    let all = scene.json(&["check", "--wait", "30s"])?;
+    let checks = all["checks"].as_array().context("checks")?;
+    ensure!(checks.len() == 16 && all["ok"] == true, "{all}");
+    let table = scene.weft_as("viewer", &["check"])?.success()?;
+    let answers = format!("the controller answers at pod weft-system/{CONTROLLER_POD}");
+    for line in [answers.as_str(), "2 nodes have an agent", "all is well"] {
+        ensure!(table.contains(line), "no {line:?} in {table}");
+    }
+    Ok(())
+}
+
+fn commands(scene: &Scene) -> Result<()> {
+    let service = ServiceSpec::new("shop").select("app", "web").port(80, PORT);
+    scene.cluster.add_service(&service)?;
+    let target = scene.web.sockets(PORT)[0];
+    eventually("an edge", || {
+        expect_echo(&scene.order, target, "seen")?;
+        let all = scene.json(&["edges", "pod/web"])?;
+        let edges = all["edges"].as_array().context("edges")?;
+        let edge = edges.iter().find(|it| it["client"]["name"] == "order");
+        let edge = edge.with_context(|| format!("no edge: {all}"))?;
+        ensure!(edge["secured"] == "mutual_tls", "{edge}");
+        Ok(())
+    })?;
+    let stat = scene.json(&["stat", "pod/web", "--window", "1s"])?;
+    ensure!(stat["rows"][0]["pods_meshed"] == 1, "{stat}");
+    let identity = scene.json(&["identity", "pod/web"])?;
+    let row = &identity["rows"][0];
+    ensure!(
+        row["identity"] == scene.web.identity().as_str(),
+        "{identity}"
+    );
+    let authz = scene.json(&["authz", "pod/web", "--window", "1s"])?;
+    ensure!(
+        authz["rows"].as_array().is_some_and(|it| !it.is_empty()),
+        "{authz}"
+    );
+    eventually("the Service with its pod, on both nodes", || {
+        let all = scene.json(&["endpoints", "svc/shop"])?;
+        let rows = all["rows"].as_array().context("rows")?;
+        ensure!(rows.len() == 2 && all["missing"] == json!([]), "{all}");
+        Ok(())
+    })
+}
+
+fn diagnostics(scene: &Scene) -> Result<()> {
+    let dir = scene.cluster.dir().join("diagnostics");
+    let shown = dir.display().to_string();
+    scene
+        .weft_as("viewer", &["diagnostics", "--dir", &shown])?
+        .success()?;
+    let mut files = 0;
+    for folder in std::fs::read_dir(&dir)? {
+        for file in std::fs::read_dir(folder?.path())? {
+            let file = file?.path();
+            let text = std::fs::read_to_string(&file)?;
+            ensure!(!text.is_empty(), "{} is empty", file.display());
+            ensure!(!has_token(&text), "{} has a token", file.display());
+            files += 1;
+        }
+    }
+    ensure!(files == 5 + 2 * 4, "{files} files");
+    Ok(())
+}
+
+fn named(scene: &Scene) -> Result<()> {
+    let nowhere = scene.cluster.dir().join("no-kubeconfig");
+    let nowhere = nowhere.display().to_string();
+    let kubeconfig = scene.kubeconfig("viewer")?.display().to_string();
+    let by_flag = scene.weft_with(&nowhere, &["check", "--kubeconfig", &kubeconfig])?;
+    by_flag.success()?;
+    let check = ["check", "--context", "tests"];
+    scene.weft_as("viewer", &check)?.success()?;
+    let other = scene.weft_as("viewer", &["edges", "--context", "another"])?;
+    ensure!(
+        other.code() == 2 && other.stderr.contains("another"),
+        "{other:?}"
+    );
+    // The namespace is that of the context unless it is said.
+    let text = std::fs::read_to_string(&kubeconfig)?;
+    let mut changed: Value = serde_json::from_str(&text)?;
+    changed["contexts"][0]["context"]["namespace"] = json!("elsewhere");
+    let file = scene.cluster.dir().join("elsewhere.kubeconfig");
+    std::fs::write(&file, changed.to_string())?;
+    let file = file.display().to_string();
+    let there = scene.weft_with(&file, &["identity", "-o", "json"])?;
+    let there: Value = serde_json::from_str(&there.success()?)?;
+    ensure!(there["rows"] == json!([]), "{there}");
+    let here = scene.weft_with(&file, &["identity", "-n", "default", "-o", "json"])?;
+    let here: Value = serde_json::from_str(&here.success()?)?;
+    ensure!(here["rows"] != json!([]), "{here}");
+    Ok(())
+}
+
+fn rights(scene: &Scene) -> Result<()> {
+    let said = scene.weft_as("forwarder", &["edges"])?;
+    ensure!(said.code() == 2, "{said:?}");
+    for part in [
+        "ask for a token of the service account weft-system/weft-viewer",
+        "cannot create resource \"serviceaccounts/token\"",
+        "the Role weft-viewer",
+    ] {
+        ensure!(said.stderr.contains(part), "no {part:?} in {}", said.stderr);
+    }
+    // Without even that, it is said from the beginning.
+    let binding = bound("viewer", "weft-viewer");
+    scene.cluster.remove(&binding)?;
+    eventually("a user without rights to be refused", || {
+        let said = scene.weft_as("viewer", &["edges"])?;
+        let refused = said.stderr.contains("cannot list resource \"pods\"");
+        ensure!(said.code() == 2 && refused, "{said:?}");
+        Ok(())
+    })?;
+    scene.cluster.apply(&binding)?;
+    eventually("the rights to be back", || {
+        scene.weft_as("viewer", &["edges"])?.success().map(drop)
+    })
+}
+
+/// Whoever can forward ports, and has a token for the audience, of an account that may not look.
+fn another_account(scene: &Scene) -> Result<()> {
+    let said = scene.weft_as("forwarder", &["edges", "--viewer", "weft-agent"])?;
+    ensure!(said.code() == 2, "{said:?}");
+    let name = "system:serviceaccount:weft-system:weft-agent may not look into the mesh";
+    ensure!(said.stderr.contains(name), "{}", said.stderr);
+    // The right is what it lacks, and nothing else.
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "agents-look"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "weft-viewer"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "weft-system", "name": "weft-agent"}]});
+    scene.cluster.apply(&binding)?;
+    eventually("the account to be let in", || {
+        let said = scene.weft_as("forwarder", &["edges", "--viewer", "weft-agent"])?;
+        said.success().map(drop)
+    })?;
+    scene.cluster.remove(&binding)
+}
+
+fn audited(scene: &Scene) -> Result<()> {
+    let controller = scene.cluster.controller()?;
+    let log = controller.log();
+    for part in [
+        "somebody looks into the mesh",
+        "system:serviceaccount:weft-system:weft-viewer",
+        "JTI=",
+        "/agents",
+        "somebody may not look into the mesh",
+    ] {
+        ensure!(log.contains(part), "no {part:?} in the log");
+    }
+    ensure!(!has_token(&log), "a token is in the log");
+    let metrics = controller.metrics()?;
+    for result in ["accepted", "forbidden"] {
+        let name = "weft_controller_inspections_total";
+        ensure!(metrics.sum(name, &[("result", result)]) >= 1.0, "{result}");
+    }
+    Ok(())
+}
+
+fn not_there(scene: &Scene) -> Result<()> {
+    let elsewhere = ["edges", "--weft-namespace", "default"];
+    let said = scene.weft_as("viewer", &elsewhere)?;
+    ensure!(
+        said.code() == 2 && said.stderr.contains("in the namespace \"default\""),
+        "{said:?}"
+    );
+    scene
+        .cluster
+        .remove(&controller_pod(CONTROLLER_POD, "Running"))?;
+    eventually("the controller's pod to be missed", || {
+        let said = scene.weft_as("viewer", &["check"])?;
+        let missed = "no controller runs in the namespace weft-system";
+        ensure!(said.code() == 1 && said.stdout.contains(missed), "{said:?}");
+        Ok(())
+    })?;
+    scene
+        .cluster
+        .apply(&controller_pod(CONTROLLER_POD, "Running"))?;
+    let controller = scene.cluster.controller()?;
+    controller.stop()?;
+    let said = scene.weft_as("viewer", &["edges"])?;
+    let refused = said.stderr.contains("error forwarding port 15016");
+    ensure!(said.code() == 2 && refused, "{said:?}");
+    controller.start()
+}
+
+/// Tokens of accounts begin with an object in base64, with quotes.
+fn has_token(text: &str) -> bool {
+    text.contains("eyJ")
+}
