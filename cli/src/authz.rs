@@ -80,14 +80,9 @@ const COUNTERS: [(&str, &str, bool); 4] = [
 /// Nobody can be asked, and why.
 pub async fn run(authz: &Authz) -> Result<Outcome, crate::Error> {
     let report = report(authz).await?;
-    let mut out = std::io::stdout().lock();
-    match authz.output {
-        Format::Json => output::json(&mut out, &report)?,
-        Format::Table => {
-            report.write(&mut out, output::colours())?;
-            output::missing(&report.missing);
-        }
-    }
+    output::show(authz.output, &report, &report.missing, |out, colours| {
+        report.write(out, colours)
+    })?;
     Ok(Outcome::Good)
 }
 

@@ -89,14 +89,9 @@ const OPEN: &str = "tcp_open_connections";
 /// Nobody can be asked, and why.
 pub async fn run(edges: &Edges) -> Result<Outcome, crate::Error> {
     let report = report(edges).await?;
-    let mut out = std::io::stdout().lock();
-    match edges.output {
-        Format::Json => output::json(&mut out, &report)?,
-        Format::Table => {
-            report.write(&mut out, output::colours())?;
-            output::missing(&report.missing);
-        }
-    }
+    output::show(edges.output, &report, &report.missing, |out, colours| {
+        report.write(out, colours)
+    })?;
     Ok(Outcome::Good)
 }
 

@@ -97,14 +97,12 @@ struct Service {
 /// Nobody can be asked, and why.
 pub async fn run(endpoints: &Endpoints) -> Result<Outcome, crate::Error> {
     let report = report(endpoints).await?;
-    let mut out = std::io::stdout().lock();
-    match endpoints.output {
-        Format::Json => output::json(&mut out, &report)?,
-        Format::Table => {
-            report.write(&mut out, output::colours())?;
-            output::missing(&report.missing);
-        }
-    }
+    output::show(
+        endpoints.output,
+        &report,
+        &report.missing,
+        |out, colours| report.write(out, colours),
+    )?;
     Ok(Outcome::Good)
 }
 

@@ -54,14 +54,9 @@ const ENDS: &str = "identity_cert_expiration_timestamp_seconds";
 /// Nobody can be asked, and why.
 pub async fn run(identity: &Identity) -> Result<Outcome, crate::Error> {
     let report = report(identity).await?;
-    let mut out = std::io::stdout().lock();
-    match identity.output {
-        Format::Json => output::json(&mut out, &report)?,
-        Format::Table => {
-            report.write(&mut out, output::colours())?;
-            output::missing(&report.missing);
-        }
-    }
+    output::show(identity.output, &report, &report.missing, |out, colours| {
+        report.write(out, colours)
+    })?;
     Ok(Outcome::Good)
 }
 

@@ -1,6 +1,6 @@
 //! How answers are written: aligned tables, colours where somebody looks, JSON.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -166,6 +166,28 @@ pub fn colours() -> bool {
     io::stdout().is_terminal() && !asked_for_none && !is_dumb
 }
 
+/// Writes an answer to standard output in its form. For people, whose part is missing is said on standard error; for
+/// programs the answer says so itself.
+///
+/// # Errors
+/// Writing failed.
+pub fn show(
+    format: Format,
+    answer: &impl Serialize,
+    missing: &[Missing],
+    write: impl FnOnce(&mut StdoutLock<'_>, bool) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match format {
+        Format::Json => json(&mut out, answer),
+        Format::Table => {
+            write(&mut out, colours())?;
+            self::missing(missing);
+            Ok(())
+        }
+    }
+}
+
 /// Writes JSON with a line's end. What would move a terminal's cursor is escaped: people look at JSON, too.
 ///
 /// # Errors
@@ -216,7 +238,7 @@ pub fn bytes(number: f64) -> String {
 }
 
 /// Says on standard error whose part is missing.
-pub fn missing(missing: &[Missing]) {
+fn missing(missing: &[Missing]) {
     for Missing { node, reason } in missing {
         eprintln!("‼ what {} has is missing: {}", shown(node), shown(reason));
     }

@@ -111,14 +111,9 @@ const WRITTEN: &str = "tcp_write_bytes_total";
 /// Nobody can be asked, and why.
 pub async fn run(stat: &Stat) -> Result<Outcome, crate::Error> {
     let report = report(stat).await?;
-    let mut out = std::io::stdout().lock();
-    match stat.output {
-        Format::Json => output::json(&mut out, &report)?,
-        Format::Table => {
-            report.write(&mut out, output::colours())?;
-            output::missing(&report.missing);
-        }
-    }
+    output::show(stat.output, &report, &report.missing, |out, colours| {
+        report.write(out, colours)
+    })?;
     Ok(Outcome::Good)
 }
 
