@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -35,7 +36,7 @@ use crate::node::cni::CniConfig;
 use crate::node::{self, NodeConfig, Pods, find};
 use crate::panics;
 use crate::proxy::limits::{Limits, Resources};
-use crate::proxy::{Context, ProxyConfig};
+use crate::proxy::{Context, ProxyConfig, explain};
 use crate::sources;
 use crate::telemetry::{Refusal, Telemetry};
 
@@ -262,6 +263,7 @@ fn serve_admin(
     };
     let telemetry = Arc::clone(&context.telemetry);
     let (readiness, pods) = (views.clone(), views.clone());
+    let (explained, runtime) = (Arc::clone(context), Handle::current());
     let filter = log.clone();
     let port = admin::Port::new(config.admin);
     let asked = Arc::clone(&port);
@@ -274,6 +276,7 @@ fn serve_admin(
         }),
         dump: Box::new(move || views.dump()),
         pods: Box::new(move || pods.pods()),
+        explain: Box::new(move |query| runtime.block_on(explain::answer(&explained, query))),
         log_level: Box::new(move || filter.filter()),
         set_log_level: Box::new(move |filter| log.set(filter).map_err(|it| format!("{it:#}"))),
     });

@@ -11,6 +11,7 @@ use crate::check::Check;
 use crate::diagnostics::Diagnostics;
 use crate::edges::Edges;
 use crate::endpoints::Endpoints;
+use crate::explain::Explain;
 use crate::identity::Identity;
 use crate::install::{Install, Uninstall};
 use crate::outcome::Outcome;
@@ -53,6 +54,8 @@ pub enum Command {
     Identity(Identity),
     /// Shows who is behind a Service, as each node's agent sees it.
     Endpoints(Endpoints),
+    /// Explains what becomes of a connection from a pod to a destination, and what decides each step of it.
+    Explain(Explain),
     /// Collects all that controllers and agents say of themselves in a folder, without secrets.
     Diagnostics(Diagnostics),
     /// Writes what lets a shell complete the commands and flags of this one.

@@ -10,6 +10,7 @@ pub mod controller;
 pub mod diagnostics;
 pub mod edges;
 pub mod endpoints;
+pub mod explain;
 pub mod identity;
 pub mod install;
 pub mod metrics;
@@ -58,6 +59,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Error> {
         Command::Authz(authz) => wait(authz::run(&authz)),
         Command::Identity(identity) => wait(identity::run(&identity)),
         Command::Endpoints(endpoints) => wait(endpoints::run(&endpoints)),
+        Command::Explain(explain) => wait(explain::run(&explain)),
         Command::Diagnostics(diagnostics) => wait(diagnostics::run(&diagnostics)),
         Command::Completions(completions) => completions.write(),
     }

@@ -10,8 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
-use weft_core::{Name, ObjectName};
-use weft_proto::{Key, Resource, v1};
+use weft_core::{Name, ObjectName, Workload, WorkloadId};
+use weft_proto::{Key, Kind, Resource, v1};
 
 /// The state for all agents. Written by the index, read by streams.
 #[derive(Debug)]
@@ -242,6 +242,22 @@ impl Views {
     /// The nodes that meshed pods run on.
     pub fn nodes(&self) -> BTreeSet<Name> {
         self.read().accounts.keys().cloned().collect()
+    }
+
+    /// A workload, as all agents are told of it.
+    pub fn workload(&self, id: &WorkloadId) -> Option<Workload> {
+        let key = Key {
+            kind: Kind::Workload,
+            name: id.to_string(),
+        };
+        let told = {
+            let state = self.read();
+            state.all.entries.get(&key)?.resource.clone()?
+        };
+        match Resource::try_from(told.message().ok()?).ok()? {
+            Resource::Workload(workload) => Some(workload),
+            _ => None,
+        }
     }
 
     /// How many resources there are per kind of audience: for all, and for single nodes.

@@ -13,6 +13,9 @@ use weft_tests::scenario::eventually;
 use weft_tests::webapp::{HttpLoad, HttpServer};
 use weft_tests::{Checks, Cluster, Pod, PodSpec};
 
+#[path = "cli/explain.rs"]
+mod explain;
+
 struct Scene {
     cluster: Cluster,
     order: Pod,
@@ -43,6 +46,23 @@ fn cli() {
     checks.check("endpoints and diagnostics have what agents say", || {
         endpoints(&scene)
     });
+    checks.check(
+        "explain says who lets a connection through, and on which way",
+        || explain::allowed(&scene),
+    );
+    checks.check("explain says what is not in the mesh", || {
+        explain::outside_of_the_mesh(&scene)
+    });
+    checks.check("explain says what it does not know", || {
+        explain::unknown(&scene)
+    });
+    checks.check("explain says what policy keeps out, and which", || {
+        explain::denied(&scene)
+    });
+    checks.check(
+        "explain says what is opaque, and where weights lead",
+        || explain::opaque_ports_and_weights(&scene),
+    );
     checks.check("policy test says what the mesh does", || {
         policy_test(&scene)
     });

@@ -39,6 +39,8 @@ pub struct Admin {
     pub dump: Answer<Vec<u8>>,
     /// The pods of the node, as JSON.
     pub pods: Answer<Vec<u8>>,
+    /// What would become of a connection, as JSON, or why that question has no answer. Blocks.
+    pub explain: Explain,
     /// The log filter in force.
     pub log_level: Answer<String>,
     /// Puts another log filter in force; the error says what is wrong with it.
@@ -48,6 +50,9 @@ pub struct Admin {
 /// Computes an answer.
 pub type Answer<T> = Box<dyn Fn() -> T + Send + Sync>;
 
+/// Explains what a query asks for: see `PAGE_EXPLAIN` of the protocol.
+pub type Explain = Box<dyn Fn(&str) -> Result<Vec<u8>, String> + Send + Sync>;
+
 /// Changes the log filter.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
@@ -55,11 +60,12 @@ impl Admin {
     /// What the agent answers its controller, as the socket answers root: nothing that changes anything.
     pub fn answers(self: &Arc<Self>) -> Answers {
         let admin = Arc::clone(self);
-        Arc::new(move |page| match page {
-            Page::Metrics => Some((admin.metrics)().into_bytes()),
-            Page::Readiness => serde_json::to_vec(&(admin.readiness)()).ok(),
-            Page::State => Some((admin.dump)()),
-            Page::Pods => Some((admin.pods)()),
+        Arc::new(move |page, query| match page {
+            Page::Metrics => Some(Ok((admin.metrics)().into_bytes())),
+            Page::Readiness => serde_json::to_vec(&(admin.readiness)()).ok().map(Ok),
+            Page::State => Some(Ok((admin.dump)())),
+            Page::Pods => Some(Ok((admin.pods)())),
+            Page::Explain => Some((admin.explain)(query)),
             Page::Unspecified => None,
         })
     }

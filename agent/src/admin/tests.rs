@@ -25,6 +25,7 @@ impl World {
             readiness: Box::new(|| readiness(&Facts::default())),
             dump: Box::new(|| b"{\"pods\": []}".to_vec()),
             pods: Box::new(|| b"[]".to_vec()),
+            explain: Box::new(|query| Err(format!("no pod in {query}"))),
             log_level: Box::new(move || reader.lock().unwrap().clone()),
             set_log_level: Box::new(move |filter| {
                 if filter == "nonsense" {

@@ -76,6 +76,13 @@ impl Tries {
         first.filter(|_| all).map(|it| it.to())
     }
 
+    /// The endpoints that there are to choose from, and how each stands now; one that must not be chosen is as good as
+    /// ejected.
+    pub fn standings(&self, now: Instant) -> Vec<(&Arc<EndpointEntry>, Standing)> {
+        let all = self.range.clone().map(|place| &self.endpoints[place]);
+        all.map(|it| (it, self.standing(it, now))).collect()
+    }
+
     /// How many endpoints there are to choose from, with those that are left out or must not be chosen.
     pub fn candidates(&self) -> usize {
         self.range.len()

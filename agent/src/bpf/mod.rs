@@ -16,6 +16,7 @@ mod ownership;
 mod pods;
 mod prepare;
 mod repair;
+mod seen;
 mod sys;
 mod table;
 mod verify;
@@ -42,6 +43,7 @@ pub use self::{
     ownership::Standing,
     pods::Namespace,
     prepare::prepare,
+    seen::{HookInKernel, PodInKernel},
     verify::{AttachedHook, HookReport},
 };
 use self::{

@@ -350,7 +350,7 @@ pub(super) fn listener_key(cookie: u64, role: ListenerRole) -> abi::ListenerKey 
     }
 }
 
-const ROLES: [ListenerRole; 3] = [
+pub(super) const ROLES: [ListenerRole; 3] = [
     ListenerRole::Outbound,
     ListenerRole::Tunnel,
     ListenerRole::Plaintext,

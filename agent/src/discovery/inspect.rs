@@ -18,8 +18,9 @@ use weft_proto::v1::{self, Page};
 
 use super::controller::Connection;
 
-/// Computes what a page says; none: there is no such page.
-pub type Answers = Arc<dyn Fn(Page) -> Option<Vec<u8>> + Send + Sync>;
+/// Computes what a page says, of one that is about something with what the query asks, or says why it cannot; none: there
+/// is no such page.
+pub type Answers = Arc<dyn Fn(Page, &str) -> Option<Result<Vec<u8>, String>> + Send + Sync>;
 
 /// Who is asked.
 pub(super) struct Inspected {
@@ -53,22 +54,23 @@ async fn session(mut connection: Connection, inspected: &Inspected) -> Result<In
     let request = connection.request(ReceiverStream::new(receiver));
     let mut questions = connection.client.inspect(request).await?.into_inner();
     while let Some(question) = questions.message().await? {
-        let content = content(question.page, &inspected.answers).await;
+        let asked = (question.page, question.query);
+        let content = content(asked, &inspected.answers).await;
         tell(&sender, question.id, content).await?;
     }
     Err(Status::cancelled("the controller ended the stream"))
 }
 
 /// What a page says, or why nothing.
-async fn content(page: i32, answers: &Answers) -> Result<Vec<u8>, String> {
+async fn content((page, query): (i32, String), answers: &Answers) -> Result<Vec<u8>, String> {
     let unknown = || format!("this agent has no page {page}");
     let known = Page::try_from(page).map_err(|_| unknown())?;
     let answers = Arc::clone(answers);
     // It may take long: flows are served meanwhile.
-    let computed = tokio::task::spawn_blocking(move || answers(known)).await;
+    let computed = tokio::task::spawn_blocking(move || answers(known, &query)).await;
     computed
         .map_err(|_| "computing it panicked: the agent's log has more".to_owned())?
-        .ok_or_else(unknown)
+        .ok_or_else(unknown)?
 }
 
 async fn tell(
@@ -121,15 +123,16 @@ mod tests {
 
     /// What a controller gets for a page.
     async fn told(page: i32) -> (Vec<u8>, String, usize) {
-        let answers: Answers = Arc::new(|page| match page {
-            Page::Metrics => Some(vec![7; 3 * PART_BYTES + 1]),
-            Page::State => Some(vec![8; 2 * PART_BYTES]),
-            Page::Readiness => Some(vec![]),
+        let answers: Answers = Arc::new(|page, query| match page {
+            Page::Metrics => Some(Ok(vec![7; 3 * PART_BYTES + 1])),
+            Page::State => Some(Ok(vec![8; 2 * PART_BYTES])),
+            Page::Readiness => Some(Ok(vec![])),
+            Page::Explain => Some(Err(format!("not {query}"))),
             Page::Pods | Page::Unspecified => None,
         });
         let (sender, mut receiver) = mpsc::channel(1);
         let telling = tokio::spawn(async move {
-            let content = content(page, &answers).await;
+            let content = content((page, "pod=a".to_owned()), &answers).await;
             tell(&sender, 5, content).await
         });
         let (mut all, mut count) = (vec![], 0);
@@ -161,6 +164,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_there_is_not_is_refused() {
+        let (_, refused, _) = told(Page::Explain.into()).await;
+        assert_eq!(refused, "not pod=a");
         for page in [0, 99, -1] {
             let (content, refused, count) = told(page).await;
             assert!(content.is_empty() && count == 1);

@@ -1,7 +1,7 @@
 //! Services, assembled from what is pushed in parts: the service, and one endpoint per backing
 //! address.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -102,6 +102,11 @@ impl ServicePortEntry {
         if !flag.load(Ordering::Relaxed) {
             flag.store(true, Ordering::Relaxed);
         }
+        self.candidates(like)
+    }
+
+    /// The same for who only looks.
+    pub fn candidates(&self, like: IpAddr) -> Tries {
         let endpoints = self.endpoints.load_full();
         let range = of_family(&endpoints, like);
         let heaviest = NonZeroU32::new(self.heaviest.load(Ordering::Relaxed));
@@ -190,6 +195,18 @@ struct KnownEndpoint {
 }
 
 impl ServiceEntry {
+    /// Its own addresses, or if it has none those of its endpoints, as a resolver gives them.
+    pub(super) fn resolved(&self) -> Vec<IpAddr> {
+        if !self.addresses.is_empty() {
+            return self.addresses.clone();
+        }
+        let endpoints = self.ports.iter().map(|it| it.endpoints.load());
+        let all: BTreeSet<IpAddr> = endpoints
+            .flat_map(|it| it.iter().map(|it| it.address).collect::<Vec<_>>())
+            .collect();
+        all.into_iter().collect()
+    }
+
     pub(super) fn port(&self, number: u16) -> Option<&Arc<ServicePortEntry>> {
         self.ports.iter().find(|entry| entry.port == number)
     }

@@ -211,6 +211,11 @@ impl Store {
         service.port(port).map(Arc::clone)
     }
 
+    /// The addresses that a Service's name stands for. None: there is no such Service.
+    pub fn resolve(&self, name: &ObjectName) -> Option<Vec<IpAddr>> {
+        self.services.get(name).map(|(_, it)| it.resolved())
+    }
+
     /// What a port of a workload of this node speaks, as far as somebody said: a Server first, then
     /// what lists opaque ports.
     pub fn inbound_protocol(&self, workload: &WorkloadId, port: u16) -> PortProtocol {
@@ -252,6 +257,16 @@ impl Store {
         let pods = self.node_pods.load();
         let pod = pods.get(workload);
         pod.is_some_and(|it| it.opaque_outbound_ports.contains(port))
+    }
+
+    /// The NetworkPolicies that say what may connect to a pod of this node; none: no one does.
+    pub fn network_policies_in(&self, workload: &WorkloadId) -> Vec<ObjectName> {
+        let policies = self.policies.load();
+        let rules = policies
+            .workloads
+            .get(workload)
+            .and_then(|it| it.network.clone());
+        rules.map(|it| it.policies.clone()).unwrap_or_default()
     }
 
     /// The service ports that a pod of this node has used.

@@ -215,7 +215,7 @@ impl World {
         let (stream, discovery) =
             ControlStream::new(Arc::clone(&controller), Arc::clone(&store), node);
         // That nobody asks does not matter.
-        let stream = stream.answering(Arc::new(|_| None));
+        let stream = stream.answering(Arc::new(|_, _| None));
         let agent = CancellationToken::new();
         tokio::spawn(stream.run(agent.clone()));
         Self {

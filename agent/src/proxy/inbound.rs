@@ -91,15 +91,7 @@ pub async fn admit(
         tls,
         opaque_by,
     } = arrival;
-    if !pod.has_address(to.ip()) {
-        return Err(FlowError::RedirectMiss);
-    }
-    if to.port() == TUNNEL_PORT {
-        return Err(FlowError::ReservedPort(to.port()));
-    }
-    if pod.left.is_cancelled() {
-        return Err(FlowError::PodGone);
-    }
+    may_arrive(pod, to)?;
     let client = Client {
         address: from.ip(),
         identity,
@@ -107,7 +99,7 @@ pub async fn admit(
     let most = context.config.limits.flows_per_pod;
     let live = context.live.enter(&pod.id, to.port(), client, most);
     let live = live.ok_or(FlowError::TooManyFlows)?;
-    let verdict = context.store.authorize(&pod.id, to.port(), client);
+    let verdict = decide(context, pod, to, client);
     let labels = AuthzLabels::new(
         pod.labels.clone(),
         to.port(),
@@ -116,12 +108,6 @@ pub async fn admit(
         &verdict,
     );
     if verdict.requests_only() {
-        // Where nobody looks for requests there are none.
-        if !http::may_be(context.store.inbound_protocol(&pod.id, to.port())) {
-            let verdict = verdict.without_requests();
-            context.telemetry.authz(labels.with(&verdict), &verdict);
-            return Err(FlowError::Denied(verdict));
-        }
         live.requests_only();
     }
     context.telemetry.authz(labels.clone(), &verdict);
@@ -160,6 +146,38 @@ pub async fn admit(
         labels: Box::new(labels),
         pod: Arc::clone(pod),
     })
+}
+
+/// Whether anything may arrive there.
+///
+/// # Errors
+/// It is no address of the pod, or not for clients, or the pod is gone.
+pub(super) fn may_arrive(pod: &LocalPod, to: SocketAddr) -> Result<(), FlowError> {
+    if !pod.has_address(to.ip()) {
+        return Err(FlowError::RedirectMiss);
+    }
+    if to.port() == TUNNEL_PORT {
+        return Err(FlowError::ReservedPort(to.port()));
+    }
+    if pod.left.is_cancelled() {
+        return Err(FlowError::PodGone);
+    }
+    Ok(())
+}
+
+/// What policy says of a client at a port.
+pub(super) fn decide(
+    context: &Context,
+    pod: &LocalPod,
+    to: SocketAddr,
+    client: Client<'_>,
+) -> Verdict {
+    let verdict = context.store.authorize(&pod.id, to.port(), client);
+    // Where nobody looks for requests there are none.
+    match http::may_be(context.store.inbound_protocol(&pod.id, to.port())) {
+        true => verdict,
+        false => verdict.without_requests(),
+    }
 }
 
 /// What keeps watch over an admitted flow while it is being copied.

@@ -19,6 +19,7 @@ pub mod egress;
 mod ends;
 mod error;
 mod excess;
+pub mod explain;
 pub mod http;
 pub mod inbound;
 pub(crate) mod let_out;
@@ -89,6 +90,19 @@ pub struct Context {
     refusals: Semaphore,
     /// The same of those whose connections were too many.
     excess: Places,
+}
+
+/// Who declares what a port speaks, as far as anybody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DeclaredBy {
+    /// The client's pod, or its namespace.
+    Client,
+    /// The Service.
+    Service,
+    /// The server's pod, its namespace, or a Server that governs its port.
+    Server,
+    /// The number of the port.
+    Number,
 }
 
 /// Settings of the data plane.
@@ -162,17 +176,30 @@ impl Context {
         classified: &outbound::Classified,
         to: SocketAddr,
     ) -> PortProtocol {
+        self.declared_by(pod, classified, to).0
+    }
+
+    /// The same, and by whom.
+    fn declared_by(
+        &self,
+        pod: &LocalPod,
+        classified: &outbound::Classified,
+        to: SocketAddr,
+    ) -> (PortProtocol, DeclaredBy) {
         let (address, port) = (to.ip(), to.port());
         if self.store.is_outbound_opaque(&pod.id, port) {
-            return PortProtocol::Opaque;
+            return (PortProtocol::Opaque, DeclaredBy::Client);
         }
         match classified {
-            outbound::Classified::Service(port) => port.protocol(),
+            outbound::Classified::Service(port) => (port.protocol(), DeclaredBy::Service),
             outbound::Classified::Address => match self.pods.at(address) {
-                Some(local) => self.store.inbound_protocol(&local.id, port),
+                Some(local) => {
+                    let protocol = self.store.inbound_protocol(&local.id, port);
+                    (protocol, DeclaredBy::Server)
+                }
                 None => match self.store.workload_at(address) {
-                    Some(workload) => workload.protocol_of(port),
-                    None => PortProtocol::by_default(port),
+                    Some(workload) => (workload.protocol_of(port), DeclaredBy::Server),
+                    None => (PortProtocol::by_default(port), DeclaredBy::Number),
                 },
             },
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use serde::Serialize;
-use weft_core::{Name, TrustDomain};
+use weft_core::{Name, TrustDomain, WorkloadId};
 use weft_proto::v1::Page;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -38,6 +38,12 @@ struct Root {
     not_after_ms: u64,
 }
 
+/// What `/workloads/NAMESPACE/NAME` says.
+#[derive(Debug, Serialize)]
+struct Place {
+    node: Name,
+}
+
 #[derive(Debug, Serialize)]
 struct AgentList {
     agents: Vec<Agent>,
@@ -53,27 +59,44 @@ struct Agent {
 
 impl Admin {
     /// Answers what the port does not.
-    pub(super) async fn inside(&self, path: &str) -> Reply {
+    pub(super) async fn inside(&self, path: &str, query: &str) -> Reply {
         match path {
             "/status" => json(&self.status()),
             "/agents" => json(&self.agents()),
-            _ => match asked(path) {
-                Some((node, incarnation, page)) => self.page(&node, incarnation, page).await,
-                None => {
+            _ => match (asked(path), workload(path)) {
+                (Some((node, incarnation, page)), _) => {
+                    self.page(&node, incarnation, (page, query)).await
+                }
+                (None, Some(workload)) => self.workload(&workload),
+                (None, None) => {
                     let text = "/live, /ready, /metrics, /problems, /routes, /status, /agents, \
-                        /agents/NODE/INCARNATION/metrics (or ready, pods, config_dump)\n";
+                        /workloads/NAMESPACE/NAME, \
+                        /agents/NODE/INCARNATION/metrics (or ready, pods, config_dump, explain?...)\n";
                     respond(StatusCode::NOT_FOUND, TEXT, text)
                 }
             },
         }
     }
 
-    async fn page(&self, node: &Name, incarnation: u64, page: Page) -> Reply {
-        let kind = match page {
+    /// Where a workload runs.
+    fn workload(&self, id: &WorkloadId) -> Reply {
+        match self.state.views.workload(id) {
+            Some(workload) => json(&Place {
+                node: workload.node,
+            }),
+            None => {
+                let text = format!("no pod {id} is known: is it there, and has it an address?\n");
+                respond(StatusCode::NOT_FOUND, TEXT, text)
+            }
+        }
+    }
+
+    async fn page(&self, node: &Name, incarnation: u64, asked: (Page, &str)) -> Reply {
+        let kind = match asked.0 {
             Page::Metrics => OPEN_METRICS,
             _ => JSON,
         };
-        match self.inspections.ask(node, incarnation, page).await {
+        match self.inspections.ask(node, incarnation, asked).await {
             Ok(content) => respond(StatusCode::OK, kind, content),
             Err(error) => {
                 let status = match error {
@@ -124,9 +147,15 @@ fn asked(path: &str) -> Option<(Name, u64, Page)> {
         "ready" => Page::Readiness,
         "config_dump" => Page::State,
         "pods" => Page::Pods,
+        "explain" => Page::Explain,
         _ => return None,
     };
     parts.next().is_none().then_some((node, incarnation, page))
+}
+
+/// Which workload a path asks for.
+fn workload(path: &str) -> Option<WorkloadId> {
+    path.strip_prefix("/workloads/")?.parse().ok()
 }
 
 /// None: it cannot be read, which the authority has found before.
@@ -164,6 +193,11 @@ mod tests {
         );
         let last = read("/agents/one/ffffffffffffffff/config_dump");
         assert_eq!(last, Some(("one".to_owned(), u64::MAX, Page::State)));
+        let one = workload("/workloads/shop/web-1").map(|it| it.to_string());
+        assert_eq!(one.as_deref(), Some("shop/web-1"));
+        for other in ["/workloads/", "/workloads/shop", "/workloads/shop/a/b"] {
+            assert_eq!(workload(other), None, "{other}");
+        }
         for other in [
             "/agents",
             "/agents/",

@@ -156,7 +156,10 @@ impl Admin {
                 };
                 json(&list)
             }
-            path if surface != Surface::Port => self.inside(path).await,
+            path if surface != Surface::Port => {
+                let query = request.uri().query().unwrap_or_default();
+                self.inside(path, query).await
+            }
             _ => {
                 let text = "/live, /ready, /metrics, /problems, /routes\n".to_owned();
                 respond(StatusCode::NOT_FOUND, TEXT, text)

@@ -45,6 +45,7 @@ struct Agent {
 #[derive(Debug)]
 struct Question {
     page: Page,
+    query: String,
     answer: oneshot::Sender<Result<Vec<u8>, AskError>>,
 }
 
@@ -118,7 +119,7 @@ impl Default for Inspections {
 }
 
 impl Inspections {
-    /// Asks an agent.
+    /// Asks an agent for a page, and of a page that is about something, for what the query says.
     ///
     /// # Errors
     /// There is no answer, and why.
@@ -126,7 +127,7 @@ impl Inspections {
         &self,
         node: &Name,
         incarnation: u64,
-        page: Page,
+        (page, query): (Page, &str),
     ) -> Result<Vec<u8>, AskError> {
         // It is never closed.
         let _turn = self.at_once.acquire().await;
@@ -137,7 +138,11 @@ impl Inspections {
                 incarnation,
             })?;
             let (answer, answered) = oneshot::channel();
-            let question = Question { page, answer };
+            let question = Question {
+                page,
+                query: query.to_owned(),
+                answer,
+            };
             questions.send(question).await.map_err(|_| AskError::Gone)?;
             answered.await.map_err(|_| AskError::Gone)?
         };
@@ -274,7 +279,12 @@ async fn run(
             question = place.questions.recv() => question,
         };
         // The sender is among the agents as long as this place is.
-        let Some(Question { page, answer }) = question else {
+        let Some(Question {
+            page,
+            query,
+            answer,
+        }) = question
+        else {
             return Ok(());
         };
         if answer.is_closed() {
@@ -284,6 +294,7 @@ async fn run(
         let question = v1::InspectQuestion {
             id,
             page: page.into(),
+            query,
         };
         let asked = async {
             if outbound.send(Ok(question)).await.is_err() {
@@ -411,7 +422,7 @@ mod tests {
         assert!(again.replaced.is_cancelled() && !inspections.has(&node, 1));
         drop((again, more));
         assert!(inspections.locked().agents.is_empty());
-        let asked = inspections.ask(&node, 1, Page::Metrics).await;
+        let asked = inspections.ask(&node, 1, (Page::Metrics, "")).await;
         assert!(matches!(asked, Err(AskError::Nobody { .. })));
     }
 }

@@ -24,7 +24,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Workload};
 
 use self::find::{Found, Looked, find};
-pub(super) use self::reach::{connect, decide, is_of_endpoint, route, why_none};
+pub(super) use self::reach::{classify, connect, decide, is_of_endpoint, route, why_none};
 pub(super) use self::wait::Waiter;
 use super::ends::unless;
 use super::error::FlowError;
@@ -226,7 +226,11 @@ fn accept(
 /// A redirected connection comes from a loopback address; others know the client by its pod's. A pod
 /// without an address of the destination's family has no business there, and must not appear as
 /// the loopback, which applications trust.
-fn client_address(pod: &LocalPod, peer: SocketAddr, to: IpAddr) -> Result<SocketAddr, FlowError> {
+pub(super) fn client_address(
+    pod: &LocalPod,
+    peer: SocketAddr,
+    to: IpAddr,
+) -> Result<SocketAddr, FlowError> {
     if pod.has_address(peer.ip()) {
         return Ok(peer);
     }

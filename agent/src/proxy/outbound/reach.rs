@@ -161,7 +161,7 @@ pub(in crate::proxy) fn is_of_endpoint(error: &FlowError) -> bool {
     )
 }
 
-pub(super) async fn classify(
+pub(in crate::proxy) async fn classify(
     context: &Context,
     pod: &LocalPod,
     original: SocketAddr,

@@ -1,0 +1,322 @@
+//! `weft explain`: what becomes of a connection from a pod to a destination, and what decides each step of it.
+//!
+//! The agents decide, by what they decide connections with, and say what they see: the one that serves the client's pod, and
+//! then the one that serves the pod that it leads to. Nothing is connected.
+
+use std::io::Write;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::controller::{self, Agent, Reach, ReachError};
+use crate::outcome::Outcome;
+use crate::output::{self, Format, Tone, paint, shown};
+
+#[cfg(test)]
+mod tests;
+
+/// What `weft explain` is asked.
+#[derive(Args, Debug)]
+pub struct Explain {
+    /// The client's pod: `shop/order-1`, or `order-1` or `pod/order-1` with its namespace beside it.
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// Where to, as the pod means it: `web:80`, `web.shop:80`, `web.shop.svc.cluster.local:80`, `10.0.0.1:80`,
+    /// `[fd00::1]:80`.
+    #[arg(value_name = "HOST:PORT")]
+    pub to: String,
+    /// The pod's namespace.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// How the answer is written.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The client's pod.
+    pod: String,
+    /// As it was asked for.
+    to: String,
+    /// `reaches`, `refused`, or `unknown`.
+    outcome: Said,
+    /// Why it is not known more; none: all was found out.
+    missing: Option<String>,
+    /// The ends, in the order in which a connection passes them.
+    ends: Vec<End>,
+}
+
+/// One end, as the agent sees it that serves it.
+#[derive(Debug, Serialize)]
+struct End {
+    /// `outbound` or `inbound`.
+    side: &'static str,
+    node: String,
+    pod: String,
+    steps: Vec<Step>,
+}
+
+/// What an agent says.
+#[derive(Debug, Deserialize)]
+struct Explanation {
+    steps: Vec<Step>,
+    outcome: Said,
+    next: Option<Next>,
+}
+
+/// A step.
+#[derive(Debug, Deserialize, Serialize)]
+struct Step {
+    step: String,
+    state: State,
+    fact: String,
+    /// What decides it; none: no object does.
+    object: Option<String>,
+    details: Vec<String>,
+    values: Value,
+}
+
+/// How a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    Warning,
+    Error,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Said {
+    Reaches,
+    Refused,
+    /// The other end's agent decides: what one agent says, and never the answer.
+    Continues,
+    Unknown,
+}
+
+/// What is to be asked at the other end.
+#[derive(Debug, Deserialize)]
+struct Next {
+    node: String,
+    pod: Name,
+    to: String,
+    from: String,
+    identity: Option<String>,
+    opaque_by: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Name {
+    namespace: String,
+    name: String,
+}
+
+/// Where the controller says that a pod runs.
+#[derive(Debug, Deserialize)]
+struct Place {
+    node: String,
+}
+
+/// Finds out and shows.
+///
+/// # Errors
+/// Nobody can be asked, and why.
+pub async fn run(explain: &Explain) -> Result<Outcome, crate::Error> {
+    let report = report(explain).await?;
+    output::show(explain.output, &report, &[], |out, colours| {
+        report.write(out, colours)
+    })?;
+    Ok(report.outcome())
+}
+
+async fn report(asked: &Explain) -> Result<Report, ReachError> {
+    let (namespace, name) = pod(&asked.pod, &asked.namespace)?;
+    let mut report = Report {
+        pod: format!("{namespace}/{name}"),
+        to: asked.to.clone(),
+        outcome: Said::Unknown,
+        missing: None,
+        ends: vec![],
+    };
+    let agents = asked.reach.agents().await?;
+    let node = node_of(&asked.reach, &report.pod).await?;
+    let query = [
+        ("side", Some("outbound")),
+        ("pod", Some(&report.pod)),
+        ("to", Some(&asked.to)),
+    ];
+    let explained = ask(&agents, &node, &query).await?;
+    let next = report.take("outbound", node, report.pod.clone(), explained);
+    let Some(next) = next else {
+        return Ok(report);
+    };
+    let pod = format!("{}/{}", next.pod.namespace, next.pod.name);
+    let query = [
+        ("side", Some("inbound")),
+        ("pod", Some(pod.as_str())),
+        ("to", Some(&next.to)),
+        ("from", Some(&next.from)),
+        ("identity", next.identity.as_deref()),
+        ("opaque_by", next.opaque_by.as_deref()),
+    ];
+    match ask(&agents, &next.node, &query).await {
+        Ok(explained) => {
+            report.take("inbound", next.node, pod, explained);
+        }
+        // What the first one says is an answer, too.
+        Err(error) => report.missing = Some(error.to_string()),
+    }
+    Ok(report)
+}
+
+/// The pod's namespace and name.
+fn pod<'a>(text: &'a str, namespace: &'a str) -> Result<(&'a str, &'a str), ReachError> {
+    let (namespace, name) = match text.split_once('/') {
+        None => (namespace, text),
+        Some(("po" | "pod" | "pods", name)) => (namespace, name),
+        Some(both) => both,
+    };
+    match namespace.is_empty() || name.is_empty() || name.contains('/') {
+        true => Err(ReachError::Refused(format!(
+            "{text:?} is no pod: as shop/order-1, or pod/order-1 -n shop"
+        ))),
+        false => Ok((namespace, name)),
+    }
+}
+
+/// Where a pod runs, as a controller knows it.
+async fn node_of(reach: &Reach, pod: &str) -> Result<String, ReachError> {
+    let mut refused = None;
+    for socket in &reach.sockets {
+        match controller::json::<Place>(socket, &format!("/workloads/{pod}")).await {
+            Ok(place) => return Ok(place.node),
+            Err(error) => refused = Some(error),
+        }
+    }
+    // The command line has one socket at least.
+    Err(refused.unwrap_or_else(|| ReachError::NoAgents(String::new())))
+}
+
+/// Asks the agent of a node. During an upgrade there are two: the answer is that of the one that serves the pod.
+async fn ask(
+    agents: &[Agent],
+    node: &str,
+    query: &[(&str, Option<&str>)],
+) -> Result<Explanation, ReachError> {
+    let mut written = form_urlencoded::Serializer::new(String::new());
+    for (key, value) in query {
+        if let Some(value) = value {
+            written.append_pair(key, value);
+        }
+    }
+    let page = format!("explain?{}", written.finish());
+    let mut best = Err(ReachError::NoAgents(format!("a controller from {node}")));
+    for agent in agents.iter().filter(|it| it.status.node == node) {
+        let explained = agent.json::<Explanation>(&page).await;
+        if explained.as_ref().is_ok_and(Explanation::has_pod) {
+            return explained;
+        }
+        if best.is_err() {
+            best = explained;
+        }
+    }
+    best
+}
+
+impl Explanation {
+    /// Whether the agent serves the pod.
+    fn has_pod(&self) -> bool {
+        let mut steps = self.steps.iter();
+        steps.any(|it| it.step == "pod" && it.state != State::Error)
+    }
+}
+
+impl Report {
+    /// Adds what an agent says. Returns whom to ask next.
+    fn take(
+        &mut self,
+        side: &'static str,
+        node: String,
+        pod: String,
+        explained: Explanation,
+    ) -> Option<Next> {
+        let Explanation {
+            steps,
+            outcome,
+            next,
+        } = explained;
+        let next = next.filter(|_| outcome == Said::Continues && side == "outbound");
+        self.outcome = match outcome {
+            Said::Continues => Said::Unknown,
+            outcome => outcome,
+        };
+        self.ends.push(End {
+            side,
+            node,
+            pod,
+            steps,
+        });
+        next
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self.outcome {
+            Said::Reaches => Outcome::Good,
+            Said::Refused => Outcome::Bad,
+            Said::Continues | Said::Unknown => Outcome::Unknown,
+        }
+    }
+
+    fn write(&self, to: &mut impl Write, colours: bool) -> std::io::Result<()> {
+        for end in &self.ends {
+            let heading = format!("{}, {}", end.pod, end.node);
+            writeln!(to, "{}", paint(&shown(&heading), Tone::Head, colours))?;
+            for step in &end.steps {
+                step.write(to, colours)?;
+            }
+            writeln!(to)?;
+        }
+        if let Some(missing) = &self.missing {
+            let mark = paint("‼", Tone::Warn, colours);
+            writeln!(to, "{mark} the other end is missing: {}\n", shown(missing))?;
+        }
+        let (pod, there) = (shown(&self.pod), shown(&self.to));
+        let (summary, tone) = match self.outcome {
+            Said::Reaches => (format!("{pod} may connect to {there}"), Tone::Good),
+            Said::Refused => (format!("{pod} cannot connect to {there}"), Tone::Bad),
+            Said::Continues | Said::Unknown => (
+                format!("it cannot be said whether {pod} may connect to {there}"),
+                Tone::Warn,
+            ),
+        };
+        writeln!(to, "{}", paint(&summary, tone, colours))
+    }
+}
+
+impl Step {
+    fn write(&self, to: &mut impl Write, colours: bool) -> std::io::Result<()> {
+        let (mark, tone) = match self.state {
+            State::Ok => ("√", Tone::Good),
+            State::Warning => ("‼", Tone::Warn),
+            State::Error => ("×", Tone::Bad),
+        };
+        let (mark, name) = (paint(mark, tone, colours), shown(&self.step));
+        write!(to, "{mark} {name}: {}", shown(&self.fact))?;
+        match &self.object {
+            Some(object) => writeln!(to, " [{}]", shown(object))?,
+            None => writeln!(to)?,
+        }
+        for detail in &self.details {
+            writeln!(to, "    {}", shown(detail))?;
+        }
+        Ok(())
+    }
+}
