@@ -1,6 +1,6 @@
 //! The log: text or JSON lines on standard error, with a level that can be changed while running.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -50,7 +50,27 @@ impl LogControl {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter> {
+    // Its parser cuts text by offsets that may be within a letter, and panics.
+    ensure!(
+        filter.is_ascii(),
+        "{filter:?} is no log filter: letters beyond ASCII"
+    );
     EnvFilter::builder()
         .parse(filter)
         .with_context(|| format!("{filter:?} is no log filter: try info or weft_agent=debug"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_text_is_a_filter_or_refused() {
+        for good in ["info", "weft_agent=debug,access=off", " warn"] {
+            assert!(parse(good).is_ok(), "{good:?}");
+        }
+        for bad in ["a=b=c", "\u{c}t,\u{45e}=ot: $", " \u{45e}=info"] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
@@ -28,8 +28,14 @@ fn main() -> anyhow::Result<()> {
 
 fn log(config: &Run) -> anyhow::Result<()> {
     // Every failure of a request is reported here, with what it means: kube's own lines repeat it.
-    let filter = EnvFilter::try_new(format!("kube_client=off,{}", config.log_level));
-    let filter = filter.with_context(|| format!("--log-level {:?}", config.log_level))?;
+    let level = &config.log_level;
+    // Its parser cuts text by offsets that may be within a letter, and panics.
+    ensure!(
+        level.is_ascii(),
+        "--log-level {level:?}: letters beyond ASCII"
+    );
+    let filter = EnvFilter::try_new(format!("kube_client=off,{level}"));
+    let filter = filter.with_context(|| format!("--log-level {level:?}"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
