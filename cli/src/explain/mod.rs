@@ -195,13 +195,13 @@ fn pod<'a>(text: &'a str, namespace: &'a str) -> Result<(&'a str, &'a str), Reac
 /// Where a pod runs, as a controller knows it.
 async fn node_of(reach: &Reach, pod: &str) -> Result<String, ReachError> {
     let mut refused = None;
-    for socket in &reach.sockets {
-        match controller::json::<Place>(socket, &format!("/workloads/{pod}")).await {
+    for at in &reach.places().await? {
+        match controller::json::<Place>(at, &format!("/workloads/{pod}")).await {
             Ok(place) => return Ok(place.node),
             Err(error) => refused = Some(error),
         }
     }
-    // The command line has one socket at least.
+    // There is one at least.
     Err(refused.unwrap_or_else(|| ReachError::NoAgents(String::new())))
 }
 
