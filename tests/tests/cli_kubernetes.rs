@@ -164,7 +164,13 @@ fn commands(scene: &Scene) -> Result<()> {
         let rows = all["rows"].as_array().context("rows")?;
         ensure!(rows.len() == 2 && all["missing"] == json!([]), "{all}");
         Ok(())
-    })
+    })?;
+    let explained = scene.json(&["explain", "order", "shop:80"])?;
+    ensure!(explained["outcome"] == "reaches", "{explained}");
+    let ends = explained["ends"].as_array().context("ends")?;
+    let sides: Vec<_> = ends.iter().map(|it| &it["side"]).collect();
+    ensure!(sides == ["outbound", "inbound"], "{explained}");
+    Ok(())
 }
 
 fn diagnostics(scene: &Scene) -> Result<()> {

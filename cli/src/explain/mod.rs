@@ -26,9 +26,10 @@ pub struct Explain {
     /// `[fd00::1]:80`.
     #[arg(value_name = "HOST:PORT")]
     pub to: String,
-    /// The pod's namespace.
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
+    /// The pod's namespace, where it does not stand beside its name. If it is not given: in a cluster that of the
+    /// kubeconfig's context, or else `default`.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
     /// How the answer is written.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -138,7 +139,11 @@ pub async fn run(explain: &Explain) -> Result<Outcome, crate::Error> {
 }
 
 async fn report(asked: &Explain) -> Result<Report, ReachError> {
-    let (namespace, name) = pod(&asked.pod, &asked.namespace)?;
+    let own = match &asked.namespace {
+        Some(namespace) => namespace.clone(),
+        None => asked.reach.namespace().await,
+    };
+    let (namespace, name) = pod(&asked.pod, &own)?;
     let mut report = Report {
         pod: format!("{namespace}/{name}"),
         to: asked.to.clone(),

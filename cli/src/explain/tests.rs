@@ -128,7 +128,7 @@ fn pods_are_named_as_kubectl_has_them() {
         panic!("another command");
     };
     assert_eq!(
-        (asked.to.as_str(), asked.namespace.as_str()),
-        ("b:80", "shop")
+        (asked.to.as_str(), asked.namespace.as_deref()),
+        ("b:80", Some("shop"))
     );
 }
