@@ -343,7 +343,7 @@ async fn asked(place: &Place, path: &str) -> Result<Answered, ReachError> {
             // What went wrong in the pod says more than how the connection broke.
             Ok(match exchanged {
                 Ok(answered) => Ok(answered),
-                Err(broken) => Err(forwarded.failure().await.unwrap_or(broken)),
+                Err(broken) => Err(forwarded.failure(&broken).await),
             })
         }
     }

@@ -31,6 +31,8 @@ pub struct Listed {
 pub struct Unreadable {
     path: String,
     reason: String,
+    /// It was read, and is no list.
+    pub is_damaged: bool,
 }
 
 impl Listed {
@@ -55,11 +57,11 @@ impl Listed {
         let mut next = Self::of(namespaces);
         let now = seconds(now);
         let gone = self.namespaces.difference(&next.namespaces);
-        // A time to come is of a clock that was wrong.
-        let since = |name: &String| self.left.get(name).map_or(now, |it| now.min(*it));
+        // That was later than now where a clock is wrong, as when a node starts, and may be right again soon.
+        let since = |name: &String| self.left.get(name).copied().unwrap_or(now);
         let left = gone.map(|name| (since(name), name.clone()));
         let mut left: Vec<_> = left
-            .filter(|(since, _)| now - since < stay.as_secs())
+            .filter(|(since, _)| now.saturating_sub(*since) < stay.as_secs())
             .collect();
         left.sort_unstable();
         let left = left.into_iter().rev().take(MAX_LEFT);
@@ -79,7 +81,8 @@ impl Listed {
     pub fn until_next(&self, now: SystemTime, stay: Duration) -> Option<Duration> {
         let first = self.left.values().min()?;
         let end = first.saturating_add(stay.as_secs());
-        Some(Duration::from_secs(end.saturating_sub(seconds(now))))
+        let left = Duration::from_secs(end.saturating_sub(seconds(now)));
+        Some(left.min(stay))
     }
 
     /// Reads it. None: there is no list.
@@ -87,20 +90,21 @@ impl Listed {
     /// # Errors
     /// It cannot be read.
     pub fn read(path: &Path) -> Result<Option<Self>, Unreadable> {
-        let unreadable = |reason: String| Unreadable {
+        let unreadable = |reason: String, is_damaged| Unreadable {
             path: path.display().to_string(),
             reason,
+            is_damaged,
         };
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unreadable(error.to_string())),
+            Err(error) => return Err(unreadable(error.to_string(), false)),
         };
         let listed: Self =
-            serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+            serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string(), true))?;
         if listed.version != VERSION {
             let reason = format!("its form is {}, not {VERSION}", listed.version);
-            return Err(unreadable(reason));
+            return Err(unreadable(reason, true));
         }
         Ok(Some(listed))
     }
@@ -169,7 +173,6 @@ mod tests {
             (1100, shop().to_vec(), "shop"),
             (1099, vec![], "bank shop"),
             (1100, vec![], "shop"),
-            // The clock was wrong: no more than the whole time from now on.
             (500, vec![], "bank shop"),
         ] {
             let next = left.next(of, at(now), stay);
@@ -177,6 +180,10 @@ mod tests {
             let waits = next.until_next(at(now), stay);
             assert!(waits.is_none_or(|it| !it.is_zero() && it <= stay), "{now}");
         }
+        // A clock that is wrong for a moment makes nobody go early.
+        let early = left.next(shop(), at(5), stay);
+        assert_eq!(names(&early.next(shop(), at(1099), stay)), "bank shop");
+        assert_eq!(names(&early.next(shop(), at(1100), stay)), "shop");
         let back = left.next(["bank".to_owned()], at(1099), stay);
         let gone = back.next([], at(1150), stay);
         assert_eq!(names(&gone), "bank shop", "it left anew");

@@ -230,14 +230,15 @@ impl Forwarded {
         })
     }
 
-    /// What the kubelet says that went wrong, if it says something.
-    pub(super) async fn failure(&mut self) -> Option<String> {
-        let failure = self.forwarder.take_error(PORT)?;
-        let said = timeout(LAST_WORDS, failure).await.ok()??;
-        Some(format!(
-            "{}: is it of a version that serves on port {PORT}, by WEFT_INSPECT?",
-            said.trim()
-        ))
+    /// Why there is no answer: what the kubelet says that went wrong, or, where the end of the stream came before its word,
+    /// how the connection broke.
+    pub(super) async fn failure(&mut self, broken: &str) -> String {
+        let said = match self.forwarder.take_error(PORT) {
+            Some(failure) => timeout(LAST_WORDS, failure).await.ok().flatten(),
+            None => None,
+        };
+        let said = said.as_deref().map_or(broken, str::trim);
+        format!("{said}: is it of a version that serves on port {PORT}, by WEFT_INSPECT?")
     }
 }
 

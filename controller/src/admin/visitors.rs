@@ -91,8 +91,8 @@ const MAX_KNOWN: usize = 256;
 const AT_A_TIME: usize = 4;
 /// Both reviews, and the wait for them.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// More of a path is not logged.
-const MAX_PATH: usize = 256;
+/// More of a path, with its query, is not logged.
+const MAX_PATH: usize = 512;
 /// The name of a token in the API server's audit log, since Kubernetes 1.30.
 const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
@@ -110,7 +110,9 @@ impl Visitors {
 
     /// Lets a request in, or not; counts it, and logs who asked for what.
     pub(super) async fn admit(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
-        let path: String = request.uri().path().chars().take(MAX_PATH).collect();
+        let asked = request.uri().path_and_query();
+        let path = asked.map_or("", |it| it.as_str());
+        let path: String = path.chars().take(MAX_PATH).collect();
         let admitted = self.visitor(request.headers()).await;
         self.metrics.inspected(label(&admitted));
         match &admitted {

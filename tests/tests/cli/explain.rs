@@ -99,6 +99,12 @@ pub(super) fn allowed(scene: &Scene) -> Result<()> {
             "{policy}"
         );
     }
+    // What stays in a pod does not come to the agent.
+    for to in ["127.0.0.1:80", "[::1]:80", "0.0.0.0:80"] {
+        let said = Said::of(scene, &scene.order, to)?;
+        said.expect(0, "reaches")?;
+        said.step("outbound", "destination", "ok")?;
+    }
     let table = scene
         .weft(&["explain", "pod/order", "shop:80"])?
         .success()?;

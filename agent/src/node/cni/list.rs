@@ -63,7 +63,15 @@ fn write(names: Vec<String>, path: &Path) -> io::Result<Option<Duration>> {
     let now = SystemTime::now();
     let listed = match &before {
         Ok(Some(before)) => before.next(names, now, STAY),
-        Ok(None) | Err(_) => Listed::of(names),
+        Ok(None) => Listed::of(names),
+        Err(error) if error.is_damaged => {
+            tracing::warn!(
+                %error,
+                "the list of namespaces for the CNI plugin is made anew, without those whose last meshed pod left within a day"
+            );
+            Listed::of(names)
+        }
+        Err(error) => return Err(io::Error::other(error.to_string())),
     };
     if !matches!(&before, Ok(Some(before)) if *before == listed) {
         listed.write(path)?;

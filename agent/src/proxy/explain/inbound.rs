@@ -24,7 +24,7 @@ pub(super) fn explain(context: &Context, asked: &Asked) -> Result<Explanation, S
     told.enrolled(&pod);
     let good = "what arrives at the pod is steered to the agent: sk_lookup and listeners are there";
     if !told.kernel(context, &pod, PodInKernel::lacks_inbound, good) {
-        return Ok(told.end(Outcome::Refused));
+        return Ok(told.end(Outcome::Unknown));
     }
     if let Err(error) = inbound::may_arrive(&pod, to) {
         return Ok(told.refused("arrival", error.to_string()));

@@ -238,7 +238,9 @@ impl Explanation {
             ),
             (false, false) => (
                 State::Error,
-                "the kernel does not have all that the pod needs".to_owned(),
+                // Refused where an entry or a listener is missing, past the mesh where a program is.
+                "the kernel does not have all that the pod needs: connections are refused, or pass without the mesh"
+                    .to_owned(),
             ),
         };
         let step = self.step("kernel", state, fact);

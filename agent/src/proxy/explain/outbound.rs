@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
-use weft_core::route::{Backend, RouteTable, SelectedFlow, Target};
-use weft_core::{Mesh, PortProtocol, Workload, WorkloadId};
+use weft_core::route::{Backend, RouteTable, RouteType, SelectedFlow, Target};
+use weft_core::{Mesh, Name, PortProtocol, Workload, WorkloadId};
 
 use super::host::{self, Host};
 use super::{Asked, Explanation, Next, Outcome, State};
@@ -44,7 +44,7 @@ pub(super) async fn explain(context: &Arc<Context>, asked: &Asked) -> Result<Exp
     let good =
         "its connects are redirected to the agent: programs, map entries and listener are there";
     if !told.kernel(context, &pod, PodInKernel::lacks_outbound, good) {
-        return Ok(told.end(Outcome::Refused));
+        return Ok(told.end(Outcome::Unknown));
     }
     let to = match told.resolve(context, (&host, port)) {
         Some(to) => to,
@@ -209,11 +209,27 @@ impl Explanation {
         pod: &Arc<LocalPod>,
         to: SocketAddr,
     ) -> Self {
-        if context.bpf.is_refused(pod.cookie, to).is_ok_and(|it| it) {
-            let fact = format!(
-                "nothing listened at {to} a moment ago: connects are refused at once for some seconds"
-            );
-            self.step("kernel", State::Warning, fact);
+        if to.ip().is_loopback() || to.ip().is_unspecified() {
+            let fact = format!("{to} is within the pod: that is not the mesh's business");
+            self.step("destination", State::Ok, fact)
+                .values(json!({ "address": to }));
+            return self.end(Outcome::Reaches);
+        }
+        match context.bpf.is_refused(pod.cookie, to) {
+            Ok(false) => {}
+            Ok(true) => {
+                let fact = format!(
+                    "nothing listened at {to} a moment ago: connects are refused at once for some seconds"
+                );
+                return self.refused("kernel", fact);
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                let fact = format!(
+                    "whether connects are refused at once, as nothing listened, cannot be read: {error:#}"
+                );
+                self.step("kernel", State::Warning, fact);
+            }
         }
         let classified = match classify(context, pod, to).await {
             Ok(classified) => classified,
@@ -235,6 +251,16 @@ impl Explanation {
         }
         let (declared, by) = context.declared_by(pod, &classified, to);
         self.protocol(declared, by, own.as_deref());
+        let by_name = match &own {
+            Some(port) => routes_by_name(port, namespace),
+            None => egress::must_be_known(context, pod, to),
+        };
+        if by_name {
+            let fact = "where it goes, or whether, its routes decide by what the client says first: the name that TLS asks \
+                        for, or, out of the cluster, requests";
+            self.step("route", State::Warning, fact);
+            return self.end(Outcome::Unknown);
+        }
         let led = match &own {
             Some(port) => {
                 let table = port.routes.load_full();
@@ -260,12 +286,6 @@ impl Explanation {
             None => match egress::lead(context, pod, to, None) {
                 Ok(Led::Original) => None,
                 Ok(Led::Service(port)) => Some(port),
-                Err(error) if egress::must_be_known(context, pod, to) => {
-                    let fact =
-                        format!("{error}; requests, or TLS with a name, may pass by its routes");
-                    self.step("egress", State::Warning, fact);
-                    return self.end(Outcome::Unknown);
-                }
                 Err(error) => {
                     let refused = self.refused("egress", error.to_string());
                     return match context.store.egress(namespace, to) {
@@ -284,7 +304,8 @@ impl Explanation {
                 None => return self.none_may_be_chosen(context, pod, port, to.ip()).await,
             },
         };
-        let claim = own.filter(|it| !http::may_be(declared) && it.protocol().is_opaque());
+        // As what is not looked at claims: of the port that it is led to.
+        let claim = led.filter(|it| !http::may_be(declared) && it.protocol().is_opaque());
         let claim = claim.map(|it| format!("{}:{}", it.service.name, it.port));
         self.way(context, pod, endpoint, claim).await
     }
@@ -428,6 +449,14 @@ impl Explanation {
         }
         self
     }
+}
+
+/// Whether routes of a port look at the name that a client of TLS asks for.
+fn routes_by_name(port: &ServicePortEntry, namespace: &Name) -> bool {
+    let routes = port.routes.load();
+    routes
+        .as_ref()
+        .is_some_and(|it| it.route_type(namespace) == Some(RouteType::Tls))
 }
 
 fn shown_backend(backend: &Backend) -> String {

@@ -205,6 +205,7 @@ impl Watch {
     async fn of_watch(&self, course: &mut Course, change: Change) -> Result<(), Unheard> {
         let told = match change {
             Change::Failed(error) => {
+                course.expired = 0;
                 let reason = self.failed("watch", &error);
                 course.watch_fails = Some((reason.clone(), Instant::now()));
                 return self.report(news_of(&error, reason)).await;
@@ -218,6 +219,7 @@ impl Watch {
                 if status_of(&error) == Some(410) {
                     return self.of_expired(course, &error).await;
                 }
+                course.expired = 0;
                 // The list that follows says whether it is well.
                 let reason = self.failed("watch", &error);
                 course.list_fails = Some(reason.clone());
