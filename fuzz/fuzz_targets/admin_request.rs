@@ -27,6 +27,7 @@ static SERVED: LazyLock<(Runtime, PathBuf, TempDir)> = LazyLock::new(|| {
         readiness: Box::new(|| readiness(&Facts::default())),
         dump: Box::new(|| b"{}".to_vec()),
         pods: Box::new(|| b"[]".to_vec()),
+        explain: Box::new(|_| Err("no question".to_owned())),
         log_level: Box::new(|| "info".to_owned()),
         set_log_level: Box::new(move |filter| {
             CHANGED.store(true, Ordering::Relaxed);
