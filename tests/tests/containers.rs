@@ -189,11 +189,15 @@ fn outside(stage: &Stage<'_>) -> Result<()> {
         stage.client("plain", false)?,
         stage.server("bare", false, "bare")?,
     );
-    let wire = stage.watched(|| {
-        ensure!(stage.get(&client, server.address()?)? == "bare");
+    // The server may not listen yet.
+    eventually("an answer past the mesh", || {
+        let wire = stage.watched(|| {
+            ensure!(stage.get(&client, server.address()?)? == "bare");
+            Ok(())
+        })?;
+        ensure!(wire == NO_MESH, "{wire:?}");
         Ok(())
     })?;
-    ensure!(wire == NO_MESH, "{wire:?}");
     stage.remove(&client, &server)
 }
 
@@ -205,11 +209,15 @@ fn found(stage: &Stage<'_>) -> Result<()> {
     stage.enrolled(0, "order")?;
     stage.enrolled(1, "payment")?;
     stage.cluster.node(0).wait_known("default", "payment")?;
-    let wire = stage.watched(|| {
-        ensure!(stage.get(&client, server.address()?)? == "paid");
+    // The server may not listen yet, nor have its certificate.
+    eventually("an answer by the mesh", || {
+        let wire = stage.watched(|| {
+            ensure!(stage.get(&client, server.address()?)? == "paid");
+            Ok(())
+        })?;
+        ensure!(wire == MESH, "{wire:?}");
         Ok(())
     })?;
-    ensure!(wire == MESH, "{wire:?}");
     stage.remove(&client, &server)
 }
 
