@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
-use weft_core::route::{Backend, RouteTable, RouteType, SelectedFlow, Target};
-use weft_core::{Mesh, Name, PortProtocol, Workload, WorkloadId};
+use weft_core::route::{Backend, RouteTable, SelectedFlow, Target};
+use weft_core::{Mesh, PortProtocol, Workload, WorkloadId};
 
 use super::host::{self, Host};
 use super::{Asked, Explanation, Next, Outcome, State};
@@ -15,7 +15,7 @@ use crate::discovery::{Destination, ServicePortEntry};
 use crate::node::LocalPod;
 use crate::proxy::egress::{self, Led};
 use crate::proxy::error::FlowError;
-use crate::proxy::outbound::{Classified, classify};
+use crate::proxy::outbound::{Classified, classify, must_be_known};
 use crate::proxy::{Context, DeclaredBy, http};
 
 /// More endpoints are counted.
@@ -251,11 +251,7 @@ impl Explanation {
         }
         let (declared, by) = context.declared_by(pod, &classified, to);
         self.protocol(declared, by, own.as_deref());
-        let by_name = match &own {
-            Some(port) => routes_by_name(port, namespace),
-            None => egress::must_be_known(context, pod, to),
-        };
-        if by_name {
+        if must_be_known(context, pod, &classified, to) {
             let fact = "where it goes, or whether, its routes decide by what the client says first: the name that TLS asks \
                         for, or, out of the cluster, requests";
             self.step("route", State::Warning, fact);
@@ -449,14 +445,6 @@ impl Explanation {
         }
         self
     }
-}
-
-/// Whether routes of a port look at the name that a client of TLS asks for.
-fn routes_by_name(port: &ServicePortEntry, namespace: &Name) -> bool {
-    let routes = port.routes.load();
-    routes
-        .as_ref()
-        .is_some_and(|it| it.route_type(namespace) == Some(RouteType::Tls))
 }
 
 fn shown_backend(backend: &Backend) -> String {

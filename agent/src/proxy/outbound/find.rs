@@ -180,17 +180,9 @@ impl<'a> Finding<'a> {
         !stays && (http::may_be(self.declared) || self.must_be_known())
     }
 
-    /// Whether routes of the pod's flows look at what a client says: the name that one of TLS asks for, or, out of the
-    /// cluster, requests.
     fn must_be_known(&self) -> bool {
-        let Classified::Service(port) = &self.classified else {
-            return egress::must_be_known(self.context, self.pod, self.accepted.original);
-        };
-        let routes = port.routes.load();
-        let namespace = &self.pod.id.0.namespace;
-        routes
-            .as_ref()
-            .is_some_and(|it| it.route_type(namespace) == Some(RouteType::Tls))
+        let original = self.accepted.original;
+        must_be_known(self.context, self.pod, &self.classified, original)
     }
 
     /// Where what a client says decides on its way, and those before it waited for their server: connects as for one that
@@ -504,3 +496,21 @@ impl Connected {
 /// How long a client may take to speak before its server is connected to, where a connection of HTTP may be used that is
 /// there already, or what it says decides on its way. One that waits for its server hardly notices.
 const HEAD_START: Duration = Duration::from_millis(20);
+
+/// Whether routes of a pod's flows look at what a client says: the name that one of TLS asks for, or, out of the cluster,
+/// requests.
+pub(in crate::proxy) fn must_be_known(
+    context: &Context,
+    pod: &LocalPod,
+    classified: &Classified,
+    to: SocketAddr,
+) -> bool {
+    let Classified::Service(port) = classified else {
+        return egress::must_be_known(context, pod, to);
+    };
+    let routes = port.routes.load();
+    let namespace = &pod.id.0.namespace;
+    routes
+        .as_ref()
+        .is_some_and(|it| it.route_type(namespace) == Some(RouteType::Tls))
+}

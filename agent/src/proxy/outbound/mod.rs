@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_core::{Identity, Workload};
 
+pub(super) use self::find::must_be_known;
 use self::find::{Found, Looked, find};
 pub(super) use self::reach::{classify, connect, decide, is_of_endpoint, route, why_none};
 pub(super) use self::wait::Waiter;
