@@ -163,6 +163,23 @@ impl<'a> Stage<'a> {
         })
     }
 
+    /// Asks a server, which is to answer this, and that to be seen on the wire.
+    fn ask(&self, client: &Pod, server: IpAddr, (word, expected): (&str, Wire)) -> Result<()> {
+        let wire = self.watched(|| {
+            ensure!(self.get(client, server)? == word);
+            Ok(())
+        })?;
+        ensure!(wire == expected, "{wire:?}");
+        Ok(())
+    }
+
+    /// Asks until it is so: a server may not listen yet, or the first answer come by the way of before.
+    fn wait_answer(&self, client: &Pod, server: IpAddr, expected: (&str, Wire)) -> Result<()> {
+        eventually("the answer, and the wire as it should be", || {
+            self.ask(client, server, expected)
+        })
+    }
+
     fn enrolled(&self, node: usize, pod: &str) -> Result<()> {
         self.cluster.node(node).wait_enrolled("default", pod)
     }
@@ -190,14 +207,7 @@ fn outside(stage: &Stage<'_>) -> Result<()> {
         stage.server("bare", false, "bare")?,
     );
     // The server may not listen yet.
-    eventually("an answer past the mesh", || {
-        let wire = stage.watched(|| {
-            ensure!(stage.get(&client, server.address()?)? == "bare");
-            Ok(())
-        })?;
-        ensure!(wire == NO_MESH, "{wire:?}");
-        Ok(())
-    })?;
+    stage.wait_answer(&client, server.address()?, ("bare", NO_MESH))?;
     stage.remove(&client, &server)
 }
 
@@ -210,14 +220,7 @@ fn found(stage: &Stage<'_>) -> Result<()> {
     stage.enrolled(1, "payment")?;
     stage.cluster.node(0).wait_known("default", "payment")?;
     // The server may not listen yet, nor have its certificate.
-    eventually("an answer by the mesh", || {
-        let wire = stage.watched(|| {
-            ensure!(stage.get(&client, server.address()?)? == "paid");
-            Ok(())
-        })?;
-        ensure!(wire == MESH, "{wire:?}");
-        Ok(())
-    })?;
+    stage.wait_answer(&client, server.address()?, ("paid", MESH))?;
     stage.remove(&client, &server)
 }
 
@@ -232,14 +235,7 @@ fn anew(stage: &Stage<'_>) -> Result<()> {
         client = stage.kubelets[0].make_anew(&client)?;
         ensure!(client.address()? != before, "it has the address of before");
         // Of the sandbox that is gone it is still said that the pod is enrolled, until the agent has looked.
-        eventually("an answer by the mesh", || {
-            let wire = stage.watched(|| {
-                ensure!(stage.get(&client, server.address()?)? == "again");
-                Ok(())
-            })?;
-            ensure!(wire == MESH, "{wire:?}");
-            Ok(())
-        })?;
+        stage.wait_answer(&client, server.address()?, ("again", MESH))?;
     }
     stage.remove(&client, &server)
 }
@@ -252,14 +248,7 @@ fn labelled(stage: &Stage<'_>) -> Result<()> {
         stage.kubelets[0].label(&mut client, "weft.dev/mesh", mesh)?;
         stage.kubelets[1].label(&mut server, "weft.dev/mesh", mesh)?;
         // Between the two there may be moments without an answer, and the first may come by the way of before.
-        eventually("the wire to be as it should be", || {
-            let wire = stage.watched(|| {
-                ensure!(stage.get(&client, address)? == "late");
-                Ok(())
-            })?;
-            ensure!(wire == expected, "{wire:?}");
-            Ok(())
-        })?;
+        stage.wait_answer(&client, address, ("late", expected))?;
     }
     stage.remove(&client, &server)
 }
@@ -324,14 +313,7 @@ fn deployed(stage: &Stage<'_>) -> Result<()> {
     );
     stage.enrolled(0, "order")?;
     stage.enrolled(1, "payment")?;
-    let ask = || -> Result<()> {
-        let wire = stage.watched(|| {
-            ensure!(stage.get(&client, server.address()?)? == "paid");
-            Ok(())
-        })?;
-        ensure!(wire == MESH, "{wire:?}");
-        Ok(())
-    };
+    let ask = || stage.ask(&client, server.address()?, ("paid", MESH));
     eventually("an answer by the mesh", ask)?;
     let agent = |number: u32| -> Result<Pod> {
         let pod = kubelet.run(agent_pod(stage, spec, number)?)?;
