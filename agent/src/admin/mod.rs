@@ -5,7 +5,6 @@
 //! nothing. Both speak small, bounded HTTP/1.1: one request per connection, no bodies to speak of.
 
 mod ask;
-mod http;
 mod port;
 mod readiness;
 mod routes;
@@ -22,7 +21,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use weft_admin_socket::Socket;
+use weft_admin::{Accept, Limits, Socket};
 
 use weft_proto::v1::Page;
 
@@ -73,7 +72,7 @@ impl Admin {
 
 /// Serves `/metrics`, `/live` and `/ready` until `stop`.
 pub async fn serve_port(admin: Arc<Admin>, listener: TcpListener, stop: CancellationToken) {
-    http::serve(listener, Surface::Port, admin, stop).await;
+    serve(listener, Surface::Port, admin, stop).await;
 }
 
 /// Serves `/config_dump`, `/log_level`, `/metrics`, `/live` and `/ready` at `path` until `stop`, then removes the socket. A socket
@@ -87,8 +86,26 @@ pub fn serve_socket(
     stop: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     let socket = Socket::open(path)?;
-    Ok(http::serve(socket, Surface::Socket, admin, stop))
+    Ok(serve(socket, Surface::Socket, admin, stop))
 }
+
+async fn serve(
+    listener: impl Accept,
+    surface: Surface,
+    admin: Arc<Admin>,
+    stop: CancellationToken,
+) {
+    let answer = move |request| {
+        let admin = Arc::clone(&admin);
+        async move { routes::answer(&admin, surface, request).await }
+    };
+    weft_admin::serve(listener, LIMITS, answer, stop).await;
+}
+
+const LIMITS: Limits = Limits {
+    connections: 256,
+    per_address: 64,
+};
 
 #[cfg(test)]
 mod tests;

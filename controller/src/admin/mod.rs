@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use weft_admin_socket::Socket;
+use weft_admin::{Accept, Limits, Loopback, Socket};
 
 use crate::control::agents::AgentStatus;
 use crate::control::inspect::Inspections;
@@ -28,7 +28,6 @@ use crate::statuses::RouteStatus;
 use crate::telemetry::{self, State};
 
 mod inside;
-mod serve;
 pub mod visitors;
 
 use visitors::Visitors;
@@ -69,6 +68,11 @@ enum Surface {
 
 type Reply = Response<Full<Bytes>>;
 
+const LIMITS: Limits = Limits {
+    connections: 64,
+    per_address: 16,
+};
+
 #[derive(Serialize)]
 struct ProblemList {
     problems: Vec<Problem>,
@@ -83,7 +87,7 @@ struct RouteList {
 impl Admin {
     /// Serves what the port shows until it is stopped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
-        serve::serve(listener, Surface::Port, self, stop).await;
+        self.serve_surface(listener, Surface::Port, stop).await;
     }
 
     /// Serves what the socket shows until it is stopped, then removes the socket. One that an earlier controller left
@@ -97,12 +101,27 @@ impl Admin {
         stop: CancellationToken,
     ) -> std::io::Result<impl Future<Output = ()> + Send + use<>> {
         let socket = Socket::open(path)?;
-        Ok(serve::serve(socket, Surface::Socket, self, stop))
+        Ok(self.serve_surface(socket, Surface::Socket, stop))
     }
 
     /// Serves on a loopback port what the socket shows, to whom the API server lets see it, until it is stopped.
     pub async fn serve_inspection(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
-        serve::serve(serve::Loopback(listener), Surface::Inspection, self, stop).await;
+        let listener = Loopback(listener);
+        self.serve_surface(listener, Surface::Inspection, stop)
+            .await;
+    }
+
+    async fn serve_surface(
+        self: Arc<Self>,
+        listener: impl Accept,
+        surface: Surface,
+        stop: CancellationToken,
+    ) {
+        let answer = move |request| {
+            let admin = Arc::clone(&self);
+            async move { admin.answer(surface, &request).await }
+        };
+        weft_admin::serve(listener, LIMITS, answer, stop).await;
     }
 
     /// What keeps agents from being served.

@@ -23,7 +23,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weft_admin_socket::Socket;
+use weft_admin::Socket;
 use weft_cni::ask::Answer;
 
 use crate::bpf::Standing;

@@ -1,0 +1,7 @@
+//! Administrative endpoints: where they listen, and how they are served.
+
+mod serve;
+mod socket;
+
+pub use serve::{Accept, Limits, Loopback, serve};
+pub use socket::Socket;
