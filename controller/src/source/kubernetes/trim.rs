@@ -121,6 +121,7 @@ static POD: Keep = Fields(&[
             ("nodeName", All),
             ("serviceAccountName", All),
             ("hostNetwork", All),
+            ("hostUsers", All),
             ("runtimeClassName", All),
             ("containers", Each(&CONTAINER)),
             ("initContainers", Each(&CONTAINER)),
@@ -214,7 +215,7 @@ mod tests {
                         {"weft.dev/netns": "/run/a", "weft.dev/mesh": "x", "config.linkerd.io/b": "c",
                          "kubernetes.io/config.hash": "h", "kubernetes.io/config.source": "file",
                          "notweft.dev/a": "b", "cni.projectcalico.org/podIP": "10.0.0.1"}},
-                    "spec": {"nodeName": "one", "volumes": [1], "runtimeClassName": "kata",
+                    "spec": {"nodeName": "one", "volumes": [1], "runtimeClassName": "kata", "hostUsers": false,
                         "containers": [{"name": "c", "image": "x", "ports": [{"containerPort": 80}],
                             "readinessProbe": {"periodSeconds": 1, "tcpSocket": {"port": 80}}}]},
                     "status": {"phase": "Running", "hostIP": "10.0.0.2", "conditions":
@@ -223,7 +224,7 @@ mod tests {
                 json!({"apiVersion": "v1", "kind": "Pod",
                     "metadata": {"name": "a", "annotations":
                         {"weft.dev/mesh": "x", "config.linkerd.io/b": "c", "kubernetes.io/config.hash": "h"}},
-                    "spec": {"nodeName": "one", "runtimeClassName": "kata",
+                    "spec": {"nodeName": "one", "runtimeClassName": "kata", "hostUsers": false,
                         "containers": [{"name": "c", "ports": [{"containerPort": 80}],
                             "readinessProbe": {"tcpSocket": {"port": 80}}}]},
                     "status": {"phase": "Running",
