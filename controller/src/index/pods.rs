@@ -11,6 +11,7 @@ use weft_core::{
     AccessPolicy, ContainerId, Name, ObjectName, Owner, PodRuntime, Weight, WorkloadId,
 };
 
+use super::other_mesh::has_other_mesh;
 use super::ports::PortsChoice;
 use super::selector::Labels;
 use crate::objects::Fault;
@@ -257,7 +258,7 @@ impl PodRecord {
     /// The pod cannot be used at all.
     pub(super) fn check(name: ObjectName, pod: &Pod) -> Result<(Self, Vec<Fault>), Fault> {
         let metadata = &pod.metadata;
-        let (mesh, default, mut faults) = choices(metadata);
+        let (mut mesh, default, mut faults) = choices(metadata);
         let (ports_choice, faults_of_ports) = PortsChoice::check(metadata);
         faults.extend(faults_of_ports);
         let spec = pod.spec.as_ref();
@@ -268,6 +269,10 @@ impl PodRecord {
         let phase = status.and_then(|it| it.phase.as_deref());
         let labels = metadata.labels.clone().unwrap_or_default();
         let containers = serving_containers(pod);
+        // Whoever wants both says so on the pod itself.
+        if text(&metadata.labels, MESH_LABEL).is_none() && has_other_mesh(pod, &containers) {
+            mesh = MeshChoice::Disabled;
+        }
         let weight = weight(metadata, &mut faults);
         let class = spec.and_then(|it| it.runtime_class_name.clone());
         let record = Self {

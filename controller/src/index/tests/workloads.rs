@@ -58,6 +58,55 @@ fn meshed_is_what_pod_or_namespace_say() {
 }
 
 #[test]
+fn pods_of_another_mesh_are_left_to_it() {
+    let (on, off) = (
+        "labels: {weft.dev/mesh: enabled}",
+        "labels: {weft.dev/mesh: disabled}",
+    );
+    let inject = "annotations: {linkerd.io/inject: enabled}";
+    let ambient = "annotations: {ambient.istio.io/redirection: enabled}";
+    let as_container = "containers: [{name: c}, {name: linkerd-proxy}]";
+    let of_istio = "containers: [{name: istio-proxy}, {name: c}]";
+    let as_sidecar = "initContainers: [{name: linkerd-proxy, restartPolicy: Always}]";
+    let that_ends = "initContainers: [{name: linkerd-proxy}]";
+    for (of_namespace, of_pod, spec, expected) in [
+        (on, "", as_container, false),
+        (on, "", of_istio, false),
+        (on, "", as_sidecar, false),
+        (on, "", that_ends, true),
+        (on, ambient, "", false),
+        (
+            on,
+            "annotations: {ambient.istio.io/redirection: disabled}",
+            "",
+            true,
+        ),
+        (inject, inject, as_container, false),
+        (inject, inject, "", true),
+        // Whoever wants both says so on the pod itself.
+        ("", on, as_container, true),
+        ("", "labels: {weft.dev/mesh: 'true'}", as_container, true),
+        (on, off, as_container, false),
+    ] {
+        let of_pod = pod(of_pod, "", "").replace(
+            "containers: [{name: c}], ",
+            match spec.starts_with("containers") {
+                true => format!("{spec}, "),
+                false => format!("containers: [{{name: c}}], {spec}"),
+            }
+            .as_str(),
+        );
+        let mut cluster = Cluster::of(&of_pod);
+        cluster.apply(&namespace(of_namespace));
+        assert_eq!(
+            cluster.is_meshed("shop/web"),
+            expected,
+            "namespace {of_namespace:?}, pod {of_pod:?}"
+        );
+    }
+}
+
+#[test]
 fn a_choice_that_is_none_is_reported() {
     let cluster = Cluster::of(&pod("labels: {weft.dev/mesh: \"true\"}", "", ""));
     let reason = "metadata.labels[\"weft.dev/mesh\"]: \"true\" is neither enabled nor disabled";

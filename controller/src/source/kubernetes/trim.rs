@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use crate::index::STATIC_POD_ANNOTATIONS;
+use crate::index::{AMBIENT_REDIRECTION, STATIC_POD_ANNOTATIONS};
 use crate::objects::ObjectKind;
 
 /// What is kept of a value.
@@ -196,6 +196,7 @@ fn may_speak_to_meshes(annotation: &str) -> bool {
     below("weft.dev")
         || below("linkerd.io")
         || prefix == "service.kubernetes.io"
+        || annotation == AMBIENT_REDIRECTION
         || STATIC_POD_ANNOTATIONS.contains(&annotation)
 }
 
@@ -212,7 +213,7 @@ mod tests {
                 ObjectKind::Pod,
                 json!({"apiVersion": "v1", "kind": "Pod",
                     "metadata": {"name": "a", "resourceVersion": "7", "annotations":
-                        {"weft.dev/netns": "/run/a", "weft.dev/mesh": "x", "config.linkerd.io/b": "c",
+                        {"weft.dev/netns": "/run/a", "weft.dev/mesh": "x", "config.linkerd.io/b": "c", "ambient.istio.io/redirection": "enabled",
                          "kubernetes.io/config.hash": "h", "kubernetes.io/config.source": "file",
                          "notweft.dev/a": "b", "cni.projectcalico.org/podIP": "10.0.0.1"}},
                     "spec": {"nodeName": "one", "volumes": [1], "runtimeClassName": "kata", "hostUsers": false,
@@ -223,7 +224,8 @@ mod tests {
                         "containerStatuses": [{"name": "c", "containerID": "containerd://1", "restartCount": 7}]}}),
                 json!({"apiVersion": "v1", "kind": "Pod",
                     "metadata": {"name": "a", "annotations":
-                        {"weft.dev/mesh": "x", "config.linkerd.io/b": "c", "kubernetes.io/config.hash": "h"}},
+                        {"weft.dev/mesh": "x", "config.linkerd.io/b": "c", "kubernetes.io/config.hash": "h",
+                         "ambient.istio.io/redirection": "enabled"}},
                     "spec": {"nodeName": "one", "runtimeClassName": "kata", "hostUsers": false,
                         "containers": [{"name": "c", "ports": [{"containerPort": 80}],
                             "readinessProbe": {"tcpSocket": {"port": 80}}}]},
