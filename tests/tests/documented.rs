@@ -1,5 +1,5 @@
-//! The examples of docs/policy.md and docs/http.md, applied as they are written there: the controller has nothing to
-//! say against any, and those of the main features do what their page says.
+//! The examples of docs/policy.md, docs/http.md and the pages for beginners, applied as they are written there: the controller
+//! has nothing to say against any, and those of the main features do what their page says.
 
 #[path = "documented/network.rs"]
 mod network;
@@ -15,6 +15,16 @@ use weft_tests::metrics::wait_for_metric;
 use weft_tests::scenario::eventually;
 use weft_tests::webapp::{GrpcServer, HttpServer, grpc_call, http_load, raw};
 use weft_tests::{Checks, Cluster, Pod, PodSpec, http, wait_for};
+
+const PAGES: [(&str, &str); 4] = [
+    ("docs/policy.md", include_str!("../../docs/policy.md")),
+    ("docs/http.md", include_str!("../../docs/http.md")),
+    (
+        "docs/getting-started.md",
+        include_str!("../../docs/getting-started.md"),
+    ),
+    ("docs/tasks.md", include_str!("../../docs/tasks.md")),
+];
 
 /// An example, and the heading that it stands below.
 struct Example {
@@ -75,11 +85,12 @@ fn documented() {
 
 impl Scene {
     fn build() -> Result<Scene> {
-        let mut examples = examples("docs/policy.md", include_str!("../../docs/policy.md"))?;
-        examples.extend(self::examples(
-            "docs/http.md",
-            include_str!("../../docs/http.md"),
-        )?);
+        let mut all = vec![];
+        for (page, text) in PAGES {
+            all.extend(examples(page, text)?);
+        }
+        // For kustomize.
+        all.retain(|it| !it.yaml.contains("kind: Kustomization"));
         let cluster = Cluster::start()?;
         let add = |name: &str, spec: fn(PodSpec) -> PodSpec| {
             cluster.add_pod(spec(PodSpec::new(name).namespace("production")))
@@ -115,7 +126,7 @@ impl Scene {
         let spec = ServiceSpec::new("quotes").namespace("production");
         let [quotes, _] = cluster.add_service(&spec.select("app", "quotes").port(CALLS, CALLS))?;
         let scene = Scene {
-            examples,
+            examples: all,
             order,
             reports,
             other,
