@@ -11,6 +11,7 @@ use crate::check::Check;
 use crate::diagnostics::Diagnostics;
 use crate::edges::Edges;
 use crate::endpoints::Endpoints;
+use crate::enroll::Enroll;
 use crate::explain::Explain;
 use crate::identity::Identity;
 use crate::install::{Install, Uninstall};
@@ -39,6 +40,13 @@ pub enum Command {
     Install(Install),
     /// Prints what removes the kernel programs, and says what else is to be done.
     Uninstall(Uninstall),
+    /// Puts a namespace, or the pods of a workload, into the mesh, by a label. Nothing restarts.
+    #[command(
+        after_help = "Next: weft stat. Pods that are made later have the label of their namespace, or of their template."
+    )]
+    Enroll(Enroll),
+    /// Takes a namespace, or the pods of a workload, out of the mesh, by a label. Nothing restarts.
+    Unenroll(Enroll),
     /// What policy says.
     #[command(subcommand)]
     Policy(PolicyCommand),

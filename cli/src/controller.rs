@@ -206,6 +206,17 @@ impl Reach {
         .unwrap_or_else(|_| "default".to_owned())
     }
 
+    /// The cluster that the mesh is in; none: it has its objects from a directory.
+    ///
+    /// # Errors
+    /// The cluster cannot be asked.
+    pub async fn in_cluster(&self) -> Result<Option<&Arc<Cluster>>, ReachError> {
+        match self.at_sockets() {
+            Some(_) => Ok(None),
+            None => Ok(Some(self.cluster().await?)),
+        }
+    }
+
     /// The sockets of controllers; none: they are in a cluster.
     fn at_sockets(&self) -> Option<Vec<PathBuf>> {
         if self.kubeconfig.is_some() || self.context.is_some() {

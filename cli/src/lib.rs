@@ -10,6 +10,7 @@ pub mod controller;
 pub mod diagnostics;
 pub mod edges;
 pub mod endpoints;
+pub mod enroll;
 pub mod explain;
 pub mod identity;
 pub mod install;
@@ -36,6 +37,9 @@ pub enum Error {
     /// Of `weft diagnostics`.
     #[error(transparent)]
     Diagnostics(#[from] diagnostics::DiagnosticsError),
+    /// Of `weft enroll` and `weft unenroll`.
+    #[error(transparent)]
+    Enroll(#[from] enroll::EnrollError),
     /// Not even waiting works.
     #[error("cannot begin: {0}")]
     Runtime(std::io::Error),
@@ -53,6 +57,8 @@ pub fn run(cli: Cli) -> Result<Outcome, Error> {
         Command::Policy(PolicyCommand::Test(test)) => policy::run(&test),
         Command::Install(install) => install::install(&install),
         Command::Uninstall(uninstall) => install::uninstall(&uninstall),
+        Command::Enroll(it) => wait(enroll::run(&it, enroll::Way::In)),
+        Command::Unenroll(it) => wait(enroll::run(&it, enroll::Way::Out)),
         Command::Check(check) => wait(check::run(&check)),
         Command::Stat(stat) => wait(stat::run(&stat)),
         Command::Edges(edges) => wait(edges::run(&edges)),

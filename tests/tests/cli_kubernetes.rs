@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_tests::cluster::binary;
 use weft_tests::command::{Finished, Program};
-use weft_tests::manifests::ServiceSpec;
+use weft_tests::manifests::{ServiceSpec, namespace};
 use weft_tests::scenario::{eventually, expect_echo};
 use weft_tests::testapp::Server;
 use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec};
@@ -30,6 +30,7 @@ fn cli_kubernetes() {
     let mut check = |name: &str, run: fn(&Scene) -> Result<()>| checks.check(name, || run(&scene));
     check("check says that all is well", all_is_well);
     check("commands have what agents say", commands);
+    check("enroll and unenroll label what runs", enroll);
     check("diagnostics collects all, and no token", diagnostics);
     check("a kubeconfig and a context can be named", named);
     check("a right to forward ports is not enough", rights);
@@ -171,6 +172,85 @@ fn commands(scene: &Scene) -> Result<()> {
     let sides: Vec<_> = ends.iter().map(|it| &it["side"]).collect();
     ensure!(sides == ["outbound", "inbound"], "{explained}");
     Ok(())
+}
+
+/// A namespace, then a pod of it: in and out again, while they run.
+fn enroll(scene: &Scene) -> Result<()> {
+    scene.cluster.apply(&namespace("late", &json!({})))?;
+    let pod = PodSpec::new("late").namespace("late").unmeshed();
+    let _late = scene.cluster.add_pod(pod)?;
+    for object in labelling() {
+        scene.cluster.apply(&object)?;
+    }
+    let enroll = |arguments: &[&str]| -> Result<Value> {
+        let all = [arguments, &["-o", "json"]].concat();
+        let text = scene.weft_as("labeller", &all)?.success()?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    };
+    let is_in = |expected: bool| {
+        let awaited = match expected {
+            true => "the pod to be in the mesh",
+            false => "the pod to be out of the mesh",
+        };
+        eventually(awaited, || {
+            let all = scene.json(&["identity", "-n", "late"])?;
+            let rows = all["rows"].as_array().context("rows")?;
+            let has_certificate = rows.iter().any(|it| it["not_after_ms"].is_number());
+            ensure!(
+                has_certificate == expected && (expected || rows.is_empty()),
+                "{all}"
+            );
+            Ok(())
+        })
+    };
+    eventually("the rights to be there", || {
+        let would = enroll(&["enroll", "ns/late", "--dry-run"])?;
+        let pods = json!([{"name": "late", "before": false, "after": true, "reason": null}]);
+        ensure!(would["pods"] == pods && would["dry_run"] == true, "{would}");
+        Ok(())
+    })?;
+    is_in(false)?;
+    let changed = enroll(&["enroll", "ns/late"])?;
+    ensure!(changed["changes"][0]["after"] == "enabled", "{changed}");
+    is_in(true)?;
+    let again = enroll(&["enroll", "ns/late"])?;
+    ensure!(again["changes"] == json!([]), "{again}");
+    // Its namespace stays in.
+    let changed = enroll(&["unenroll", "pod/late", "-n", "late"])?;
+    ensure!(changed["changes"][0]["after"] == "disabled", "{changed}");
+    is_in(false)?;
+    let kept = scene.weft_as("labeller", &["enroll", "ns/late"])?;
+    ensure!(kept.code() == 1, "{kept:?}");
+    let reason = "late   it says itself that it does not take part";
+    ensure!(kept.stdout.contains(reason), "{kept:?}");
+    enroll(&["enroll", "pod/late", "-n", "late"])?;
+    is_in(true)?;
+    enroll(&["unenroll", "pod/late", "-n", "late"])?;
+    let changed = enroll(&["unenroll", "ns/late"])?;
+    ensure!(changed["changes"][0]["after"].is_null(), "{changed}");
+    is_in(false)?;
+    let refused = scene.weft_as("viewer", &["enroll", "ns/late"])?;
+    let reason = "cannot read the namespace late";
+    ensure!(
+        refused.code() == 2 && refused.stderr.contains(reason),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+/// Somebody may label namespaces and pods.
+fn labelling() -> [Value; 2] {
+    let group = "rbac.authorization.k8s.io";
+    [
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": "labeller"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "patch"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "patch"]},
+        ]}),
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "labeller"},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "labeller"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": "labeller"}]}),
+    ]
 }
 
 fn diagnostics(scene: &Scene) -> Result<()> {

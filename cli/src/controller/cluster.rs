@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use http::header::HeaderValue;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::api::{ListParams, Portforwarder, PostParams};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use kube::api::{ListParams, Patch, PatchParams, Portforwarder, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -86,6 +86,8 @@ const LABEL: &str = "app.kubernetes.io/name=weft-controller";
 const TOKEN_SECONDS: i64 = 600;
 /// A token this old is not shown any more.
 const TOKEN_AGE: Duration = Duration::from_secs(300);
+/// How many objects are asked for at once.
+const PAGE: u32 = 500;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For what a kubelet says of a forward that failed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -112,7 +114,7 @@ impl Cluster {
     }
 
     /// The namespace of the kubeconfig's context.
-    pub(super) fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         self.client.default_namespace()
     }
 
@@ -188,6 +190,59 @@ impl Cluster {
             forwarder: forwarder.map_err(|error| self.failed(what(), &error))?,
             pod: pod.to_owned(),
         })
+    }
+
+    /// A namespace.
+    pub(crate) async fn read_namespace(&self, name: &str) -> Result<Namespace, ClusterError> {
+        let read = Api::<Namespace>::all(self.client.clone()).get(name).await;
+        read.map_err(|error| self.failed(format!("read the namespace {name}"), &error))
+    }
+
+    /// All pods of a namespace.
+    pub(crate) async fn read_pods(&self, namespace: &str) -> Result<Vec<Pod>, ClusterError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let what = || format!("list pods in the namespace {namespace}");
+        let mut page = ListParams::default().limit(PAGE);
+        let mut pods = vec![];
+        loop {
+            let listed = api.list(&page).await;
+            let listed = listed.map_err(|error| self.failed(what(), &error))?;
+            pods.extend(listed.items);
+            match listed.metadata.continue_.filter(|it| !it.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(pods),
+            }
+        }
+    }
+
+    /// Changes a pod of a namespace, or without one a namespace, as the merge patch says (RFC 7386).
+    pub(crate) async fn patch(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &serde_json::Value,
+    ) -> Result<(), ClusterError> {
+        let parameters = PatchParams {
+            field_manager: Some("weft".to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = Patch::Merge(patch);
+        let (what, patched) = match namespace {
+            Some(namespace) => {
+                let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+                let patched = api.patch_metadata(name, &parameters, &patch).await;
+                (format!("label the pod {namespace}/{name}"), patched.err())
+            }
+            None => {
+                let api: Api<Namespace> = Api::all(self.client.clone());
+                let patched = api.patch_metadata(name, &parameters, &patch).await;
+                (format!("label the namespace {name}"), patched.err())
+            }
+        };
+        match patched {
+            None => Ok(()),
+            Some(error) => Err(self.failed(what, &error)),
+        }
     }
 
     fn failed(&self, what: String, error: &kube::Error) -> ClusterError {

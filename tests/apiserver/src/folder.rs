@@ -1,6 +1,6 @@
 //! A folder of manifests as the content of a store: what users apply, and kubelets say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +43,7 @@ impl Folder {
         let mut files = std::mem::take(&mut self.files);
         let before: Vec<Value> = objects(&files);
         let mut found = BTreeMap::new();
+        let mut written = BTreeSet::new();
         let entries = std::fs::read_dir(&self.path);
         for entry in entries.with_context(|| format!("reading {}", self.path.display()))? {
             let entry = entry?;
@@ -59,19 +60,26 @@ impl Folder {
             let stamp = (metadata.modified().ok(), metadata.len());
             let known = match files.remove(&path) {
                 Some(known) if known.stamp == stamp => known,
-                _ => Known {
-                    stamp,
-                    objects: read(&path).with_context(|| format!("reading {}", path.display()))?,
-                },
+                _ => {
+                    written.insert(path.clone());
+                    let objects = read(&path);
+                    let objects = objects.with_context(|| format!("reading {}", path.display()))?;
+                    Known { stamp, objects }
+                }
             };
             found.insert(path, known);
         }
         self.files = found;
-        let now = objects(&self.files);
-        for object in &now {
-            // Of a kind that is not served.
-            let _ = store.apply(object);
+        for (path, known) in &self.files {
+            for object in &known.objects {
+                // What others have changed since stays changed until somebody writes the file anew.
+                if written.contains(path) || !store.has(object) {
+                    // Of a kind that is not served.
+                    let _ = store.apply(object);
+                }
+            }
         }
+        let now = objects(&self.files);
         for object in before {
             if !now.iter().any(|it| id(it) == id(&object)) {
                 let _ = store.delete(&object);

@@ -119,6 +119,13 @@ impl Store {
             .retain(|it| it.group != group || it.kind != kind);
     }
 
+    /// Whether there is an object of this kind and name.
+    pub fn has(&self, object: &Value) -> bool {
+        let state = locked(&self.state);
+        let id = state.identify(object);
+        id.is_ok_and(|it| state.objects.contains_key(&it))
+    }
+
     /// Creates or replaces an object; one that is equal changes nothing. What is said about it at `/status` stays, if its
     /// kind has that.
     ///

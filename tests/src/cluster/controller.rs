@@ -310,7 +310,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// People whom the API server knows.
-const USERS: [&str; 2] = ["viewer", "forwarder"];
+const USERS: [&str; 3] = ["viewer", "forwarder", "labeller"];
 /// The trust domain of all test clusters.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 const ADMIN: SocketAddr =
