@@ -77,14 +77,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 /// What continuous integration runs of it: every target for a while, without a sanitizer, whose build
 /// takes half as long again.
 pub(crate) fn run_briefly(workspace: &Workspace) -> Result<()> {
-    let options = Options {
-        target: None,
-        seconds: BRIEFLY_SECONDS,
-        sanitizer: Sanitizer::None,
-        parallel: None,
-        keep: false,
-    };
-    run(workspace, &options)
+    run(workspace, &BRIEFLY)
+}
+
+/// What builds the targets for [`run_briefly`], for whoever has something else to do meanwhile.
+pub(crate) fn brief_build(workspace: &Workspace) -> Result<Command> {
+    let options = &BRIEFLY;
+    Fuzz { workspace, options }.build_command()
 }
 
 struct Fuzz<'a> {
@@ -94,6 +93,10 @@ struct Fuzz<'a> {
 
 impl Fuzz<'_> {
     fn build(&self) -> Result<()> {
+        process::run(&mut self.build_command()?)
+    }
+
+    fn build_command(&self) -> Result<Command> {
         if process::in_path("c++").is_none() && debian::is_debian() {
             debian::install(&[Package::new("g++", "compiles libFuzzer, which is in C++")])?;
         }
@@ -106,16 +109,15 @@ impl Fuzz<'_> {
             flags.push("-Zsanitizer=address");
         }
         let mut cargo = self.workspace.cargo();
-        process::run(
-            cargo
-                .args(["build", "--release", "--bins", "--target", &host()])
-                .arg("--manifest-path")
-                .arg(self.workspace.path("fuzz/Cargo.toml"))
-                .arg("--target-dir")
-                .arg(self.folder())
-                .env("RUSTFLAGS", flags.join(" "))
-                .env("RUSTC_BOOTSTRAP", "1"),
-        )
+        cargo
+            .args(["build", "--release", "--bins", "--target", &host()])
+            .arg("--manifest-path")
+            .arg(self.workspace.path("fuzz/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(self.folder())
+            .env("RUSTFLAGS", flags.join(" "))
+            .env("RUSTC_BOOTSTRAP", "1");
+        Ok(cargo)
     }
 
     /// Runs some at a time, and all of them even if one fails.
@@ -250,5 +252,11 @@ const INSTRUMENTATION: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
-/// Eleven targets on two processors take under two minutes.
-const BRIEFLY_SECONDS: u32 = 20;
+/// Every target for so long that all of them take some minutes on two processors.
+const BRIEFLY: Options = Options {
+    target: None,
+    seconds: 20,
+    sanitizer: Sanitizer::None,
+    parallel: None,
+    keep: false,
+};

@@ -4,7 +4,7 @@
 //! Every build is one of the whole workspace: cargo unites the features of the packages that it is
 //! asked for, so that asking for some of them would compile most dependencies a second time.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command, thread};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -82,7 +82,7 @@ fn unit(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
 }
 
 /// The tests of the whole machine. Those that share nothing but its kernel run side by side; what they all need is built
-/// before.
+/// before, and what comes after them is built meanwhile, by what CPU time they leave.
 fn end_to_end(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     let mut names = vec![ADVERSARY.to_owned()];
     for folder in WHOLE_MACHINE {
@@ -105,24 +105,63 @@ fn end_to_end(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
         return process::run(command(&all).args(filter).args(one_at_a_time));
     }
     process::run(command(&all).arg("--no-run"))?;
-    let suite = |name: &&str| {
-        let mut command = command(&[*name]);
-        command.args(one_at_a_time);
-        Suite {
-            name: (*name).to_owned(),
-            command,
-        }
+    let suite = |name: &str, part: Vec<&str>| {
+        let mut command = command(&[name]);
+        command.args(one_at_a_time).args(part);
+        let name = name.to_owned();
+        Suite { name, command }
     };
-    let (alone, mut beside): (Vec<&str>, Vec<&str>) = all.iter().partition(|it| ALONE.contains(it));
+    let (alone, beside): (Vec<&str>, Vec<&str>) = all.iter().partition(|it| ALONE.contains(it));
+    let mut suites = vec![];
+    for name in beside {
+        if name == HTTP {
+            suites.push(Suite {
+                name: format!("{HTTP} (endpoints)"),
+                ..suite(HTTP, OF_ENDPOINTS.into())
+            });
+            let others = OF_ENDPOINTS.iter().flat_map(|it| ["--skip", *it]);
+            suites.push(suite(HTTP, others.collect()));
+        } else {
+            suites.push(suite(name, vec![]));
+        }
+    }
     // A long one that begins last is what all wait for.
-    beside.sort_by_key(|name| {
-        LONGEST
-            .iter()
-            .position(|it| it == name)
-            .unwrap_or(usize::MAX)
+    suites.sort_by_key(|suite| {
+        let mut longest = LONGEST.iter();
+        let place = longest.position(|it| suite.name.starts_with(it));
+        place.unwrap_or(usize::MAX)
     });
-    lanes::run(beside.iter().map(suite).collect(), LANES)?;
-    lanes::run(alone.iter().map(suite).collect(), 1)
+    let build = Suite {
+        name: "building the fuzz targets".to_owned(),
+        command: idly(&fuzz::brief_build(workspace)?),
+    };
+    thread::scope(|scope| {
+        let built = scope.spawn(|| lanes::run(vec![build], 1));
+        let passed = lanes::run(suites, LANES);
+        let built = built.join();
+        passed?;
+        built.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let alone = alone.iter().map(|it| suite(it, vec![]));
+    lanes::run(alone.collect(), 1)
+}
+
+/// The same command by the CPU time that others leave.
+fn idly(command: &Command) -> Command {
+    let mut idle = Command::new("nice");
+    idle.args(["-n", "19"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => idle.env(name, value),
+            None => idle.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        idle.current_dir(folder);
+    }
+    idle
 }
 
 /// The names of cargo's integration tests in a folder: its files, and its folders with a `main.rs`.
@@ -167,7 +206,22 @@ const ALONE: [&str; 5] = [
     "scale",
 ];
 /// The suites that take the longest, the longest first.
-const LONGEST: [&str; 3] = ["http", ADVERSARY, "endurance"];
+const LONGEST: [&str; 3] = [ADVERSARY, HTTP, "endurance"];
+/// A suite so long that it is two,
+const HTTP: &str = "http";
+/// of which one has these modules: how endpoints are chosen, fail, and are asked again.
+const OF_ENDPOINTS: [&str; 10] = [
+    "balancing::",
+    "breaking::",
+    "retiring::",
+    "retries::",
+    "retried::",
+    "rollout::",
+    "splits::",
+    "timeouts::",
+    "topology::",
+    "waiting::",
+];
 /// How many suites run side by side: they wait for most of their time, so that two CPUs do.
 const LANES: usize = 3;
 
