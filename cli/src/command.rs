@@ -1,6 +1,8 @@
 //! The command line: what can be asked, and how.
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -68,6 +70,8 @@ pub enum Command {
     Diagnostics(Diagnostics),
     /// Writes what lets a shell complete the commands and flags of this one.
     Completions(Completions),
+    /// Writes the manual's pages, one for each command, into a folder.
+    Man(Man),
 }
 
 /// What `weft completions` is asked.
@@ -85,7 +89,37 @@ impl Completions {
     pub fn write(&self) -> Result<Outcome, crate::Error> {
         let mut script = vec![];
         clap_complete::generate(self.shell, &mut Cli::command(), "weft", &mut script);
-        std::io::stdout().write_all(&script)?;
+        io::stdout().write_all(&script)?;
+        Ok(Outcome::Good)
+    }
+}
+
+/// What `weft man` is asked.
+#[derive(Args, Debug)]
+pub struct Man {
+    /// The folder, which is made if it is not there: `man -M` looks for it under the name man1.
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+}
+
+/// Why there is no manual.
+#[derive(Debug, thiserror::Error)]
+#[error("the manual cannot be written into {}: {reason}", folder.display())]
+pub struct ManError {
+    folder: PathBuf,
+    reason: io::Error,
+}
+
+impl Man {
+    /// Writes them: `weft.1`, `weft-check.1`, ...
+    ///
+    /// # Errors
+    /// Writing failed.
+    pub fn write(&self) -> Result<Outcome, crate::Error> {
+        let written = fs::create_dir_all(&self.folder)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &self.folder));
+        let folder = self.folder.clone();
+        written.map_err(|reason| ManError { folder, reason })?;
         Ok(Outcome::Good)
     }
 }
@@ -116,5 +150,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_has_a_page() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let man = Man {
+            folder: folder.path().join("man1"),
+        };
+        assert_eq!(man.write().expect("written"), Outcome::Good);
+        for command in Cli::command().get_subcommands() {
+            let page = man.folder.join(format!("weft-{}.1", command.get_name()));
+            let text = fs::read_to_string(&page).expect("a page");
+            assert!(text.contains(".SH NAME"), "{text}");
+        }
+        let in_the_way = Man {
+            folder: man.folder.join("weft.1"),
+        };
+        let error = in_the_way.write().expect_err("no folder").to_string();
+        assert!(error.contains("weft.1: "), "{error}");
     }
 }

@@ -40,6 +40,9 @@ pub enum Error {
     /// Of `weft enroll` and `weft unenroll`.
     #[error(transparent)]
     Enroll(#[from] enroll::EnrollError),
+    /// Of `weft man`.
+    #[error(transparent)]
+    Man(#[from] command::ManError),
     /// Not even waiting works.
     #[error("cannot begin: {0}")]
     Runtime(std::io::Error),
@@ -68,6 +71,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Error> {
         Command::Explain(explain) => wait(explain::run(&explain)),
         Command::Diagnostics(diagnostics) => wait(diagnostics::run(&diagnostics)),
         Command::Completions(completions) => completions.write(),
+        Command::Man(man) => man.write(),
     }
 }
 
