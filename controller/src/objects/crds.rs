@@ -27,7 +27,33 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         HttpLocalRateLimitPolicy::crd(),
         EgressNetwork::crd(),
     ];
-    definitions.into_iter().map(with_status).collect()
+    let definitions = definitions.into_iter();
+    definitions
+        .map(|it| with_status(without_nulls(it)))
+        .collect()
+}
+
+/// The same with fields that may be left out, and not be null: an API server takes such a null for a field that is left
+/// out, and rules about the others need not know of it.
+fn without_nulls(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = definition.spec.versions.iter_mut();
+    let schemas = schemas.filter_map(|it| it.schema.as_mut()?.open_api_v3_schema.as_mut());
+    schemas.for_each(never_null);
+    definition
+}
+
+fn never_null(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    if let Some(values) = &mut schema.enum_ {
+        values.retain(|it| !it.0.is_null());
+    }
+    let properties = schema.properties.iter_mut();
+    properties
+        .flat_map(BTreeMap::values_mut)
+        .for_each(never_null);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        never_null(items);
+    }
 }
 
 /// The same with a status, which is written and never read as a part of an object: whatever is in there, the object can

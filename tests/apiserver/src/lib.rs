@@ -48,6 +48,7 @@ pub mod folder;
 mod forwarding;
 mod kinds;
 mod rights;
+mod schema;
 pub mod slices;
 mod store;
 mod tls;
@@ -58,6 +59,7 @@ mod writing;
 pub use faults::{Asked, Fault};
 pub use kinds::Kind;
 pub use rights::{Access, Right, Rights};
+pub use schema::Schema;
 pub use store::Store;
 pub use tls::Tls;
 
