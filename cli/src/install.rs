@@ -26,6 +26,10 @@ pub struct Install {
     /// Only the custom resource definitions.
     #[arg(long, conflicts_with_all = ["image", "pod_ranges", "service_ranges", "skip_crds"])]
     pub crds: bool,
+    /// Only the definitions of policy.linkerd.io and linkerd.io, for clusters in which Linkerd is not: where it is, they are
+    /// its own.
+    #[arg(long, conflicts_with_all = ["image", "pod_ranges", "service_ranges", "crds", "skip_crds"])]
+    pub crds_linkerd: bool,
     /// All but the custom resource definitions.
     #[arg(long)]
     pub skip_crds: bool,
@@ -47,6 +51,25 @@ pub struct Uninstall {
 }
 
 const ALL: &str = include_str!("../../daemonset/weft.yaml");
+/// As the component's kustomization lists them.
+const OF_LINKERD: [&str; 8] = [
+    include_str!(
+        "../../daemonset/components/crds-linkerd/authorizationpolicies.policy.linkerd.io.yaml"
+    ),
+    include_str!("../../daemonset/components/crds-linkerd/egressnetworks.policy.linkerd.io.yaml"),
+    include_str!(
+        "../../daemonset/components/crds-linkerd/httplocalratelimitpolicies.policy.linkerd.io.yaml"
+    ),
+    include_str!("../../daemonset/components/crds-linkerd/httproutes.policy.linkerd.io.yaml"),
+    include_str!(
+        "../../daemonset/components/crds-linkerd/meshtlsauthentications.policy.linkerd.io.yaml"
+    ),
+    include_str!(
+        "../../daemonset/components/crds-linkerd/networkauthentications.policy.linkerd.io.yaml"
+    ),
+    include_str!("../../daemonset/components/crds-linkerd/servers.policy.linkerd.io.yaml"),
+    include_str!("../../daemonset/components/crds-linkerd/serviceprofiles.linkerd.io.yaml"),
+];
 const UNINSTALL: &str = include_str!("../../daemonset/uninstall/uninstall.yaml");
 /// How the manifests begin the line of an image.
 const IMAGE: &str = "image: ghcr.io/weft-mesh/weft:";
@@ -102,6 +125,9 @@ To remove Weft, in this order (docs/uninstall.md has the reasons):
 
 impl Install {
     fn manifests(&self) -> String {
+        if self.crds_linkerd {
+            return OF_LINKERD.map(|it| format!("---\n{it}")).concat();
+        }
         let documents = ALL.split("---\n");
         let wanted = documents.filter(|it| {
             let is_definition = it.contains("\nkind: CustomResourceDefinition\n");
@@ -194,6 +220,8 @@ mod tests {
                     .iter()
                     .all(|it| it == "CustomResourceDefinition")
         );
+        let of_linkerd = kinds(&printed(&["--crds-linkerd"]));
+        assert_eq!(of_linkerd, ["CustomResourceDefinition"; 8]);
         let rest = kinds(&printed(&["--skip-crds"]));
         assert_eq!(rest.len() + 6, kinds(ALL).len());
         assert!(rest.contains(&"DaemonSet".to_owned()));

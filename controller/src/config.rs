@@ -357,6 +357,9 @@ pub struct Crds {
     /// Directory to write to: one file per kind.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
+    /// Those of policy.linkerd.io and linkerd.io, for clusters where Linkerd is not, in place of Weft's own.
+    #[arg(long)]
+    pub of_linkerd: bool,
 }
 
 /// Form of the log.

@@ -15,7 +15,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Crds(crds) => weft_controller::objects::crds::write(&crds.dir),
+        Command::Crds(crds) => weft_controller::objects::crds::write(&crds.dir, crds.of_linkerd),
         Command::Run(config) => {
             log(&config)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()

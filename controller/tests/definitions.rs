@@ -438,6 +438,78 @@ fn some_is_left_to_the_index() {
     }
 }
 
+/// Linkerd's Servers are for pods or for machines.
+#[test]
+fn servers_of_linkerd_select_either() {
+    for (spec, is_taken) in [
+        (json!({"podSelector": {}, "port": 80}), true),
+        (
+            json!({"externalWorkloadSelector": {}, "port": "http"}),
+            true,
+        ),
+        (
+            json!({"podSelector": {}, "externalWorkloadSelector": {}, "port": 80}),
+            false,
+        ),
+        (json!({"port": 80}), false),
+        (json!({"podSelector": {}, "port": 0}), false),
+    ] {
+        for version in ["v1beta1", "v1beta3"] {
+            let object = object(&format!("policy.linkerd.io/{version}"), "Server", &spec);
+            let faults = refusals(&object);
+            assert_eq!(faults.is_empty(), is_taken, "{spec}: {faults:?}");
+            assert_eq!(judged(&object).is_ok(), is_taken, "{spec}");
+        }
+    }
+}
+
+/// No field that is read goes.
+#[test]
+fn routes_and_profiles_of_linkerd_stay_whole() {
+    let header = json!([{"name": "a", "value": "b"}]);
+    let headers = json!({"set": header, "add": header, "remove": ["c"]});
+    let path = json!({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"});
+    let filters = json!([
+        {"type": "RequestHeaderModifier", "requestHeaderModifier": headers},
+        {"type": "ResponseHeaderModifier", "responseHeaderModifier": headers},
+        {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "a", "port": 80}, "percent": 5}},
+        {"type": "URLRewrite", "urlRewrite": {"hostname": "a.example", "path": path}},
+        {"type": "RequestRedirect", "requestRedirect": {"scheme": "https", "hostname": "a.example", "path": path, "port": 443, "statusCode": 301}},
+    ]);
+    let matches = json!([{
+        "path": {"type": "PathPrefix", "value": "/"}, "method": "GET",
+        "headers": [{"type": "Exact", "name": "a", "value": "b"}],
+        "queryParams": [{"type": "RegularExpression", "name": "a", "value": "b"}],
+    }]);
+    let backend = json!({"group": "", "kind": "Service", "name": "a", "namespace": "shop", "port": 80, "weight": 1});
+    let route = json!({
+        "parentRefs": [{"group": "core", "kind": "Service", "name": "a", "namespace": "shop", "port": 80, "sectionName": "x"}],
+        "hostnames": ["a.example"],
+        "rules": [{"name": "a", "matches": matches, "filters": filters, "backendRefs": [backend],
+            "timeouts": {"request": "1s", "backendRequest": "1s"},
+            "retry": {"codes": [503], "attempts": 2, "backoff": "100ms"}}],
+    });
+    let condition = json!({"any": [{"not": {"method": "GET"}}, {"all": [{"pathRegex": "/a"}]}]});
+    let failures = json!({"condition": {"status": {"min": 500, "max": 599}}, "isFailure": true});
+    let profile = json!({
+        "routes": [{"name": "a", "condition": condition, "responseClasses": [failures], "isRetryable": true, "timeout": "1s"}],
+        "retryBudget": {"retryRatio": 0.2, "minRetriesPerSecond": 10, "ttl": "10s"},
+        "dstOverrides": [{"authority": "a.shop.svc.cluster.local:80", "weight": "500m"}],
+        "opaquePorts": ["25"],
+    });
+    for (version, kind, spec) in [
+        ("policy.linkerd.io/v1beta3", "HTTPRoute", route),
+        ("linkerd.io/v1alpha2", "ServiceProfile", profile),
+    ] {
+        let object = object(version, kind, &spec);
+        let schema = schema_of(&object);
+        assert_eq!(schema.pruned(&object), object);
+        assert_eq!(schema.faults(&object, None), Vec::<String>::new());
+        let key = decode::identify(&object).expect("an object").expect("ours");
+        decode::decode(&key, &object).expect("it is read");
+    }
+}
+
 /// Every example in the documentation.
 #[test]
 fn examples_are_accepted() {
@@ -455,7 +527,7 @@ fn examples_are_accepted() {
         for object in blocks.flat_map(|it| decode::documents(it).expect("YAML")) {
             let version = object["apiVersion"].as_str().unwrap_or_default();
             let group = version.split('/').next().unwrap_or_default();
-            if group == "policy.weft.dev" {
+            if ["policy.weft.dev", "policy.linkerd.io", "linkerd.io"].contains(&group) {
                 let faults = refusals(&object);
                 assert!(faults.is_empty(), "{object}: {faults:?}");
                 assert_eq!(schema_of(&object).pruned(&object), object);
@@ -510,18 +582,18 @@ fn without_limits(schema: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// As they are committed.
+/// As they are committed: Weft's, and Linkerd's.
 fn definitions() -> Vec<Value> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset");
     let mut definitions = vec![];
-    for folder in ["crds"] {
+    for folder in ["crds", "components/crds-linkerd"] {
         for entry in std::fs::read_dir(root.join(folder)).expect("a folder") {
             let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a text");
             definitions.extend(decode::documents(&text).expect("YAML"));
         }
     }
     definitions.retain(|it| it["kind"] == "CustomResourceDefinition");
-    assert_eq!(definitions.len(), 6);
+    assert_eq!(definitions.len(), 6 + 8);
     definitions
 }
 

@@ -1,5 +1,5 @@
-//! `crds`: the custom resource definitions in `daemonset/crds`, which the controller derives from
-//! the types that it parses.
+//! `crds`: the custom resource definitions in `daemonset/crds` and in the component `crds-linkerd`, which the controller
+//! derives from the types that it parses.
 
 use std::{
     collections::BTreeMap,
@@ -23,33 +23,38 @@ pub(crate) fn run(workspace: &Workspace, check_only: bool) -> Result<()> {
     if check_only {
         return check(workspace, &controller);
     }
-    let committed = workspace.path(COMMITTED);
-    fs::create_dir_all(&committed)
-        .with_context(|| format!("cannot create {}", committed.display()))?;
-    generate(&controller, &committed)?;
-    ui::note(&format!("written to {}", committed.display()));
+    for (committed, flags) in COMMITTED {
+        let committed = workspace.path(committed);
+        fs::create_dir_all(&committed)
+            .with_context(|| format!("cannot create {}", committed.display()))?;
+        generate(&controller, &committed, flags)?;
+        ui::note(&format!("written to {}", committed.display()));
+    }
     Ok(())
 }
 
 /// Fails if the definitions in the repository are not what `controller` writes.
 pub(crate) fn check(workspace: &Workspace, controller: &Path) -> Result<()> {
-    let committed = workspace.path(COMMITTED);
-    let fresh = Scratch::new()?;
-    generate(controller, &fresh.0)?;
-    let differences = differences(&manifests(&committed)?, &manifests(&fresh.0)?);
-    if !differences.is_empty() {
-        bail!(
-            "{} is out of date (run `cargo xtask crds`):\n{}",
-            committed.display(),
-            differences.join("\n")
-        );
+    for (committed, flags) in COMMITTED {
+        let committed = workspace.path(committed);
+        let fresh = Scratch::new()?;
+        generate(controller, &fresh.0, flags)?;
+        let differences = differences(&manifests(&committed)?, &manifests(&fresh.0)?);
+        if !differences.is_empty() {
+            bail!(
+                "{} is out of date (run `cargo xtask crds`):\n{}",
+                committed.display(),
+                differences.join("\n")
+            );
+        }
+        ui::note(&format!("{} is up to date", committed.display()));
     }
-    ui::note(&format!("{} is up to date", committed.display()));
     Ok(())
 }
 
-fn generate(controller: &Path, folder: &Path) -> Result<()> {
-    process::run(Command::new(controller).args(["crds", "--dir"]).arg(folder))
+fn generate(controller: &Path, folder: &Path, flags: &[&str]) -> Result<()> {
+    let mut command = Command::new(controller);
+    process::run(command.args(["crds", "--dir"]).arg(folder).args(flags))
 }
 
 /// The YAML files of a folder by name; none if there is no such folder.
@@ -93,7 +98,11 @@ fn differences(
 
 /// The controller's program.
 pub(crate) const CONTROLLER: &str = "weft-controller";
-const COMMITTED: &str = "daemonset/crds";
+/// Where definitions are, and how the controller is told to write them.
+const COMMITTED: [(&str, &[&str]); 2] = [
+    ("daemonset/crds", &[]),
+    ("daemonset/components/crds-linkerd", &["--of-linkerd"]),
+];
 
 /// A folder that is removed when it goes out of scope.
 struct Scratch(PathBuf);

@@ -103,7 +103,7 @@ enum Task {
     ///
     /// target/debug/weft-agent-next-layout, which nobody ships; see CONTRIBUTING.md.
     BuildNextLayout,
-    /// Write daemonset/crds from the controller's types
+    /// Write daemonset/crds and the component crds-linkerd from the controller's types
     Crds {
         /// Write nothing; fail if the files are not what would be written
         #[arg(long)]

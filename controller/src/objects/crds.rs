@@ -12,12 +12,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
+use super::crds_of_linkerd;
 use super::policy::{
     AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, MeshTlsAuthentication,
     NetworkAuthentication, Server,
 };
 
-/// The definitions.
+/// The definitions of Weft's own kinds.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let definitions = [
         Server::crd(),
@@ -35,7 +36,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
 
 /// The same with fields that may be left out, and not be null: an API server takes such a null for a field that is left
 /// out, and rules about the others need not know of it.
-fn without_nulls(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+pub(super) fn without_nulls(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     let schemas = definition.spec.versions.iter_mut();
     let schemas = schemas.filter_map(|it| it.schema.as_mut()?.open_api_v3_schema.as_mut());
     schemas.for_each(never_null);
@@ -127,7 +128,7 @@ fn of_type(name: &str, description: &str) -> JSONSchemaProps {
 ///
 /// # Errors
 /// A definition cannot be written as JSON, which would be a bug.
-pub fn files() -> anyhow::Result<Vec<(String, String)>> {
+fn files(definitions: Vec<CustomResourceDefinition>) -> anyhow::Result<Vec<(String, String)>> {
     let file = |crd: CustomResourceDefinition| {
         let name = crd
             .metadata
@@ -142,17 +143,21 @@ pub fn files() -> anyhow::Result<Vec<(String, String)>> {
         yaml(&mut text, &value, 0);
         Ok((format!("{name}.yaml"), text))
     };
-    definitions().into_iter().map(file).collect()
+    definitions.into_iter().map(file).collect()
 }
 
-/// Writes the definitions into a directory.
+/// Writes the definitions of Weft's kinds, or of Linkerd's, into a directory.
 ///
 /// # Errors
 /// It cannot be written to.
-pub fn write(directory: &Path) -> anyhow::Result<()> {
+pub fn write(directory: &Path, of_linkerd: bool) -> anyhow::Result<()> {
+    let definitions = match of_linkerd {
+        true => crds_of_linkerd::definitions()?,
+        false => definitions(),
+    };
     std::fs::create_dir_all(directory)
         .with_context(|| format!("creating {}", directory.display()))?;
-    for (name, text) in files()? {
+    for (name, text) in files(definitions)? {
         let path = directory.join(name);
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
@@ -241,10 +246,22 @@ fn indent(text: &mut String, depth: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::ObjectKind;
+
+    /// Of both groups, with the folder that each is in.
+    fn all() -> Vec<(&'static str, String, String)> {
+        let linkerd = crds_of_linkerd::definitions().expect("definitions");
+        let of = |folder, definitions| {
+            let files = files(definitions).expect("written").into_iter();
+            files.map(move |(name, text)| (folder, name, text))
+        };
+        let weft = of("crds", definitions());
+        weft.chain(of("components/crds-linkerd", linkerd)).collect()
+    }
 
     #[test]
     fn what_is_written_reads_back_the_same() {
-        for (name, text) in files().expect("written") {
+        for (_, name, text) in all() {
             let read: Value = serde_saphyr::from_str(&text).expect(&name);
             let crd: CustomResourceDefinition =
                 serde_json::from_value(read.clone()).expect("a definition");
@@ -256,13 +273,26 @@ mod tests {
     /// The definitions that are installed are those of the types: `cargo xtask crds` writes them.
     #[test]
     fn the_committed_definitions_are_up_to_date() {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset/crds");
-        for (name, text) in files().expect("written") {
-            let committed = std::fs::read_to_string(directory.join(&name)).unwrap_or_default();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset");
+        for (folder, name, text) in all() {
+            let committed = std::fs::read_to_string(root.join(folder).join(&name));
             assert!(
-                committed == text,
-                "daemonset/crds/{name} is out of date: run cargo xtask crds"
+                committed.unwrap_or_default() == text,
+                "daemonset/{folder}/{name} is out of date: run cargo xtask crds"
             );
+        }
+    }
+
+    /// What is read of Linkerd's is served, and nothing else; one version is stored.
+    #[test]
+    fn versions_are_those_that_are_read() {
+        for definition in crds_of_linkerd::definitions().expect("definitions") {
+            let spec = &definition.spec;
+            let kind = ObjectKind::find(&spec.group, &spec.names.kind).expect("a kind");
+            let names: Vec<_> = spec.versions.iter().map(|it| it.name.as_str()).collect();
+            assert_eq!(names, kind.versions(), "{kind}");
+            let stored = spec.versions.iter().filter(|it| it.storage);
+            assert_eq!(stored.count(), 1, "{kind}");
         }
     }
 }

@@ -21,6 +21,7 @@ use routes::{ReferenceGrant, Route};
 
 pub mod cni;
 pub mod crds;
+mod crds_of_linkerd;
 pub mod decode;
 pub mod policy;
 pub mod profiles;

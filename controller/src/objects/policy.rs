@@ -389,7 +389,7 @@ const REQUIREMENT: &str = "self.operator in ['In', 'NotIn'] ? \
     has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0";
 
 /// What an object must satisfy, and what is said of one that does not: as `x-kubernetes-validations` has it.
-fn rules(rules: &[(&str, &str)]) -> Value {
+pub(super) fn rules(rules: &[(&str, &str)]) -> Value {
     let rules = rules.iter();
     rules
         .map(|(rule, message)| json!({"rule": rule, "message": message}))
@@ -408,7 +408,7 @@ fn port(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// Kubernetes' own schema, and what it says there in words.
-fn label_selector(generator: &mut SchemaGenerator) -> Schema {
+pub(super) fn label_selector(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = LabelSelector::json_schema(generator);
     if let Some(expressions) = schema.pointer_mut("/properties/matchExpressions") {
         expressions["maxItems"] = json!(256);
