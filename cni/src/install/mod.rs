@@ -89,6 +89,12 @@ pub struct Install {
     #[arg(long, env = "WEFT_CNI_WAIT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub wait_seconds: u64,
 
+    /// Where it is noted that it was installed, for installers that are started again: they only repair. During an upgrade
+    /// there are two for a while, and one that installed anew whenever it is started again would bring back what the newer
+    /// one has replaced. A file in a folder that lives as long as the pod.
+    #[arg(long, env = "WEFT_CNI_INSTALLED", value_name = "FILE")]
+    pub installed: Option<PathBuf>,
+
     /// Install it and return, instead of keeping it installed.
     #[arg(long)]
     pub once: bool,
@@ -139,7 +145,7 @@ pub enum InstallError {
 /// Why it was not done.
 pub fn run(cli: Cli) -> Result<(), InstallError> {
     match cli.command {
-        Command::Install(install) if install.once => install.put(true).map(drop),
+        Command::Install(install) if install.once => install.put(install.is_first()).map(drop),
         Command::Install(install) => install.keep(),
         Command::Status(install) => install.status(),
         Command::Uninstall(uninstall) => uninstall.run(),
@@ -173,7 +179,16 @@ impl Install {
         if let Done::Put(path) = &done {
             say(&format!("put into {}", path.display()));
         }
+        if let Some(note) = self.installed.as_ref().filter(|_| first) {
+            let noted = files::replace(note, b"", 0o644);
+            noted.map_err(|error| io_error(&format!("writing {}", note.display()), error))?;
+        }
         Ok(done)
+    }
+
+    /// Whether no installer of this pod has installed it yet.
+    fn is_first(&self) -> bool {
+        self.installed.as_ref().is_none_or(|it| !it.exists())
     }
 
     /// Keeps it installed.
@@ -181,7 +196,7 @@ impl Install {
         let watch = Watch::new().map_err(|error| io_error("watching folders", error))?;
         let mut pace = Pace::default();
         let mut said = String::new();
-        let mut first = true;
+        let mut first = self.is_first();
         loop {
             // Folders that were made anew are others.
             for folder in [&self.folders.conf_dir, &self.folders.bin_dir] {
@@ -379,6 +394,37 @@ mod tests {
         assert!(!folder.path().join("namespaces.json").exists());
         let left = fs::read_to_string(conf.join("10-a.conflist")).expect("there");
         assert!(!left.contains("weft"), "{left}");
+    }
+
+    /// An upgrade, in which the older installer is started again while the newer one runs.
+    #[test]
+    fn an_older_installer_that_comes_back_only_repairs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let list = folder.path().join("conf/10-a.conflist");
+        fs::create_dir(folder.path().join("conf")).expect("made");
+        fs::write(&list, LIST).expect("written");
+        let installs = |pod: &str, seconds: &str| {
+            let note = folder.path().join(pod).display().to_string();
+            let own = ["--installed", &note, "--wait-seconds", seconds];
+            let command = [&["install", "--once"][..], &own].concat();
+            run(parsed(folder.path(), &command)).expect("installed");
+            fs::read_to_string(&list).expect("there")
+        };
+        let waits = |text: &str, seconds: u64| {
+            let list: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            assert_eq!(list["plugins"][1]["weft"]["waitSeconds"], seconds, "{text}");
+        };
+        waits(&installs("older", "5"), 5);
+        waits(&installs("newer", "7"), 7);
+        let binary = folder.path().join("bin/weft-cni");
+        fs::write(&binary, "newer").expect("written");
+        waits(&installs("older", "5"), 7);
+        assert_eq!(fs::read(&binary).expect("there"), b"newer");
+        // What is missing is put back by whoever sees it.
+        fs::write(&list, LIST).expect("written");
+        fs::remove_file(&binary).expect("removed");
+        waits(&installs("older", "5"), 5);
+        assert!(binary.is_file());
     }
 
     #[test]
