@@ -86,6 +86,13 @@ impl Deployed {
         })
     }
 
+    /// What a file of a component changes.
+    pub fn component(file: &str) -> Result<Value> {
+        let components = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset/components");
+        let text = fs::read_to_string(components.join(file)).context(file.to_owned())?;
+        Ok(serde_saphyr::from_str(&text)?)
+    }
+
     /// The image's archive.
     pub fn archive(&self) -> &Path {
         &self.archive

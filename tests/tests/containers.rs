@@ -67,6 +67,10 @@ fn containers() {
         first,
     );
     check(
+        "the installer of the manifests installs the plugin, and their removal takes it away",
+        installed,
+    );
+    check(
         "the agent's own pod is as its manifest says, and takes over",
         deployed,
     );
@@ -271,28 +275,127 @@ fn first(stage: &Stage<'_>) -> Result<()> {
     let socket = stage.folder.join(CNI_SOCKET).display().to_string();
     let _installer = installer("install")?.args(["--socket", &socket]).spawn()?;
     eventually("the plugin to be installed", || {
-        let list = fs::read_to_string(stage.cni[0].configurations.join(CNI_LIST))?;
+        let list = cni_list(stage)?;
         ensure!(list.contains("weft-cni"), "{list}");
         Ok(())
     })?;
+    for _ in 0..3 {
+        first_connection(stage, &server)?;
+    }
+    drop(_installer);
+    installer("uninstall")?.run()?;
+    stage.kubelets[1].remove(&server)
+}
+
+/// An init container of a new pod on node 0 asks a server before anything else of its pod runs.
+fn first_connection(stage: &Stage<'_>, server: &Pod) -> Result<()> {
     let mut pod = stage.pod("early", true, "exec sleep 1000000");
     let mut init = pod["spec"]["containers"][0].clone();
     init["name"] = "init".into();
     let url = format!("http://{}:8080/", server.address()?);
     init["command"] = json!(["/usr/bin/curl", "-sS", "-m", "10", url]);
     pod["spec"]["initContainers"] = json!([init]);
-    for _ in 0..3 {
-        let wire = stage.watched(|| {
-            let client = stage.kubelets[0].run(pod.clone())?;
-            let said = stage.kubelets[0].log(&client, "init");
-            ensure!(said == "paid\n", "{said}");
-            stage.kubelets[0].remove(&client)
-        })?;
-        ensure!(wire == MESH, "{wire:?}");
+    let wire = stage.watched(|| {
+        let client = stage.kubelets[0].run(pod)?;
+        let said = stage.kubelets[0].log(&client, "init");
+        ensure!(said == "paid\n", "{said}");
+        stage.kubelets[0].remove(&client)
+    })?;
+    ensure!(wire == MESH, "{wire:?}");
+    Ok(())
+}
+
+fn cni_list(stage: &Stage<'_>) -> Result<String> {
+    let list = stage.cni[0].configurations.join(CNI_LIST);
+    fs::read_to_string(&list).with_context(|| list.display().to_string())
+}
+
+/// The container that the component `cni` adds to the agent's pod, and the one that removal has for it: of the image, with
+/// their rights and mounts.
+fn installed(stage: &Stage<'_>) -> Result<()> {
+    let manifests = Deployed::read(stage.cluster.dir())?;
+    let kubelet = &stage.kubelets[0];
+    let agent = manifests.pod("DaemonSet", "weft-agent")?;
+    let component = Deployed::component("cni/agent.yaml")?;
+    let installer = only_cni(stage, agent, &component["spec"]["template"]["spec"])?;
+    let name = installer["containers"][0]["image"].as_str();
+    let image = Image::of(manifests.archive(), name.context("no image")?);
+    kubelet.runtime().import(&image)?;
+    let server = stage.server("payment", true, "paid")?;
+    stage.enrolled(1, "payment")?;
+    stage.cluster.node(0).wait_known("default", "payment")?;
+    let before = cni_list(stage)?;
+    ensure!(!before.contains("weft-cni"), "{before}");
+    let probe = installer["containers"][0]["readinessProbe"]["exec"]["command"].clone();
+    let probe: Vec<String> = serde_json::from_value(probe)?;
+    let probe: Vec<&str> = probe.iter().map(String::as_str).collect();
+    let pod = kubelet.run(of_the_mesh("weft-cni-of-containers", &installer))?;
+    eventually("the installer to be ready", || {
+        let said = kubelet.execute(&pod, "cni", &probe)?;
+        ensure!(said.code == 0, "{said:?} {}", kubelet.log(&pod, "cni"));
+        Ok(())
+    })?;
+    let list = cni_list(stage)?;
+    ensure!(list.contains("weft-cni"), "{list}");
+    first_connection(stage, &server)?;
+    // The plugin outlives who installed it.
+    kubelet.remove_patiently(&pod, Duration::from_secs(10))?;
+    first_connection(stage, &server)?;
+    let removal = manifests.pod("DaemonSet", "weft-uninstall")?;
+    let mut removal = only_cni(stage, removal, removal)?;
+    removal["initContainers"] = removal["containers"].take();
+    removal["containers"] = json!([]);
+    let pod = kubelet.run(of_the_mesh("weft-uninstall-of-containers", &removal))?;
+    let list = cni_list(stage)?;
+    ensure!(!list.contains("weft-cni"), "{list}");
+    for file in [
+        stage.cni[0].plugins.join("weft-cni"),
+        stage.folder.join(CNI_NAMESPACES),
+    ] {
+        ensure!(!file.exists(), "{} is still there", file.display());
     }
-    drop(_installer);
-    installer("uninstall")?.run()?;
+    kubelet.remove(&pod)?;
     stage.kubelets[1].remove(&server)
+}
+
+/// A pod of the mesh's manifests with the container and the volumes for the CNI plugin alone. The agent of node 0 runs
+/// beside it, and has its socket and its list in a folder of the test.
+fn only_cni(stage: &Stage<'_>, pod: &Value, with: &Value) -> Result<Value> {
+    let named = |list: &str| {
+        let containers = with[list].as_array().into_iter().flatten();
+        containers.filter(|it| it["name"] == "cni")
+    };
+    let container = named("containers").chain(named("initContainers")).next();
+    let mut container = container.context("no container cni")?.clone();
+    let path = |name: &str| stage.folder.join(name).display().to_string();
+    let is_removal = container["command"][1] == "uninstall";
+    for variable in container["env"].as_array_mut().into_iter().flatten() {
+        match variable["name"].as_str() {
+            Some("WEFT_CNI_SOCKET") => variable["value"] = path(CNI_SOCKET).into(),
+            // Where it is mounted, of the one; where the node has it, of the other.
+            Some("WEFT_CNI_NAMESPACES") if !is_removal => {
+                variable["value"] = path(CNI_NAMESPACES).into();
+            }
+            _ => {}
+        }
+    }
+    let mut volumes = with["volumes"].clone();
+    for volume in volumes.as_array_mut().into_iter().flatten() {
+        if volume["name"] == "cni-list" {
+            let list = stage.folder.join(CNI_NAMESPACES);
+            let folder = list.parent().context("no folder")?;
+            volume["hostPath"]["path"] = folder.display().to_string().into();
+        }
+    }
+    let mut pod = pod.clone();
+    pod["containers"] = json!([container]);
+    pod["initContainers"] = json!([]);
+    pod["volumes"] = volumes;
+    Ok(pod)
+}
+
+fn of_the_mesh(name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "weft-system"}, "spec": spec})
 }
 
 /// The image is imported, and its agent runs in a container with the rights, mounts and system calls that the DaemonSet gives
@@ -370,11 +473,11 @@ fn agent_pod(stage: &Stage<'_>, spec: &Value, number: u32) -> Result<Value> {
 /// Longer than the agent waits for a successor and for flows.
 const PATIENCE: Duration = Duration::from_secs(75);
 
-/// The bridge of the node, with addresses that no other pod of it has.
+/// The bridge of the node, where pods that mount the node's folders find it, with addresses that no other pod of it has.
 fn cni(node: &Node) -> Result<CniFolders> {
     let folders = CniFolders {
-        configurations: node.dir().join("cni/net.d"),
-        plugins: node.dir().join("cni/bin"),
+        configurations: node.dir().join("host/etc/cni/net.d"),
+        plugins: node.dir().join("host/opt/cni/bin"),
     };
     for folder in [&folders.configurations, &folders.plugins] {
         fs::create_dir_all(folder)?;
