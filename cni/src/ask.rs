@@ -119,11 +119,34 @@ pub enum AskError {
     Garbled(String),
 }
 
-/// Asks the agent, and waits.
+/// Asks the agent, and waits. One that goes away without an answer is started again, or a newer one serves the node in its
+/// place: that is asked then, for as long as there is time.
 ///
 /// # Errors
 /// There is no answer.
 pub fn ask(
+    path: &Path,
+    request: &Request,
+    netns: Option<&File>,
+    wait: Duration,
+) -> Result<Answer, AskError> {
+    let began = Instant::now();
+    let mut gone = None;
+    loop {
+        let left = wait.saturating_sub(began.elapsed());
+        match ask_once(path, &request.after(began.elapsed()), netns, left) {
+            Err(error @ AskError::Broken(_)) => gone = Some(error),
+            Err(AskError::Absent { .. }) if gone.is_some() => {}
+            answered => return answered,
+        }
+        if let Some(error) = gone.take_if(|_| began.elapsed() + ASK_AGAIN >= wait) {
+            return Err(error);
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+}
+
+fn ask_once(
     path: &Path,
     request: &Request,
     netns: Option<&File>,
@@ -145,6 +168,18 @@ pub fn ask(
     send(&mut stream, &line, netns).map_err(failed)?;
     let answer = read_line(&mut stream, until).map_err(failed)?;
     serde_json::from_slice(&answer).map_err(|error| AskError::Garbled(error.to_string()))
+}
+
+impl Request {
+    /// The same when some of the time has passed.
+    fn after(&self, passed: Duration) -> Self {
+        let mut request = self.clone();
+        if let Self::Add(attachment) = &mut request {
+            let passed = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+            attachment.wait_ms = attachment.wait_ms.saturating_sub(passed);
+        }
+        request
+    }
 }
 
 /// Without waiting: an agent that accepts nothing, because it stands still, is none.
@@ -211,6 +246,8 @@ pub fn is_netns(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(fstatfs(descriptor)?.filesystem_type() == NSFS_MAGIC)
 }
 
+/// How soon the next agent is asked.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Requests and answers are at most as long.
 pub const MAX_LINE_BYTES: usize = 256 * 1024;
 
@@ -294,15 +331,59 @@ mod tests {
         let ended = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("the one from before");
             let _ = stream.write_all(b"no JSON\n");
-            drop(listener.accept().expect("accepts"));
             let (mut stream, _) = listener.accept().expect("accepts");
             let _ = stream.read(&mut [0; 4096]);
             let _ = stream.write_all(b"no JSON\n");
+            let (mut stream, _) = listener.accept().expect("accepts");
+            let _ = stream.read(&mut [0; 4096]);
         });
-        assert!(matches!(ask(), AskError::Broken(_)));
         assert!(matches!(ask(), AskError::Garbled(_)));
+        // One that goes away is waited for.
+        let before = Instant::now();
+        assert!(matches!(ask(), AskError::Broken(_)));
+        assert!(before.elapsed() + ASK_AGAIN >= SHORT);
         ended.join().expect("served");
         assert!(matches!(ask(), AskError::Absent { .. }));
+    }
+
+    /// An upgrade: the older one breaks off, nobody listens for a moment, and the newer one answers.
+    #[test]
+    fn the_next_agent_is_asked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = socket_in(&folder);
+        let older = UnixListener::bind(&path).expect("listens");
+        let socket = path.clone();
+        let agents = std::thread::spawn(move || {
+            let asked = |listener: UnixListener| {
+                let (mut stream, _) = listener.accept().expect("accepts");
+                let mut line = vec![];
+                while line.last() != Some(&b'\n') {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).expect("a request");
+                    line.extend(byte);
+                }
+                let request: Request = serde_json::from_slice(&line).expect("a request");
+                (stream, request)
+            };
+            let (stream, first) = asked(older);
+            std::fs::remove_file(&socket).expect("removed");
+            drop(stream);
+            std::thread::sleep(ASK_AGAIN * 2);
+            let (mut stream, second) = asked(UnixListener::bind(&socket).expect("listens"));
+            stream
+                .write_all(b"{\"answer\":\"enrolled\"}\n")
+                .expect("written");
+            (first, second)
+        });
+        let netns = File::open("/proc/self/ns/net").expect("there");
+        let answer = ask(&path, &attachment(), Some(&netns), SHORT * 30);
+        assert_eq!(answer.expect("an answer"), Answer::Enrolled);
+        let (first, second) = agents.join().expect("served");
+        let wait = |it: &Request| match it {
+            Request::Add(attachment) => attachment.wait_ms,
+            other => panic!("{other:?}"),
+        };
+        assert!(wait(&second) < wait(&first), "{first:?} {second:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the plugin does at each command, and what while there is no agent.
 //!
-//! An agent that cannot be asked is not asked again and again here: the kubelet tries again, with a new sandbox. Until
-//! then no container of the pod runs, so nothing of it is in plaintext. Namespaces that are exempt never wait: what there
+//! An agent that cannot be asked is not asked again and again here, unless it went away while it was asked, as it does when
+//! a newer one takes over: the kubelet tries again, with a new sandbox. Until then no container of the pod runs, so nothing of it is in plaintext. Namespaces that are exempt never wait: what there
 //! must be for an agent to know anything runs in them.
 
 use std::ffi::OsString;

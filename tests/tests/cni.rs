@@ -3,11 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use weft_tests::checks::figure;
 use weft_tests::cluster::{Node, binary};
 use weft_tests::cni::{Runtime, Sandbox};
 use weft_tests::command::Process;
@@ -84,6 +85,7 @@ fn cni() {
         "an agent that ends while a pod waits is tried again",
         restarting,
     );
+    check("pods that start during upgrades start", upgraded);
     check(
         "without a controller, only namespaces of the mesh wait",
         controller_away,
@@ -138,10 +140,7 @@ impl<'a> Stage<'a> {
 
     /// A pod that the kubelet has been told of, and so has everybody who watches.
     fn pod(&self, spec: PodSpec) -> Result<(Pod, Sandbox)> {
-        let pod = self.cluster.build_pod(spec.bare())?;
-        self.cluster.apply(&pod.pending())?;
-        let sandbox = next_sandbox(&pod);
-        Ok((pod, sandbox))
+        pending(self.cluster, spec)
     }
 
     fn remove(&self, pod: Pod, sandbox: &Sandbox) -> Result<()> {
@@ -165,6 +164,13 @@ impl<'a> Stage<'a> {
         let labels = [("command", command), ("result", result)];
         Ok(metrics.sum("weft_cni_requests_total", &labels))
     }
+}
+
+fn pending(cluster: &Cluster, spec: PodSpec) -> Result<(Pod, Sandbox)> {
+    let pod = cluster.build_pod(spec.bare())?;
+    cluster.apply(&pod.pending())?;
+    let sandbox = next_sandbox(&pod);
+    Ok((pod, sandbox))
 }
 
 fn next_sandbox(pod: &Pod) -> Sandbox {
@@ -563,6 +569,63 @@ fn restarting(stage: &mut Stage<'_>) -> Result<()> {
     stage.runtime.set_up(&mut pod, &sandbox)?;
     expect_echo(&pod, stage.to_service()[0], "after-restarts")?;
     stage.remove(pod, &sandbox)
+}
+
+/// One agent takes over from the other while pods are being started: no call of the plugin fails, and each pod is in the mesh.
+/// The plugin is at the older one's when the newer one comes, or finds the socket in other hands.
+fn upgraded(stage: &mut Stage<'_>) -> Result<()> {
+    let node = stage.cluster.node(0);
+    let over = AtomicBool::new(false);
+    let (cluster, runtime, service) = (stage.cluster, &stage.runtime, stage.to_service()[0]);
+    let end = |pod, sandbox: &Sandbox| {
+        runtime.del(sandbox)?;
+        cluster.remove_pod(pod)
+    };
+    let started = std::thread::scope(|scope| -> Result<u32> {
+        let start = |name: String| {
+            let over = &over;
+            scope.spawn(move || -> Result<u32> {
+                let mut started = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let (mut pod, sandbox) =
+                        pending(cluster, PodSpec::new(&name).service_account("order"))?;
+                    runtime.set_up(&mut pod, &sandbox)?;
+                    expect_echo(&pod, service, "during-an-upgrade")?;
+                    end(pod, &sandbox)?;
+                    started += 1;
+                }
+                Ok(started)
+            })
+        };
+        let starting: Vec<_> = (0..3).map(|it| start(format!("order-{it}"))).collect();
+        // One that nobody has heard of is asked about until after the takeover.
+        let late = || -> Result<()> {
+            let mut pod = cluster.build_pod(PodSpec::new("late").bare())?;
+            let sandbox = next_sandbox(&pod);
+            let manifest = pod.pending();
+            std::thread::scope(|scope| {
+                let setting_up = scope.spawn(|| runtime.set_up(&mut pod, &sandbox));
+                let taken_over = node.take_over(false);
+                cluster.apply(&manifest)?;
+                setting_up
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("panicked"))??;
+                taken_over.map(drop)
+            })?;
+            end(pod, &sandbox)
+        };
+        let late = late();
+        let upgrades = (0..4).try_for_each(|it| node.take_over(it % 2 == 1).map(drop));
+        over.store(true, Ordering::Relaxed);
+        let mut all = 0;
+        for each in starting {
+            all += each.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        }
+        upgrades.and(late).map(|()| all)
+    })?;
+    figure("pods started during five upgrades, none refused", started);
+    ensure!(started >= 6, "only {started}");
+    node.wait_left()
 }
 
 fn controller_away(stage: &mut Stage<'_>) -> Result<()> {

@@ -139,9 +139,16 @@ async fn serve_one(
         }
     };
     let command = Command::of(&request);
+    let mut standing = enrolling.context.pods.standings();
+    let is_superseded = |it: &Standing| matches!(it, Standing::Superseded { .. });
     let about = format!("{request:?}");
     let given = tokio::select! {
         given = answered(request, descriptor, &enrolling) => given,
+        // Without an answer, so that the plugin asks the newer agent, whose socket that is by then or in a moment.
+        _ = standing.wait_for(is_superseded) => {
+            tracing::debug!(request = about, "left to the newer agent");
+            return;
+        }
         () = stop.cancelled() => Answer::Wait { reason: "the agent ends; another one starts".to_owned() },
     };
     match &given {
