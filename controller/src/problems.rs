@@ -67,6 +67,8 @@ pub enum Facet {
     Idle,
     /// What is made of it is too large for agents.
     Size,
+    /// Nobody uses it, so that agents are not told of it. Said on it, and no problem.
+    Unused,
 }
 
 /// Where an object was found.

@@ -144,21 +144,22 @@ impl Index {
             namespace: Some(name.name.namespace.clone()),
             name: name.name.name.clone(),
         };
-        let record = self.policies.limits.get(name);
-        let reason = record.and_then(|it| {
-            let server = self.limited(it);
-            if !self.policies.servers.contains_key(&server) {
-                return Some(format!("Server {} is not known", server.name));
-            }
-            let limit = self.rate_limit(&server).filter(|it| it.name != *name)?;
-            Some(format!(
-                "Server {} has the older {}",
-                server.name, limit.name
-            ))
+        let server = self.policies.limits.get(name).map(|it| self.limited(it));
+        let (known, unknown): (Vec<_>, Vec<_>) = server
+            .into_iter()
+            .partition(|it| self.policies.servers.contains_key(it));
+        let unknown = unknown.into_iter().map(|server| {
+            let reason = format!("Server {} is not known", server.name);
+            Fault::new("spec.targetRef", reason)
         });
-        let fault = reason.map(|it| Fault::new("spec.targetRef", it));
+        let older = known.into_iter().filter_map(|server| {
+            let limit = self.rate_limit(&server).filter(|it| it.name != *name)?;
+            let reason = format!("Server {} has the older {}", server.name, limit.name);
+            Some(Fault::new("spec.targetRef", reason))
+        });
         let effect = "it limits nothing";
-        self.report(&key, Facet::Conflict, fault.into_iter().collect(), effect);
+        self.report(&key, Facet::Reference, unknown.collect(), effect);
+        self.report(&key, Facet::Conflict, older.collect(), effect);
     }
 
     fn limited(&self, record: &LimitRecord) -> ServerName {

@@ -39,6 +39,7 @@ use too_large::TooLarge;
 
 mod accrual;
 mod addresses;
+mod authentications;
 mod claims;
 mod cni;
 mod egress;
@@ -138,6 +139,8 @@ struct Policies {
     authorizations_in: HashMap<Name, BTreeSet<AuthorizationName>>,
     mesh_tls: HashMap<(PolicyGroup, ObjectName), Vec<IdentityMatch>>,
     networks: HashMap<(PolicyGroup, ObjectName), Vec<NetworkMatch>>,
+    /// The policies that name authentications, there or not, by what they name.
+    naming: HashMap<ObjectName, BTreeSet<AuthorizationName>>,
     limits: Limits,
     egress: HashMap<EgressName, EgressRecord>,
 }
@@ -171,6 +174,8 @@ struct Dirty {
     services: BTreeSet<ObjectName>,
     servers: BTreeSet<ServerName>,
     authorizations: BTreeSet<AuthorizationName>,
+    /// Authentications that others use now, or nobody does.
+    authentications: BTreeSet<ObjectName>,
     overlaps: BTreeSet<ServerName>,
     limits: BTreeSet<AuthorizationName>,
     /// Services whose routes changed.
@@ -313,6 +318,9 @@ impl Index {
         }
         for authorization in std::mem::take(&mut self.dirty.authorizations) {
             self.report_references(&authorization);
+        }
+        for authentication in std::mem::take(&mut self.dirty.authentications) {
+            self.report_authentications(&authentication);
         }
         for limit in std::mem::take(&mut self.dirty.limits) {
             self.report_limit(&limit);

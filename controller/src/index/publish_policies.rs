@@ -7,6 +7,7 @@ use weft_core::{
 use weft_proto::{Key, Kind, Resource};
 
 use super::Index;
+use super::authentications::meant;
 use super::policies::{AuthorizationRecord, Required, ServerRecord, Target};
 use super::publish_inbound::patterns;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
@@ -73,16 +74,16 @@ impl Index {
         self.dirty.authorizations.insert(name.clone());
         let members = self.policies.authorizations_in.entry(namespace);
         let members = members.or_default();
-        match record {
-            Some(record) => {
-                members.insert(name.clone());
-                self.policies.authorizations.insert(name.clone(), record);
-            }
-            None => {
-                members.remove(name);
-                self.policies.authorizations.remove(name);
-            }
-        }
+        match &record {
+            Some(_) => members.insert(name.clone()),
+            None => members.remove(name),
+        };
+        let all = &mut self.policies.authorizations;
+        let before = match record.clone() {
+            Some(record) => all.insert(name.clone(), record),
+            None => all.remove(name),
+        };
+        self.names_authentications(name, before.as_ref(), record.as_ref());
     }
 
     /// What policies of a namespace name may be there now, or gone.
@@ -93,7 +94,7 @@ impl Index {
     }
 
     /// The Servers that a policy of a namespace opens are to be made anew.
-    fn dirty_servers(&mut self, namespace: &weft_core::Name, target: &Target) {
+    pub(super) fn dirty_servers(&mut self, namespace: &weft_core::Name, target: &Target) {
         match target {
             Target::Route(_, name) => self.dirty_servers_of_routes(&ObjectName {
                 namespace: namespace.clone(),
@@ -113,24 +114,6 @@ impl Index {
                     self.dirty.servers.insert(ServerName { group, name });
                 }
             }
-        }
-    }
-
-    /// An authentication of this name appeared, changed or went.
-    pub(super) fn authentication_changed(&mut self, name: &ObjectName) {
-        let mut targets = vec![];
-        for (id, policy) in &self.policies.authorizations {
-            let named = policy.required.iter().any(|it| {
-                matches!(it, Required::MeshTls(_, named) | Required::Network(_, named)
-                    if named == name)
-            });
-            if named {
-                self.dirty.authorizations.insert(id.clone());
-                targets.push((id.name.namespace.clone(), policy.target.clone()));
-            }
-        }
-        for (namespace, target) in targets {
-            self.dirty_servers(&namespace, &target);
         }
     }
 
@@ -270,20 +253,19 @@ impl Index {
 
     /// What a policy requires, followed.
     fn found<'a>(&'a self, own: PolicyGroup, required: &'a Required) -> Found<'a> {
+        let policies = &self.policies;
         match required {
             Required::Identity(identity) => Found::Identity(identity),
             Required::MeshTls(group, name) => {
-                let all = &self.policies.mesh_tls;
-                let has = |group| all.contains_key(&(group, name.clone()));
-                let group = group.unwrap_or_else(|| own_or_other(own, has));
-                let found = all.get(&(group, name.clone()));
+                let found = policies
+                    .mesh_tls
+                    .get(&meant(&policies.mesh_tls, own, *group, name));
                 found.map_or(Found::Nothing, |it| Found::MeshTls(it))
             }
             Required::Network(group, name) => {
-                let all = &self.policies.networks;
-                let has = |group| all.contains_key(&(group, name.clone()));
-                let group = group.unwrap_or_else(|| own_or_other(own, has));
-                let found = all.get(&(group, name.clone()));
+                let found = policies
+                    .networks
+                    .get(&meant(&policies.networks, own, *group, name));
                 found.map_or(Found::Nothing, |it| Found::Networks(it))
             }
             Required::Nothing(_) => Found::Nothing,

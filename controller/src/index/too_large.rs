@@ -89,13 +89,24 @@ impl Index {
                     namespace: Some(server.name.name.namespace.clone()),
                     name: server.name.name.name.clone(),
                 };
-                let opening = self.opening(server).chain(self.opening_routes(server));
-                let policies = opening.map(|it| ObjectKey {
-                    kind: ObjectKind::AuthorizationPolicy(it.name.group),
+                let mut parts = BTreeSet::from([own]);
+                for policy in self.opening(server).chain(self.opening_routes(server)) {
+                    parts.insert(ObjectKey {
+                        kind: ObjectKind::AuthorizationPolicy(policy.name.group),
+                        namespace: Some(policy.name.name.namespace.clone()),
+                        name: policy.name.name.name.clone(),
+                    });
+                    let required = policy.required.iter();
+                    parts.extend(
+                        required.filter_map(|it| self.named_authentication(policy.name.group, it)),
+                    );
+                }
+                parts.extend(self.rate_limit(&server.name).map(|it| ObjectKey {
+                    kind: ObjectKind::HttpLocalRateLimitPolicy(it.name.group),
                     namespace: Some(it.name.name.namespace.clone()),
                     name: it.name.name.name.clone(),
-                });
-                policies.chain([own]).collect()
+                }));
+                parts
             }
             Kind::EgressNetwork => {
                 let mut networks = self.policies.egress.keys();

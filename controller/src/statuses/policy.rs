@@ -37,10 +37,7 @@ impl PolicyStatus {
 
     /// The conditions of a policy of this kind.
     pub(super) fn conditions(&self, kind: ObjectKind, rejected: &[Rejection]) -> Vec<Condition> {
-        let wrong = |facet| {
-            let said = self.0.get(&facet);
-            said.map(|it| format!("{}; {}", it.faults, it.effect))
-        };
+        let wrong = |facet| self.wrong(facet);
         let (invalid, conflict) = (wrong(Facet::Content), wrong(Facet::Conflict));
         let accepted = match (&invalid, &conflict) {
             (Some(reason), _) => not("Accepted", "Invalid", reason),
@@ -54,7 +51,10 @@ impl PolicyStatus {
                 not("Programmed", "Invalid", effect)
             }
             (None, Some(reason)) => not("Programmed", "TooLarge", &reason),
-            (None, None) => programmed_by(rejected.first()),
+            (None, None) => match self.untold(kind) {
+                Some((reason, message)) => not("Programmed", reason, &message),
+                None => programmed_by(rejected.first()),
+            },
         };
         let mut conditions = vec![accepted, programmed];
         if refers(kind) {
@@ -64,6 +64,29 @@ impl PolicyStatus {
             });
         }
         conditions
+    }
+
+    /// Why no agent is told of a policy that is part of what others are about, and of nothing now: the reason, in one
+    /// word and for people.
+    fn untold(&self, kind: ObjectKind) -> Option<(&'static str, String)> {
+        let facets: &[_] = match kind {
+            ObjectKind::HttpLocalRateLimitPolicy(_) => &[
+                (Facet::Reference, "RefNotFound"),
+                (Facet::Conflict, "Conflicted"),
+            ],
+            ObjectKind::MeshTlsAuthentication(_) | ObjectKind::NetworkAuthentication(_) => {
+                &[(Facet::Unused, "Unused")]
+            }
+            _ => &[],
+        };
+        let mut untold = facets.iter();
+        untold.find_map(|(facet, reason)| Some((*reason, self.wrong(*facet)?)))
+    }
+
+    /// What is wrong in one respect, and what holds meanwhile, for people.
+    fn wrong(&self, facet: Facet) -> Option<String> {
+        let said = self.0.get(&facet)?;
+        Some(format!("{}; {}", said.faults, said.effect))
     }
 }
 
@@ -154,6 +177,9 @@ mod tests {
     fn conditions_say_what_is_wrong_and_what_holds() {
         let authorization = ObjectKind::AuthorizationPolicy(PolicyGroup::Weft);
         let server = ObjectKind::Server(PolicyGroup::Weft);
+        let limit = ObjectKind::HttpLocalRateLimitPolicy(PolicyGroup::Weft);
+        let mesh_tls = ObjectKind::MeshTlsAuthentication(PolicyGroup::Weft);
+        let network = ObjectKind::NetworkAuthentication(PolicyGroup::Weft);
         for (kind, wrong, expected) in [
             (server, None, "+Accepted +Programmed"),
             (
@@ -182,6 +208,28 @@ mod tests {
                 "+Accepted +Programmed -ResolvedRefs=RefNotFound: spec.a: bad; kept",
             ),
             (authorization, None, "+Accepted +Programmed +ResolvedRefs"),
+            (limit, None, "+Accepted +Programmed +ResolvedRefs"),
+            (
+                limit,
+                Some(Facet::Reference),
+                "+Accepted -Programmed=RefNotFound: spec.a: bad; kept -ResolvedRefs=RefNotFound: spec.a: bad; kept",
+            ),
+            (
+                limit,
+                Some(Facet::Conflict),
+                "-Accepted=Conflicted: spec.a: bad; kept -Programmed=Conflicted: spec.a: bad; kept +ResolvedRefs",
+            ),
+            (mesh_tls, None, "+Accepted +Programmed"),
+            (
+                mesh_tls,
+                Some(Facet::Unused),
+                "+Accepted -Programmed=Unused: spec.a: bad; kept",
+            ),
+            (
+                network,
+                Some(Facet::Unused),
+                "+Accepted -Programmed=Unused: spec.a: bad; kept",
+            ),
         ] {
             let mut policy = PolicyStatus::default();
             if let Some(facet) = wrong {

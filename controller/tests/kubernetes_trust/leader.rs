@@ -15,6 +15,9 @@ use crate::stage::{DEADLINE, Running, Stage, object, token_of, wait_for};
 
 const ROUTE: &str = "HTTPRoute";
 const SERVER: &str = "Server";
+const LIMIT: &str = "HTTPLocalRateLimitPolicy";
+const MESH_TLS: &str = "MeshTLSAuthentication";
+const NETWORK: &str = "NetworkAuthentication";
 
 fn service() -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
@@ -73,9 +76,13 @@ async fn until_route(store: &Store, name: &str, says: &str) -> Arc<Value> {
 }
 
 async fn until_server(store: &Store, says: &str) -> Arc<Value> {
-    wait_for(&format!("the Server to say {says}"), || {
-        let server = of_shop(store, SERVER, "web")?;
-        (conditions(&server["status"]["conditions"]) == says).then(|| server.clone())
+    until_policy(store, SERVER, "web", says).await
+}
+
+async fn until_policy(store: &Store, kind: &str, name: &str, says: &str) -> Arc<Value> {
+    wait_for(&format!("the {kind} {name} to say {says}"), || {
+        let policy = of_shop(store, kind, name)?;
+        (conditions(&policy["status"]["conditions"]) == says).then(|| policy.clone())
     })
     .await
 }
@@ -306,6 +313,57 @@ async fn what_agents_reject_is_told_on_it() {
     until_server(&stage.store, "Accepted=True/2 Programmed=False/2").await;
     drop(agent);
     until_server(&stage.store, "Accepted=True/2 Programmed=True/2").await;
+}
+
+/// Whatever is part of what agents are told of a Server says whether they are told of it, and follows what agents say.
+#[tokio::test]
+async fn what_a_server_is_made_of_is_programmed_with_it() {
+    const PARTS: [(&str, &str); 3] = [
+        (LIMIT, "Accepted=True/1 Programmed=P/1 ResolvedRefs=True/1"),
+        (MESH_TLS, "Accepted=True/1 Programmed=P/1"),
+        (NETWORK, "Accepted=True/1 Programmed=P/1"),
+    ];
+    let stage = Stage::start().await;
+    let part = |kind: &str, spec: Value| {
+        json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": kind,
+            "metadata": {"name": "part", "namespace": "shop"}, "spec": spec})
+    };
+    let named = |kind: &str| json!({"kind": kind, "name": "part"});
+    let target = json!({"kind": SERVER, "name": "web"});
+    apply(&stage.store, &part(MESH_TLS, json!({"identities": ["*"]})));
+    let networks = json!({"networks": [{"cidr": "10.0.0.0/8"}]});
+    apply(&stage.store, &part(NETWORK, networks));
+    for kind in [MESH_TLS, NETWORK] {
+        let says = "Accepted=True/1 Programmed=False/1";
+        let told = until_policy(&stage.store, kind, "part", says).await;
+        assert_eq!(told["status"]["conditions"][1]["reason"], "Unused");
+    }
+    let limit = json!({"targetRef": target, "total": {"requestsPerSecond": 5}});
+    apply(&stage.store, &part(LIMIT, limit));
+    let missing = "Accepted=True/1 Programmed=False/1 ResolvedRefs=False/1";
+    until_policy(&stage.store, LIMIT, "part", missing).await;
+    apply(&stage.store, &server(&json!(80)));
+    let required = [named(MESH_TLS), named(NETWORK)];
+    let opens = json!({"targetRef": target, "requiredAuthenticationRefs": required});
+    apply(&stage.store, &part("AuthorizationPolicy", opens));
+    let all_say = async |programmed: &str| {
+        let mut said = vec![];
+        for (kind, says) in PARTS {
+            let says = says.replace("=P/", &format!("={programmed}/"));
+            said.push(until_policy(&stage.store, kind, "part", &says).await);
+        }
+        said
+    };
+    all_say("True").await;
+    let token = token_of("agent-1", "one").signed();
+    let agent = stage.subscribe(&token, "one").await.expect("served");
+    let name = "policy.weft.dev/shop/web";
+    agent.rejects(Kind::Server, name, false, "it is odd").await;
+    for it in all_say("False").await {
+        assert_eq!(it["status"]["conditions"][1]["reason"], "Rejected", "{it}");
+    }
+    drop(agent);
+    all_say("True").await;
 }
 
 /// The source of one that may not read pods is never whole: it could say nothing on anything.

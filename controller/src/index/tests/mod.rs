@@ -25,6 +25,7 @@ mod network;
 mod network_egress;
 mod policies;
 mod profiles;
+mod programmed;
 mod ranges;
 mod rejected;
 mod reliability;

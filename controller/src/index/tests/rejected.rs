@@ -19,7 +19,23 @@ const SHOP: &str = "
   spec: {podSelector: {matchLabels: {app: web}}, port: 80, proxyProtocol: HTTP/1}}
 ---
 {apiVersion: policy.weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: open, namespace: shop},
-  spec: {targetRef: {group: policy.weft.dev, kind: Server, name: web}, requiredAuthenticationRefs: []}}
+  spec: {targetRef: {group: policy.weft.dev, kind: Server, name: web},
+    requiredAuthenticationRefs: [{kind: MeshTLSAuthentication, name: staff}, {kind: NetworkAuthentication, name: office}]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: MeshTLSAuthentication, metadata: {name: staff, namespace: shop},
+  spec: {identities: ['*']}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: NetworkAuthentication, metadata: {name: office, namespace: shop},
+  spec: {networks: [{cidr: 10.0.0.0/8}]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: MeshTLSAuthentication, metadata: {name: nobodys, namespace: shop},
+  spec: {identities: ['*']}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: HTTPLocalRateLimitPolicy, metadata: {name: few, namespace: shop},
+  spec: {targetRef: {kind: Server, name: web}, total: {requestsPerSecond: 5}}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: HTTPLocalRateLimitPolicy, metadata: {name: more, namespace: shop},
+  spec: {targetRef: {kind: Server, name: web}, total: {requestsPerSecond: 9}}}
 ---
 {apiVersion: policy.weft.dev/v1alpha1, kind: Server, metadata: {name: other, namespace: shop},
   spec: {podSelector: {matchLabels: {app: web}}, port: 81}}
@@ -75,7 +91,14 @@ fn what_is_rejected_is_said_of_what_it_is_made_of() {
         (
             Kind::Server,
             SERVER,
-            &["AuthorizationPolicy open", "HTTPRoute in web", "Server web"],
+            &[
+                "AuthorizationPolicy open",
+                "HTTPLocalRateLimitPolicy few",
+                "HTTPRoute in web",
+                "MeshTLSAuthentication staff",
+                "NetworkAuthentication office",
+                "Server web",
+            ],
         ),
         (
             Kind::WorkloadPolicy,
