@@ -16,7 +16,8 @@
 //! | without a token that it knows | 401 with a `Status` | no other way to say who one is; of users with tokens, the roles in the store are asked |
 //! | kinds a test forbids | 403 with the real one's message | |
 //! | what roles do not allow, where there are some | the same; lists and watches of one name count as of that name | roles of one account, as manifests give them; no groups, no wildcards |
-//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; Events are checked | merge patches only, and strategic ones of `webhooks`; of built-in kinds, all else tests and folders write |
+//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; of kinds with a status, that stays and `generation` counts; Events are checked | merge patches only, and strategic ones of `webhooks` |
+//! | the same, where ValidatingWebhookConfigurations are for it | each webhook is asked, by `rules`, `matchPolicy`, `namespaceSelector` and `objectSelector`: at a ready endpoint of its Service, under that one's name, verified by `caBundle`, within `timeoutSeconds`; what it denies, and what `failurePolicy` then says, with the real one's status and message; its warnings in the answer's `Warning` | no `url`, no `matchConditions`, no answer from the system's roots; a connection for each call; all writers have one name; neither what tests and folders write nor a deletion is asked about |
 //! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
 //! | POST of a TokenReview | whether a token of [`tokens`] is signed, not expired, for one of the audiences, and its pod is there | nobody else's tokens |
 //! | POST of a TokenRequest | a token for the audiences and the time that are asked for, bound to a pod that is there, of the service account, with that uid; and to its node; or bound to nothing, of an account that is there | may last less than ten minutes |
@@ -25,7 +26,7 @@
 //!
 //! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
 //! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves
-//! the rest: admission, defaults, roles, priority and fairness, caches of several API servers that are not
+//! the rest: other admission, defaults, roles, priority and fairness, caches of several API servers that are not
 //! equally fresh, and load.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -42,6 +43,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod admission;
 mod answer;
 mod faults;
 pub mod folder;

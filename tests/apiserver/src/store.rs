@@ -14,7 +14,7 @@ use crate::locked;
 mod kept;
 mod writes;
 
-pub(crate) use writes::Refused;
+pub(crate) use writes::{Refused, keep_status};
 
 /// Objects of any kinds, with a history.
 #[derive(Debug)]

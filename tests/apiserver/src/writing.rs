@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{Method, Request, Response, StatusCode};
+use http::header::{CONTENT_TYPE, WARNING};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::Shared;
+use crate::admission::{self, Warnings};
 use crate::answer::{Body, Collection, Failure, json_body, no_object, not_found, refusal, shown};
-use crate::store::Refused;
+use crate::store::{Refused, keep_status};
 
 /// A write, as a path names it.
 struct Target<'a> {
@@ -19,6 +20,16 @@ struct Target<'a> {
     name: Option<&'a str>,
     subresource: Option<&'a str>,
 }
+
+/// What is to be written.
+struct Asked {
+    is_merge: bool,
+    is_strategic: bool,
+    said: Value,
+}
+
+/// What was written, with what is said of it.
+type Written = (StatusCode, Arc<Value>, Warnings);
 
 /// Answers a request that writes.
 pub(crate) async fn write(
@@ -30,8 +41,7 @@ pub(crate) async fn write(
     let method = request.method().clone();
     let kind = request.headers().get(CONTENT_TYPE);
     let kind = kind.and_then(|it| it.to_str().ok()).unwrap_or_default();
-    let is_merge = kind.starts_with("application/merge-patch+json");
-    let is_strategic = kind.starts_with("application/strategic-merge-patch+json");
+    let kind = kind.to_owned();
     let bytes = request.into_body().collect().await;
     let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
     let said: Value = serde_json::from_slice(&bytes).map_err(|error| {
@@ -46,59 +56,153 @@ pub(crate) async fn write(
     if let Some(code) = failing {
         return Err(refusal(code, &plural, &target.of.kind.group));
     }
-    let namespace = target.of.namespace.clone().unwrap_or_default();
-    // Of others, tests and folders write what people would.
-    let written_whole = !target.of.kind.custom;
-    let (kind, store) = (&target.of.kind, &shared.store);
-    let (code, written) = match (&method, target.name, target.subresource) {
-        (&Method::POST, None, None) if written_whole => {
-            check(kind.kind.as_str(), &namespace, &said, None)
-                .and_then(|()| store.create(kind, &namespace, said))
-                .map(|it| (StatusCode::CREATED, it))
-        }
-        (&Method::PUT, Some(name), None) if written_whole => store
-            .change(kind, &namespace, name, |before| {
-                let unseen = said.pointer("/metadata/resourceVersion").is_none();
-                if kind.kind == "Lease" && unseen {
-                    let reason = "metadata.resourceVersion: must be specified for an update";
-                    return Err(Refused::Invalid(reason.to_owned()));
-                }
-                check(kind.kind.as_str(), &namespace, &said, Some(before))?;
-                Ok(said)
-            })
-            .map(|it| (StatusCode::OK, it)),
-        (&Method::PATCH, Some(name), None) if written_whole && is_merge => store
-            .change(kind, &namespace, name, |before| {
-                let now = merged(before, &said);
-                check(kind.kind.as_str(), &namespace, &now, Some(before))?;
-                Ok(now)
-            })
-            .map(|it| (StatusCode::OK, it)),
-        (&Method::PATCH, Some(name), Some("status")) if kind.status && is_merge => store
-            .change(kind, &namespace, name, |before| {
-                Ok(with_status(before, &said))
-            })
-            .map(|it| (StatusCode::OK, it)),
-        (&Method::PATCH, Some(name), None) if written_whole && is_strategic => store
-            .change(kind, &namespace, name, |before| {
-                strategically_merged(before, &said)
-            })
-            .map(|it| (StatusCode::OK, it)),
-        (&Method::PATCH, Some(_), Some("status")) if kind.status => {
-            let message = "only merge patches are understood".to_owned();
-            let code = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            return Err((code, "UnsupportedMediaType", message));
+    let asked = Asked {
+        is_merge: kind.starts_with("application/merge-patch+json"),
+        is_strategic: kind.starts_with("application/strategic-merge-patch+json"),
+        said,
+    };
+    let (code, written, warnings) = match (&method, target.name, target.subresource) {
+        (&Method::POST, None, None) => create(shared, &target, asked.said).await?,
+        (&Method::PUT | &Method::PATCH, Some(name), _) => {
+            change(shared, &target, name, &method, &asked).await?
         }
         // As if the object did not exist, says the real one.
         (_, Some(name), Some(_)) => return Err(no_object(&target.of, name)),
-        _ => {
-            let message = "the server does not allow this method on the requested resource";
-            let code = StatusCode::METHOD_NOT_ALLOWED;
-            return Err((code, "MethodNotAllowed", message.to_owned()));
+        _ => return Err(not_allowed()),
+    };
+    let mut response = json_body(code, &shown(&target.of, &written));
+    for warning in warnings {
+        let text = warning.replace(['\\', '"'], "'");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(WARNING, value);
         }
     }
-    .map_err(|refused| failure(&target, refused))?;
-    Ok(json_body(code, &shown(&target.of, &written)))
+    Ok(response)
+}
+
+/// Makes an object, if nobody objects.
+async fn create(shared: &Shared, target: &Target<'_>, said: Value) -> Result<Written, Failure> {
+    let (kind, namespace) = (&target.of.kind, target.namespace());
+    let failed = |refused| failure(target, refused);
+    check(&kind.kind, namespace, &said, None).map_err(failed)?;
+    let name = said["metadata"]["name"].as_str().unwrap_or_default();
+    let write = admission::Write {
+        of: &target.of,
+        name,
+        subresource: None,
+        before: None,
+        now: &said,
+    };
+    let warnings = admission::admit(shared, write).await?;
+    let mut said = said;
+    counted_anew(&mut said);
+    let made = shared.store.create(kind, namespace, said).map_err(failed)?;
+    Ok((StatusCode::CREATED, made, warnings))
+}
+
+/// Changes an object, if nobody objects to what it is to be; as often as somebody else changes it meanwhile.
+async fn change(
+    shared: &Shared,
+    target: &Target<'_>,
+    name: &str,
+    method: &Method,
+    asked: &Asked,
+) -> Result<Written, Failure> {
+    let (kind, namespace) = (&target.of.kind, target.namespace());
+    let failed = |refused| failure(target, refused);
+    loop {
+        let before = shared
+            .store
+            .current(kind, namespace, name)
+            .map_err(failed)?;
+        let now = changed(target, method, asked, &before)?;
+        let version = |of: &Value| of["metadata"]["resourceVersion"].clone();
+        if !version(&now).is_null() && version(&now) != version(&before) {
+            return Err(failed(Refused::Conflict));
+        }
+        let write = admission::Write {
+            of: &target.of,
+            name,
+            subresource: target.subresource,
+            before: Some(&before),
+            now: &now,
+        };
+        let warnings = admission::admit(shared, write).await?;
+        let mut is_other = false;
+        let written = shared.store.change(kind, namespace, name, |current| {
+            is_other = version(current) != version(&before);
+            match is_other {
+                true => Err(Refused::Conflict),
+                false => Ok(now),
+            }
+        });
+        if !is_other {
+            return Ok((StatusCode::OK, written.map_err(failed)?, warnings));
+        }
+    }
+}
+
+/// What an object is to be.
+fn changed(
+    target: &Target<'_>,
+    method: &Method,
+    asked: &Asked,
+    before: &Value,
+) -> Result<Value, Failure> {
+    let (kind, said) = (&target.of.kind, &asked.said);
+    let failed = |refused| failure(target, refused);
+    let mut now = match (method, target.subresource) {
+        (&Method::PUT, None) => {
+            let unseen = said.pointer("/metadata/resourceVersion").is_none();
+            if (kind.kind == "Lease" || kind.custom) && unseen {
+                let reason = "metadata.resourceVersion: must be specified for an update";
+                return Err(failed(Refused::Invalid(reason.to_owned())));
+            }
+            said.clone()
+        }
+        (&Method::PATCH, None) if asked.is_merge => merged(before, said),
+        (&Method::PATCH, None) if asked.is_strategic && !kind.custom => {
+            return strategically_merged(before, said).map_err(failed);
+        }
+        (&Method::PATCH, Some("status")) if kind.status && asked.is_merge => {
+            return Ok(with_status(before, said));
+        }
+        (&Method::PATCH, None) => return Err(unknown_patch()),
+        (&Method::PATCH, Some("status")) if kind.status => return Err(unknown_patch()),
+        _ => return Err(no_object(&target.of, target.name.unwrap_or_default())),
+    };
+    check(&kind.kind, target.namespace(), &now, Some(before)).map_err(failed)?;
+    if kind.status {
+        counted_anew(&mut now);
+        keep_status(&mut now, Some(before));
+    }
+    Ok(now)
+}
+
+/// Takes away what the server counts, whatever somebody says.
+fn counted_anew(object: &mut Value) {
+    let metadata = object.get_mut("metadata");
+    if let Some(metadata) = metadata.and_then(Value::as_object_mut) {
+        metadata.remove("generation");
+    }
+}
+
+fn unknown_patch() -> Failure {
+    let message = "only merge patches are understood".to_owned();
+    let code = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    (code, "UnsupportedMediaType", message)
+}
+
+fn not_allowed() -> Failure {
+    let message = "the server does not allow this method on the requested resource";
+    let code = StatusCode::METHOD_NOT_ALLOWED;
+    (code, "MethodNotAllowed", message.to_owned())
+}
+
+impl Target<'_> {
+    fn namespace(&self) -> &str {
+        self.of.namespace.as_deref().unwrap_or_default()
+    }
 }
 
 fn target<'a>(shared: &Shared, path: &'a str) -> Result<Target<'a>, Failure> {

@@ -42,11 +42,26 @@ impl Store {
         if kind.namespaced {
             metadata["namespace"] = json!(namespace);
         }
+        if state.has_status(&id) {
+            keep_status(&mut object, None);
+        }
         let object = state.record("ADDED", id.clone(), object);
         state.objects.insert(id.clone(), object.clone());
         state.made(id);
         self.announce(state.revision);
         Ok(object)
+    }
+
+    /// An object of this kind.
+    pub(crate) fn current(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, Refused> {
+        let state = locked(&self.state);
+        let found = state.objects.get(&id(kind, namespace, name)).cloned();
+        found.ok_or(Refused::Missing)
     }
 
     /// Changes an object to what is made of it. What that says to have seen, as its `resourceVersion`, has to be the last.
@@ -84,7 +99,7 @@ impl Store {
 
 /// What an object of a kind with a status is when it is applied: what is said about it is not the writer's to say, and
 /// its generation counts the changes of the rest.
-pub(super) fn keep_status(object: &mut Value, before: Option<&Value>) {
+pub(crate) fn keep_status(object: &mut Value, before: Option<&Value>) {
     let Some(fields) = object.as_object_mut() else {
         return;
     };
