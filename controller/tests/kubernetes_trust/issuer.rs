@@ -12,18 +12,18 @@ use weft_apiserver::{Asked, Fault, Store};
 
 use crate::stage::{Stage, object, token_of, wait_for};
 
-const SECRET: &str = "weft-identity-issuer";
+pub(crate) const SECRET: &str = "weft-identity-issuer";
 const ROOTS: &str = "weft-identity-roots";
 
 /// A root that acts as issuer, or an issuer below another.
-struct Made {
-    certificate: String,
+pub(crate) struct Made {
+    pub(crate) certificate: String,
     key: KeyPair,
     params: CertificateParams,
 }
 
 impl Made {
-    fn root(name: &str) -> Self {
+    pub(crate) fn root(name: &str) -> Self {
         let (params, key) = (params(name), KeyPair::generate().expect("made"));
         let certificate = params.self_signed(&key).expect("signed").pem();
         Self {
@@ -45,7 +45,7 @@ impl Made {
     }
 
     /// A Secret as cert-manager writes it.
-    fn secret(&self, roots: &str) -> Value {
+    pub(crate) fn secret(&self, roots: &str) -> Value {
         secret(roots, &self.certificate, &self.key.serialize_pem())
     }
 }
@@ -60,7 +60,7 @@ fn params(name: &str) -> CertificateParams {
     params
 }
 
-fn secret(roots: &str, certificate: &str, key: &str) -> Value {
+pub(crate) fn secret(roots: &str, certificate: &str, key: &str) -> Value {
     let [roots, certificate, key] = [roots, certificate, key].map(|it| STANDARD.encode(it));
     json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
         "metadata": {"name": SECRET, "namespace": "weft-system"},

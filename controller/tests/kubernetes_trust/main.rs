@@ -1,6 +1,7 @@
 //! What trust rests on in a cluster, over a real API server's protocol and real gRPC: agents that prove by tokens where
 //! they are, people who stole one, and one of several controllers that leads.
 
+mod admission;
 mod behind;
 mod inspection;
 mod issuer;

@@ -20,7 +20,7 @@ use weft_controller::objects::decode;
 
 use crate::stage::{DEADLINE, Stage, object, wait_for};
 
-const NAME: &str = "weft-webhook.weft-system.svc";
+pub(crate) const NAME: &str = "weft-webhook.weft-system.svc";
 
 /// Sends a request as it is, and takes what is answered until the connection ends; an error: it failed.
 async fn sent(stage: &Stage, name: &str, request: &[u8]) -> std::io::Result<String> {
@@ -37,7 +37,7 @@ async fn sent_by(stage: &Stage, pem: &str, name: &str, request: &[u8]) -> std::i
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-async fn connected_by(
+pub(crate) async fn connected_by(
     stage: &Stage,
     pem: &str,
     name: &str,
