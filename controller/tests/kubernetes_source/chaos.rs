@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use weft_apiserver::Cut;
 use weft_controller::source::kubernetes::Pace;
 
@@ -86,6 +87,49 @@ async fn a_restored_cluster_is_found() {
     assert!(backup.revision() < stage.store.revision());
     stage.replace(backup).await;
     stage.wait_same("after").await;
+}
+
+/// Who is cut off while the cluster is restored asks for what happened since a version that is yet to come, and hears
+/// nothing; or, where others have written much since, of the rest only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_was_restored_during_an_outage_is_found() {
+    for goes_on in [false, true] {
+        let mut stage = Stage::of(SHOP).await;
+        stage.controller.wait_complete().await;
+        let changing = pod("changing", "one", "10.1.1.60", "web");
+        stage.apply(&changing.to_string());
+        stage.apply(&pod("back", "two", "10.1.2.61", "web").to_string());
+        let backup = stage.store.backup();
+        // What the backup does not know of: something comes, something goes, something is another one.
+        stage.delete("{apiVersion: v1, kind: Pod, metadata: {name: back, namespace: shop}}");
+        stage.apply(&pod("new", "one", "10.1.1.50", "web").to_string());
+        stage.delete("{apiVersion: v1, kind: Pod, metadata: {name: changing, namespace: shop}}");
+        stage.apply(&pod("changing", "two", "10.1.2.60", "web").to_string());
+        stage.delete("{apiVersion: policy.weft.dev/v1alpha1, kind: Server, metadata: {name: web, namespace: shop}}");
+        stage.wait_same("before").await;
+        let seen = stage.store.revision();
+        assert!(backup.revision() < seen);
+        stage.stop().await;
+        tokio::time::sleep(PACE.outage * 5 / 4).await;
+        stage.store = backup;
+        if goes_on {
+            let map = |number: u64| {
+                json!({"apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": "any", "namespace": "shop"}, "data": {"n": number.to_string()}})
+            };
+            let mut number = 0;
+            while stage.store.revision() <= seen {
+                stage.apply(&map(number).to_string());
+                number += 1;
+            }
+        }
+        stage.start().await;
+        stage.wait_same(&format!("after, {goes_on}")).await;
+        // And it is heard of what follows.
+        stage.apply(&pod("later", "one", "10.1.1.70", "web").to_string());
+        stage.wait_same(&format!("later, {goes_on}")).await;
+        stage.controller.wait_no_problem().await;
+    }
 }
 
 /// A connection that breaks in the middle of an event, or ends there.

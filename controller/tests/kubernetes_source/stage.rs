@@ -30,6 +30,7 @@ pub(crate) const PACE: Pace = Pace {
     longest_asked_pause: Duration::from_secs(60),
     page: 2,
     anew: Duration::from_secs(3600),
+    outage: Duration::from_secs(1),
     between_lists: Duration::from_millis(50),
     watch_seconds: 2,
 };

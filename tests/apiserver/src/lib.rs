@@ -11,7 +11,7 @@
 //! | GET of a collection, of a namespace or of all | pages by `limit` and `continue`, all of one `resourceVersion`; 410 `Expired` for a page of before a compaction; items of built-in kinds without `apiVersion` and `kind`; `fieldSelector=metadata.name=` | other fields are refused with 400; Secrets are listed and watched by name only |
 //! | GET of a collection with `labelSelector` | what has all of these labels | only equality |
 //! | GET of an object | the object, or 404 | |
-//! | `watch=true` | changes after `resourceVersion`, whole objects, one per line; without one, first all that is there; `BOOKMARK`s, and one before `timeoutSeconds` end it; `ERROR` with code 410 for a version of before a compaction | bookmarks as often as a test wants; no `sendInitialEvents` |
+//! | `watch=true` | changes after `resourceVersion`, whole objects, one per line; without one, first all that is there; `BOOKMARK`s, and one before `timeoutSeconds` end it; `ERROR` with code 410 for a version of before a compaction; nothing at all until a version that is yet to come, as after a restore | bookmarks as often as a test wants; no `sendInitialEvents` |
 //! | several versions of a kind | one object, shown in the version that is asked for | nothing is converted but `apiVersion` |
 //! | without a token that it knows | 401 with a `Status` | no other way to say who one is; of users with tokens, the roles in the store are asked |
 //! | kinds a test forbids | 403 with the real one's message | |

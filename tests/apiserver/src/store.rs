@@ -212,6 +212,23 @@ impl Store {
         state.rests.clear();
     }
 
+    /// What is there after a restore from a backup that is made now: the objects, the count of revisions, and nothing of
+    /// what happened before.
+    pub fn backup(&self) -> Arc<Self> {
+        let state = locked(&self.state);
+        let state = State {
+            kinds: state.kinds.clone(),
+            revision: state.revision,
+            objects: state.objects.clone(),
+            compacted: state.revision,
+            ..State::default()
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: watch::Sender::new(0),
+        })
+    }
+
     /// The last revision.
     pub fn revision(&self) -> u64 {
         locked(&self.state).revision

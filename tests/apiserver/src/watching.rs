@@ -94,13 +94,18 @@ impl Watch {
                 self.send(change.what, &shown(&self.of, &change.object))
                     .await?;
             }
-            from = upto;
+            // Of a version that is yet to come nothing is said before that.
+            let is_ahead = from > upto;
+            from = from.max(upto);
             let pause = self.shared.behaviour().bookmark_every;
             tokio::select! {
                 () = self.lines.closed() => return Err(Ended),
                 outcome = changed.changed() => if outcome.is_err() { return Ok(()) },
-                () = tokio::time::sleep_until(end) => return self.bookmark(from).await,
-                () = tokio::time::sleep(pause) => self.bookmark(from).await?,
+                () = tokio::time::sleep_until(end) => return match is_ahead {
+                    true => Ok(()),
+                    false => self.bookmark(from).await,
+                },
+                () = tokio::time::sleep(pause), if !is_ahead => self.bookmark(from).await?,
             }
         }
     }

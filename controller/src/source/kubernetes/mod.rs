@@ -84,6 +84,9 @@ pub struct Pace {
     /// How often everything is listed anew beside the watch, for what no watch can notice: a cluster that was restored
     /// from a backup.
     pub anew: Duration,
+    /// After a time without the API server that is as long as this, everything is listed anew, too, within about as long
+    /// again: nobody restores a cluster in less.
+    pub outage: Duration,
     /// The least time between lists of a kind, where agents know of more than was heard.
     pub between_lists: Duration,
     /// How long the server lets a watch last. A connection that is dead without a sign is noticed after this.
@@ -103,6 +106,7 @@ impl Default for Pace {
             longest_asked_pause: connect::LONGEST_ASKED_PAUSE,
             page: 500,
             anew: Duration::from_secs(3600),
+            outage: Duration::from_secs(5),
             between_lists: Duration::from_secs(10),
             watch_seconds: WATCH_SECONDS,
         }

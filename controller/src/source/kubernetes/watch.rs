@@ -1,8 +1,8 @@
 //! One watch: the objects of one kind, for as long as it is served.
 //!
-//! It begins with a list, and goes on with what happens after it. From time to time everything is listed again, beside
-//! the watch, which goes on meanwhile: that finds what the watch did not say, and that a cluster was restored from a
-//! backup. Where a watch may have lost something, it begins again with a list.
+//! It begins with a list, and goes on with what happens after it. From time to time, and soon after an outage, everything
+//! is listed again, beside the watch, which goes on meanwhile: that finds what the watch did not say, and that a cluster
+//! was restored from a backup. Where a watch may have lost something, it begins again with a list.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +88,8 @@ struct Course {
     list_fails: Option<String>,
     /// and the watch, and since when.
     watch_fails: Option<(String, Instant)>,
+    /// Since when it cannot be watched.
+    away: Option<Instant>,
     /// Since when there is a watch from a list on.
     followed: Instant,
     /// How often in a row it soon said nothing but that the server does not know that far back.
@@ -107,6 +109,7 @@ impl Watch {
             pause: self.pace.pause(),
             list_fails: None,
             watch_fails: None,
+            away: None,
             followed: Instant::now(),
             expired: 0,
         };
@@ -206,11 +209,13 @@ impl Watch {
         let told = match change {
             Change::Failed(error) => {
                 course.expired = 0;
+                course.away.get_or_insert_with(Instant::now);
                 let reason = self.failed("watch", &error);
                 course.watch_fails = Some((reason.clone(), Instant::now()));
                 return self.report(news_of(&error, reason)).await;
             }
             Change::Lost(error) => {
+                course.away = None;
                 // A list that is being made may have begun before.
                 course.changes = None;
                 course.list = Some(self.list(course.pause.after(Instant::now())));
@@ -225,7 +230,16 @@ impl Watch {
                 course.list_fails = Some(reason.clone());
                 return self.report(news_of(&error, reason)).await;
             }
-            Change::Opened => return self.report(News::Answered).await,
+            Change::Opened => {
+                let away = course.away.take().map(|it| it.elapsed());
+                if away.is_some_and(|it| it >= self.pace.outage) {
+                    // Meanwhile the cluster may have been restored from a backup, and count from an earlier version on:
+                    // the watch would say nothing until that is later than what was seen, and not all of it then.
+                    let soon = Instant::now() + about(self.pace.outage);
+                    course.anew = course.anew.min(soon);
+                }
+                return self.report(News::Answered).await;
+            }
             Change::Nothing(version) => {
                 course.seen = version.or(course.seen);
                 self.watch_is_well(course).await?;
