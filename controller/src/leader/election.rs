@@ -49,6 +49,8 @@ pub(super) enum Move {
 pub(super) struct Election {
     me: String,
     seen: Option<(Said, Instant)>,
+    /// The version that was last written by this one.
+    wrote: Option<String>,
     until: Option<Instant>,
 }
 
@@ -58,6 +60,7 @@ impl Election {
         Self {
             me,
             seen: None,
+            wrote: None,
             until: None,
         }
     }
@@ -65,6 +68,10 @@ impl Election {
     /// What follows from what the Lease says at this moment; none: there is no Lease.
     pub(super) fn look(&mut self, said: Option<Said>, now: Instant) -> Move {
         let Some(said) = said else {
+            if self.may_be_held(now) {
+                self.wrote = None;
+                return Move::Wait;
+            }
             self.seen = None;
             return Move::Create;
         };
@@ -74,11 +81,11 @@ impl Election {
         };
         let next = if said.holder.is_empty() {
             Move::Take
-        } else if said.holder == self.me {
+        } else if self.is_own(&said, now) {
             Move::Renew
         } else {
             // Whatever was believed until now.
-            self.until = None;
+            (self.until, self.wrote) = (None, None);
             match now - since >= said.duration.min(LONGEST) {
                 true => Move::Take,
                 false => Move::Wait,
@@ -88,8 +95,23 @@ impl Election {
         next
     }
 
-    /// It was written, by a request that began then.
-    pub(super) fn wrote(&mut self, began: Instant) {
+    /// Whether a Lease is the own one, and nobody else leads. One of a cluster that was restored from a backup may name
+    /// who led then: whoever led since does not know yet.
+    fn is_own(&self, said: &Said, now: Instant) -> bool {
+        let leads = self.until.is_some_and(|it| now < it);
+        said.holder == self.me && (leads || self.wrote.as_ref() == Some(&said.version))
+    }
+
+    /// Whether another one may lead still, by a Lease that is not there any more.
+    fn may_be_held(&self, now: Instant) -> bool {
+        let is_theirs = |it: &Said| !it.holder.is_empty() && it.holder != self.me;
+        let seen = self.seen.as_ref().filter(|(it, _)| is_theirs(it));
+        seen.is_some_and(|(it, since)| now - *since < it.duration.min(LONGEST))
+    }
+
+    /// It was written, by a request that began then, and is of this version now.
+    pub(super) fn wrote(&mut self, began: Instant, version: String) {
+        self.wrote = Some(version);
         self.until = Some(began + RENEW_DEADLINE);
     }
 
@@ -131,6 +153,46 @@ mod tests {
         ] {
             let now = start + Duration::from_secs(at);
             assert_eq!(election.look(lease, now), expected, "{at}");
+            if at == 35 {
+                election.wrote(now, "4".to_owned());
+            }
+        }
+    }
+
+    /// What the Lease of a cluster says that was restored from a backup, to the one who led before, and to another.
+    #[test]
+    fn a_lease_that_was_restored_makes_nobody_lead_beside_another() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for (restored, of_leader, of_other) in [
+            // As the leader wrote it, but earlier.
+            (said("one", 3), Move::Renew, Move::Wait),
+            // Of a time in which the other one led.
+            (said("other", 3), Move::Wait, Move::Wait),
+            (said("third", 3), Move::Wait, Move::Wait),
+            (None, Move::Create, Move::Wait),
+        ] {
+            let (mut one, mut other) = (
+                Election::new("one".to_owned()),
+                Election::new("other".to_owned()),
+            );
+            other.wrote(start - Duration::from_secs(60), "3".to_owned());
+            other.look(said("one", 8), at(0));
+            one.wrote(at(0), "9".to_owned());
+            assert_eq!(other.look(said("one", 9), at(0)), Move::Wait);
+            let name = format!("{restored:?}");
+            assert_eq!(other.look(restored.clone(), at(1)), of_other, "{name}");
+            assert_eq!(other.until(), None, "{name}");
+            assert_eq!(one.look(restored.clone(), at(2)), of_leader, "{name}");
+            // Whoever is away for good does not keep it.
+            assert_eq!(
+                other.look(restored.clone(), at(15)),
+                match restored {
+                    None => Move::Create,
+                    Some(_) => Move::Wait,
+                }
+            );
+            assert_ne!(other.look(restored, at(16)), Move::Wait, "{name}");
         }
     }
 
@@ -143,13 +205,13 @@ mod tests {
             Election::new("other".to_owned()),
         );
         assert_eq!(one.look(None, start), Move::Create);
-        one.wrote(start);
+        one.wrote(start, "1".to_owned());
         // The other one sees it as early as it can.
         other.look(said("one", 1), start);
         let taken = (0..60).find(|at| other.look(said("one", 1), after(*at)) == Move::Take);
         let taken = after(taken.expect("it is taken in the end"));
         assert!(one.until() <= Some(taken - Duration::from_secs(5)));
-        other.wrote(taken);
+        other.wrote(taken, "2".to_owned());
         assert_eq!(one.look(said("other", 2), taken), Move::Wait);
         assert_eq!(one.until(), None);
     }

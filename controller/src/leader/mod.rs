@@ -106,8 +106,8 @@ impl Candidate {
             (_, Some(lease)) => self.write(lease, next == Move::Take).await,
         };
         match written {
-            Ok(()) => {
-                election.wrote(now);
+            Ok(lease) => {
+                election.wrote(now, said(&lease).version);
                 Ok(())
             }
             // Somebody else was faster: it is looked again.
@@ -116,7 +116,7 @@ impl Candidate {
         }
     }
 
-    async fn create(&self) -> Result<(), kube::Error> {
+    async fn create(&self) -> Result<Lease, kube::Error> {
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(self.name.name.to_string()),
@@ -125,12 +125,11 @@ impl Candidate {
             },
             spec: Some(self.spec(LeaseSpec::default(), true)),
         };
-        let made = self.api().create(&PostParams::default(), &lease).await;
-        made.map(drop)
+        self.api().create(&PostParams::default(), &lease).await
     }
 
     /// Says that it is held by this one, if nobody wrote since it was read.
-    async fn write(&self, lease: Lease, anew: bool) -> Result<(), kube::Error> {
+    async fn write(&self, lease: Lease, anew: bool) -> Result<Lease, kube::Error> {
         let before = lease.spec.unwrap_or_default();
         self.replace(Lease {
             metadata: lease.metadata,
@@ -158,12 +157,13 @@ impl Candidate {
             spec: Some(spec),
         })
         .await
+        .map(drop)
     }
 
-    async fn replace(&self, lease: Lease) -> Result<(), kube::Error> {
+    async fn replace(&self, lease: Lease) -> Result<Lease, kube::Error> {
         let name = self.name.name.as_str();
         let (api, parameters) = (self.api(), PostParams::default());
-        api.replace(name, &parameters, &lease).await.map(drop)
+        api.replace(name, &parameters, &lease).await
     }
 
     fn spec(&self, before: LeaseSpec, anew: bool) -> LeaseSpec {

@@ -15,20 +15,20 @@ use crate::served;
 use crate::stage::{DEADLINE, Running, Stage, token_of};
 
 /// An agent at a controller.
-struct Agent {
+pub(crate) struct Agent {
     _sender: mpsc::Sender<v1::AgentMessage>,
     receiver: Streaming<v1::ControllerMessage>,
 }
 
 /// What an agent knows.
 #[derive(Clone, Debug, Default)]
-struct Known {
+pub(crate) struct Known {
     held: HashMap<Key, u64>,
     position: HashMap<String, u64>,
 }
 
 impl Known {
-    fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         let key = Key {
             kind: Kind::Workload,
             name: name.to_owned(),
@@ -52,14 +52,23 @@ impl Known {
 
 impl Agent {
     /// One that knows so much, and comes to a controller.
-    async fn comes_to(controller: &Running, token: &str, known: &Known) -> Self {
+    pub(crate) async fn comes_to(controller: &Running, token: &str, known: &Known) -> Self {
+        Self::at(controller, ("one", token), known).await
+    }
+
+    /// The same, of a node by its agent's token.
+    pub(crate) async fn at(
+        controller: &Running,
+        (node, token): (&str, &str),
+        known: &Known,
+    ) -> Self {
         let held = known.held.iter().map(|(key, version)| v1::Held {
             key: Some(key.clone().into()),
             version: *version,
         });
         let hello = v1::Hello {
             position: known.position.clone(),
-            ..served::hello("one", held.collect())
+            ..served::hello(node, held.collect())
         };
         let opened = served::subscribe(&mut controller.client().await, token, hello).await;
         let (sender, receiver) = opened.expect("let in");
@@ -76,7 +85,7 @@ impl Agent {
     }
 
     /// Takes in pushes until it has everything, or what it waits for.
-    async fn learns(&mut self, known: &mut Known, until: impl Fn(&Known, bool) -> bool) {
+    pub(crate) async fn learns(&mut self, known: &mut Known, until: impl Fn(&Known, bool) -> bool) {
         loop {
             let message = self.next().await;
             let Message::Push(push) = message else {
@@ -85,6 +94,22 @@ impl Agent {
             known.take(&push);
             if until(known, push.complete) {
                 return;
+            }
+        }
+    }
+
+    /// The same, where it may have to wait before it is told anything.
+    pub(crate) async fn catches_up(&mut self, known: &mut Known) {
+        loop {
+            match self.next().await {
+                Message::Behind(_) => {}
+                Message::Push(push) => {
+                    known.take(&push);
+                    if push.complete {
+                        return;
+                    }
+                }
+                other => panic!("neither: {other:?}"),
             }
         }
     }

@@ -6,6 +6,7 @@ mod behind;
 mod inspection;
 mod issuer;
 mod leader;
+mod restored;
 mod restricted;
 mod rights;
 #[path = "../served/mod.rs"]
