@@ -3,5 +3,5 @@
 mod serve;
 mod socket;
 
-pub use serve::{Accept, Limits, Loopback, serve};
+pub use serve::{Accept, Lasting, Limits, Loopback, serve};
 pub use socket::Socket;

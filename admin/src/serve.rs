@@ -4,6 +4,8 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
@@ -28,6 +30,11 @@ pub struct Limits {
     /// The same from one address.
     pub per_address: usize,
 }
+
+/// In an answer's extensions: it comes bit by bit, and its connection has all the time that it takes, until this is
+/// cancelled. Then little is left of it.
+#[derive(Clone, Debug)]
+pub struct Lasting(pub CancellationToken);
 
 /// Where connections come from: a port or a socket.
 pub trait Accept {
@@ -108,9 +115,18 @@ where
     R: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
+    let lasting = Arc::new(OnceLock::new());
+    let lasts = Arc::clone(&lasting);
     let service = service_fn(move |request| {
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        let (answered, lasts) = (answer(request), Arc::clone(&lasts));
+        async move {
+            let answer = answered.await;
+            if let Some(lasting) = answer.extensions().get::<Lasting>() {
+                // There is one answer only.
+                let _ = lasts.set(lasting.clone());
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -119,7 +135,15 @@ where
         .max_buf_size(MAX_HEADER_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_TIMEOUT, connection).await {
+    let mut connection = pin!(connection);
+    let mut served = timeout(CONNECTION_TIMEOUT, connection.as_mut()).await;
+    if let (Err(_), Some(Lasting(ended))) = (&served, lasting.get()) {
+        served = tokio::select! {
+            served = connection.as_mut() => Ok(served),
+            () = ended.cancelled() => timeout(REST_TIMEOUT, connection.as_mut()).await,
+        };
+    }
+    match served {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "an administrative connection failed"),
         Err(_) => debug!("an administrative connection took too long"),
@@ -173,6 +197,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// And its answer has to be taken within this.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is left of an answer that has ended is taken within this.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

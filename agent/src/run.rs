@@ -144,7 +144,9 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let stop = CancellationToken::new();
     let mut parts = JoinSet::new();
     let admin = serve_admin(&config, &context, log, &stop, &mut parts)?;
-    parts.spawn(stream.answering(admin.answers()).run(stop.clone()));
+    let taps = Arc::clone(context.telemetry.taps());
+    let stream = stream.answering(admin.answers()).tapped(taps);
+    parts.spawn(stream.run(stop.clone()));
     parts.spawn(forget_series(Arc::clone(&context), stop.clone()));
     let (ending, stopped) = (context.end_flows_no_longer_allowed(), stop.clone());
     parts.spawn(async move {

@@ -235,6 +235,8 @@ pub struct Run {
 
 /// What the tokens are for by which people ask at `--inspect`: they are of no use anywhere else.
 pub const INSPECTION_AUDIENCE: &str = "weft-inspection";
+/// The same for those by which people watch pods.
+pub const TAP_AUDIENCE: &str = "weft-tap";
 
 /// What describes the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]

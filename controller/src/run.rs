@@ -23,6 +23,7 @@ use crate::config::{Run, SourceChoice};
 use crate::control;
 use crate::control::agents::Agents;
 use crate::control::authentication::pods::AgentPods;
+use crate::control::tap::Taps;
 use crate::control::tls::Serving;
 use crate::index::{Index, Settings};
 use crate::leader::{Candidate, Leadership};
@@ -151,6 +152,7 @@ impl Controller {
             false => SystemTime::now(),
         };
         let (questions, asked) = Questions::new();
+        let taps = Arc::new(Taps::new(views.clone()));
         let server = control::Server {
             views,
             authority,
@@ -159,6 +161,7 @@ impl Controller {
             progress,
             agents: Arc::new(Agents::new(problems.clone())),
             inspections: Arc::default(),
+            taps,
             metrics,
             trust_domain: config.trust_domain.clone(),
             stop,
@@ -356,6 +359,8 @@ impl Controller {
             registry: self.server.metrics.registry(state.clone()),
             state,
             inspections: self.server.inspections.clone(),
+            taps: self.server.taps.clone(),
+            stop: self.server.stop.clone(),
             serving: self.serving.clone(),
             silent_after: self.config.silent_after,
             source: self.config.source.to_string(),

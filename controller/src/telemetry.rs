@@ -35,6 +35,7 @@ pub struct Metrics {
     told: Family<ResultLabels, Counter>,
     reviewed: Family<ResultLabels, Counter>,
     inspected: Family<ResultLabels, Counter>,
+    tapped: Family<ResultLabels, Counter>,
     pushes: Counter,
     pushed: Counter,
     removed: Counter,
@@ -150,6 +151,11 @@ impl Metrics {
         self.inspected.get_or_create(&ResultLabels { result }).inc();
     }
 
+    /// Somebody asked at the port for inspection to watch.
+    pub fn tapped(&self, result: &'static str) {
+        self.tapped.get_or_create(&ResultLabels { result }).inc();
+    }
+
     /// A request to the API server for all objects of a resource of a group failed, with a status if it was answered.
     pub fn source_failed(
         &self,
@@ -211,6 +217,8 @@ impl Metrics {
         all.register("reviews", help, self.reviewed.clone());
         let help = "Requests of people at the port for inspection, by what was decided about them";
         all.register("inspections", help, self.inspected.clone());
+        let help = "Requests of people to watch pods, at the port for inspection, by what was decided about them";
+        all.register("taps", help, self.tapped.clone());
         let help = "Pushes sent to agents";
         all.register("pushes", help, self.pushes.clone());
         let help = "Resources sent to agents";

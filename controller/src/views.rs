@@ -244,6 +244,15 @@ impl Views {
         self.read().accounts.keys().cloned().collect()
     }
 
+    /// The meshed pods of a node.
+    pub fn pods_of(&self, node: &Name) -> Vec<WorkloadId> {
+        let state = self.read();
+        let layer = state.nodes.get(node);
+        let entries = layer.into_iter().flat_map(|it| &it.entries);
+        let pods = entries.filter(|(key, it)| key.kind == Kind::NodePod && it.resource.is_some());
+        pods.filter_map(|(key, _)| key.name.parse().ok()).collect()
+    }
+
     /// A workload, as all agents are told of it.
     pub fn workload(&self, id: &WorkloadId) -> Option<Workload> {
         let key = Key {

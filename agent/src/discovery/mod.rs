@@ -22,6 +22,7 @@ mod sharded;
 mod state;
 mod store;
 mod stream;
+mod tap;
 
 pub use asks::Discovery;
 pub use calls::{CallError, Calls, PodStanding};

@@ -28,6 +28,8 @@ use super::inspect::{self, Answers, Inspected};
 use super::position::Position;
 use super::state::StreamState;
 use super::store::{Destination, Store, is_reachable};
+use super::tap::{self, Tapped};
+use crate::telemetry::tap::Taps;
 
 /// The client. [`ControlStream::run`] is its task.
 pub struct ControlStream {
@@ -45,6 +47,8 @@ pub struct ControlStream {
     at: Option<SocketAddr>,
     /// What the controller is answered when people ask about this agent.
     answers: Option<Answers>,
+    /// Those who watch.
+    taps: Option<Arc<Taps>>,
 }
 
 /// What is held, but not said in the Hello of this stream as it would have been too large: gone
@@ -114,6 +118,7 @@ impl ControlStream {
             position: Position::default(),
             at: None,
             answers: None,
+            taps: None,
         };
         (stream, discovery)
     }
@@ -121,6 +126,12 @@ impl ControlStream {
     /// The same, with answers to what the controller is asked about this agent.
     pub fn answering(mut self, answers: Answers) -> Self {
         self.answers = Some(answers);
+        self
+    }
+
+    /// The same, with samples for those who watch by the controller.
+    pub fn tapped(mut self, taps: Arc<Taps>) -> Self {
+        self.taps = Some(taps);
         self
     }
 
@@ -200,7 +211,7 @@ impl ControlStream {
             state.controller = self.at;
             state.connects += 1;
         });
-        let _inspected = self.inspected(&connection);
+        let _asked = (self.inspected(&connection), self.watched(&connection));
         // What piled up while nobody listened is old, or among these.
         while self.wants.try_recv().is_ok() {}
         for address in self.asks.outstanding() {
@@ -244,6 +255,17 @@ impl ControlStream {
         };
         let answering = inspect::answer(connection.clone(), inspected);
         Some(AbortOnDropHandle::new(tokio::spawn(answering)))
+    }
+
+    /// Lets people watch by the controller, until this is dropped.
+    fn watched(&self, connection: &Connection) -> Option<AbortOnDropHandle<()>> {
+        let tapped = Tapped {
+            node: self.node.clone(),
+            incarnation: self.incarnation,
+            taps: self.taps.clone()?,
+        };
+        let serving = tap::serve(connection.clone(), tapped);
+        Some(AbortOnDropHandle::new(tokio::spawn(serving)))
     }
 
     /// How long a controller may take to begin: one that cannot tell anything yet, or not now, is left for another.

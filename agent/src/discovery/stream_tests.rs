@@ -62,6 +62,15 @@ impl Control for TestController {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    type TapStream = ReceiverStream<Result<v1::TapCommand, Status>>;
+
+    async fn tap(
+        &self,
+        _: Request<Streaming<v1::TapMessage>>,
+    ) -> Result<Response<Self::TapStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     type InspectStream = ReceiverStream<Result<v1::InspectQuestion, Status>>;
 
     /// As of a controller from before there was such a call.

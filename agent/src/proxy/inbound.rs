@@ -435,6 +435,7 @@ async fn serve_http(
     admission: &Admission,
     record: &mut Record,
 ) -> Result<(), FlowError> {
+    record.has_exchanges = true;
     let moved = Arc::new(std::mem::take(&mut record.moved));
     let stream = stream.metered(Arc::clone(&moved), Side::Client);
     let ended = {

@@ -31,6 +31,7 @@ pub mod outbound;
 pub mod record;
 mod seldom;
 mod socket;
+mod tap;
 pub mod tcp;
 pub mod tunnel;
 pub mod usage;

@@ -7,7 +7,9 @@ use weft_core::{Identity, ObjectName, Verdict, WorkloadId};
 
 use super::error::FlowError;
 use super::live_requests::RequestEntry;
+use super::tap::{self, TappedFlow};
 use super::tcp::Moved;
+use crate::discovery::Store;
 use crate::telemetry::{Direction, Telemetry};
 
 /// What is known of a flow, filled as its stages pass and written when it ends.
@@ -48,6 +50,10 @@ pub struct Record {
     pub moved: Moved,
     /// Others tell of what became of it, unless it failed.
     pub is_told_elsewhere: bool,
+    /// Those who watch see its exchanges, and not the flow.
+    pub(super) has_exchanges: bool,
+    /// Somebody watches it.
+    pub(super) tapped: Option<Box<TappedFlow>>,
     started: Instant,
 }
 
@@ -87,6 +93,8 @@ impl Record {
             egress: None,
             moved: Moved::default(),
             is_told_elsewhere: false,
+            has_exchanges: false,
+            tapped: None,
             started: Instant::now(),
         }
     }
@@ -104,7 +112,7 @@ impl Record {
     }
 
     /// Counts and logs the flow's end.
-    pub fn finish(mut self, telemetry: &Telemetry, result: &Result<(), FlowError>) {
+    pub fn finish(mut self, telemetry: &Telemetry, store: &Store, result: &Result<(), FlowError>) {
         if self.is_told_elsewhere && result.is_ok() {
             return;
         }
@@ -128,6 +136,7 @@ impl Record {
             (Some(verdict), None) => Some(verdict.by()),
             (None, None) => None,
         };
+        tap::ended(telemetry, store, &mut self, error);
         tracing::info!(
             target: "access",
             direction = direction(self.direction),

@@ -260,13 +260,20 @@ impl PodLabels {
 }
 
 impl TlsLabel {
+    /// The values of `tls` and `no_tls_reason`; none: there is no connection.
+    pub(crate) fn values(self) -> Option<(&'static str, Option<&'static str>)> {
+        match self {
+            Self::Mutual => Some(("true", None)),
+            Self::SameNode => Some(("true", Some("same_node"))),
+            Self::None => Some(("no_identity", Some("plaintext"))),
+            Self::Loopback => Some(("loopback", Some("loopback"))),
+            Self::Unconnected => None,
+        }
+    }
+
     pub(super) fn render(self, labels: &mut Rendered) {
-        let (tls, no_tls_reason) = match self {
-            Self::Mutual => ("true", None),
-            Self::SameNode => ("true", Some("same_node")),
-            Self::None => ("no_identity", Some("plaintext")),
-            Self::Loopback => ("loopback", Some("loopback")),
-            Self::Unconnected => return,
+        let Some((tls, no_tls_reason)) = self.values() else {
+            return;
         };
         labels.push(("tls", tls.to_owned()));
         if let Some(reason) = no_tls_reason {

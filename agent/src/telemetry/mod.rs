@@ -17,6 +17,7 @@ mod labels;
 mod process;
 mod refusal;
 mod samples;
+pub mod tap;
 
 pub use detection::{DetectedBy, ProtocolLabel};
 pub use flow::{FlowHandle, PeerCounters};
@@ -41,12 +42,14 @@ use exchange::{
 use flow::FlowCounters;
 use labels::NotLetOutLabels;
 use process::Process;
+use tap::Taps;
 
 /// The process's metrics.
 #[derive(Debug)]
 pub struct Telemetry {
     counts: Arc<Counts>,
     exchanges: Arc<Exchanges>,
+    taps: Arc<Taps>,
     registry: Mutex<Registry>,
 }
 
@@ -94,10 +97,12 @@ impl Telemetry {
         let telemetry = Self {
             counts: Arc::clone(&counts),
             exchanges: Arc::clone(&exchanges),
+            taps: Arc::default(),
             registry: Mutex::new(Registry::default()),
         };
         telemetry.add_source(counts);
         telemetry.add_source(exchanges);
+        telemetry.add_source(Arc::clone(&telemetry.taps) as Arc<dyn Source>);
         telemetry.add_source(Arc::new(Process::new()));
         Arc::new(telemetry)
     }
@@ -107,6 +112,11 @@ impl Telemetry {
         let collector = Box::new(samples::SourceCollector(source));
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register_collector(collector);
+    }
+
+    /// Those who watch exchanges and flows.
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.taps
     }
 
     /// Counts a flow as open; it closes when the handle is dropped.

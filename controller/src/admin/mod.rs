@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode};
@@ -22,15 +22,18 @@ use weft_admin::{Accept, Limits, Loopback, Socket};
 
 use crate::control::agents::AgentStatus;
 use crate::control::inspect::Inspections;
+use crate::control::tap::Taps;
 use crate::control::tls::Serving;
 use crate::problems::Problem;
 use crate::statuses::RouteStatus;
 use crate::telemetry::{self, State};
 
 mod inside;
+mod tap;
 pub mod visitors;
 
-use visitors::Visitors;
+use tap::{Ask, Lines};
+use visitors::{Visitors, Watcher};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -43,6 +46,8 @@ pub struct Admin {
     pub state: State,
     /// The agents that can be asked.
     pub inspections: Arc<Inspections>,
+    /// Those who watch what goes on at pods.
+    pub taps: Arc<Taps>,
     /// What agents are served with.
     pub serving: Arc<Serving>,
     /// The metrics.
@@ -53,6 +58,8 @@ pub struct Admin {
     pub source: String,
     /// Who decides about those who ask at the loopback port; none: there is no such port.
     pub visitors: Option<Visitors>,
+    /// Ends it.
+    pub stop: CancellationToken,
 }
 
 /// Where a request came in.
@@ -66,7 +73,9 @@ enum Surface {
     Inspection,
 }
 
-type Reply = Response<Full<Bytes>>;
+/// What is answered: at once, or as it comes.
+type Content = Either<Full<Bytes>, Lines>;
+type Reply = Response<Content>;
 
 const LIMITS: Limits = Limits {
     connections: 64,
@@ -139,7 +148,10 @@ impl Admin {
         }
     }
 
-    async fn answer(&self, surface: Surface, request: &Request<Incoming>) -> Reply {
+    async fn answer(self: &Arc<Self>, surface: Surface, request: &Request<Incoming>) -> Reply {
+        if surface != Surface::Port && request.uri().path() == "/tap" {
+            return self.tapped(surface, request).await;
+        }
         if surface == Surface::Inspection
             && let Err(refusal) = self.admit(request).await
         {
@@ -188,6 +200,27 @@ impl Admin {
 }
 
 impl Admin {
+    async fn tapped(self: &Arc<Self>, surface: Surface, request: &Request<Incoming>) -> Reply {
+        if request.method() != Method::GET {
+            let text = "only GET\n".to_owned();
+            return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let ask = match Ask::read(query) {
+            Ok(ask) => ask,
+            Err(wrong) => return respond(StatusCode::BAD_REQUEST, TEXT, wrong + "\n"),
+        };
+        let watcher = match (surface, &self.visitors) {
+            (Surface::Inspection, Some(visitors)) => visitors.admit_watcher(request, &ask).await,
+            (Surface::Inspection, None) => Err(visitors::Refusal::Nobody),
+            (Surface::Socket | Surface::Port, _) => Ok(Watcher::root()),
+        };
+        match watcher {
+            Ok(watcher) => self.tap(ask, watcher, query),
+            Err(refusal) => visitors::refused(&refusal),
+        }
+    }
+
     async fn admit(&self, request: &Request<Incoming>) -> Result<(), visitors::Refusal> {
         match &self.visitors {
             Some(visitors) => visitors.admit(request).await,
@@ -204,7 +237,7 @@ fn json(shown: &impl Serialize) -> Reply {
 }
 
 fn respond(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Reply {
-    let mut response = Response::new(Full::new(content.into()));
+    let mut response = Response::new(Content::Left(Full::new(content.into())));
     *response.status_mut() = status;
     let kind = hyper::header::HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);

@@ -5,6 +5,9 @@
 //! that the API server itself takes: neither this process nor what the bytes pass on their way learns anything that is of
 //! use elsewhere. Whose it is says a TokenReview, and whether they may look a SubjectAccessReview for the verb `get` on
 //! `inspections.policy.weft.dev` in the whole cluster: what agents say is of all namespaces.
+//!
+//! To watch what goes on at pods is another right, with another token, for [`TAP_AUDIENCE`]: the verb `watch` on `…/tap` in
+//! the group `tap.weft.dev`, of what is watched, in its namespace.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -25,8 +28,9 @@ use kube::{Api, Client};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::tap::Ask;
 use super::{Reply, TEXT, respond};
-use crate::config::INSPECTION_AUDIENCE;
+use crate::config::{INSPECTION_AUDIENCE, TAP_AUDIENCE};
 use crate::control::authentication::{Fingerprint, fingerprint, shape};
 use crate::source::kubernetes::explain;
 use crate::telemetry::Metrics;
@@ -49,6 +53,15 @@ struct Visitor {
     credential: String,
 }
 
+/// Somebody who may watch something.
+#[derive(Clone, Debug)]
+pub(super) struct Watcher {
+    pub(super) name: String,
+    pub(super) credential: String,
+    /// By which it is asked again; none: it was not asked.
+    access: Option<Box<SubjectAccessReviewSpec>>,
+}
+
 /// Why somebody may not look.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -57,7 +70,7 @@ pub enum Refusal {
     Nobody,
     /// No token is shown.
     #[error(
-        "a token is needed: Authorization: Bearer TOKEN, for the audience {INSPECTION_AUDIENCE}"
+        "a token is needed: Authorization: Bearer TOKEN, for the audience {INSPECTION_AUDIENCE}, or {TAP_AUDIENCE} for /tap"
     )]
     NoToken,
     /// No service account has a token like that.
@@ -65,10 +78,9 @@ pub enum Refusal {
     Malformed,
     /// The API server does not believe it, or it is for somebody else.
     #[error(
-        "the API server does not accept the token for the audience {INSPECTION_AUDIENCE}: is it expired, or meant for \
-         somebody else?"
+        "the API server does not accept the token for the audience {0}: is it expired, or meant for somebody else?"
     )]
-    NotAuthenticated,
+    NotAuthenticated(&'static str),
     /// They have no right to look.
     #[error(
         "{user} may not look into the mesh: the verb get on inspections.policy.weft.dev is needed in the whole cluster, \
@@ -77,6 +89,19 @@ pub enum Refusal {
     Forbidden {
         /// Who.
         user: String,
+    },
+    /// They have no right to watch that.
+    #[error(
+        "{user} may not watch {what}: the verb watch on {resource}/tap in the group tap.weft.dev is needed there, which the \
+         ClusterRole weft-tap gives where it is bound"
+    )]
+    NotToBeWatched {
+        /// Who.
+        user: String,
+        /// The resource.
+        resource: String,
+        /// Which one.
+        what: String,
     },
     /// Nobody could be asked.
     #[error("the API server cannot be asked about the token: {0}")]
@@ -114,7 +139,7 @@ impl Visitors {
         let path = asked.map_or("", |it| it.as_str());
         let path: String = path.chars().take(MAX_PATH).collect();
         let admitted = self.visitor(request.headers()).await;
-        self.metrics.inspected(label(&admitted));
+        self.metrics.inspected(label(admitted.as_ref().err()));
         match &admitted {
             Ok(visitor) => {
                 let Visitor { name, credential } = &**visitor;
@@ -160,32 +185,117 @@ impl Visitors {
 
     /// Asks whose a token is, and whether they may look.
     async fn review(&self, token: String) -> Result<Visitor, Refusal> {
-        let unavailable = |error: kube::Error| Refusal::Unavailable(explain(&error));
+        let user = self.user(token, INSPECTION_AUDIENCE).await?;
+        let name = user.username.clone().unwrap_or_default();
+        let inspections = ResourceAttributes {
+            group: Some("policy.weft.dev".to_owned()),
+            resource: Some("inspections".to_owned()),
+            verb: Some("get".to_owned()),
+            ..ResourceAttributes::default()
+        };
+        if !self.may(asked_for(&user, inspections)).await? {
+            return Err(Refusal::Forbidden { user: name });
+        }
+        Ok(Visitor {
+            name,
+            credential: credential(&user),
+        })
+    }
+
+    /// Lets somebody watch, or not, and counts it. Who is let in is logged with what came of it.
+    pub(super) async fn admit_watcher(
+        &self,
+        request: &Request<Incoming>,
+        ask: &Ask,
+    ) -> Result<Watcher, Refusal> {
+        let admitted = async {
+            // Never closed.
+            let _permit = self.at_a_time.acquire().await;
+            self.watcher(request.headers(), ask).await
+        };
+        let slow = || format!("no answer for {} s", TIMEOUT.as_secs());
+        let admitted = timeout(TIMEOUT, admitted).await;
+        let admitted = admitted.unwrap_or_else(|_| Err(Refusal::Unavailable(slow())));
+        self.metrics.tapped(label(admitted.as_ref().err()));
+        match &admitted {
+            Ok(_) => {}
+            Err(Refusal::NotToBeWatched {
+                user,
+                resource,
+                what,
+            }) => {
+                tracing::warn!(user, resource, what, "somebody may not watch");
+            }
+            // Whoever has no good token could fill the log.
+            Err(refusal) => tracing::debug!(%refusal, "somebody unknown may not watch"),
+        }
+        admitted
+    }
+
+    async fn watcher(&self, headers: &HeaderMap, ask: &Ask) -> Result<Watcher, Refusal> {
+        let token = shape(bearer(headers)?).ok_or(Refusal::Malformed)?;
+        let user = self.user(token, TAP_AUDIENCE).await?;
+        let watcher = Watcher {
+            name: user.username.clone().unwrap_or_default(),
+            credential: credential(&user),
+            access: Some(Box::new(asked_for(&user, watched(ask)))),
+        };
+        self.may_still_watch(&watcher).await?;
+        Ok(watcher)
+    }
+
+    /// Asks whether somebody may watch that whom it was asked about before.
+    pub(super) async fn may_still_watch(&self, watcher: &Watcher) -> Result<(), Refusal> {
+        let Some(access) = &watcher.access else {
+            return Ok(());
+        };
+        if self.may((**access).clone()).await? {
+            return Ok(());
+        }
+        let about = access.resource_attributes.as_ref();
+        let text = |it: Option<&String>| it.map_or("", String::as_str).to_owned();
+        let namespace = text(about.and_then(|it| it.namespace.as_ref()));
+        let name = text(about.and_then(|it| it.name.as_ref()));
+        let resource = text(about.and_then(|it| it.resource.as_ref()));
+        let which = match name.is_empty() {
+            true => resource.clone(),
+            false => format!("{resource}/{name}"),
+        };
+        let what = match namespace.is_empty() {
+            true => format!("{which} of the whole cluster"),
+            false => format!("{which} in the namespace {namespace}"),
+        };
+        Err(Refusal::NotToBeWatched {
+            user: watcher.name.clone(),
+            resource,
+            what,
+        })
+    }
+
+    /// Whose a token is that is for an audience.
+    async fn user(&self, token: String, audience: &'static str) -> Result<UserInfo, Refusal> {
         let review = TokenReview {
             spec: TokenReviewSpec {
-                audiences: Some(vec![INSPECTION_AUDIENCE.to_owned()]),
+                audiences: Some(vec![audience.to_owned()]),
                 token: Some(token),
             },
             ..TokenReview::default()
         };
-        let parameters = PostParams::default();
-        let reviewed = self.tokens.create(&parameters, &review).await;
-        let user = user(reviewed.map_err(unavailable)?.status)?;
-        let name = user.username.clone().unwrap_or_default();
+        let reviewed = self.tokens.create(&PostParams::default(), &review).await;
+        let reviewed = reviewed.map_err(|error| Refusal::Unavailable(explain(&error)))?;
+        user(reviewed.status, audience)
+    }
+
+    /// Whether somebody may do something.
+    async fn may(&self, spec: SubjectAccessReviewSpec) -> Result<bool, Refusal> {
         let access = SubjectAccessReview {
-            spec: asked_for(&user),
+            spec,
             ..SubjectAccessReview::default()
         };
-        let decided = self.accesses.create(&parameters, &access).await;
-        let decided = decided.map_err(unavailable)?.status;
-        if !decided.is_some_and(|it| it.allowed && it.denied != Some(true)) {
-            return Err(Refusal::Forbidden { user: name });
-        }
-        let credential = user.extra.and_then(|mut it| it.remove(CREDENTIAL));
-        Ok(Visitor {
-            name,
-            credential: credential.unwrap_or_default().join(" "),
-        })
+        let decided = self.accesses.create(&PostParams::default(), &access).await;
+        let decided = decided.map_err(|error| Refusal::Unavailable(explain(&error)))?;
+        let decided = decided.status;
+        Ok(decided.is_some_and(|it| it.allowed && it.denied != Some(true)))
     }
 
     fn remembered(&self, token: &Fingerprint) -> Option<Arc<Visitor>> {
@@ -219,7 +329,9 @@ impl fmt::Debug for Visitors {
 /// What somebody is told who may not look.
 pub(super) fn refused(refusal: &Refusal) -> Reply {
     let status = match refusal {
-        Refusal::Nobody | Refusal::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Refusal::Nobody | Refusal::Forbidden { .. } | Refusal::NotToBeWatched { .. } => {
+            StatusCode::FORBIDDEN
+        }
         Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::UNAUTHORIZED,
     };
@@ -231,15 +343,47 @@ pub(super) fn refused(refusal: &Refusal) -> Reply {
     reply
 }
 
-fn label(admitted: &Result<Arc<Visitor>, Refusal>) -> &'static str {
-    match admitted {
-        Ok(_) => "accepted",
-        Err(Refusal::Nobody) => "nobody",
-        Err(Refusal::NoToken) => "no_token",
-        Err(Refusal::Malformed) => "malformed",
-        Err(Refusal::NotAuthenticated) => "not_authenticated",
-        Err(Refusal::Forbidden { .. }) => "forbidden",
-        Err(Refusal::Unavailable(_)) => "unavailable",
+fn label(refusal: Option<&Refusal>) -> &'static str {
+    match refusal {
+        None => "accepted",
+        Some(Refusal::Nobody) => "nobody",
+        Some(Refusal::NoToken) => "no_token",
+        Some(Refusal::Malformed) => "malformed",
+        Some(Refusal::NotAuthenticated(_)) => "not_authenticated",
+        Some(Refusal::Forbidden { .. } | Refusal::NotToBeWatched { .. }) => "forbidden",
+        Some(Refusal::Unavailable(_)) => "unavailable",
+    }
+}
+
+impl Watcher {
+    /// Whoever can open the socket.
+    pub(super) fn root() -> Self {
+        Self {
+            name: "root, at the socket".to_owned(),
+            credential: String::new(),
+            access: None,
+        }
+    }
+}
+
+/// What the API server calls somebody's token.
+fn credential(user: &UserInfo) -> String {
+    let all = user.extra.as_ref().and_then(|it| it.get(CREDENTIAL));
+    all.map(|it| it.join(" ")).unwrap_or_default()
+}
+
+/// The right to watch something.
+fn watched(ask: &Ask) -> ResourceAttributes {
+    let text = |it: &str| (!it.is_empty()).then(|| it.to_owned());
+    let (resource, name) = ask.resource();
+    ResourceAttributes {
+        group: Some("tap.weft.dev".to_owned()),
+        resource: Some(resource.to_owned()),
+        subresource: Some("tap".to_owned()),
+        verb: Some("watch".to_owned()),
+        namespace: text(&ask.target.namespace),
+        name: text(name),
+        ..ResourceAttributes::default()
     }
 }
 
@@ -254,23 +398,24 @@ fn bearer(headers: &HeaderMap) -> Result<&[u8], Refusal> {
 }
 
 /// Whom a token is of, by the answer about it.
-fn user(status: Option<TokenReviewStatus>) -> Result<UserInfo, Refusal> {
-    let status = status.ok_or(Refusal::NotAuthenticated)?;
+fn user(status: Option<TokenReviewStatus>, audience: &'static str) -> Result<UserInfo, Refusal> {
+    let refused = || Refusal::NotAuthenticated(audience);
+    let status = status.ok_or_else(refused)?;
     let fails = status.error.is_some_and(|it| !it.is_empty());
     // A server that knows no audiences names none: the token may be meant for anybody.
     let audiences = status.audiences.unwrap_or_default();
-    let is_for_this = audiences.iter().any(|it| it == INSPECTION_AUDIENCE);
+    let is_for_this = audiences.iter().any(|it| it == audience);
     if status.authenticated != Some(true) || fails || !is_for_this {
-        return Err(Refusal::NotAuthenticated);
+        return Err(refused());
     }
-    let user = status.user.ok_or(Refusal::NotAuthenticated)?;
+    let user = status.user.ok_or_else(refused)?;
     match user.username.as_deref() {
-        None | Some("") => Err(Refusal::NotAuthenticated),
+        None | Some("") => Err(refused()),
         Some(_) => Ok(user),
     }
 }
 
-fn asked_for(user: &UserInfo) -> SubjectAccessReviewSpec {
+fn asked_for(user: &UserInfo, attributes: ResourceAttributes) -> SubjectAccessReviewSpec {
     let extra = user.extra.iter().flatten();
     let extra: BTreeMap<_, _> = extra.map(|(it, all)| (it.clone(), all.clone())).collect();
     SubjectAccessReviewSpec {
@@ -278,12 +423,7 @@ fn asked_for(user: &UserInfo) -> SubjectAccessReviewSpec {
         groups: user.groups.clone(),
         uid: user.uid.clone(),
         extra: Some(extra),
-        resource_attributes: Some(ResourceAttributes {
-            group: Some("policy.weft.dev".to_owned()),
-            resource: Some("inspections".to_owned()),
-            verb: Some("get".to_owned()),
-            ..ResourceAttributes::default()
-        }),
+        resource_attributes: Some(attributes),
         ..SubjectAccessReviewSpec::default()
     }
 }
@@ -323,6 +463,7 @@ mod tests {
                 ..UserInfo::default()
             }),
         };
+        let user = |it| user(it, INSPECTION_AUDIENCE);
         let name = user(Some(status())).expect("somebody").username;
         assert_eq!(name.as_deref(), Some("system:serviceaccount:a:b"));
         let changed = |change: fn(&mut TokenReviewStatus)| {
@@ -340,7 +481,7 @@ mod tests {
             changed(|it| it.user = Some(UserInfo::default())),
             user(None),
         ] {
-            assert_eq!(bad, Err(Refusal::NotAuthenticated));
+            assert_eq!(bad, Err(Refusal::NotAuthenticated(INSPECTION_AUDIENCE)));
         }
     }
 }

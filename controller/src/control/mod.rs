@@ -23,6 +23,7 @@ use authentication::Authentication;
 use gate::{Gate, Gated};
 use inspect::Inspections;
 use push::Outgoing;
+use tap::Taps;
 use tls::Serving;
 
 pub mod agents;
@@ -33,6 +34,7 @@ mod push;
 mod rejections;
 mod strangers;
 mod stream;
+pub mod tap;
 pub mod tls;
 pub mod tokens;
 
@@ -53,6 +55,8 @@ pub struct Server {
     pub agents: Arc<Agents>,
     /// Who of them can be asked.
     pub inspections: Arc<Inspections>,
+    /// Those who watch what goes on at pods.
+    pub taps: Arc<Taps>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The trust domain of identities made here.
@@ -77,6 +81,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CALLS: u32 = 128;
 /// How long a pod that nobody has heard of is waited for; then the agent asks again.
 const UNHEARD: Duration = Duration::from_secs(2);
+/// What an agent is told of taps that wait for the connection.
+const TAP_COMMANDS: usize = 16;
 /// A request for a signature is a key and a name, and a part of an answer has 32 KiB.
 const MAX_SIGN_BYTES: usize = 64 * 1024;
 
@@ -163,6 +169,25 @@ impl Control for Server {
         };
         let (sender, receiver) = mpsc::channel(1);
         let serving = inspect::serve(context, caller, request.into_inner(), sender);
+        tokio::spawn(serving);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type TapStream = ReceiverStream<Result<v1::TapCommand, Status>>;
+
+    async fn tap(
+        &self,
+        request: Request<Streaming<v1::TapMessage>>,
+    ) -> Result<Response<Self::TapStream>, Status> {
+        let caller = caller(&request)?;
+        let context = tap::stream::Context {
+            taps: self.taps.clone(),
+            authentication: self.authentication.clone(),
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        };
+        let (sender, receiver) = mpsc::channel(TAP_COMMANDS);
+        let serving = tap::stream::serve(context, caller, request.into_inner(), sender);
         tokio::spawn(serving);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

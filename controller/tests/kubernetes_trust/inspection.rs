@@ -110,6 +110,39 @@ async fn who_may_look_is_what_roles_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn to_watch_is_another_right_than_to_look() {
+    let stage = Stage::with(Store::of_mesh(), &PORT).await;
+    stage.until("/ready", "ready\n").await;
+    allow_viewers(&stage.store);
+    let tap = "/tap?namespace=shop&kind=deployment&name=web";
+    let account = |account: &str, audience: &str| {
+        Token {
+            pod: None,
+            node: None,
+            ..of(account, audience)
+        }
+        .signed()
+    };
+    let watcher = account("weft-tap", "weft-tap");
+    for (path, token) in [(tap, &viewer()), ("/status", &watcher)] {
+        let (status, answer) = get(&stage, path, &[token]).await;
+        let says = answer.contains("does not accept the token");
+        assert!(status == 401 && says, "{path}: {answer}");
+    }
+    // Who may look may not watch, whatever the token is for.
+    let other = account("weft-viewer", "weft-tap");
+    let (status, answer) = get(&stage, tap, &[&other]).await;
+    let why = "weft-viewer may not watch deployments/web in the namespace shop";
+    assert!(status == 403 && answer.contains(why), "{answer}");
+    let (status, answer) = get(&stage, "/tap?kind=secret", &[&watcher]).await;
+    assert!(status == 400, "{answer}");
+    let (status, _) = get(&stage, tap, &[]).await;
+    assert_eq!(status, 401);
+    let series = "weft_controller_taps_total{result=\"forbidden\"}";
+    assert_eq!(stage.counted(series).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_is_taken_away_is_gone_soon() {
     let stage = Stage::with(Store::of_mesh(), &PORT).await;
     stage.until("/ready", "ready\n").await;

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -40,6 +40,8 @@ pub(in crate::proxy) struct RequestBody {
     copies: Vec<mpsc::Sender<Copied>>,
     /// Told when it has ended.
     end: Option<Arc<OnceLock<Instant>>>,
+    /// Bytes that have passed are counted there, if somebody wants to know.
+    bytes: Option<Arc<AtomicU64>>,
     /// What others know of it, and may end it.
     upload: Option<Arc<Upload>>,
     /// For what is on its way, and for the copies of it.
@@ -190,6 +192,7 @@ impl RequestBody {
             expects: None,
             copies: Vec::new(),
             end: None,
+            bytes: None,
             upload: None,
             charger: Charger::default(),
             of_copies: Charger::default(),
@@ -202,6 +205,11 @@ impl RequestBody {
             return RequestEnd::At(Instant::now());
         }
         RequestEnd::Told(Arc::clone(self.end.get_or_insert_default()))
+    }
+
+    /// Counts what passes.
+    pub(super) fn count_in(&mut self, bytes: Option<Arc<AtomicU64>>) {
+        self.bytes = bytes;
     }
 
     /// Watches over it while it is sent: for a request that policy may end, and that has a place in a connection.
@@ -319,6 +327,11 @@ impl Body for RequestBody {
                 });
             }
         };
+        if let (Some(bytes), Some(Ok(frame))) = (&this.bytes, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            bytes.fetch_add(data.bytes().len() as u64, Ordering::Relaxed);
+        }
         // Who does not keep up loses the rest, and so its request; where much is kept, everybody does.
         match &frame {
             Some(Ok(_)) if !this.copies.is_empty() && this.of_copies.is_tight() => {
@@ -607,7 +620,7 @@ impl Body for ResponseBody {
                 if let Some(ending) = &mut this.ending {
                     match frame.trailers_ref() {
                         Some(trailers) => ending.trailers(trailers),
-                        None => ending.part(),
+                        None => ending.part(frame.data_ref().map_or(0, Bytes::len)),
                     }
                 }
                 if let Some(deadlines) = this.held.as_mut().and_then(|it| it.deadlines.as_mut()) {

@@ -490,7 +490,8 @@ impl Drop for Life {
         if let Some(mut record) = self.record.take() {
             let moved = std::mem::take(&mut self.moved);
             record.moved = Arc::try_unwrap(moved).unwrap_or_else(|moved| moved.snapshot());
-            record.finish(&self.telemetry, &self.ended.take().map_or(Ok(()), Err));
+            let result = self.ended.take().map_or(Ok(()), Err);
+            record.finish(&self.telemetry, &self.store, &result);
         }
     }
 }

@@ -196,7 +196,8 @@ impl Facts {
         let (context, pod) = (&self.flow.context, &self.flow.pod);
         let series = self.series.lock();
         let mut series = series.unwrap_or_else(PoisonError::into_inner);
-        Timers::one(series.begin(context, pod, request))
+        let ends = (self.flow.client, self.flow.to);
+        Timers::one(series.begin(context, pod, ends, request))
     }
 
     async fn connect(&self) -> Result<Stream, ExchangeError> {
@@ -285,7 +286,9 @@ async fn try_exchange(
         .gate
         .ask(context, facts.version, &mut parts, &facts.end)?;
     let place = facts.party.enter(&parts.headers)?;
-    let request = Request::from_parts(parts, RequestBody::of(body, &facts.party));
+    let mut body = RequestBody::of(body, &facts.party);
+    body.count_in(timers.as_mut().and_then(Timers::request_bytes));
+    let request = Request::from_parts(parts, body);
     match facts.version {
         Version::Http1 => exchange_http1(facts, (request, purpose), (place, pass), timers).await,
         Version::Http2 => exchange_http2(facts, request, (place, pass), timers).await,

@@ -2,7 +2,7 @@
 //! connection that they belong to: an exchange like the one before costs no look-up.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, StatusCode};
@@ -14,6 +14,7 @@ use super::answer::{self, GRPC_STATUS};
 use super::connection::Route;
 use super::deadlines::Late;
 use super::host::ByHost;
+use super::tap;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
 use crate::proxy::Context;
@@ -39,6 +40,8 @@ pub(super) struct Kind<'a> {
     pub(super) backend: Option<&'a Arc<ServicePortEntry>>,
     /// A call of gRPC.
     pub(super) is_grpc: bool,
+    /// The client.
+    pub(super) client: SocketAddr,
     /// What a ServiceProfile says of its response.
     pub(super) classes: Option<Arc<ResponseClasses>>,
     /// Its tries.
@@ -129,10 +132,13 @@ impl Kind<'_> {
             context.telemetry.exchanges(labels)
         });
         let outbound = outbound.begin().under(self.classes.clone());
+        let outbound = outbound.tapped(tap::sent(context, pod, self, to, request));
         let inbound = to.local.as_ref().map(|server| {
             let look_up = || Local::new(pod, server, to);
             let local = known.local.get_or_insert_with(look_up);
-            local.series.begin(context, server, request)
+            local
+                .series
+                .begin(context, server, (self.client, to.endpoint), request)
         });
         Timers {
             tries: [Some(outbound), inbound],
@@ -169,7 +175,7 @@ impl Kind<'_> {
         self.backend.map(|it| port_ref(it)).or_else(egress)
     }
 
-    fn route(&self) -> RouteRef {
+    pub(super) fn route(&self) -> RouteRef {
         match self.matched {
             Some(matched) => RouteRef::Resource {
                 group: matched.route.group(),
@@ -304,6 +310,14 @@ impl Timers {
         self
     }
 
+    /// Where bytes of the request's body are to be counted; none: nobody wants to know.
+    pub(super) fn request_bytes(&mut self) -> Option<Arc<AtomicU64>> {
+        let mut all = self.all().filter_map(ExchangeTimer::tapped_mut);
+        let bytes = Arc::clone(all.next()?.request_bytes());
+        all.for_each(|it| it.count_request_in(&bytes));
+        Some(bytes)
+    }
+
     /// When the request has been sent to its end.
     pub(super) fn request_ended(&mut self, end: &RequestEnd) {
         for timer in self.all() {
@@ -319,10 +333,13 @@ impl Timers {
         }
     }
 
-    /// The first part of its body has come.
-    pub(super) fn first_byte(&mut self) {
+    /// A part of its body has come, with so many bytes.
+    pub(super) fn part(&mut self, bytes: usize) {
         for timer in self.all() {
             timer.first_byte();
+            if let Some(tapped) = timer.tapped_mut() {
+                tapped.responds(bytes);
+            }
         }
     }
 

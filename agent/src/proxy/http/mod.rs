@@ -56,6 +56,7 @@ mod replay;
 mod serve;
 pub mod sniff;
 mod stream;
+mod tap;
 mod unheard;
 mod upgrade;
 mod upload;

@@ -12,8 +12,8 @@ use crate::proxy::http::first::{Client, Look};
 use crate::proxy::let_out::{self, Leads};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{FlowSocket, join_sockets};
-use crate::proxy::{Context, http};
-use crate::telemetry::TlsLabel;
+use crate::proxy::{Context, http, tap};
+use crate::telemetry::{Direction, TlsLabel};
 
 /// Carries a flow of `source` until both sides closed. `is_counted` says whether its half has counted what is
 /// spoken.
@@ -71,6 +71,7 @@ pub(in crate::proxy) async fn carry(
         }
     }
     admission.may_be_bytes(context)?;
+    tap::opened(context, &pod, Direction::Inbound, record);
     let copying = pin!(join_sockets(client, server, &record.moved));
     Ok(unless(end, copying).await??)
 }

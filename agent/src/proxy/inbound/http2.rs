@@ -12,17 +12,16 @@ use h2::server::SendResponse;
 use super::peer::{Peer, tunnel_arrival, tunnel_record};
 use super::{Admitted, admit, serve_http};
 use crate::node::LocalPod;
-use crate::proxy::Context;
 use crate::proxy::ends::unless;
 use crate::proxy::error::FlowError;
-use crate::proxy::http;
 use crate::proxy::http::first::Client;
 use crate::proxy::http::refusal::{self, Refused};
 use crate::proxy::record::Record;
 use crate::proxy::tcp::{Broken, Moved, Side, TunnelHalves, join_tunnel};
 use crate::proxy::tunnel::chunk::Chunk;
 use crate::proxy::tunnel::wire;
-use crate::telemetry::TlsLabel;
+use crate::proxy::{Context, http, tap};
+use crate::telemetry::{Direction, TlsLabel};
 
 /// Serves one stream of a tunnel.
 pub(super) async fn tunnel_flow(
@@ -73,7 +72,7 @@ pub(super) async fn tunnel_flow(
             Err(error)
         }
     };
-    record.finish(&context.telemetry, &result);
+    record.finish(&context.telemetry, &context.store, &result);
 }
 
 /// Whether policy refused it at a port that is declared to be HTTP's, so that there is an answer in HTTP to wait
@@ -147,6 +146,7 @@ async fn carry_tunnel_flow(
         }
     }
     admission.may_be_bytes(context)?;
+    tap::opened(context, pod, Direction::Inbound, record);
     let copying = pin!(join_tunnel(server, Side::Server, halves, &record.moved));
     admission.watch(copying).await
 }

@@ -14,7 +14,7 @@ use crate::proxy::http::first::Client;
 use crate::proxy::http::refusal::{self, Refused};
 use crate::proxy::record::{PathLabel, Record};
 use crate::proxy::tcp::{Broken, FlowSocket, Moved, Side, join_sockets};
-use crate::proxy::{Context, excess, http, socket};
+use crate::proxy::{Context, excess, http, socket, tap};
 use crate::telemetry::{Direction, TlsLabel};
 
 /// Serves a connection that arrives outside of tunnels.
@@ -29,7 +29,7 @@ pub(super) async fn flow(
     record.destination = Some(pod.id.clone());
     record.destination_identity = Some(pod.identity.clone());
     let result = Box::pin(serve(&context, &pod, (stream, from), &mut record)).await;
-    record.finish(&context.telemetry, &result);
+    record.finish(&context.telemetry, &context.store, &result);
 }
 
 async fn serve(
@@ -118,6 +118,7 @@ async fn serve(
         }
     }
     admission.may_be_bytes(context)?;
+    tap::opened(context, pod, Direction::Inbound, record);
     let copying = pin!(join_sockets(client, server, &record.moved));
     admission.watch(copying).await
 }

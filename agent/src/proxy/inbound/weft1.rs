@@ -21,8 +21,8 @@ use crate::proxy::tunnel::weft1::channel::Channel;
 use crate::proxy::tunnel::weft1::frame::{Open, Refuse};
 use crate::proxy::tunnel::weft1::stream::{ChannelIo, Parted};
 use crate::proxy::tunnel::weft1::{copy, server};
-use crate::proxy::{Context, seldom};
-use crate::telemetry::{Refusal, TlsLabel};
+use crate::proxy::{Context, seldom, tap};
+use crate::telemetry::{Direction, Refusal, TlsLabel};
 
 /// Serves one flow after the other, until the client leaves or the connection has to end.
 pub(super) async fn serve(
@@ -129,7 +129,7 @@ async fn flow(
         context.telemetry.refusal(&pod.id, Refusal::BadRequest);
         seldom::tell!(pod = %pod.id, peer = %peer.identity, %error, "a tunnel failed");
     }
-    record.finish(&context.telemetry, &result);
+    record.finish(&context.telemetry, &context.store, &result);
     channel.map(|it| (it, accepted))
 }
 
@@ -172,6 +172,7 @@ async fn carry(
         if let Err(denied) = admission.may_be_bytes(context) {
             return (Err(denied), None);
         }
+        tap::opened(context, pod, Direction::Inbound, record);
         let copying = pin!(copy::join(server, Side::Server, channel, &record.moved, 0));
         return match unless(end, copying).await {
             Ok(Ok(channel)) => (Ok(()), Some(channel)),
@@ -209,6 +210,7 @@ async fn carry(
                 };
             }
             admission.may_be_bytes(context)?;
+            tap::opened(context, pod, Direction::Inbound, record);
             match io.part() {
                 Parted::Open(channel) => {
                     let joined = copy::join(server, Side::Server, channel, &moved, 0).await?;

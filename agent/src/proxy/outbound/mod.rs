@@ -35,7 +35,7 @@ use super::record::{PathLabel, Record};
 use super::tcp::{Broken, FlowSocket, Moved, Side, join_sockets, join_tunnel};
 use super::tunnel::claim::OpaqueBy;
 use super::tunnel::client::Opened;
-use super::{Context, egress, excess, http, let_out, socket};
+use super::{Context, egress, excess, http, let_out, socket, tap};
 use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::identity::Alpn;
@@ -146,7 +146,7 @@ async fn flow(context: Arc<Context>, pod: Arc<LocalPod>, stream: (TcpStream, Soc
         egress::count(&context, &pod, error);
         let_out::count(&context, &pod, error);
     }
-    record.finish(&context.telemetry, &result);
+    record.finish(&context.telemetry, &context.store, &result);
 }
 
 async fn run(
@@ -192,6 +192,7 @@ async fn run(
                 keep(&client, pod, *connected, record).await;
             }
             record.is_told_elsewhere = true;
+            record.has_exchanges = true;
             Box::pin(client.serve(accepted.socket)).await
         }
     }
@@ -268,6 +269,7 @@ fn carry<'a>(
     record: &'a mut Record,
 ) -> BoxFuture<'a, Result<(), FlowError>> {
     count(context, pod, record);
+    tap::opened(context, pod, Direction::Outbound, record);
     match connected {
         Connected::Socket(server) if record.egress.is_some() => {
             let record = &*record;
@@ -379,7 +381,7 @@ mod tests {
             asked.carry(client, store, pod, record)
         };
         let sizes = [
-            ("a flow", yielded(flow), 1176),
+            ("a flow", yielded(flow), 1184),
             ("copying between sockets", yielded(sockets), 448),
             ("copying into a stream", yielded_by(tunnel), 1400),
             ("copying into a channel", yielded(channel), 1480),

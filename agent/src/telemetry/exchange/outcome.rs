@@ -96,7 +96,7 @@ impl GrpcStatus {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         GRPC_NAMES.get(usize::from(self.0)).unwrap_or(&"UNKNOWN")
     }
 }
@@ -221,6 +221,16 @@ impl Outcome {
     pub(super) fn because(mut self, error: ExchangeError) -> Self {
         self.class.error = Some(error);
         self
+    }
+
+    /// The status of gRPC, if there was one.
+    pub(super) fn grpc(self) -> Option<GrpcStatus> {
+        self.class.grpc
+    }
+
+    /// Why it did not end by itself.
+    pub(super) fn error(self) -> Option<ExchangeError> {
+        self.class.error
     }
 
     /// The labels of a route's statuses.

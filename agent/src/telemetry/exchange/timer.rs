@@ -9,6 +9,7 @@ use weft_core::route::ResponseClasses;
 use super::ExchangeSeries;
 use super::counters::RetryEvent;
 use super::outcome::{ExchangeError, GrpcStatus, Outcome, Status};
+use crate::telemetry::tap::{End, Tapped};
 
 /// An exchange that has begun. Nothing of it takes a lock.
 ///
@@ -25,6 +26,8 @@ pub struct ExchangeTimer {
     classes: Option<Arc<ResponseClasses>>,
     has_latency: bool,
     has_ended: bool,
+    /// Somebody watches it.
+    tapped: Option<Box<Tapped>>,
 }
 
 /// When the last of a request was sent.
@@ -59,6 +62,7 @@ impl ExchangeTimer {
             classes: None,
             has_latency: false,
             has_ended: false,
+            tapped: None,
         }
     }
 
@@ -66,6 +70,17 @@ impl ExchangeTimer {
     pub fn under(mut self, classes: Option<Arc<ResponseClasses>>) -> Self {
         self.classes = classes;
         self
+    }
+
+    /// The same, if it is watched so.
+    pub fn tapped(mut self, tapped: Option<Box<Tapped>>) -> Self {
+        self.tapped = tapped;
+        self
+    }
+
+    /// By whom it is watched.
+    pub fn tapped_mut(&mut self) -> Option<&mut Tapped> {
+        self.tapped.as_deref_mut()
     }
 
     /// What a ServiceProfile says of the response.
@@ -88,6 +103,9 @@ impl ExchangeTimer {
     pub fn respond(&mut self, status: StatusCode, in_headers: Option<GrpcStatus>) {
         self.status = Some(status.into());
         self.in_headers = in_headers;
+        if let Some(tapped) = &mut self.tapped {
+            tapped.head(status.as_u16());
+        }
     }
 
     /// The first part of the response's body has come. This is what Linkerd measures as latency: the
@@ -168,7 +186,14 @@ impl ExchangeTimer {
         Outcome::of_response(status, self.in_headers, in_trailers, self.classes())
     }
 
-    fn end_both(&self, outcome: Outcome, now: Instant) {
+    fn end_both(&mut self, outcome: Outcome, now: Instant) {
+        if let Some(tapped) = self.tapped.take() {
+            tapped.end(End {
+                grpc: outcome.grpc().map(GrpcStatus::name),
+                error: outcome.error().map(|it| it.as_str().to_owned()),
+                ..End::default()
+            });
+        }
         self.series.end_exchange(outcome);
         let whole = now.saturating_duration_since(self.began);
         let since_request = self

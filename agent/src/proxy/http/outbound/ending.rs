@@ -87,9 +87,9 @@ impl Ending {
         self
     }
 
-    /// A part of the response's body has come.
-    pub(in crate::proxy::http) fn part(&mut self) {
-        self.timers.first_byte();
+    /// A part of the response's body has come, with so many bytes.
+    pub(in crate::proxy::http) fn part(&mut self, bytes: usize) {
+        self.timers.part(bytes);
     }
 
     /// The trailers have come.

@@ -36,7 +36,7 @@ use super::idle::Idle;
 use super::measure::{Egress, Kind, Known, Timers, Tries, without_endpoint};
 use super::pool::Home;
 use super::stream::Stream;
-use super::{serve, upgrade};
+use super::{serve, tap, upgrade};
 use crate::balance::breaker::Judgement;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
@@ -51,6 +51,7 @@ use crate::proxy::tcp::FlowSocket;
 use crate::proxy::usage::Party;
 use crate::telemetry::Direction;
 use crate::telemetry::exchange::{ExchangeSeries, HttpErrors};
+use crate::telemetry::tap::Begin;
 
 /// A client's connection, as its exchanges need it.
 #[derive(Clone)]
@@ -170,13 +171,17 @@ impl Client {
 struct Whole<'a> {
     client: &'a Facts,
     tries: Tries,
+    /// Its beginning, for those who watch the pod.
+    begun: Option<Box<Begin>>,
 }
 
 impl Whole<'_> {
     /// Counts it, if it was not; without an endpoint.
     fn count(&self) -> Timers {
         if self.tries.count() {
-            Timers::one(self.client.without_endpoint().begin())
+            let timer = self.client.without_endpoint().begin();
+            let begun = self.begun.as_deref();
+            Timers::one(timer.tapped(tap::unsent(&self.client.context, &self.client.pod, begun)))
         } else {
             Timers::default()
         }
@@ -196,6 +201,16 @@ async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<Re
     let whole = Whole {
         client: &client,
         tries: Tries::default(),
+        begun: tap::begun(&client.context, &client.pod, || {
+            let ends = (client.address, client.original);
+            tap::asked(
+                &client.context,
+                &client.pod,
+                ends,
+                client.target.port(),
+                &request,
+            )
+        }),
     };
     let mut timers = None;
     match try_exchange(&client, request, (is_grpc, &whole), &mut timers).await {
@@ -253,6 +268,7 @@ async fn try_exchange(
         matched: None,
         backend: None,
         is_grpc,
+        client: client.address,
         classes: None,
         tries: &whole.tries,
     };

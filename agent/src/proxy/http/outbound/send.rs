@@ -342,6 +342,7 @@ async fn send_to(
         (None, None) => Timers::default(),
     };
     timers.request_ended(&request.body_mut().end());
+    request.body_mut().count_in(timers.request_bytes());
     let upload = request
         .body_mut()
         .watch(pass.entry.as_ref(), upstream.stream());

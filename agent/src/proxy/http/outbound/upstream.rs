@@ -76,6 +76,7 @@ pub(super) async fn upstream(
         }
     }
     let mut record = Box::new(outbound::new_record(pod));
+    record.has_exchanges = true;
     record.client = Some(client.address);
     record.original = Some(client.original);
     record.service = of.map(|(port, _)| port.service.clone());
@@ -99,7 +100,7 @@ pub(super) async fn upstream(
             }
             let_out::count(context, pod, &error);
             let result = Err(error);
-            record.finish(&context.telemetry, &result);
+            record.finish(&context.telemetry, &context.store, &result);
             return Err(result.err().unwrap_or(FlowError::PodGone).into());
         }
     };
@@ -140,7 +141,7 @@ pub(super) async fn start(
         Connected::SameNode(admitted, _) if !is_taken(admitted.declared, client.version) => {
             record.moved = moved;
             let result = Err(FlowError::NotHttp);
-            record.finish(&context.telemetry, &result);
+            record.finish(&context.telemetry, &context.store, &result);
             return Err(FlowError::NotHttp.into());
         }
         Connected::SameNode(admitted, tracked) => {
