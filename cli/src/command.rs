@@ -20,6 +20,7 @@ use crate::install::{Install, Uninstall};
 use crate::outcome::Outcome;
 use crate::policy::PolicyTest;
 use crate::stat::Stat;
+use crate::tap::Tap;
 
 /// Sees what the mesh does.
 #[derive(Debug, Parser)]
@@ -56,6 +57,8 @@ pub enum Command {
     Check(Check),
     /// Shows success rates, requests, latencies and connections of workloads.
     Stat(Stat),
+    /// Shows live requests, responses and connections of workloads, until it is ended.
+    Tap(Tap),
     /// Shows what talks to what, as whom, and whether it is secured.
     Edges(Edges),
     /// Shows what policy lets in and what it does not, and what decides it.

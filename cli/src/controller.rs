@@ -12,9 +12,9 @@ use std::time::Duration;
 use clap::Args;
 use futures::StreamExt;
 use http::header::{AUTHORIZATION, HeaderValue};
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 pub mod cluster;
 
-use cluster::{Cluster, ClusterError};
+use cluster::{Cluster, ClusterError, Forwarded};
 
 /// Where the controllers are.
 #[derive(Args, Clone, Debug)]
@@ -148,6 +148,8 @@ pub enum ReachError {
 
 /// How long one answer may take: more than the controller waits for an agent.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A controller that tells line by line says something more often.
+const SILENCE: Duration = Duration::from_secs(20);
 /// More than a controller passes on.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Answers on their way at the same time.
@@ -324,14 +326,19 @@ pub async fn get(place: &Place, path: &str) -> Result<Bytes, ReachError> {
     let answered = answered.map_err(|_| broken(format!("no answer in {} s", PATIENCE.as_secs())));
     let (status, bytes) = answered??.map_err(broken)?;
     if status != StatusCode::OK {
-        let reason = String::from_utf8_lossy(&bytes);
-        let reason: String = reason.trim().chars().take(1000).collect();
-        return Err(ReachError::Refused(match reason.is_empty() {
-            true => format!("the controller answers {path} with {status}"),
-            false => reason,
-        }));
+        return Err(refused(path, status, &bytes));
     }
     Ok(bytes)
+}
+
+/// What a controller says that says no.
+fn refused(path: &str, status: StatusCode, bytes: &[u8]) -> ReachError {
+    let reason = String::from_utf8_lossy(bytes);
+    let reason: String = reason.trim().chars().take(1000).collect();
+    ReachError::Refused(match reason.is_empty() {
+        true => format!("the controller answers {path} with {status}"),
+        false => reason,
+    })
 }
 
 /// What was answered, or how the connection broke.
@@ -360,7 +367,127 @@ async fn asked(place: &Place, path: &str) -> Result<Answered, ReachError> {
     }
 }
 
-async fn exchange<S>(stream: S, path: &str, token: Option<HeaderValue>) -> Answered
+/// An answer that comes line by line, as long as this is held.
+pub struct Tail {
+    body: Incoming,
+    /// Bytes of a line that has not ended.
+    rest: Vec<u8>,
+    /// Lines that have come, the next one last.
+    lines: Vec<Vec<u8>>,
+    broken: (String, String),
+    _connection: AbortOnDrop,
+    _forwarded: Option<Forwarded>,
+}
+
+/// Ends a task with it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Tail {
+    /// Asks for what is at a path; in a cluster as an account that may watch a namespace.
+    ///
+    /// # Errors
+    /// There is no answer, or no good one.
+    pub async fn open(
+        place: &Place,
+        path: &str,
+        account: (&str, &str),
+    ) -> Result<Self, ReachError> {
+        let broken = (place.to_string(), path.to_owned());
+        let opened = async {
+            match place {
+                Place::Socket(socket) => {
+                    let connected = UnixStream::connect(socket).await;
+                    let stream = connected.map_err(|reason| ReachError::Connect {
+                        socket: socket.to_owned(),
+                        reason,
+                    })?;
+                    Ok((begin(stream, path, None).await, None))
+                }
+                Place::Pod(cluster, pod) => {
+                    let token = cluster.token_to_tap(account).await?;
+                    let mut forwarded = cluster.forward(pod).await?;
+                    let begun = begin(forwarded.stream()?, path, Some(token)).await;
+                    match begun {
+                        Ok(begun) => Ok((Ok(begun), Some(forwarded))),
+                        Err(error) => Ok((Err(forwarded.failure(&error).await), None)),
+                    }
+                }
+            }
+        };
+        let opened: Result<Result<_, ReachError>, _> = timeout(PATIENCE, opened).await;
+        let slow = |_| broken_off(&broken, format!("no answer in {} s", PATIENCE.as_secs()));
+        let (begun, forwarded) = opened.map_err(slow)??;
+        let (response, connection) = begun.map_err(|reason| broken_off(&broken, reason))?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status != StatusCode::OK {
+            let bytes = Limited::new(&mut body, MAX_ANSWER_BYTES).collect();
+            let bytes = timeout(PATIENCE, bytes).await.ok().and_then(Result::ok);
+            let bytes = bytes.map(|it| it.to_bytes()).unwrap_or_default();
+            return Err(refused(path, status, &bytes));
+        }
+        Ok(Self {
+            body,
+            rest: vec![],
+            lines: vec![],
+            broken,
+            _connection: connection,
+            _forwarded: forwarded,
+        })
+    }
+
+    /// The next line, without its end. None: there is none any more.
+    ///
+    /// # Errors
+    /// It broke off.
+    pub async fn line(&mut self) -> Result<Option<Vec<u8>>, ReachError> {
+        loop {
+            if let Some(line) = self.lines.pop() {
+                return Ok(Some(line));
+            }
+            let frame = timeout(SILENCE, self.body.frame()).await;
+            let silent = |_| broken_off(&self.broken, "it has fallen silent".to_owned());
+            let Some(frame) = frame.map_err(silent)? else {
+                return Ok(None);
+            };
+            let frame = frame.map_err(|error| broken_off(&self.broken, error.to_string()))?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if self.rest.len() + data.len() > MAX_ANSWER_BYTES {
+                return Err(broken_off(&self.broken, "a line has no end".to_owned()));
+            }
+            self.rest.extend_from_slice(&data);
+            let Some(end) = self.rest.iter().rposition(|it| *it == b'\n') else {
+                continue;
+            };
+            let rest = self.rest.split_off(end + 1);
+            let whole = std::mem::replace(&mut self.rest, rest);
+            let lines = whole.split(|it| *it == b'\n').filter(|it| !it.is_empty());
+            self.lines = lines.map(<[u8]>::to_vec).collect();
+            self.lines.reverse();
+        }
+    }
+}
+
+fn broken_off((place, path): &(String, String), reason: String) -> ReachError {
+    ReachError::Broken {
+        place: place.clone(),
+        path: path.clone(),
+        reason,
+    }
+}
+
+/// An answer that has begun, or how the connection broke.
+type Begun = Result<(Response<Incoming>, AbortOnDrop), String>;
+
+async fn begin<S>(stream: S, path: &str, token: Option<HeaderValue>) -> Begun
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -368,6 +495,15 @@ where
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(text)?;
+    let driven = AbortOnDrop(tokio::spawn(async move {
+        // Whoever waits for an answer hears of it.
+        let _ = connection.await;
+    }));
+    let response = sender.send_request(request(path, token)?).await;
+    Ok((response.map_err(text)?, driven))
+}
+
+fn request(path: &str, token: Option<HeaderValue>) -> Result<Request<Empty<Bytes>>, String> {
     let mut request = Request::builder()
         .uri(path)
         .header("host", "weft-controller")
@@ -376,6 +512,18 @@ where
     if let Some(token) = token {
         request.headers_mut().insert(AUTHORIZATION, token);
     }
+    Ok(request)
+}
+
+async fn exchange<S>(stream: S, path: &str, token: Option<HeaderValue>) -> Answered
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let text = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(text)?;
+    let request = request(path, token)?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(text)?;
         let status = response.status();

@@ -19,6 +19,7 @@ pub mod outcome;
 pub mod output;
 pub mod policy;
 pub mod stat;
+pub mod tap;
 pub mod time;
 pub mod view;
 
@@ -64,6 +65,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Error> {
         Command::Unenroll(it) => wait(enroll::run(&it, enroll::Way::Out)),
         Command::Check(check) => wait(check::run(&check)),
         Command::Stat(stat) => wait(stat::run(&stat)),
+        Command::Tap(tap) => wait(tap::run(&tap)),
         Command::Edges(edges) => wait(edges::run(&edges)),
         Command::Authz(authz) => wait(authz::run(&authz)),
         Command::Identity(identity) => wait(identity::run(&identity)),

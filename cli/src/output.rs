@@ -193,7 +193,23 @@ pub fn show(
 /// # Errors
 /// Writing failed.
 pub fn json(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    let plain = serde_json::to_string_pretty(value)?;
+    let mut text = escaped(&serde_json::to_string_pretty(value)?);
+    text.push('\n');
+    to.write_all(text.as_bytes())
+}
+
+/// The same in one line.
+///
+/// # Errors
+/// Writing failed.
+pub fn json_line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut text = escaped(&serde_json::to_string(value)?);
+    text.push('\n');
+    to.write_all(text.as_bytes())
+}
+
+/// JSON in which is escaped what would move a terminal's cursor.
+pub fn escaped(plain: &str) -> String {
     let mut text = String::with_capacity(plain.len() + 1);
     for letter in plain.chars() {
         // It is part of a string: nothing else in JSON has one.
@@ -205,8 +221,7 @@ pub fn json(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
             false => text.push(letter),
         }
     }
-    text.push('\n');
-    to.write_all(text.as_bytes())
+    text
 }
 
 /// Whether it is no letter but does something: controls (C0, C1), what ends a line, and what formats (Unicode's category

@@ -15,6 +15,8 @@ use weft_tests::{Checks, Cluster, Pod, PodSpec};
 
 #[path = "cli/explain.rs"]
 mod explain;
+#[path = "cli/tap.rs"]
+mod tap;
 
 struct Scene {
     cluster: Cluster,
@@ -63,6 +65,21 @@ fn cli() {
         "explain says what is opaque, and where weights lead",
         || explain::opaque_ports_and_weights(&scene),
     );
+    checks.check("tap shows exchanges at both ends, and no secrets", || {
+        tap::exchanges(&scene)
+    });
+    checks.check("tap shows calls, connections and an archive", || {
+        tap::protocols(&scene)
+    });
+    checks.check("tap shows pods and agents that come later", || {
+        tap::what_comes_later(&scene)
+    });
+    checks.check("tap shows no more than it may, and ends everywhere", || {
+        tap::limits(&scene)
+    });
+    checks.check("tap waits for a controller that comes back", || {
+        tap::without_a_controller(&scene)
+    });
     checks.check("policy test says what the mesh does", || {
         policy_test(&scene)
     });

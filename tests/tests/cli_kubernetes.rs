@@ -36,6 +36,7 @@ fn cli_kubernetes() {
     check("a right to forward ports is not enough", rights);
     check("a token of another account is not enough", another_account);
     check("requests are logged and counted, without tokens", audited);
+    check("pods are watched by who may", watched);
     check("what is not there is said", not_there);
     checks.finish();
 }
@@ -362,6 +363,103 @@ fn audited(scene: &Scene) -> Result<()> {
     let metrics = controller.metrics()?;
     for result in ["accepted", "forbidden"] {
         let name = "weft_controller_inspections_total";
+        ensure!(metrics.sum(name, &[("result", result)]) >= 1.0, "{result}");
+    }
+    Ok(())
+}
+
+/// By an account of the namespace that is watched, and of no other; by that of the whole mesh; and not without.
+fn watched(scene: &Scene) -> Result<()> {
+    let tap = |user: &str, more: &[&str]| {
+        let all = [&["tap", "pod/web", "-o", "json", "--for", "3s"], more].concat();
+        scene.weft_as(user, &all)
+    };
+    let refused = tap("forwarder", &[])?;
+    ensure!(refused.code() == 2, "{refused:?}");
+    ensure!(
+        refused.stderr.contains("the Role weft-tap"),
+        "{}",
+        refused.stderr
+    );
+    // An account is there that may watch nothing.
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "weft-tap", "namespace": "default"}});
+    scene.cluster.apply(&account)?;
+    scene.cluster.apply(
+        &json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "ask-to-tap", "namespace": "default"},
+        "rules": [{"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"],
+            "resourceNames": ["weft-tap"]}]}),
+    )?;
+    let bind = |name: &str, kind: &str, role: &str, subject: Value| {
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": name, "namespace": "default"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+            "subjects": [subject]})
+    };
+    let user =
+        json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "forwarder"});
+    scene
+        .cluster
+        .apply(&bind("ask-to-tap", "Role", "ask-to-tap", user))?;
+    eventually("the account to be refused", || {
+        let refused = tap("forwarder", &[])?;
+        ensure!(refused.code() == 2, "{refused:?}");
+        let why = "system:serviceaccount:default:weft-tap may not watch pods/web in the namespace default";
+        ensure!(refused.stderr.contains(why), "{}", refused.stderr);
+        Ok(())
+    })?;
+    let account = json!({"kind": "ServiceAccount", "namespace": "default", "name": "weft-tap"});
+    let may = bind("weft-tap", "ClusterRole", "weft-tap", account);
+    scene.cluster.apply(&may)?;
+    let target = scene.web.sockets(PORT)[0];
+    eventually("a connection to be shown", || {
+        let shown = std::thread::scope(|scope| {
+            let tapping = scope.spawn(|| tap("forwarder", &[]));
+            while !tapping.is_finished() {
+                expect_echo(&scene.order, target, "watched")?;
+            }
+            let shown = tapping.join();
+            shown.map_err(|_| anyhow::anyhow!("the tap panicked"))?
+        })?;
+        let shown = shown.success()?;
+        let order = scene.order.identity();
+        let is_of_order = |it: &&str| it.contains("\"begin\"") && it.contains(&*order);
+        let line = shown.lines().find(is_of_order);
+        let event: Value = serde_json::from_str(line.context("no connection")?)?;
+        let begin = &event["begin"];
+        ensure!(begin["destination"]["pod"] == "web", "{event}");
+        ensure!(begin["direction"] == "inbound", "{event}");
+        Ok(())
+    })?;
+    // Not what is in another namespace, and not all.
+    for others in [&["-n", "weft-system"][..], &["--tapper", "weft-agent"]] {
+        let refused = tap("forwarder", others)?;
+        ensure!(refused.code() == 2, "{refused:?}");
+    }
+    let all = scene.weft_as("forwarder", &["tap", "-A", "--for", "1s"])?;
+    ensure!(all.code() == 2, "{all:?}");
+    scene.cluster.apply(&bound("viewer", "weft-tap"))?;
+    eventually("the account of the whole mesh to watch", || {
+        let all = scene.weft_as("viewer", &["tap", "-A", "--for", "1s"])?;
+        ensure!(all.stderr.contains("watching"), "{all:?}");
+        all.success().map(drop)
+    })?;
+    let controller = scene.cluster.controller()?;
+    let log = controller.log();
+    for part in [
+        "somebody begins to watch",
+        "somebody has watched",
+        "somebody may not watch",
+        "system:serviceaccount:default:weft-tap",
+        "namespace=default&kind=pod&name=web",
+    ] {
+        ensure!(log.contains(part), "no {part:?} in the log");
+    }
+    ensure!(!has_token(&log), "a token is in the log");
+    let metrics = controller.metrics()?;
+    for result in ["accepted", "forbidden"] {
+        let name = "weft_controller_taps_total";
         ensure!(metrics.sum(name, &[("result", result)]) >= 1.0, "{result}");
     }
     Ok(())

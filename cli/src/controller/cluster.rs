@@ -18,7 +18,7 @@ use kube::{Api, Client, Config};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use weft_controller::config::INSPECTION_AUDIENCE;
+use weft_controller::config::{INSPECTION_AUDIENCE, TAP_AUDIENCE};
 
 use super::{Reach, USUAL_SOCKET};
 
@@ -63,6 +63,19 @@ pub enum ClusterError {
         /// The API server.
         server: String,
         /// Why.
+        reason: String,
+    },
+    /// Nobody's token lets watch.
+    #[error(
+        "there is no service account {namespace}/{account} that you may ask a token of, and {reason}: the Role weft-tap of \
+         the manifests has what is needed (docs/cli.md)"
+    )]
+    NotToTap {
+        /// What was to be watched.
+        namespace: String,
+        /// The account.
+        account: String,
+        /// Why another one does not help.
         reason: String,
     },
     /// There is no controller.
@@ -149,34 +162,74 @@ impl Cluster {
             return Ok(shown.clone());
         }
         let at = Instant::now();
-        let shown = self.ask_for_token().await?;
+        let account = (self.weft_namespace.as_str(), self.viewer.as_str());
+        let shown = self.ask_for_token(account, INSPECTION_AUDIENCE).await;
+        let shown = shown.map_err(|(error, _)| error)?;
         *token = Some((at, shown.clone()));
         Ok(shown)
     }
 
-    async fn ask_for_token(&self) -> Result<HeaderValue, ClusterError> {
-        let accounts: Api<ServiceAccount> =
-            Api::namespaced(self.client.clone(), &self.weft_namespace);
+    /// What is shown to controllers by who wants to watch: of an account in the namespace that is watched if there is one, or
+    /// else in that which Weft is in.
+    pub(super) async fn token_to_tap(
+        &self,
+        (namespace, account): (&str, &str),
+    ) -> Result<HeaderValue, ClusterError> {
+        let own = self.weft_namespace.as_str();
+        let there = match namespace {
+            "" => None,
+            namespace => Some(self.ask_for_token((namespace, account), TAP_AUDIENCE).await),
+        };
+        match there {
+            Some(Ok(shown)) => return Ok(shown),
+            // There is none, or it is not theirs to use.
+            Some(Err((_, 403 | 404))) | None => {}
+            Some(Err((error, _))) => return Err(error),
+        }
+        let shown = self.ask_for_token((own, account), TAP_AUDIENCE).await;
+        shown.map_err(|(error, code)| match code {
+            403 | 404 if !namespace.is_empty() => ClusterError::NotToTap {
+                namespace: namespace.to_owned(),
+                account: account.to_owned(),
+                reason: error.to_string(),
+            },
+            _ => error,
+        })
+    }
+
+    /// A token for an audience. The error comes with its status of HTTP; 0: it has none.
+    async fn ask_for_token(
+        &self,
+        (namespace, account): (&str, &str),
+        audience: &str,
+    ) -> Result<HeaderValue, (ClusterError, u16)> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let request = TokenRequest {
             spec: TokenRequestSpec {
-                audiences: vec![INSPECTION_AUDIENCE.to_owned()],
+                audiences: vec![audience.to_owned()],
                 expiration_seconds: Some(TOKEN_SECONDS),
                 ..TokenRequestSpec::default()
             },
             ..TokenRequest::default()
         };
         let parameters = PostParams::default();
-        let asked = accounts.create_token_request(&self.viewer, &parameters, &request);
-        let (namespace, viewer) = (&self.weft_namespace, &self.viewer);
-        let what = || format!("ask for a token of the service account {namespace}/{viewer}");
-        let answered = asked.await.map_err(|error| self.failed(what(), &error))?;
+        let asked = accounts.create_token_request(account, &parameters, &request);
+        let what = || format!("ask for a token of the service account {namespace}/{account}");
+        let answered = asked.await.map_err(|error| {
+            let code = match &error {
+                kube::Error::Api(status) => status.code,
+                _ => 0,
+            };
+            (self.failed(what(), &error), code)
+        })?;
         let token = answered.status.map(|it| format!("Bearer {}", it.token));
         let header = token.and_then(|it| HeaderValue::try_from(it).ok());
-        let mut header = header.ok_or_else(|| ClusterError::Failed {
+        let none = || ClusterError::Failed {
             what: what(),
             server: self.server.clone(),
             reason: "the answer has no token".to_owned(),
-        })?;
+        };
+        let mut header = header.ok_or_else(|| (none(), 0))?;
         header.set_sensitive(true);
         Ok(header)
     }

@@ -59,9 +59,14 @@ const OWNERS: [(&str, &str, &[&str]); 6] = [
 const OTHER_OWNER: &str = "owner";
 const POD: &str = "pod";
 const NAMESPACE: &str = "namespace";
+const SERVICE: &str = "service";
 
 impl Scope {
-    fn parse(text: &str) -> Result<Self, ScopeError> {
+    /// Reads a kind with a name perhaps, as kubectl has them.
+    ///
+    /// # Errors
+    /// It is no kind that pods are shown as.
+    pub fn parse(text: &str) -> Result<Self, ScopeError> {
         let (kind, name) = match text.split_once('/') {
             Some((kind, name)) if !name.is_empty() => (kind, Some(name.to_owned())),
             Some(_) => return Err(ScopeError(text.to_owned())),
@@ -77,6 +82,25 @@ impl Scope {
             }
         };
         Ok(Self { kind, name })
+    }
+
+    /// The same, or a Service.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse_end(text: &str) -> Result<Self, ScopeError> {
+        match text.split_once('/') {
+            Some(("svc" | "service" | "services", name)) if !name.is_empty() => Ok(Self {
+                kind: SERVICE,
+                name: Some(name.to_owned()),
+            }),
+            _ => Self::parse(text),
+        }
+    }
+
+    /// The kind, and the name if there is one.
+    pub fn parts(&self) -> (&'static str, Option<&str>) {
+        (self.kind, self.name.as_deref())
     }
 }
 
