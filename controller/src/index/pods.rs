@@ -524,27 +524,46 @@ fn is_ready(pod: &Pod) -> bool {
 }
 
 /// The owner as metrics name it. A ReplicaSet made by a Deployment is called after it, followed by
-/// the hash that its pods are labelled with.
+/// the hash that its pods are labelled with; a Job made by a CronJob, by the minute that it was due.
 fn owner(metadata: &ObjectMeta, labels: &Labels) -> Option<Owner> {
     let references = metadata.owner_references.as_deref().unwrap_or_default();
     let reference = references.iter().find(|it| it.controller == Some(true))?;
-    let deployment = labels
-        .get("pod-template-hash")
-        .filter(|_| reference.kind == "ReplicaSet")
-        .and_then(|hash| {
-            reference
-                .name
-                .strip_suffix(hash.as_str())?
-                .strip_suffix('-')
-        });
-    let (kind, name) = match deployment {
-        Some(deployment) => ("deployment".to_owned(), deployment),
+    let made_by = match reference.kind.as_str() {
+        "ReplicaSet" => {
+            let hash = labels.get("pod-template-hash");
+            let deployment = hash.and_then(|hash| {
+                let rest = reference.name.strip_suffix(hash.as_str())?;
+                rest.strip_suffix('-')
+            });
+            deployment.map(|it| ("deployment", it))
+        }
+        "Job" => {
+            let created = metadata.creation_timestamp.as_ref();
+            created
+                .and_then(|it| cron_job(&reference.name, it))
+                .map(|it| ("cronjob", it))
+        }
+        _ => None,
+    };
+    let (kind, name) = match made_by {
+        Some((kind, name)) => (kind.to_owned(), name),
         None => (reference.kind.to_lowercase(), reference.name.as_str()),
     };
     Some(Owner {
         kind: kind.parse().ok()?,
         name: name.parse().ok()?,
     })
+}
+
+/// The CronJob that made a Job, of which a pod was made at this moment. Since Kubernetes 1.21 its Jobs are called after it and
+/// the minute that they were due, counted from 1970: other numbers, as dates, are far from that.
+fn cron_job<'a>(job: &'a str, created: &Created) -> Option<&'a str> {
+    const LONGEST_MINUTES: i64 = 30 * 24 * 60;
+    let (name, due) = job.rsplit_once('-')?;
+    let due: i64 = due.parse().ok()?;
+    let late = created.0.as_second() / 60 - due;
+    // Clocks of two machines may differ.
+    (-5..=LONGEST_MINUTES).contains(&late).then_some(name)
 }
 
 /// Containers that run as long as the pod does: the usual ones, and init containers that are

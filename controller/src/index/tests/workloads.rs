@@ -278,6 +278,22 @@ fn owners_are_called_as_people_know_them() {
         (owner("StatefulSet", "db"), Some("statefulset db")),
         (owner("DaemonSet", "log"), Some("daemonset log")),
         (owner("Job", "backup"), Some("job backup")),
+        // Due at 2026-01-01T00:00:00Z.
+        (
+            format!(
+                "creationTimestamp: '2026-01-01T00:07:00Z', {}",
+                owner("Job", "backup-29453760")
+            ),
+            Some("cronjob backup"),
+        ),
+        (
+            format!(
+                "creationTimestamp: '2026-01-01T00:07:00Z', {}",
+                owner("Job", "backup-20260101")
+            ),
+            Some("job backup-20260101"),
+        ),
+        (owner("Job", "backup-29453760"), Some("job backup-29453760")),
         (
             owner("Job", "backup").replace("controller: true", "controller: false"),
             None,
