@@ -159,9 +159,11 @@ impl Asked {
         };
         let authority = uri.authority().map(|it| it.as_str().into());
         let authority = authority.or_else(host).unwrap_or_default();
+        // A name and password before the host are refused, and shown to nobody.
+        let authority = authority.rsplit('@').next().unwrap_or_default();
         Self {
             method: shortened(request.method().as_str(), MOST_METHOD_BYTES),
-            authority: shortened(&authority, MOST_AUTHORITY_BYTES),
+            authority: shortened(authority, MOST_AUTHORITY_BYTES),
             path: shortened(uri.path(), MOST_PATH_BYTES),
         }
     }

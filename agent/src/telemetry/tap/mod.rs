@@ -65,8 +65,8 @@ struct Tap {
 #[error("{MOST_TAPS} taps are open at this agent already, and it serves no more")]
 pub struct TooManyTaps;
 
-/// At the same time.
-const MOST_TAPS: usize = 8;
+/// At the same time: as many as a controller has.
+const MOST_TAPS: usize = 16;
 /// Events that wait to be told, of each tap.
 const MOST_WAITING: usize = 512;
 
@@ -165,14 +165,15 @@ impl Tap {
     fn has_room(&self, now: Instant) -> bool {
         let second = now.saturating_duration_since(self.began).as_secs() + 1;
         let most = u64::from(self.spec.max_per_second);
-        let counted =
-            self.window
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |window| {
-                    match (window >> COUNT_BITS, window & COUNT) {
-                        (last, count) if last == second => (count < most).then_some(window + 1),
-                        _ => (most > 0).then_some((second << COUNT_BITS) | 1),
-                    }
-                });
+        let counted = self
+            .window
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |window| {
+                match (window >> COUNT_BITS, window & COUNT) {
+                    // One that is a moment behind counts with the others.
+                    (last, count) if last >= second => (count < most).then_some(window + 1),
+                    _ => (most > 0).then_some((second << COUNT_BITS) | 1),
+                }
+            });
         if counted.is_err() {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
