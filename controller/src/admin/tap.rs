@@ -146,7 +146,7 @@ fn statuses(text: &str) -> Result<(u32, u32), String> {
 impl Admin {
     /// Opens a tap for somebody who may.
     pub(super) fn tap(self: &Arc<Self>, ask: Ask, watcher: Watcher, asked: &str) -> Reply {
-        let (open, lines) = match self.taps.open(ask.target, ask.start) {
+        let (open, lines) = match self.taps.open(&watcher.name, ask.target, ask.start) {
             Ok(opened) => opened,
             Err(error) => {
                 let text = format!("{error}\n");

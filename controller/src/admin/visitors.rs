@@ -59,7 +59,14 @@ pub(super) struct Watcher {
     pub(super) name: String,
     pub(super) credential: String,
     /// By which it is asked again; none: it was not asked.
-    access: Option<Box<SubjectAccessReviewSpec>>,
+    shown: Option<Box<ShownToWatch>>,
+}
+
+/// What let somebody watch.
+#[derive(Clone)]
+struct ShownToWatch {
+    token: String,
+    right: ResourceAttributes,
 }
 
 /// Why somebody may not look.
@@ -178,9 +185,8 @@ impl Visitors {
             self.remember(fingerprint, visitor.clone());
             Ok(visitor)
         };
-        let slow = || format!("no answer for {} s", TIMEOUT.as_secs());
         let answered = timeout(TIMEOUT, asked).await;
-        answered.unwrap_or_else(|_| Err(Refusal::Unavailable(slow())))
+        answered.unwrap_or_else(|_| Err(unanswered()))
     }
 
     /// Asks whose a token is, and whether they may look.
@@ -213,9 +219,8 @@ impl Visitors {
             let _permit = self.at_a_time.acquire().await;
             self.watcher(request.headers(), ask).await
         };
-        let slow = || format!("no answer for {} s", TIMEOUT.as_secs());
         let admitted = timeout(TIMEOUT, admitted).await;
-        let admitted = admitted.unwrap_or_else(|_| Err(Refusal::Unavailable(slow())));
+        let admitted = admitted.unwrap_or_else(|_| Err(unanswered()));
         self.metrics.tapped(label(admitted.as_ref().err()));
         match &admitted {
             Ok(_) => {}
@@ -234,29 +239,43 @@ impl Visitors {
 
     async fn watcher(&self, headers: &HeaderMap, ask: &Ask) -> Result<Watcher, Refusal> {
         let token = shape(bearer(headers)?).ok_or(Refusal::Malformed)?;
-        let user = self.user(token, TAP_AUDIENCE).await?;
-        let watcher = Watcher {
+        let right = watched(ask);
+        let user = self.may_watch(token.clone(), &right).await?;
+        Ok(Watcher {
             name: user.username.clone().unwrap_or_default(),
             credential: credential(&user),
-            access: Some(Box::new(asked_for(&user, watched(ask)))),
-        };
-        self.may_still_watch(&watcher).await?;
-        Ok(watcher)
+            shown: Some(Box::new(ShownToWatch { token, right })),
+        })
     }
 
-    /// Asks whether somebody may watch that whom it was asked about before.
+    /// Asks whether somebody may watch that whom it was asked about before: whether the token is still good, and gives the right.
     pub(super) async fn may_still_watch(&self, watcher: &Watcher) -> Result<(), Refusal> {
-        let Some(access) = &watcher.access else {
+        let Some(shown) = &watcher.shown else {
             return Ok(());
         };
-        if self.may((**access).clone()).await? {
-            return Ok(());
+        let asked = async {
+            // Never closed.
+            let _permit = self.at_a_time.acquire().await;
+            self.may_watch(shown.token.clone(), &shown.right).await
+        };
+        let asked = timeout(TIMEOUT, asked).await;
+        asked.unwrap_or_else(|_| Err(unanswered())).map(drop)
+    }
+
+    /// Whose a token is, if it gives a right to watch.
+    async fn may_watch(
+        &self,
+        token: String,
+        right: &ResourceAttributes,
+    ) -> Result<UserInfo, Refusal> {
+        let user = self.user(token, TAP_AUDIENCE).await?;
+        if self.may(asked_for(&user, right.clone())).await? {
+            return Ok(user);
         }
-        let about = access.resource_attributes.as_ref();
-        let text = |it: Option<&String>| it.map_or("", String::as_str).to_owned();
-        let namespace = text(about.and_then(|it| it.namespace.as_ref()));
-        let name = text(about.and_then(|it| it.name.as_ref()));
-        let resource = text(about.and_then(|it| it.resource.as_ref()));
+        let text = |it: &Option<String>| it.clone().unwrap_or_default();
+        let namespace = text(&right.namespace);
+        let name = text(&right.name);
+        let resource = text(&right.resource);
         let which = match name.is_empty() {
             true => resource.clone(),
             false => format!("{resource}/{name}"),
@@ -266,7 +285,7 @@ impl Visitors {
             false => format!("{which} in the namespace {namespace}"),
         };
         Err(Refusal::NotToBeWatched {
-            user: watcher.name.clone(),
+            user: user.username.unwrap_or_default(),
             resource,
             what,
         })
@@ -355,13 +374,24 @@ fn label(refusal: Option<&Refusal>) -> &'static str {
     }
 }
 
+fn unanswered() -> Refusal {
+    Refusal::Unavailable(format!("no answer for {} s", TIMEOUT.as_secs()))
+}
+
+impl fmt::Debug for ShownToWatch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("ShownToWatch");
+        shown.field("right", &self.right).finish_non_exhaustive()
+    }
+}
+
 impl Watcher {
     /// Whoever can open the socket.
     pub(super) fn root() -> Self {
         Self {
             name: "root, at the socket".to_owned(),
             credential: String::new(),
-            access: None,
+            shown: None,
         }
     }
 }

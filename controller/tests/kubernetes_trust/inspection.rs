@@ -142,6 +142,68 @@ async fn to_watch_is_another_right_than_to_look() {
     assert_eq!(stage.counted(series).await, 1);
 }
 
+/// A right in one namespace, and one to a single workload of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_to_watch_is_one_to_what_it_names() {
+    let stage = Stage::with(Store::of_mesh(), &PORT).await;
+    stage.until("/ready", "ready\n").await;
+    allow_viewers(&stage.store);
+    let group = "rbac.authorization.k8s.io";
+    let bound = |namespace: &str, kind: &str, name: &str| {
+        json!({"apiVersion": format!("{group}/v1"), "kind": "RoleBinding",
+            "metadata": {"name": "tapper", "namespace": namespace},
+            "roleRef": {"apiGroup": group, "kind": kind, "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": "tapper", "namespace": "weft-system"}]})
+    };
+    let one = json!({"apiVersion": format!("{group}/v1"), "kind": "Role",
+        "metadata": {"name": "tap-web", "namespace": "bank"},
+        "rules": [{"apiGroups": ["tap.weft.dev"], "resources": ["deployments/tap"],
+            "resourceNames": ["web"], "verbs": ["watch"]}]});
+    for object in [
+        bound("shop", "ClusterRole", "weft-tap"),
+        one,
+        bound("bank", "Role", "tap-web"),
+    ] {
+        stage
+            .store
+            .apply(&object)
+            .expect("of a kind that is served");
+    }
+    let tapper = of("tapper", "weft-tap").signed();
+    for (query, expected) in [
+        ("namespace=shop", 200),
+        ("namespace=shop&kind=deployment&name=api", 200),
+        ("namespace=shop&kind=pod", 200),
+        ("namespace=bank&kind=deployment&name=web", 200),
+        ("namespace=bank&kind=deployment&name=vault", 403),
+        ("namespace=bank&kind=deployment", 403),
+        ("namespace=bank&kind=pod&name=web", 403),
+        ("namespace=bank", 403),
+        ("namespace=other", 403),
+        ("kind=deployment", 403),
+        ("", 403),
+        // What is asked last is what is looked at, in both places.
+        ("namespace=shop&namespace=bank", 403),
+    ] {
+        let path = format!("/tap?{query}");
+        let status = status_of(&stage, &path, &tapper).await;
+        assert_eq!(status, expected, "{query}");
+    }
+}
+
+/// As [`get`], of an answer that does not end.
+async fn status_of(stage: &Stage, path: &str, token: &str) -> u16 {
+    let address = stage.inspection.expect("there is a port");
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut head = vec![0; "HTTP/1.1 200".len()];
+    stream.read_exact(&mut head).await.expect("read");
+    let head = String::from_utf8(head).expect("text");
+    head["HTTP/1.1 ".len()..].parse().expect("a status")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_is_taken_away_is_gone_soon() {
     let stage = Stage::with(Store::of_mesh(), &PORT).await;

@@ -125,8 +125,8 @@ impl<'a> Line<'a> {
                 duration_us: end.duration_us,
                 request_bytes: end.request_bytes,
                 response_bytes: end.response_bytes,
-                grpc_status: text(end.grpc_status),
-                error: text(end.error),
+                grpc_status: text(&end.grpc_status),
+                error: text(&end.error),
             },
         };
         Some(Self::Event(Box::new(Event {
@@ -153,37 +153,42 @@ impl<'a> Line<'a> {
 impl From<v1::TapBegin> for Begin {
     fn from(begin: v1::TapBegin) -> Self {
         Self {
-            protocol: begin.protocol,
+            protocol: text(&begin.protocol).unwrap_or_default(),
             direction: match begin.inbound {
                 true => "inbound",
                 false => "outbound",
             },
             source: begin.source.unwrap_or_default().into(),
             destination: begin.destination.unwrap_or_default().into(),
-            service: text(begin.service),
-            tls: text(begin.tls),
-            no_tls_reason: text(begin.no_tls_reason),
-            method: text(begin.method),
-            authority: text(begin.authority),
-            path: text(begin.path),
-            route: text(begin.route),
+            service: text(&begin.service),
+            tls: text(&begin.tls),
+            no_tls_reason: text(&begin.no_tls_reason),
+            method: text(&begin.method),
+            authority: text(&begin.authority),
+            path: text(&begin.path),
+            route: text(&begin.route),
         }
     }
 }
 
 impl From<v1::TapWho> for Who {
     fn from(who: v1::TapWho) -> Self {
-        let owner = (!who.owner.is_empty()).then(|| format!("{}/{}", who.owner_kind, who.owner));
+        let kind = text(&who.owner_kind).unwrap_or_default();
         Self {
-            address: text(who.address),
-            namespace: text(who.namespace),
-            pod: text(who.pod),
-            owner,
-            identity: text(who.identity),
+            address: text(&who.address),
+            namespace: text(&who.namespace),
+            pod: text(&who.pod),
+            owner: text(&who.owner).map(|owner| format!("{kind}/{owner}")),
+            identity: text(&who.identity),
         }
     }
 }
 
-fn text(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
+/// What an agent says, if it says anything; of one that says more than agents do, the beginning.
+fn text(text: &str) -> Option<String> {
+    let text = &text[..text.floor_char_boundary(MOST_TEXT_BYTES)];
+    (!text.is_empty()).then(|| text.to_owned())
 }
+
+/// As much as agents tell of a path, which is the longest of it.
+const MOST_TEXT_BYTES: usize = 1024;

@@ -25,7 +25,10 @@ use lines::Line;
 pub struct Taps {
     views: Arc<Views>,
     state: Mutex<State>,
+    /// Other pods are watched, for agents.
     changed: watch::Sender<()>,
+    /// Agents have come or gone, for those who watch.
+    agents: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ struct State {
 /// Somebody watches.
 #[derive(Debug)]
 struct Tap {
+    /// Who watches.
+    by: String,
     start: v1::TapStart,
     /// Where pods run that are watched.
     nodes: BTreeSet<Name>,
@@ -91,11 +96,21 @@ struct Found {
 
 /// Too many watch already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{MOST_TAPS} taps are open at this controller already, and it serves no more")]
-pub struct TooManyTaps;
+pub enum TooManyTaps {
+    /// All together.
+    #[error("{MOST_TAPS} taps are open at this controller already, and it serves no more")]
+    Here,
+    /// Of one account.
+    #[error(
+        "{MOST_OF_ONE} taps of this account are open at this controller already, and others have the rest"
+    )]
+    OfOne,
+}
 
 /// At the same time. Fewer than what an administrative endpoint serves, so that others are served, too.
 const MOST_TAPS: usize = 16;
+/// Of one account, so that nobody keeps all others from watching.
+const MOST_OF_ONE: usize = 8;
 /// Lines that wait to be read by whoever watches.
 const LINES_WAITING: usize = 1024;
 
@@ -138,15 +153,17 @@ impl Taps {
             views,
             state: Mutex::default(),
             changed: watch::Sender::new(()),
+            agents: watch::Sender::new(()),
         }
     }
 
-    /// Opens one. Its lines come by the receiver.
+    /// Opens one, for somebody by this name. Its lines come by the receiver.
     ///
     /// # Errors
     /// Too many are open.
     pub fn open(
         self: &Arc<Self>,
+        by: &str,
         scope: Scope,
         mut start: v1::TapStart,
     ) -> Result<(Open, mpsc::Receiver<Bytes>), TooManyTaps> {
@@ -154,13 +171,17 @@ impl Taps {
         let counts = Arc::<Counts>::default();
         let mut state = self.locked();
         if state.taps.len() >= MOST_TAPS {
-            return Err(TooManyTaps);
+            return Err(TooManyTaps::Here);
+        }
+        if state.taps.values().filter(|it| it.by == by).count() >= MOST_OF_ONE {
+            return Err(TooManyTaps::OfOne);
         }
         state.next += 1;
         let id = state.next;
         start.tap = id;
         start.target = Some(scope.clone().into());
         let tap = Tap {
+            by: by.to_owned(),
             start,
             nodes: BTreeSet::new(),
             lines: lines.clone(),
@@ -203,9 +224,14 @@ impl Taps {
             (tap.lines.clone(), Arc::clone(&tap.counts))
         };
         let send = |line: Line<'_>| lines.try_send(line.written()).is_ok();
+        let mut bad = 0;
         for event in batch.events {
+            if lines.capacity() == 0 {
+                counts.dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             let Some(line) = Line::event(node, event, |it| self.runs(node, it)) else {
-                tracing::warn!(%node, "an agent tells what cannot be, or is not its own");
+                bad += 1;
                 continue;
             };
             let counted = match send(line) {
@@ -214,15 +240,20 @@ impl Taps {
             };
             counted.fetch_add(1, Ordering::Relaxed);
         }
+        if bad > 0 {
+            tracing::warn!(%node, events = bad, "an agent tells what cannot be, or is not its own");
+        }
         let here = counts.dropped.swap(0, Ordering::Relaxed);
-        let (dropped, left_out) = (batch.dropped + here, batch.left_out);
+        let (dropped, left_out) = (batch.dropped.saturating_add(here), batch.left_out);
         let lost = Line::Lost {
             node,
             dropped,
             left_out,
         };
-        if dropped + left_out > 0 && !send(lost) {
-            counts.dropped.fetch_add(dropped, Ordering::Relaxed);
+        if (dropped > 0 || left_out > 0) && !send(lost) {
+            // Told with the next ones: what was left out is missing as well.
+            let missing = dropped.saturating_add(left_out);
+            counts.dropped.fetch_add(missing, Ordering::Relaxed);
         }
     }
 
@@ -243,7 +274,7 @@ impl Taps {
     /// An agent can sample until this is dropped.
     fn enter(self: &Arc<Self>, node: &Name) -> Place {
         *self.locked().agents.entry(node.clone()).or_default() += 1;
-        self.changed.send_replace(());
+        self.agents.send_replace(());
         Place {
             taps: Arc::clone(self),
             node: node.clone(),
@@ -275,14 +306,14 @@ impl Drop for Place {
             }
         }
         drop(state);
-        self.taps.changed.send_replace(());
+        self.taps.agents.send_replace(());
     }
 }
 
 impl Open {
     /// Says whenever agents come or go.
     pub fn agents(&self) -> watch::Receiver<()> {
-        self.taps.changed.subscribe()
+        self.taps.agents.subscribe()
     }
 
     /// Says whenever pods come or go, and much else.

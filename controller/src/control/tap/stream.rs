@@ -92,9 +92,11 @@ async fn run(
                 Some(Some(Message::Batch(batch))) if told.contains(&batch.tap) => {
                     context.taps.pass(node, batch);
                 }
-                Some(Some(Message::Ended(ended))) => context.taps.refuse(node, &ended),
+                Some(Some(Message::Ended(ended))) if told.contains(&ended.tap) => {
+                    context.taps.refuse(node, &ended);
+                }
                 // Of a tap that has ended meanwhile.
-                Some(Some(Message::Batch(_)) | None) => {}
+                Some(Some(Message::Batch(_) | Message::Ended(_)) | None) => {}
                 Some(Some(Message::Inspectable(_))) => {
                     return Err(Status::invalid_argument("who samples is known"));
                 }

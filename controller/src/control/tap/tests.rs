@@ -45,7 +45,7 @@ fn scopes_have_what_they_say() {
 fn whoever_does_not_read_loses_lines_and_nobody_waits() {
     let taps = Arc::new(Taps::new(Arc::default()));
     let (open, mut lines) = taps
-        .open(Scope::default(), v1::TapStart::default())
+        .open("a", Scope::default(), v1::TapStart::default())
         .expect("room");
     let batch = |count| v1::TapBatch {
         tap: open.id,
@@ -82,15 +82,15 @@ fn whoever_does_not_read_loses_lines_and_nobody_waits() {
         },
     );
     assert_eq!(taps.count(), 0);
-    let many: Vec<_> = (0..MOST_TAPS)
-        .map(|_| {
-            taps.open(Scope::default(), v1::TapStart::default())
-                .expect("room")
-        })
+    let open = |by: &str| taps.open(by, Scope::default(), v1::TapStart::default());
+    let of_one: Vec<_> = (0..MOST_OF_ONE).map(|_| open("a").expect("room")).collect();
+    assert_eq!(open("a").err(), Some(TooManyTaps::OfOne));
+    let rest = MOST_OF_ONE..MOST_TAPS;
+    let others: Vec<_> = rest
+        .map(|it| open(&it.to_string()).expect("room"))
         .collect();
-    let more = taps.open(Scope::default(), v1::TapStart::default());
-    assert_eq!(more.err(), Some(TooManyTaps));
-    drop(many);
+    assert_eq!(open("b").err(), Some(TooManyTaps::Here));
+    drop((of_one, others));
 }
 
 #[test]
