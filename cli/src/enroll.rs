@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde_json::{Value, json};
-use weft_controller::index::{Index, Settings};
+use weft_controller::index::{Index, Settings, has_other_mesh};
 use weft_controller::objects::decode::identify;
 use weft_controller::problems::{Origin, Problems};
 use weft_controller::source::Event;
@@ -119,6 +119,8 @@ struct Change {
     name: String,
     before: Option<String>,
     after: Option<String>,
+    /// Why it was not written.
+    error: Option<String>,
 }
 
 /// A pod, and whether it takes part.
@@ -220,20 +222,24 @@ pub async fn run(enroll: &Enroll, way: Way) -> Result<Outcome, crate::Error> {
         .await
         .map_err(ReachError::from)?;
     let pods = cluster.read_pods(&name).await.map_err(ReachError::from)?;
-    let report = Report::new(&enroll.resource, way, &namespace, &pods, enroll.dry_run)?;
+    let mut report = Report::new(&enroll.resource, way, &namespace, &pods, enroll.dry_run)?;
     if !enroll.dry_run {
-        for change in &report.changes {
+        for change in &mut report.changes {
             let patch = json!({"metadata": {"labels": {LABEL: change.after}}});
             let (space, name) = (change.namespace.as_deref(), &change.name);
-            let written = cluster.patch(space, name, &patch).await;
-            written.map_err(ReachError::from)?;
+            change.error = match cluster.patch(space, name, &patch).await {
+                Ok(true) => None,
+                Ok(false) => Some("it is gone".to_owned()),
+                Err(error) => Some(error.to_string()),
+            };
         }
     }
+    let is_written = report.changes.iter().all(|it| it.error.is_none());
     output::show(enroll.output, &report, &[], |out, colours| {
         report.write(out, colours)
     })?;
     Ok(Outcome::of(
-        report.pods.iter().all(|it| it.reason.is_none()),
+        is_written && report.pods.iter().all(|it| it.reason.is_none()),
     ))
 }
 
@@ -274,7 +280,9 @@ impl Report {
                 return Err(EnrollError::Nobody(target.clone(), space));
             }
             let mut changed: Vec<Pod> = covered.iter().map(|&it| it.clone()).collect();
-            for pod in &mut changed {
+            // The label would put them in beside the other mesh, with two proxies in each other's way.
+            let may_change = |it: &&mut Pod| way == Way::Out || !has_other_mesh(it);
+            for pod in changed.iter_mut().filter(may_change) {
                 label_as(&mut pod.metadata, (way == Way::In).then_some(ENABLED));
             }
             if way == Way::Out {
@@ -327,7 +335,9 @@ impl Report {
             };
             let value = |it: &Option<String>| shown(it.as_deref().unwrap_or("-"));
             let cells = [object, value(&change.before), value(&change.after)];
-            table.row(cells.map(Cell::from));
+            let error = change.error.iter();
+            let error = error.map(|it| Cell::new(shown(it)).tone(Tone::Bad));
+            table.row(cells.map(Cell::from).into_iter().chain(error));
         }
         match self.changes.is_empty() {
             true => writeln!(to, "labels are as they should be")?,
@@ -385,6 +395,7 @@ impl Change {
             name: name_of(old).to_owned(),
             before,
             after,
+            error: None,
         })
     }
 }
@@ -472,10 +483,12 @@ fn reason(pod: &Pod, way: Way) -> &'static str {
         "it says itself that it does not take part, by label or annotation"
     } else if matches!(phase, Some("Succeeded" | "Failed")) {
         "it has ended"
+    } else if has_other_mesh(pod) {
+        "it has the proxy of another mesh, and joins when it is made anew without"
     } else if spec.is_none_or(|it| it.node_name.is_none()) {
         "it has no node yet: it joins when it has"
     } else {
-        "its namespace says disabled, or it has the proxy of another mesh"
+        "its namespace says that it does not take part"
     }
 }
 

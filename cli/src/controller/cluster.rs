@@ -104,8 +104,9 @@ const PAGE: u32 = 500;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For what a kubelet says of a forward that failed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-const HINT: &str = "the Role weft-viewer of the manifests, in the namespace that Weft is in, has what is needed \
-    (docs/cli.md): is it bound to you?";
+const HINT: &str = "the Role weft-viewer of the manifests, in the namespace that Weft is in, has what it takes to look, \
+    and weft-reach with weft-tap what it takes to watch (docs/cli.md): are they bound to you?";
+const LABEL_HINT: &str = "to label needs get and patch of namespaces, or list and patch of pods";
 
 impl Cluster {
     /// The one that is meant. Nothing is sent yet.
@@ -248,7 +249,8 @@ impl Cluster {
     /// A namespace.
     pub(crate) async fn read_namespace(&self, name: &str) -> Result<Namespace, ClusterError> {
         let read = Api::<Namespace>::all(self.client.clone()).get(name).await;
-        read.map_err(|error| self.failed(format!("read the namespace {name}"), &error))
+        let what = || format!("read the namespace {name}");
+        read.map_err(|error| self.failed_for(LABEL_HINT, what(), &error))
     }
 
     /// All pods of a namespace.
@@ -259,7 +261,7 @@ impl Cluster {
         let mut pods = vec![];
         loop {
             let listed = api.list(&page).await;
-            let listed = listed.map_err(|error| self.failed(what(), &error))?;
+            let listed = listed.map_err(|error| self.failed_for(LABEL_HINT, what(), &error))?;
             pods.extend(listed.items);
             match listed.metadata.continue_.filter(|it| !it.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
@@ -268,13 +270,13 @@ impl Cluster {
         }
     }
 
-    /// Changes a pod of a namespace, or without one a namespace, as the merge patch says (RFC 7386).
+    /// Changes a pod of a namespace, or without one a namespace, as the merge patch says (RFC 7386). False: it is gone.
     pub(crate) async fn patch(
         &self,
         namespace: Option<&str>,
         name: &str,
         patch: &serde_json::Value,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<bool, ClusterError> {
         let parameters = PatchParams {
             field_manager: Some("weft".to_owned()),
             ..PatchParams::default()
@@ -293,18 +295,23 @@ impl Cluster {
             }
         };
         match patched {
-            None => Ok(()),
-            Some(error) => Err(self.failed(what, &error)),
+            None => Ok(true),
+            Some(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Some(error) => Err(self.failed_for(LABEL_HINT, what, &error)),
         }
     }
 
     fn failed(&self, what: String, error: &kube::Error) -> ClusterError {
+        self.failed_for(HINT, what, error)
+    }
+
+    fn failed_for(&self, hint: &str, what: String, error: &kube::Error) -> ClusterError {
         let reason = match error {
             kube::Error::Api(status) => {
                 let (code, message) = (status.code, status.message.trim());
                 match code {
                     401 => format!("{message} (401): does kubectl work with this kubeconfig?"),
-                    403 => format!("{message} (403): {HINT}"),
+                    403 => format!("{message} (403): {hint}"),
                     _ => format!("{message} ({code})"),
                 }
             }

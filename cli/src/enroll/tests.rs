@@ -62,7 +62,7 @@ fn a_namespace_takes_its_pods_along() {
         pod("node", json!({"spec": {"hostNetwork": true}})),
         pod(
             "old",
-            json!({"spec": {"containers": [{"name": "linkerd-proxy"}]}}),
+            json!({"spec": {"containers": [{"name": "c"}, {"name": "linkerd-proxy"}]}}),
         ),
         pod("new", json!({"spec": {"nodeName": null}})),
     ];
@@ -90,7 +90,7 @@ Namespace shop   -    enabled
 connections that they have are ended once, so that they come back through the mesh
 ‼   not    it says itself that it does not take part, by label or annotation
 ‼   node   it has the node's network, which is never in the mesh
-‼   old    its namespace says disabled, or it has the proxy of another mesh
+‼   old    it has the proxy of another mesh, and joins when it is made anew without
 ‼   new    it has no node yet: it joins when it has
 ";
     let squeezed = |it: &str| {
@@ -132,6 +132,10 @@ fn pods_of_a_workload_are_labelled_as_they_run() {
         &[pod("web-1", labelled("enabled"))],
     );
     assert_eq!(changes(&again), []);
+    let both = json!({"spec": {"containers": [{"name": "c"}, {"name": "linkerd-proxy"}]}});
+    let kept = report("deploy/web", Way::In, &plain, &[pod("web-1", both)]);
+    assert_eq!(changes(&kept), []);
+    assert_eq!(pods(&kept), [("web-1", false, false, true)]);
     // Where the namespace is in, a pod has to say that it is not.
     for (namespace, after) in [(&plain, None), (&enabled, Some("disabled"))] {
         let out = report(

@@ -4,13 +4,13 @@
 //! they see are bytes from a network: they are shown without what would move a terminal's cursor, and neither headers nor
 //! queries nor bodies are among them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tokio::signal::ctrl_c;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::controller::{Reach, ReachError};
 use crate::outcome::Outcome;
@@ -137,7 +137,8 @@ async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), cr
     let query = tap.query(target);
     let mut follow = Follow::new(&tap.reach, &query, (&target.namespace, &tap.tapper));
     let mut scopes = Scopes::default();
-    let (mut lost, mut left_out) = (0, 0);
+    let mut troubles = Troubles::default();
+    let (mut lost, mut left_out) = (0_u64, 0_u64);
     let mut end = std::pin::pin!(ended(tap.duration));
     let mut look = tokio::time::interval(LOOK_AGAIN);
     let mut alone: Option<Instant> = None;
@@ -145,12 +146,20 @@ async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), cr
         let heard = tokio::select! {
             biased;
             () = &mut end => break Ok(()),
-            _ = look.tick() => match follow.look().await {
-                Ok(()) => continue,
-                Err(error) if !follow.was_ever_heard() => break Err(error),
-                // It is looked for again.
-                Err(_) => continue,
-            },
+            _ = look.tick() => {
+                let looked = tokio::select! {
+                    biased;
+                    () = &mut end => break Ok(()),
+                    looked = timeout(PATIENCE, follow.look()) => looked,
+                };
+                match looked.unwrap_or_else(|_| Err(ReachError::Refused(SILENT.to_owned()))) {
+                    Ok(()) => {}
+                    Err(error) if !follow.was_ever_heard() => break Err(error),
+                    // It is looked for again.
+                    Err(error) => troubles.tell(&error),
+                }
+                continue;
+            }
             heard = follow.next() => heard,
             () = until(alone) => {
                 let nobody = "no controller has been there for a while".to_owned();
@@ -160,12 +169,13 @@ async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), cr
         match heard {
             Heard::Line(from, line) => {
                 alone = None;
+                troubles.are_over();
                 match line {
                     Line::Scope(pods) => scopes.tell(target, from, pods),
                     Line::Event(event) => writer.event(&mut io::stdout().lock(), &event)?,
                     Line::Lost(it) => {
-                        lost += it.dropped;
-                        left_out += it.left_out;
+                        lost = lost.saturating_add(it.dropped);
+                        left_out = left_out.saturating_add(it.left_out);
                         tell_lost(it.dropped, it.left_out, tap.max_rps);
                     }
                     Line::Refused { node, reason } => {
@@ -177,13 +187,11 @@ async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), cr
             }
             Heard::Ended(from, error) => {
                 scopes.of.remove(&from);
-                if !follow.was_ever_heard() || matches!(error, ReachError::Refused(_)) {
-                    if follow.is_alone() {
-                        break Err(error);
-                    }
-                } else {
-                    note(&format!("‼ {error}: it is tried again"));
+                let is_final = !follow.was_ever_heard() || matches!(error, ReachError::Refused(_));
+                if is_final && follow.is_alone() {
+                    break Err(error);
                 }
+                troubles.tell(&error);
                 if follow.is_alone() {
                     alone.get_or_insert_with(|| Instant::now() + PATIENCE);
                     look.reset_after(TRY_AGAIN);
@@ -191,7 +199,7 @@ async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), cr
             }
         }
     };
-    if lost + left_out > 0 {
+    if lost > 0 || left_out > 0 {
         note(&format!(
             "in all: dropped {lost} events, left out {left_out} exchanges and flows"
         ));
@@ -199,6 +207,24 @@ async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), cr
     Ok(outcome?)
 }
 
+/// What went wrong and is tried again: each is told once, until something is heard.
+#[derive(Default)]
+struct Troubles(BTreeSet<String>);
+
+impl Troubles {
+    fn tell(&mut self, error: &ReachError) {
+        let text = error.to_string();
+        if self.0.insert(text.clone()) {
+            note(&format!("‼ {text}: it is tried again"));
+        }
+    }
+
+    fn are_over(&mut self) {
+        self.0.clear();
+    }
+}
+
+const SILENT: &str = "the API server does not answer";
 /// After a controller is gone.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 

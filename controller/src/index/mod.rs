@@ -26,6 +26,7 @@ use egress::{EgressRecord, PublishedEgress};
 use limits::Limits;
 use network::NetworkPolicies;
 pub(crate) use other_mesh::AMBIENT_REDIRECTION;
+pub use other_mesh::has_other_mesh;
 pub(crate) use pods::STATIC_POD_ANNOTATIONS;
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord};

@@ -270,7 +270,7 @@ impl PodRecord {
         let labels = metadata.labels.clone().unwrap_or_default();
         let containers = serving_containers(pod);
         // Whoever wants both says so on the pod itself.
-        if text(&metadata.labels, MESH_LABEL).is_none() && has_other_mesh(pod, &containers) {
+        if text(&metadata.labels, MESH_LABEL).is_none() && has_other_mesh(pod) {
             mesh = MeshChoice::Disabled;
         }
         let weight = weight(metadata, &mut faults);
@@ -568,7 +568,7 @@ fn cron_job<'a>(job: &'a str, created: &Created) -> Option<&'a str> {
 
 /// Containers that run as long as the pod does: the usual ones, and init containers that are
 /// always restarted (sidecars).
-fn serving_containers(pod: &Pod) -> Vec<&Container> {
+pub(super) fn serving_containers(pod: &Pod) -> Vec<&Container> {
     let Some(spec) = &pod.spec else {
         return vec![];
     };

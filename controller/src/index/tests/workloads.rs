@@ -67,6 +67,7 @@ fn pods_of_another_mesh_are_left_to_it() {
     let ambient = "annotations: {ambient.istio.io/redirection: enabled}";
     let as_container = "containers: [{name: c}, {name: linkerd-proxy}]";
     let of_istio = "containers: [{name: istio-proxy}, {name: c}]";
+    let gateway = "containers: [{name: istio-proxy}]";
     let as_sidecar = "initContainers: [{name: linkerd-proxy, restartPolicy: Always}]";
     let that_ends = "initContainers: [{name: linkerd-proxy}]";
     for (of_namespace, of_pod, spec, expected) in [
@@ -74,6 +75,7 @@ fn pods_of_another_mesh_are_left_to_it() {
         (on, "", of_istio, false),
         (on, "", as_sidecar, false),
         (on, "", that_ends, true),
+        (on, "", gateway, true),
         (on, ambient, "", false),
         (
             on,
