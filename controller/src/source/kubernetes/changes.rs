@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use tokio::time::Instant;
 
 use super::Pace;
-use super::connect::{asked_pause, no_version, status_of};
+use super::connect::{asked_pause, no_version, no_word, status_of};
 use super::document::{Document, comparable};
 use crate::pause::Pause;
 
@@ -94,7 +94,13 @@ impl Watch {
             match tokio::time::timeout(patience, open.events.next()).await {
                 Ok(Some(Ok(event))) => return self.take(event),
                 Ok(Some(Err(error))) => return self.failed(error),
-                Ok(None) | Err(_) => {
+                // It should have ended by itself by now. How long nobody was there is not known, nor what was done meanwhile,
+                // as restoring the cluster from a backup.
+                Err(_) => {
+                    self.open = None;
+                    return Change::Lost(no_word());
+                }
+                Ok(None) => {
                     // As it should; only one that ends as soon as it begins must not be asked for at once.
                     if open.since.elapsed() < self.shortest {
                         self.wait = self.pause.after(Instant::now());

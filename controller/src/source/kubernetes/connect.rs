@@ -183,6 +183,11 @@ pub(super) fn no_version() -> kube::Error {
     kube::Error::Api(Box::new(Status::failure(message, "")))
 }
 
+pub(super) fn no_word() -> kube::Error {
+    let message = "the server said nothing for longer than a watch lasts";
+    kube::Error::Api(Box::new(Status::failure(message, "")))
+}
+
 /// What a failed request for objects of a kind means, and what to do.
 pub(super) fn explain_of(error: &kube::Error, verb: &str, of: &ApiResource) -> String {
     match error {
