@@ -131,12 +131,18 @@ pub fn ask(
     wait: Duration,
 ) -> Result<Answer, AskError> {
     let began = Instant::now();
-    let mut gone = None;
+    let (mut gone, mut absent_since) = (None, None);
     loop {
         let left = wait.saturating_sub(began.elapsed());
         match ask_once(path, &request.after(began.elapsed()), netns, left) {
-            Err(error @ AskError::Broken(_)) => gone = Some(error),
-            Err(AskError::Absent { .. }) if gone.is_some() => {}
+            Err(error @ AskError::Broken(_)) => (gone, absent_since) = (Some(error), None),
+            // None comes in its place: what is decided without an agent is better than to hold up every pod of the node.
+            Err(error @ AskError::Absent { .. }) if gone.is_some() => {
+                let since: &mut Instant = absent_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= NEWER_COMES {
+                    return Err(error);
+                }
+            }
             answered => return answered,
         }
         if let Some(error) = gone.take_if(|_| began.elapsed() + ASK_AGAIN >= wait) {
@@ -248,6 +254,8 @@ pub fn is_netns(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// How soon the next agent is asked.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long there may be none at all.
+const NEWER_COMES: Duration = Duration::from_secs(3);
 /// Requests and answers are at most as long.
 pub const MAX_LINE_BYTES: usize = 256 * 1024;
 

@@ -573,6 +573,15 @@ fn restarting(stage: &mut Stage<'_>) -> Result<()> {
 
 /// One agent takes over from the other while pods are being started: no call of the plugin fails, and each pod is in the mesh.
 /// The plugin is at the older one's when the newer one comes, or finds the socket in other hands.
+/// Ends what goes on until this is true.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn upgraded(stage: &mut Stage<'_>) -> Result<()> {
     let node = stage.cluster.node(0);
     let over = AtomicBool::new(false);
@@ -582,6 +591,8 @@ fn upgraded(stage: &mut Stage<'_>) -> Result<()> {
         cluster.remove_pod(pod)
     };
     let started = std::thread::scope(|scope| -> Result<u32> {
+        // Whatever ends this, a panic too: they are waited for.
+        let ending = Ending(&over);
         let start = |name: String| {
             let over = &over;
             scope.spawn(move || -> Result<u32> {
@@ -616,7 +627,7 @@ fn upgraded(stage: &mut Stage<'_>) -> Result<()> {
         };
         let late = late();
         let upgrades = (0..4).try_for_each(|it| node.take_over(it % 2 == 1).map(drop));
-        over.store(true, Ordering::Relaxed);
+        drop(ending);
         let mut all = 0;
         for each in starting {
             all += each.join().map_err(|_| anyhow::anyhow!("panicked"))??;
