@@ -121,7 +121,7 @@ impl Channel {
     }
 
     /// The next event of what has been received; none if more must be received. Data that was
-    /// heard stays where it is until [`Self::receive`] or [`Self::shrink_inbox`].
+    /// heard stays where it is until [`Self::poll_receive`] or [`Self::shrink_inbox`].
     pub(super) fn hear(&mut self) -> Result<Option<Heard>, Error> {
         loop {
             if self.inbox.text.is_empty() && !self.open_record()? {
