@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde_json::{Value, json};
-use weft_controller::index::{Index, Settings, has_other_mesh};
+use weft_controller::index::{Index, Settings, has_other_mesh, owners};
 use weft_controller::objects::decode::identify;
 use weft_controller::problems::{Origin, Problems};
 use weft_controller::source::Event;
@@ -65,7 +65,7 @@ pub struct Target {
 enum Kind {
     Namespace,
     Pod,
-    /// Pods with an owner of this kind, as it is called in their metadata; a Deployment's by their ReplicaSets.
+    /// Pods with an owner of this kind, as it is called in metadata.
     Owner(&'static str),
 }
 
@@ -186,23 +186,6 @@ impl Target {
             Kind::Owner(kind) => owners(pod).any(|it| it == (kind, self.name.as_str())),
         }
     }
-}
-
-/// Who owns a pod: what its metadata say, and of a Deployment's ReplicaSet, which is called after it and the hash of the
-/// template, the Deployment.
-fn owners(pod: &ObjectMeta) -> impl Iterator<Item = (&str, &str)> {
-    let mut owners = pod.owner_references.iter().flatten();
-    let owner = owners.find(|it| it.controller == Some(true));
-    let hash = pod
-        .labels
-        .as_ref()
-        .and_then(|it| it.get("pod-template-hash"));
-    let deployment = owner.zip(hash).and_then(|(owner, hash)| {
-        let name = owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')?;
-        (owner.kind == "ReplicaSet").then_some(("Deployment", name))
-    });
-    let owner = owner.map(|it| (it.kind.as_str(), it.name.as_str()));
-    owner.into_iter().chain(deployment)
 }
 
 /// Says what changes, and changes it.

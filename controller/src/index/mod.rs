@@ -28,6 +28,7 @@ use network::NetworkPolicies;
 pub(crate) use other_mesh::AMBIENT_REDIRECTION;
 pub use other_mesh::has_other_mesh;
 pub(crate) use pods::STATIC_POD_ANNOTATIONS;
+pub use pods::owners;
 use pods::{NamespaceRecord, PodRecord};
 use policies::{AuthorizationRecord, ServerRecord};
 use profiles::Profiles;

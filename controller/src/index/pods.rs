@@ -297,7 +297,7 @@ impl PodRecord {
             ready: is_ready(pod),
             mesh,
             default,
-            owner: owner(metadata, &labels),
+            owner: owner(metadata),
             labels,
             ports: named_ports(&containers),
             probe_ports: probe_ports(&containers),
@@ -523,36 +523,34 @@ fn is_ready(pod: &Pod) -> bool {
     }
 }
 
-/// The owner as metrics name it. A ReplicaSet made by a Deployment is called after it, followed by
-/// the hash that its pods are labelled with; a Job made by a CronJob, by the minute that it was due.
-fn owner(metadata: &ObjectMeta, labels: &Labels) -> Option<Owner> {
-    let references = metadata.owner_references.as_deref().unwrap_or_default();
-    let reference = references.iter().find(|it| it.controller == Some(true))?;
-    let made_by = match reference.kind.as_str() {
-        "ReplicaSet" => {
-            let hash = labels.get("pod-template-hash");
-            let deployment = hash.and_then(|hash| {
-                let rest = reference.name.strip_suffix(hash.as_str())?;
-                rest.strip_suffix('-')
-            });
-            deployment.map(|it| ("deployment", it))
-        }
-        "Job" => {
-            let created = metadata.creation_timestamp.as_ref();
-            created
-                .and_then(|it| cron_job(&reference.name, it))
-                .map(|it| ("cronjob", it))
-        }
-        _ => None,
-    };
-    let (kind, name) = match made_by {
-        Some((kind, name)) => (kind.to_owned(), name),
-        None => (reference.kind.to_lowercase(), reference.name.as_str()),
-    };
+/// The owner as metrics name it.
+fn owner(metadata: &ObjectMeta) -> Option<Owner> {
+    let (kind, name) = owners(metadata).last()?;
     Some(Owner {
-        kind: kind.parse().ok()?,
+        kind: kind.to_lowercase().parse().ok()?,
         name: name.parse().ok()?,
     })
+}
+
+/// Who owns a pod, by kind and name: what its metadata say, and whoever made that. A ReplicaSet made by a Deployment is called
+/// after it, followed by the hash that its pods are labelled with; a Job made by a CronJob, by the minute that it was due.
+pub fn owners(metadata: &ObjectMeta) -> impl Iterator<Item = (&str, &str)> {
+    let mut references = metadata.owner_references.iter().flatten();
+    let reference = references.find(|it| it.controller == Some(true));
+    let made_by = reference.and_then(|it| match it.kind.as_str() {
+        "ReplicaSet" => {
+            let hash = text(&metadata.labels, "pod-template-hash")?;
+            let deployment = it.name.strip_suffix(hash)?.strip_suffix('-')?;
+            Some(("Deployment", deployment))
+        }
+        "Job" => {
+            let created = metadata.creation_timestamp.as_ref()?;
+            Some(("CronJob", cron_job(&it.name, created)?))
+        }
+        _ => None,
+    });
+    let reference = reference.map(|it| (it.kind.as_str(), it.name.as_str()));
+    reference.into_iter().chain(made_by)
 }
 
 /// The CronJob that made a Job, of which a pod was made at this moment. Since Kubernetes 1.21 its Jobs are called after it and
