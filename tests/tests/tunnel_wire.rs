@@ -169,8 +169,9 @@ fn denied(wire: &Wire) -> Result<()> {
     let target = wire.server.sockets(7301)[0];
     let guard = server("default", "wire", "server", 7301);
     let rule = authorization("default", "wire", "wire", &["friend"]);
-    wire.cluster.apply(&guard)?;
+    // The rule first: the Server alone would deny the friend too.
     wire.cluster.apply(&rule)?;
+    wire.cluster.apply(&guard)?;
     eventually("the policy to be in effect", || {
         let answer = run(wire, good(wire, target)?.sending(b"no friend"))?;
         ensure!(answer.status == 401, "{answer:?}");

@@ -214,8 +214,9 @@ fn denied(wire: &Wire) -> Result<()> {
     let app = Server::start(&wire.server, 7403, "echo", &[])?;
     let guard = server("default", "weft1", "server", 7403);
     let rule = authorization("default", "weft1", "weft1", &["friend"]);
-    wire.cluster.apply(&guard)?;
+    // The rule first: the Server alone would deny the friend too.
     wire.cluster.apply(&rule)?;
+    wire.cluster.apply(&guard)?;
     let mut tunnel = connect(wire)?;
     eventually("the policy to be in effect", || {
         tunnel = connect(wire)?;
