@@ -19,7 +19,7 @@ use weft_controller::objects::decode::identify;
 use weft_controller::problems::{Origin, Problems};
 use weft_controller::source::Event;
 use weft_controller::views::Views;
-use weft_core::{AccessPolicy, Name, NameError, ObjectName};
+use weft_core::{Name, NameError, ObjectName};
 
 use crate::controller::{Reach, ReachError};
 use crate::outcome::Outcome;
@@ -404,16 +404,8 @@ fn taking_part(
     namespace: &Namespace,
     pods: &[&Pod],
 ) -> Result<BTreeMap<String, bool>, EnrollError> {
-    let settings = Settings {
-        trust_domain: "cluster.local".parse().expect("a name"),
-        pod_ranges: vec![],
-        service_ranges: vec![],
-        default_policy: AccessPolicy::AllUnauthenticated,
-        force_tunnels: false,
-        slices_only: false,
-        egress_namespace: "linkerd-egress".parse().expect("a name"),
-    };
-    let mut index = Index::new(settings, Arc::new(Views::default()), Problems::default());
+    let (settings, views) = (Settings::default(), Arc::new(Views::default()));
+    let mut index = Index::new(settings, views, Problems::default());
     let mut events = vec![event(namespace, "Namespace")?];
     for pod in pods {
         events.push(event(pod, "Pod")?);

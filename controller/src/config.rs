@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use weft_core::{AccessPolicy, Name, ObjectName, TrustDomain};
 
+use crate::index;
+
 /// Weft's controller: tells agents what describes the cluster, and signs their certificates.
 #[derive(Debug, Parser)]
 #[command(name = "weft-controller", version, propagate_version = true)]
@@ -165,7 +167,7 @@ pub struct Run {
         long,
         value_name = "DOMAIN",
         env = "WEFT_TRUST_DOMAIN",
-        default_value = "cluster.local"
+        default_value = index::TRUST_DOMAIN
     )]
     pub trust_domain: TrustDomain,
     /// A range that pods get addresses from (repeatable); `spec.podCIDRs` of Nodes are added. To be given where a CNI
@@ -212,7 +214,7 @@ pub struct Run {
         long,
         value_name = "NAMESPACE",
         env = "WEFT_EGRESS_NAMESPACE",
-        default_value = "linkerd-egress"
+        default_value = index::EGRESS_NAMESPACE
     )]
     pub egress_namespace: Name,
     /// Form of the log.

@@ -617,15 +617,7 @@ fn refusals(object: &Value) -> Vec<String> {
 
 /// What the index says of it.
 fn judged(object: &Value) -> Result<(), String> {
-    let settings = Settings {
-        trust_domain: "cluster.local".parse().expect("valid"),
-        pod_ranges: vec![],
-        service_ranges: vec![],
-        default_policy: weft_core::AccessPolicy::AllUnauthenticated,
-        force_tunnels: false,
-        slices_only: true,
-        egress_namespace: "linkerd-egress".parse().expect("valid"),
-    };
+    let settings = Settings::default();
     let key = decode::identify(object).expect("an object").expect("ours");
     let read = decode::decode(&key, object).map_err(|it| it.to_string())?;
     let index = Index::new(settings, Views::default().into(), Problems::default());

@@ -5,19 +5,9 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use weft_controller::admission;
 use weft_controller::index::Settings;
-use weft_core::AccessPolicy;
 
 fuzz_target!(|body: &[u8]| {
-    let settings = Settings {
-        trust_domain: "cluster.local".parse().expect("valid"),
-        pod_ranges: vec![],
-        service_ranges: vec![],
-        default_policy: AccessPolicy::AllUnauthenticated,
-        force_tunnels: false,
-        slices_only: true,
-        egress_namespace: "linkerd-egress".parse().expect("valid"),
-    };
-    let Ok(answer) = admission::answer(body, &settings) else {
+    let Ok(answer) = admission::answer(body, &Settings::default()) else {
         return;
     };
     let said: Value = serde_json::from_slice(&answer.to_json()).expect("JSON");

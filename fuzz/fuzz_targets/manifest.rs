@@ -11,7 +11,6 @@ use weft_controller::objects::decode;
 use weft_controller::problems::{Origin, Problems};
 use weft_controller::source::Event;
 use weft_controller::views::Views;
-use weft_core::AccessPolicy;
 use weft_proto::Resource;
 
 fuzz_target!(|text: &str| {
@@ -47,12 +46,8 @@ fuzz_target!(|text: &str| {
 
 fn settings() -> Settings {
     Settings {
-        trust_domain: "cluster.local".parse().expect("valid"),
         pod_ranges: vec!["10.1.0.0/16".parse().expect("valid")],
         service_ranges: vec!["10.2.0.0/16".parse().expect("valid")],
-        default_policy: AccessPolicy::AllUnauthenticated,
-        force_tunnels: false,
-        slices_only: false,
-        egress_namespace: "linkerd-egress".parse().expect("valid"),
+        ..Settings::default()
     }
 }

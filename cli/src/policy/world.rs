@@ -55,11 +55,8 @@ impl World {
         let settings = Settings {
             trust_domain: test.trust_domain.clone(),
             pod_ranges: test.pod_ranges.iter().copied().chain(made_up).collect(),
-            service_ranges: vec![],
             default_policy: test.default_policy,
-            force_tunnels: false,
-            slices_only: false,
-            egress_namespace: "linkerd-egress".parse().expect("a name"),
+            ..Settings::default()
         };
         let mut world = Self::empty(&settings, manifests.pods_of, manifests.ports);
         world.made_up = manifests.made_up;

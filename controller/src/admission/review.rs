@@ -201,18 +201,6 @@ impl Answer {
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
-        Settings {
-            trust_domain: "cluster.local".parse().expect("valid"),
-            pod_ranges: vec![],
-            service_ranges: vec![],
-            default_policy: weft_core::AccessPolicy::AllUnauthenticated,
-            force_tunnels: false,
-            slices_only: true,
-            egress_namespace: "linkerd-egress".parse().expect("valid"),
-        }
-    }
-
     fn server(group: &str, port: &Value) -> Value {
         let version = if group == "policy.linkerd.io" {
             "v1beta3"
@@ -240,7 +228,7 @@ mod tests {
 
     /// What is answered to this: that it is let through, with warnings, or why not.
     fn answered(request: &Value) -> Result<Vec<String>, String> {
-        let answer = answer(&review(request), &settings()).expect("a review");
+        let answer = answer(&review(request), &Settings::default()).expect("a review");
         let json: Value = serde_json::from_slice(&answer.to_json()).expect("JSON");
         let response = &json["response"];
         assert_eq!(json["apiVersion"], VERSION);
@@ -369,7 +357,10 @@ mod tests {
             r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": ""}}"#,
             r#"{"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview", "request": {"uid": "a"}}"#,
         ] {
-            assert!(answer(body.as_bytes(), &settings()).is_err(), "{body:.80}");
+            assert!(
+                answer(body.as_bytes(), &Settings::default()).is_err(),
+                "{body:.80}"
+            );
         }
     }
 

@@ -94,6 +94,26 @@ pub struct Settings {
     pub egress_namespace: Name,
 }
 
+/// The trust domain, unless a flag says another one.
+pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
+/// The namespace whose EgressNetworks hold for others, unless a flag says another one.
+pub(crate) const EGRESS_NAMESPACE: &str = "linkerd-egress";
+
+/// What holds where no flag says anything, and Services have the pods that they select.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trust_domain: TRUST_DOMAIN.parse().expect("a name"),
+            pod_ranges: vec![],
+            service_ranges: vec![],
+            default_policy: AccessPolicy::AllUnauthenticated,
+            force_tunnels: false,
+            slices_only: false,
+            egress_namespace: EGRESS_NAMESPACE.parse().expect("a name"),
+        }
+    }
+}
+
 /// The index: all objects, what was made of them, and what is to be made anew.
 #[derive(Debug)]
 pub struct Index {

@@ -17,7 +17,6 @@ use weft_controller::source::Source;
 use weft_controller::source::directory::Directory;
 use weft_controller::source::kubernetes::{Connection, Kubernetes, Pace};
 use weft_controller::views::Views;
-use weft_core::AccessPolicy;
 use weft_proto::{Key, Resource};
 
 /// In more of a hurry than with clusters.
@@ -189,15 +188,11 @@ impl Fed {
 
     fn by(source: impl Source, problems: Problems, slices_only: bool) -> Self {
         let settings = Settings {
-            trust_domain: "cluster.local".parse().expect("valid"),
-            pod_ranges: vec![],
             service_ranges: ["10.2.0.0/16", "fd02::/112"]
                 .map(|it| it.parse().expect("valid"))
                 .into(),
-            default_policy: AccessPolicy::AllUnauthenticated,
-            force_tunnels: false,
             slices_only,
-            egress_namespace: "linkerd-egress".parse().expect("valid"),
+            ..Settings::default()
         };
         let views = Arc::new(Views::default());
         let stop = CancellationToken::new();

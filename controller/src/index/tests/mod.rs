@@ -45,15 +45,11 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) fn new() -> Self {
         let settings = Settings {
-            trust_domain: "cluster.local".parse().expect("valid"),
             pod_ranges: vec!["10.1.0.0/16".parse().expect("valid")],
             service_ranges: ["10.2.0.0/16", "fd02::/112"]
                 .map(|it| it.parse().expect("valid"))
                 .into(),
-            default_policy: AccessPolicy::AllUnauthenticated,
-            force_tunnels: false,
-            slices_only: false,
-            egress_namespace: "linkerd-egress".parse().expect("valid"),
+            ..Settings::default()
         };
         let (views, problems) = (Arc::new(Views::default()), Problems::default());
         let mut index = Index::new(settings, views.clone(), problems.clone());
