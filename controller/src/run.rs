@@ -440,7 +440,7 @@ fn take_in(index: &mut Index, mut batch: Batch, heard: &Heard<'_>) {
         metrics,
         ..
     } = heard;
-    let (started, events) = (Instant::now(), batch.events.len());
+    let (started, events) = (Instant::now(), batch.changes.len());
     progress.begins(std::mem::take(&mut batch.reached));
     if events == 0 && views.is_complete() {
         // It was heard of something, and nothing follows from it.

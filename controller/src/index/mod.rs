@@ -149,6 +149,9 @@ pub struct Index {
     changes: Changes,
 }
 
+/// So many changes of a state that is no agent's yet are handed over at once.
+const EARLY: usize = 4096;
+
 /// Names by namespace.
 type Members = HashMap<Name, BTreeSet<ObjectName>>;
 
@@ -255,8 +258,8 @@ impl Index {
     /// Takes in changed objects, and publishes what follows from them, as one.
     pub fn apply(&mut self, batch: Batch) {
         self.statuses.unsettled();
-        for event in batch.events {
-            self.take(event);
+        for change in batch.changes {
+            self.take(change.read());
         }
         self.publish();
         self.statuses.settled();
@@ -330,9 +333,11 @@ impl Index {
     fn publish(&mut self) {
         for pod in std::mem::take(&mut self.dirty.pods) {
             self.publish_pod(&pod);
+            self.hand_over_early();
         }
         for service in std::mem::take(&mut self.dirty.services) {
             self.publish_service(&service);
+            self.hand_over_early();
         }
         // After services, of which some await pods.
         if std::mem::take(&mut self.dirty.cluster) {
@@ -365,6 +370,19 @@ impl Index {
             self.report_overlaps(&server);
         }
         self.report_cni_policies();
+        self.hand_over();
+        self.say_too_large();
+    }
+
+    /// Hands over a part of the first state, which is no agent's before it is whole: it would take as much again as what
+    /// is made of it.
+    fn hand_over_early(&mut self) {
+        if self.changes.len() >= EARLY && !self.views.is_complete() {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
         let changes = std::mem::take(&mut self.changes);
         let published = &self.published;
         let told: Vec<Key> = match published.too_large.is_empty() && published.rejected.is_empty() {
@@ -377,7 +395,6 @@ impl Index {
         for (_, key) in too_large {
             self.too_large(key);
         }
-        self.say_too_large();
     }
 
     fn put(&mut self, audience: Audience, resource: Resource) {

@@ -31,9 +31,30 @@ pub trait Source: Send + 'static {
 #[derive(Debug, Default)]
 pub struct Batch {
     /// The changes, at most one per object.
-    pub events: Vec<Event>,
+    pub changes: Vec<Change>,
     /// How far the source has come with them.
     pub reached: Reached,
+}
+
+/// A change of an object, as it waits to be taken in.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// What an object says was read already, or it is gone.
+    Read(Event),
+    /// The object is new or different, and what it says is yet to be read.
+    Written(Written),
+}
+
+/// An object as text. Read it takes many times as much, and the first batch of a large cluster has very many: these are
+/// read one by one.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Its name.
+    pub key: ObjectKey,
+    /// The object, in JSON.
+    pub text: Box<str>,
+    /// Where it was found.
+    pub origin: Origin,
 }
 
 /// A change of an object.
@@ -70,8 +91,53 @@ impl From<Vec<Event>> for Batch {
     /// Changes from where nothing is counted.
     fn from(events: Vec<Event>) -> Self {
         Self {
-            events,
+            changes: events.into_iter().map(Change::Read).collect(),
             reached: Reached::default(),
+        }
+    }
+}
+
+impl Change {
+    /// The object concerned.
+    pub fn key(&self) -> &ObjectKey {
+        match self {
+            Self::Read(event) => event.key(),
+            Self::Written(written) => &written.key,
+        }
+    }
+
+    /// Whether the object is gone.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Self::Read(Event::Delete { .. }))
+    }
+
+    /// What it says.
+    pub fn read(self) -> Event {
+        match self {
+            Self::Read(event) => event,
+            Self::Written(written) => written.read(),
+        }
+    }
+}
+
+impl From<Event> for Change {
+    fn from(event: Event) -> Self {
+        Self::Read(event)
+    }
+}
+
+impl Written {
+    /// What it says, or that it cannot be read.
+    pub fn read(&self) -> Event {
+        let (key, origin) = (self.key.clone(), self.origin.clone());
+        match serde_json::from_str(&self.text) {
+            Ok(document) => Event::read(key, Arc::new(document), origin),
+            Err(reason) => Event::Invalid {
+                key,
+                fault: Fault::new("", reason),
+                document: Arc::default(),
+                origin,
+            },
         }
     }
 }

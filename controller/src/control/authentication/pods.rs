@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use weft_core::Name;
 
 use crate::objects::{Object, ObjectKind};
-use crate::source::{Batch, Event};
+use crate::source::{Batch, Change, Event};
 
 /// The pods of one namespace.
 #[derive(Debug)]
@@ -66,11 +66,16 @@ impl AgentPods {
     /// Takes in what a batch says about them.
     pub fn hear(&self, batch: &Batch) {
         let mut changed = false;
-        for event in &batch.events {
-            let key = event.key();
-            if key.kind == ObjectKind::Pod && key.namespace.as_ref() == Some(&self.namespace) {
-                changed |= self.take(key.name.as_str(), event);
+        for change in &batch.changes {
+            let key = change.key();
+            if key.kind != ObjectKind::Pod || key.namespace.as_ref() != Some(&self.namespace) {
+                continue;
             }
+            let name = key.name.as_str();
+            changed |= match change {
+                Change::Read(event) => self.take(name, event),
+                Change::Written(written) => self.take(name, &written.read()),
+            };
         }
         if changed {
             self.changed.send_modify(|it| *it += 1);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 use super::*;
+use crate::source::Change;
 
 struct Folder {
     folder: TempDir,
@@ -44,9 +45,9 @@ impl Folder {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut events: Vec<_> = pending.take().events.iter().map(shown).collect();
-        events.sort();
-        events
+        let mut changes = shown(pending.take());
+        changes.sort();
+        changes
     }
 
     fn problems(&self) -> Vec<String> {
@@ -60,12 +61,13 @@ impl Folder {
     }
 }
 
-fn shown(event: &Event) -> String {
-    match event {
+fn shown(batch: Batch) -> Vec<String> {
+    let shown = |change: Change| match change.read() {
         Event::Upsert { key, .. } => format!("+{key}"),
         Event::Invalid { key, fault, .. } => format!("!{key} {}", fault.field),
         Event::Delete { key } => format!("-{key}"),
-    }
+    };
+    batch.changes.into_iter().map(shown).collect()
 }
 
 /// Writes a file that counts as settled.
@@ -273,18 +275,12 @@ async fn a_mounted_config_map_is_followed() {
     let source = Directory::new(folder.path().to_owned(), Problems::default());
     let running = tokio::spawn(source.run(sender, stop.clone()));
     let first = batches.recv().await.expect("sent");
-    assert_eq!(
-        first.events.iter().map(shown).collect::<Vec<_>>(),
-        ["+Pod default/a"]
-    );
+    assert_eq!(shown(first), ["+Pod default/a"]);
     let started = Instant::now();
     version("..two", &(pod("a") + &pod("b")));
     fs::remove_dir_all(path("..one")).expect("removed");
     let second = batches.recv().await.expect("sent");
-    assert_eq!(
-        second.events.iter().map(shown).collect::<Vec<_>>(),
-        ["+Pod default/b"]
-    );
+    assert_eq!(shown(second), ["+Pod default/b"]);
     assert!(
         started.elapsed() < Duration::from_secs(1),
         "{:?}",

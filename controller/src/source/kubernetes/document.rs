@@ -9,16 +9,29 @@ use kube::core::{ApiResource, DynamicResourceScope, Resource};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
+use weft_core::Name;
+
 use super::trim::trim;
-use crate::objects::ObjectKind;
+use crate::objects::{Fault, ObjectKey, ObjectKind};
 
 /// An object.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     /// What a watch needs of the metadata, where it is readable: name, namespace and version.
     metadata: Box<ObjectMeta>,
-    /// All of it, or what a [`Form`] left.
+    /// All of it.
     pub(crate) value: Value,
+}
+
+/// What of an object is looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Trimmed {
+    /// Its name, if it has one.
+    pub(super) key: Result<ObjectKey, Fault>,
+    /// Its version, if that can be compared to others.
+    pub(super) version: Option<u64>,
+    /// It, in JSON: what waits to be taken in may be a whole cluster, and takes least as text.
+    pub(super) text: Box<str>,
 }
 
 /// How objects of a kind are taken in: what is not looked at is dropped before they wait for anybody.
@@ -34,19 +47,41 @@ pub(super) struct Form {
 
 impl Form {
     /// Leaves of an object what is looked at, with the kind and version that items of lists do not say.
-    pub(super) fn take(&self, document: &mut Document) {
-        if let Value::Object(fields) = &mut document.value {
+    pub(super) fn take(&self, document: Document) -> Trimmed {
+        let Document {
+            metadata,
+            mut value,
+        } = document;
+        if let Value::Object(fields) = &mut value {
             fields.insert("apiVersion".to_owned(), json!(self.api_version));
             fields.insert("kind".to_owned(), json!(self.kind.as_str()));
         }
-        trim(self.kind, &mut document.value, self.believe_netns);
+        trim(self.kind, &mut value, self.believe_netns);
+        let version = metadata.resource_version.as_deref();
+        Trimmed {
+            key: self.key_of(&value),
+            version: version.and_then(comparable),
+            text: value.to_string().into(),
+        }
     }
-}
 
-impl Document {
-    /// Its version, if that can be compared to others.
-    pub(super) fn version(&self) -> Option<u64> {
-        comparable(self.metadata.resource_version.as_deref()?)
+    fn key_of(&self, value: &Value) -> Result<ObjectKey, Fault> {
+        let kind = self.kind;
+        let name = |field: &str| -> Result<Name, Fault> {
+            let place = format!("{}: metadata.{field}", kind.as_str());
+            let text = value.get("metadata").and_then(|it| it.get(field));
+            match text.and_then(Value::as_str).map(str::parse) {
+                Some(Ok(name)) => Ok(name),
+                Some(Err(reason)) => Err(Fault::new(place, reason)),
+                None => Err(Fault::new(place, "missing, or no text")),
+            }
+        };
+        let namespace = kind.is_namespaced().then(|| name("namespace"));
+        Ok(ObjectKey {
+            kind,
+            namespace: namespace.transpose()?,
+            name: name("name")?,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use weft_core::Name;
 
 use crate::objects::ObjectKey;
-use crate::source::Event;
+use crate::source::{Change, Event};
 
 /// What is known of a kind.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ struct Listing {
     /// What was found so far.
     found: HashMap<ObjectKey, u64>,
     /// What follows from it.
-    held: HashMap<ObjectKey, Event>,
+    held: HashMap<ObjectKey, Change>,
     /// Of which objects the watch said something since it began, and of which version that was.
     since: HashMap<ObjectKey, Option<u64>>,
 }
@@ -76,30 +76,30 @@ impl Known {
         self.listing = Some(Listing::default());
     }
 
-    /// A list found an object; `event` is needed if nobody knew it so.
-    pub(super) fn found(&mut self, key: ObjectKey, hash: u64, event: impl FnOnce() -> Event) {
+    /// A list found an object; `change` is needed if nobody knew it so.
+    pub(super) fn found(&mut self, key: ObjectKey, hash: u64, change: impl FnOnce() -> Change) {
         let listing = self.listing.get_or_insert_default();
         if self.objects.get(&key) != Some(&hash) {
-            listing.held.insert(key.clone(), event());
+            listing.held.insert(key.clone(), change());
         }
         listing.found.insert(key, hash);
     }
 
     /// The list is complete: what follows from it. `at` is the version as of which it is, if there is a watch beside it;
     /// without one, the list is all that there is.
-    pub(super) fn complete(&mut self, at: Option<u64>) -> Vec<Event> {
+    pub(super) fn complete(&mut self, at: Option<u64>) -> Vec<Change> {
         self.listed = true;
         let mut listing = self.listing.take().unwrap_or_default();
         let said_later = |key: &ObjectKey| {
             let said = at.zip(listing.since.get(key));
             said.is_some_and(|(at, version)| version.is_none_or(|it| it > at))
         };
-        let mut events = vec![];
+        let mut changes = vec![];
         let gone = self.objects.keys();
         let gone = gone.filter(|it| !listing.found.contains_key(*it) && !said_later(it));
         for key in gone.cloned().collect::<Vec<_>>() {
             self.remove(&key);
-            events.push(Event::Delete { key });
+            changes.push(Event::Delete { key }.into());
         }
         let mut except = HashSet::new();
         for (key, hash) in listing.found {
@@ -107,9 +107,9 @@ impl Known {
                 continue;
             }
             match listing.held.remove(&key) {
-                Some(event) => {
+                Some(change) => {
                     self.insert(key, hash);
-                    events.push(event);
+                    changes.push(change);
                 }
                 // It was known so, and the watch, which is behind, said something older of it meanwhile. It will say the
                 // rest, too.
@@ -117,7 +117,7 @@ impl Known {
             }
         }
         self.counted = at.map(|upto| Counted { upto, except });
-        events
+        changes
     }
 
     /// The watch says that an object was created or changed: what follows, if anything does.
@@ -126,23 +126,23 @@ impl Known {
         key: ObjectKey,
         version: Option<u64>,
         hash: u64,
-        event: impl FnOnce() -> Event,
-    ) -> Option<Event> {
+        change: impl FnOnce() -> Change,
+    ) -> Option<Change> {
         if self.was_counted(&key, version) {
             return None;
         }
         self.said(&key, version);
-        (self.insert(key, hash) != Some(hash)).then(event)
+        (self.insert(key, hash) != Some(hash)).then(change)
     }
 
     /// The watch says that an object is gone: what follows, if anything does.
-    pub(super) fn gone(&mut self, key: ObjectKey, version: Option<u64>) -> Option<Event> {
+    pub(super) fn gone(&mut self, key: ObjectKey, version: Option<u64>) -> Option<Change> {
         if self.was_counted(&key, version) {
             return None;
         }
         self.said(&key, version);
         self.remove(&key);
-        Some(Event::Delete { key })
+        Some(Event::Delete { key }.into())
     }
 
     fn insert(&mut self, key: ObjectKey, hash: u64) -> Option<u64> {
@@ -206,13 +206,13 @@ mod tests {
     #[test]
     fn namespaces_have_what_was_said_of_them() {
         let mut known = Known::default();
-        let event = |key: &ObjectKey| Event::Delete { key: key.clone() };
+        let change = |key: &ObjectKey| Change::from(Event::Delete { key: key.clone() });
         let (a, b, other) = (pod("shop", "a"), pod("shop", "b"), pod("till", "a"));
         let has = |known: &Known| {
             ["shop", "till"].map(|it| known.has_any_in(&it.parse().expect("valid")))
         };
         for key in [&a, &a, &other] {
-            known.changed(key.clone(), None, 1, || event(key));
+            known.changed(key.clone(), None, 1, || change(key));
         }
         assert_eq!(has(&known), [true, true]);
         known.gone(other.clone(), None);
@@ -220,8 +220,8 @@ mod tests {
         assert_eq!(has(&known), [true, false]);
         // What a list finds and what it lacks.
         known.began();
-        known.found(b.clone(), 1, || event(&b));
-        known.found(other.clone(), 1, || event(&other));
+        known.found(b.clone(), 1, || change(&b));
+        known.found(other.clone(), 1, || change(&other));
         assert_eq!(has(&known), [true, false]);
         known.complete(None);
         assert_eq!(has(&known), [true, true]);

@@ -6,7 +6,7 @@
 //! | `connect` | where the API server is |
 //! | `discovery` | what it serves, and in which version it is read |
 //! | `watch` | one kind: list, watch, list beside it |
-//! | `pages`, `changes` | a list, page by page, and what happens after it |
+//! | `pages`, `page`, `changes` | a list, page by page, and what happens after it |
 //! | `document`, `trim` | an object as it arrives, and what of it is looked at |
 //! | `reached` | how far all of them have come |
 //! | `world`, `known` | from what watches say to changes for the index: pure |
@@ -43,6 +43,7 @@ mod connect;
 mod discovery;
 mod document;
 mod known;
+mod page;
 mod pages;
 mod reached;
 mod trim;

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use kube::Api;
+use kube::Client;
 use kube::api::ListParams;
+use kube::core::Request;
 use tokio::time::Instant;
 
 use super::Pace;
 use super::connect::{asked_pause, no_version, status_of};
-use super::document::Document;
+use super::document::{Form, Trimmed};
+use super::page::Page;
 use crate::pause::Pause;
 
 /// What comes of a list.
@@ -23,17 +25,26 @@ pub(super) enum Step {
     /// It begins, perhaps anew: what it found before does not count.
     Began,
     /// Objects of it.
-    Page(Vec<Document>),
+    Page(Vec<Trimmed>),
     /// A page failed, and is asked for again.
     Failed(kube::Error),
     /// There is no more; what it says was so at this version.
     Complete(String),
 }
 
+/// Where objects are listed, and how they are taken in.
+#[derive(Clone)]
+pub(super) struct Collection {
+    pub(super) client: Client,
+    /// The path that they are at.
+    pub(super) path: String,
+    pub(super) form: Form,
+}
+
 /// Lists all there is, beginning after a while. Ends with [`Step::Complete`].
-pub(super) fn list(api: Api<Document>, pace: Pace, wait: Duration) -> BoxStream<'static, Step> {
+pub(super) fn list(of: Collection, pace: &Pace, wait: Duration) -> BoxStream<'static, Step> {
     let list = List {
-        api,
+        of,
         limit: Some(pace.page),
         longest_asked: pace.longest_asked_pause,
         pause: pace.pause(),
@@ -53,7 +64,7 @@ pub(super) fn list(api: Api<Document>, pace: Pace, wait: Duration) -> BoxStream<
 }
 
 struct List {
-    api: Api<Document>,
+    of: Collection,
     limit: Option<u32>,
     longest_asked: Duration,
     pause: Pause,
@@ -103,20 +114,29 @@ impl List {
         }
     }
 
-    async fn page(&mut self) -> Result<Vec<Document>, kube::Error> {
-        let parameters = ListParams {
-            limit: self.limit,
-            continue_token: self.rest.clone(),
-            ..ListParams::default()
-        };
-        let list = self.api.list(&parameters).await?;
+    async fn page(&mut self) -> Result<Vec<Trimmed>, kube::Error> {
+        let page = self.of.page(self.limit, self.rest.clone()).await?;
         let said = |it: Option<String>| it.filter(|it| !it.is_empty());
-        let version = said(list.metadata.resource_version);
+        let version = said(page.metadata.resource_version);
         if self.version.is_none() {
             self.version = Some(version.ok_or_else(no_version)?);
         }
-        self.rest = said(list.metadata.continue_);
-        Ok(list.items)
+        self.rest = said(page.metadata.continue_);
+        Ok(page.items)
+    }
+}
+
+impl Collection {
+    async fn page(&self, limit: Option<u32>, rest: Option<String>) -> Result<Page, kube::Error> {
+        let parameters = ListParams {
+            limit,
+            continue_token: rest,
+            ..ListParams::default()
+        };
+        let request = Request::new(self.path.as_str()).list(&parameters);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let text = self.client.request_text(request).await?;
+        Page::read(&text, &self.form).map_err(kube::Error::SerdeError)
     }
 }
 

@@ -81,9 +81,8 @@ impl Course {
                 };
             }
             Told::Changed(it) | Told::Gone(it) => {
-                let version = it.version();
-                of.told = of.told.max(version);
-                of.heard = of.heard.max(version);
+                of.told = of.told.max(it.version);
+                of.heard = of.heard.max(it.version);
             }
         }
     }
@@ -112,13 +111,20 @@ impl Course {
 mod tests {
     use serde_json::json;
 
-    use super::super::document::Document;
+    use super::super::document::{Form, Trimmed};
     use super::*;
 
     const POD: ObjectKind = ObjectKind::Pod;
 
-    fn pod(version: &str) -> Document {
-        json!({"metadata": {"name": "a", "namespace": "b", "resourceVersion": version}}).into()
+    fn pod(version: &str) -> Trimmed {
+        let form = Form {
+            kind: POD,
+            api_version: "v1".to_owned(),
+            believe_netns: false,
+        };
+        form.take(
+            json!({"metadata": {"name": "a", "namespace": "b", "resourceVersion": version}}).into(),
+        )
     }
 
     fn complete(version: u64, beside: bool) -> Told {

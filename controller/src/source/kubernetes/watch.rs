@@ -18,7 +18,7 @@ use super::Pace;
 use super::changes::{self, Change};
 use super::connect::{explain_of, status_of};
 use super::document::{Document, Form, comparable};
-use super::pages::{self, Step};
+use super::pages::{self, Collection, Step};
 use super::world::Told;
 use crate::objects::ObjectKind;
 use crate::pause::{Pause, about};
@@ -142,7 +142,12 @@ impl Watch {
     }
 
     fn list(&self, wait: Duration) -> BoxStream<'static, Step> {
-        pages::list(self.api(), self.pace.clone(), wait)
+        let of = Collection {
+            client: self.client.clone(),
+            path: self.api().resource_url().to_owned(),
+            form: self.form.clone(),
+        };
+        pages::list(of, &self.pace, wait)
     }
 
     async fn of_list(&self, course: &mut Course, step: Step) -> Result<(), Unheard> {
@@ -157,8 +162,7 @@ impl Watch {
                 course.list_fails = Some(reason.clone());
                 self.report(news_of(&error, reason)).await
             }
-            Step::Page(mut objects) => {
-                objects.iter_mut().for_each(|it| self.form.take(it));
+            Step::Page(objects) => {
                 for object in objects {
                     self.tell(Told::Found(object)).await?;
                 }
@@ -248,14 +252,14 @@ impl Watch {
                 };
                 return self.report(News::Nothing(version)).await;
             }
-            Change::Changed(mut object) => {
-                course.seen = object.version();
-                self.form.take(&mut object);
+            Change::Changed(object) => {
+                let object = self.form.take(object);
+                course.seen = object.version;
                 Told::Changed(object)
             }
-            Change::Gone(mut object) => {
-                course.seen = object.version();
-                self.form.take(&mut object);
+            Change::Gone(object) => {
+                let object = self.form.take(object);
+                course.seen = object.version;
                 Told::Gone(object)
             }
         };

@@ -11,16 +11,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 
-use serde_json::Value;
 use weft_core::Name;
 
-use super::document::Document;
+use super::document::Trimmed;
 use super::known::Known;
 use crate::objects::{Fault, ObjectKey, ObjectKind};
 use crate::problems::{Origin, Problem};
-use crate::source::{Batch, Event};
+use crate::progress::Reached;
+use crate::source::{Batch, Change, Event, Written};
 
 mod away;
 #[cfg(test)]
@@ -34,7 +33,7 @@ pub(super) enum Told {
     /// It begins to list all objects.
     Began,
     /// An object of the list.
-    Found(Document),
+    Found(Trimmed),
     /// The list is complete.
     Complete {
         /// The version as of which it is, if that can be compared to others.
@@ -43,9 +42,9 @@ pub(super) enum Told {
         beside: bool,
     },
     /// An object was created or changed.
-    Changed(Document),
+    Changed(Trimmed),
     /// An object is gone.
-    Gone(Document),
+    Gone(Trimmed),
 }
 
 /// What is known of all kinds.
@@ -55,7 +54,7 @@ pub(super) struct World {
     origin: Origin,
     kinds: BTreeMap<ObjectKind, Known>,
     /// Changes that were not handed over yet: the last one of each object.
-    pending: BTreeMap<ObjectKey, Event>,
+    pending: BTreeMap<ObjectKey, Change>,
     /// The namespaces that were handed over.
     namespaces: BTreeSet<Name>,
     started: bool,
@@ -95,7 +94,8 @@ impl World {
     pub(super) fn forget(&mut self, kind: ObjectKind) {
         let known = self.kinds.remove(&kind).unwrap_or_default();
         for key in known.into_keys() {
-            self.pending.insert(key.clone(), Event::Delete { key });
+            let change = Event::Delete { key: key.clone() }.into();
+            self.pending.insert(key, change);
         }
     }
 
@@ -108,9 +108,13 @@ impl World {
             return Ok(());
         };
         let (hashes, origin) = (&self.hashes, &self.origin);
-        let hash = |it: &Document| hashes.hash_one(it.value.to_string());
-        let event = |key: &ObjectKey, document: Document| {
-            Event::read(key.clone(), Arc::new(document.value), origin.clone())
+        let hash = |text: &str| hashes.hash_one(text);
+        let change = |key: &ObjectKey, text: Box<str>| {
+            Change::Written(Written {
+                key: key.clone(),
+                text,
+                origin: origin.clone(),
+            })
         };
         let follows = match told {
             Told::Began => {
@@ -118,22 +122,21 @@ impl World {
                 vec![]
             }
             Told::Complete { version, beside } => known.complete(version.filter(|_| beside)),
-            Told::Found(document) => {
-                let key = key_of(kind, &document)?;
+            Told::Found(Trimmed { key, text, .. }) => {
+                let key = key.map_err(left_out)?;
                 let named = key.clone();
-                known.found(key, hash(&document), || event(&named, document));
+                known.found(key, hash(&text), || change(&named, text));
                 vec![]
             }
-            Told::Changed(document) => {
-                let key = key_of(kind, &document)?;
-                let (named, version) = (key.clone(), document.version());
-                let hash = hash(&document);
-                let changed = known.changed(key, version, hash, || event(&named, document));
+            Told::Changed(Trimmed { key, version, text }) => {
+                let key = key.map_err(left_out)?;
+                let named = key.clone();
+                let changed = known.changed(key, version, hash(&text), || change(&named, text));
                 changed.into_iter().collect()
             }
-            Told::Gone(document) => {
-                let key = key_of(kind, &document)?;
-                known.gone(key, document.version()).into_iter().collect()
+            Told::Gone(Trimmed { key, version, .. }) => {
+                let key = key.map_err(left_out)?;
+                known.gone(key, version).into_iter().collect()
             }
         };
         let follows = follows.into_iter().map(|it| (it.key().clone(), it));
@@ -170,36 +173,39 @@ impl World {
     pub(super) fn batch(&mut self) -> Batch {
         self.started = true;
         let pending = std::mem::take(&mut self.pending);
-        let mut events = vec![];
+        let mut changes = vec![];
         // Namespaces first: which pods are early depends on them.
         let (namespaces, others): (Vec<_>, Vec<_>) = pending
             .into_iter()
             .partition(|(key, _)| key.kind == ObjectKind::Namespace);
-        for (key, event) in namespaces.into_iter().chain(others) {
-            if self.is_early(&event) {
-                self.pending.insert(key, event);
+        for (key, change) in namespaces.into_iter().chain(others) {
+            if self.is_early(&change) {
+                self.pending.insert(key, change);
                 continue;
             }
             if key.kind == ObjectKind::Namespace {
-                match event {
-                    Event::Delete { .. } => self.namespaces.remove(&key.name),
-                    _ => self.namespaces.insert(key.name),
+                match change.is_end() {
+                    true => self.namespaces.remove(&key.name),
+                    false => self.namespaces.insert(key.name),
                 };
             }
-            events.push(event);
+            changes.push(change);
         }
-        events.into()
+        Batch {
+            changes,
+            reached: Reached::default(),
+        }
     }
 
     /// Whether a change has to wait for one of another kind.
-    fn is_early(&self, event: &Event) -> bool {
-        let key = event.key();
-        match (key.kind, event) {
-            (ObjectKind::Namespace, Event::Delete { .. }) => {
+    fn is_early(&self, change: &Change) -> bool {
+        let key = change.key();
+        match (key.kind, change.is_end()) {
+            (ObjectKind::Namespace, true) => {
                 let pods = self.kinds.get(&ObjectKind::Pod);
                 pods.is_some_and(|it| it.has_any_in(&key.name))
             }
-            (ObjectKind::Pod, Event::Upsert { .. } | Event::Invalid { .. }) => {
+            (ObjectKind::Pod, false) => {
                 let mut namespace = key.namespace.iter();
                 namespace.any(|it| !self.namespaces.contains(it))
             }
@@ -208,25 +214,11 @@ impl World {
     }
 }
 
-fn key_of(kind: ObjectKind, document: &Document) -> Result<ObjectKey, Box<Problem>> {
-    let name = |field: &str| -> Result<Name, Box<Problem>> {
-        let place = format!("metadata.{field}");
-        let text = document.value.get("metadata").and_then(|it| it.get(field));
-        let fault = match text.and_then(Value::as_str).map(str::parse) {
-            Some(Ok(name)) => return Ok(name),
-            Some(Err(reason)) => Fault::new(place, format!("{text:?}: {reason}")),
-            None => Fault::new(place, "missing, or no text"),
-        };
-        let fault = Fault::new(format!("{}: {}", kind.as_str(), fault.field), fault.reason);
-        let effect = "the object is left out";
-        Err(Box::new(Problem::of_file(PLACE, None, fault, effect)))
-    };
-    Ok(ObjectKey {
-        kind,
-        namespace: kind
-            .is_namespaced()
-            .then(|| name("namespace"))
-            .transpose()?,
-        name: name("name")?,
-    })
+fn left_out(fault: Fault) -> Box<Problem> {
+    Box::new(Problem::of_file(
+        PLACE,
+        None,
+        fault,
+        "the object is left out",
+    ))
 }

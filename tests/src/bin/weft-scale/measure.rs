@@ -126,6 +126,11 @@ fn start(stage: &mut Stage, world: &World, report: &mut Report) -> Result<Pids> 
         mib(resident_bytes(controller)?),
         "MiB",
     );
+    report.row(
+        "controller-memory-ready-peak",
+        mib(peak_bytes(controller)?),
+        "MiB",
+    );
     say(&format!("{} objects are read", world.store.objects().len()));
     Ok(Pids {
         controller,

@@ -39,7 +39,7 @@ impl World {
             },
             false => Event::Delete { key: key.clone() },
         };
-        self.pending.insert(key, event);
+        self.pending.insert(key, event.into());
     }
 
     /// Whether the objects of a kind were read as they are kept. Where there are none, they may be kept elsewhere: Calico

@@ -1,54 +1,52 @@
 //! What batches say of what watches told.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::source::kubernetes::document::Form;
 
 const POD: ObjectKind = ObjectKind::Pod;
 
-fn pod(name: &str, label: &str) -> Document {
+fn pod(name: &str, label: &str) -> Trimmed {
     pod_at(name, label, 1)
 }
 
-fn pod_at(name: &str, label: &str, version: u64) -> Document {
+fn pod_at(name: &str, label: &str, version: u64) -> Trimmed {
+    taken(POD, written(name, label, version))
+}
+
+fn written(name: &str, label: &str, version: u64) -> Value {
     json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": version.to_string(),
         "labels": {"is": label}}, "status": {"hostIP": "10.0.0.1"}})
-    .into()
 }
 
 /// As watches take objects in.
-fn formed(told: Told, kind: ObjectKind, api_version: &str) -> Told {
+fn taken(kind: ObjectKind, object: Value) -> Trimmed {
+    taken_in_version(kind, "v1", object)
+}
+
+fn taken_in_version(kind: ObjectKind, api_version: &str, object: Value) -> Trimmed {
     let form = Form {
         kind,
         api_version: api_version.to_owned(),
         believe_netns: false,
     };
-    let formed = |mut document: Document| {
-        form.take(&mut document);
-        document
-    };
-    match told {
-        Told::Found(it) => Told::Found(formed(it)),
-        Told::Changed(it) => Told::Changed(formed(it)),
-        Told::Gone(it) => Told::Gone(formed(it)),
-        other => other,
-    }
+    form.take(object.into())
 }
 
 /// What a batch says, as `+` upsert, `!` invalid, `-` delete.
 fn batch(world: &mut World) -> Vec<String> {
-    let shown = |event: &Event| match event {
+    let shown = |change: Change| match change.read() {
         Event::Upsert { key, .. } => format!("+{}", key.name),
         Event::Invalid { key, fault, .. } => format!("!{} {}", key.name, fault.field),
         Event::Delete { key } => format!("-{}", key.name),
     };
-    world.batch().events.iter().map(shown).collect()
+    world.batch().changes.into_iter().map(shown).collect()
 }
 
 fn tell(world: &mut World, told: impl IntoIterator<Item = Told>) {
     for it in told {
-        world.take(POD, formed(it, POD, "v1")).expect("named");
+        world.take(POD, it).expect("named");
     }
 }
 
@@ -65,22 +63,15 @@ fn listed(pods: &[(&str, &str)]) -> Vec<Told> {
     all.chain([COMPLETE]).collect()
 }
 
-fn namespace() -> Document {
-    let mut namespace: Document = json!({"metadata": {"name": "shop"}}).into();
-    let form = Form {
-        kind: ObjectKind::Namespace,
-        api_version: "v1".to_owned(),
-        believe_netns: false,
-    };
-    form.take(&mut namespace);
-    namespace
+fn namespace(name: &str) -> Trimmed {
+    taken(ObjectKind::Namespace, json!({"metadata": {"name": name}}))
 }
 
 /// A world with these pods and their namespace, which was told already.
 fn world(pods: &[(&str, &str)]) -> World {
     let mut world = World::new();
     world.watch(ObjectKind::Namespace);
-    for told in [Told::Began, Told::Found(namespace()), COMPLETE] {
+    for told in [Told::Began, Told::Found(namespace("shop")), COMPLETE] {
         world
             .take(ObjectKind::Namespace, told)
             .expect("it has a name");
@@ -100,7 +91,7 @@ fn the_first_batch_waits_for_every_kind() {
     tell(&mut world, listed(&[("a", "1")]));
     assert!(!world.is_due());
     assert_eq!(world.unlisted(), [ObjectKind::Namespace]);
-    for told in [Told::Began, Told::Found(namespace()), COMPLETE] {
+    for told in [Told::Began, Told::Found(namespace("shop")), COMPLETE] {
         world.take(ObjectKind::Namespace, told).expect("named");
     }
     assert!(world.is_due());
@@ -130,24 +121,21 @@ fn a_namespace_is_told_before_its_pods_and_outlives_them() {
     let mut world = world(&[("a", "1")]);
     assert_eq!(batch(&mut world), ["+a"]);
     let space = ObjectKind::Namespace;
-    let other = |name: &str| {
-        let mut other = namespace();
-        other.value["metadata"]["name"] = json!(name);
-        other
-    };
     let moved = |space: &str| {
-        let mut document = pod("b", "1");
-        document.value["metadata"]["namespace"] = json!(space);
-        document
+        let mut pod = written("b", "1", 1);
+        pod["metadata"]["namespace"] = json!(space);
+        taken(POD, pod)
     };
     tell(&mut world, [Told::Changed(moved("new"))]);
     assert!(!world.is_due(), "its namespace is not known");
     world
-        .take(space, Told::Changed(other("new")))
+        .take(space, Told::Changed(namespace("new")))
         .expect("named");
     assert!(world.is_due());
     assert_eq!(batch(&mut world), ["+new", "+b"]);
-    world.take(space, Told::Gone(other("new"))).expect("named");
+    world
+        .take(space, Told::Gone(namespace("new")))
+        .expect("named");
     assert!(!world.is_due(), "one of its pods is still there");
     tell(&mut world, [Told::Gone(moved("new"))]);
     assert_eq!(batch(&mut world), ["-new", "-b"]);
@@ -295,10 +283,9 @@ fn a_list_beside_a_watch_takes_nothing_back() {
 fn what_is_not_looked_at_is_no_change() {
     let mut world = world(&[("a", "1")]);
     batch(&mut world);
-    let mut same = pod("a", "1");
-    same.value["status"]["hostIP"] = json!("10.0.0.2");
-    same.value["metadata"]["resourceVersion"] = json!("2");
-    tell(&mut world, [Told::Changed(same)]);
+    let mut same = written("a", "1", 2);
+    same["status"]["hostIP"] = json!("10.0.0.2");
+    tell(&mut world, [Told::Changed(taken(POD, same))]);
     assert!(!world.is_due());
     tell(&mut world, [Told::Gone(pod("a", "1"))]);
     assert_eq!(batch(&mut world), ["-a"]);
@@ -327,12 +314,10 @@ fn the_last_of_several_changes_counts() {
 fn a_bad_object_concerns_no_other() {
     let mut world = world(&[("a", "1")]);
     batch(&mut world);
-    let mut bad = pod("a", "1");
-    bad.value["spec"] = json!({"containers": 7});
-    tell(
-        &mut world,
-        [Told::Changed(bad), Told::Changed(pod("b", "1"))],
-    );
+    let mut bad = written("a", "1", 1);
+    bad["spec"] = json!({"containers": 7});
+    let bad = Told::Changed(taken(POD, bad));
+    tell(&mut world, [bad, Told::Changed(pod("b", "1"))]);
     assert_eq!(batch(&mut world), ["!a spec.containers", "+b"]);
     for (document, field) in [
         (json!({}), "Pod: metadata.namespace"),
@@ -346,7 +331,7 @@ fn a_bad_object_concerns_no_other() {
             "Pod: metadata.namespace",
         ),
     ] {
-        let told = Told::Changed(document.into());
+        let told = Told::Changed(taken(POD, document));
         let problem = world.take(POD, told).expect_err("no name");
         assert_eq!(problem.field, field);
     }
@@ -360,10 +345,8 @@ fn another_version_of_a_kind_is_the_same_objects() {
     batch(&mut world);
     world.watch(POD);
     assert!(!world.is_due());
-    let mut other = listed(&[("b", "1")]);
-    for told in other.drain(..) {
-        world.take(POD, formed(told, POD, "v2")).expect("named");
-    }
+    let other = taken_in_version(POD, "v2", written("b", "1", 1));
+    tell(&mut world, [Told::Began, Told::Found(other), COMPLETE]);
     // Which cannot be read in it, here.
     assert_eq!(batch(&mut world), ["-a", "!b apiVersion"]);
     world.forget(POD);
