@@ -59,7 +59,9 @@ pub enum Facet {
     Content,
     /// A part of it is ignored.
     Part,
-    /// It names something that is not there.
+    /// What it is for is not there.
+    Target,
+    /// It names something else that is not there.
     Reference,
     /// It competes with another object.
     Conflict,

@@ -1,6 +1,6 @@
 //! Which AuthorizationPolicies name MeshTLSAuthentications and NetworkAuthentications: what is to be made anew when one
 //! comes or goes, and which of them are nobody's. Agents are told of an authentication with the policies that name it,
-//! and of one that none names not at all.
+//! as they are of these with what they are for: of one that is only named by policies for what is not there, not at all.
 
 use std::collections::HashMap;
 
@@ -51,31 +51,57 @@ impl Index {
         }
     }
 
+    /// Keeps whether what a policy is for is there.
+    pub(super) fn has_target(&mut self, policy: &AuthorizationName, has_target: bool) {
+        let policies = &mut self.policies;
+        let is_change = match has_target {
+            true => policies.without_target.remove(policy),
+            false => policies.without_target.insert(policy.clone()),
+        };
+        let record = policies.authorizations.get(policy);
+        for name in record.filter(|_| is_change).into_iter().flat_map(named) {
+            self.dirty.authentications.insert(name.clone());
+        }
+    }
+
     /// Says of the authentications of a name whether a policy uses them. It is no problem if none does: one that is
     /// written first is not.
     pub(super) fn report_authentications(&self, name: &ObjectName) {
         let naming = self.policies.naming.get(name).into_iter().flatten();
-        let policies = naming.filter_map(|it| self.policies.authorizations.get(it));
-        let required = policies.flat_map(|it| it.required.iter().map(|of| (it.name.group, of)));
-        let used: Vec<ObjectKey> = required
-            .filter_map(|(own, it)| self.named_authentication(own, it))
-            .collect();
+        let (without, with): (Vec<_>, Vec<_>) =
+            naming.partition(|it| self.policies.without_target.contains(*it));
+        let (named, used) = (
+            self.authentications_of(&without),
+            self.authentications_of(&with),
+        );
         for group in [PolicyGroup::Weft, PolicyGroup::Linkerd] {
             for kind in [
                 ObjectKind::MeshTlsAuthentication(group),
                 ObjectKind::NetworkAuthentication(group),
             ] {
                 let object = key(kind, name);
-                let fault = Fault::new("", "no AuthorizationPolicy names it");
+                let reason = match named.contains(&object) {
+                    true => "what the AuthorizationPolicies are for that name it is not there",
+                    false => "no AuthorizationPolicy names it",
+                };
                 let faults = match used.contains(&object) {
                     true => vec![],
-                    false => vec![fault],
+                    false => vec![Fault::new("", reason)],
                 };
                 let effect = "agents are told of it with the first one that does";
                 self.statuses
                     .faults(&object, Facet::Unused, &faults, effect);
             }
         }
+    }
+
+    /// The authentications that policies mean.
+    fn authentications_of(&self, policies: &[&AuthorizationName]) -> Vec<ObjectKey> {
+        let policies = policies.iter();
+        let records = policies.filter_map(|it| self.policies.authorizations.get(*it));
+        let required = records.flat_map(|it| it.required.iter().map(|of| (it.name.group, of)));
+        let meant = required.filter_map(|(own, it)| self.named_authentication(own, it));
+        meant.collect()
     }
 
     /// The authentication that a policy means by what it names.

@@ -158,7 +158,7 @@ impl Index {
             Some(Fault::new("spec.targetRef", reason))
         });
         let effect = "it limits nothing";
-        self.report(&key, Facet::Reference, unknown.collect(), effect);
+        self.report(&key, Facet::Target, unknown.collect(), effect);
         self.report(&key, Facet::Conflict, older.collect(), effect);
     }
 

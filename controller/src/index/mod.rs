@@ -4,7 +4,7 @@
 //! The index knows no source. What cannot be used is reported, and what was in force stays; what
 //! was never in force stays closed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -166,6 +166,8 @@ struct Policies {
     networks: HashMap<(PolicyGroup, ObjectName), Vec<NetworkMatch>>,
     /// The policies that name authentications, there or not, by what they name.
     naming: HashMap<ObjectName, BTreeSet<AuthorizationName>>,
+    /// The policies for what is not there.
+    without_target: HashSet<AuthorizationName>,
     limits: Limits,
     egress: HashMap<EgressName, EgressRecord>,
 }
@@ -317,6 +319,7 @@ impl Index {
                 for facet in [
                     Facet::Content,
                     Facet::Part,
+                    Facet::Target,
                     Facet::Reference,
                     Facet::Conflict,
                     Facet::Idle,

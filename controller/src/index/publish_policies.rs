@@ -282,40 +282,52 @@ impl Index {
     }
 
     /// Reports what a policy names and is not there.
-    pub(super) fn report_references(&self, name: &AuthorizationName) {
+    pub(super) fn report_references(&mut self, name: &AuthorizationName) {
         let key = ObjectKey {
             kind: ObjectKind::AuthorizationPolicy(name.group),
             namespace: Some(name.name.namespace.clone()),
             name: name.name.name.clone(),
         };
-        let mut faults = vec![];
-        if let Some(policy) = self.policies.authorizations.get(name) {
-            if let Target::Server(group, server) = &policy.target {
+        let policy = self.policies.authorizations.get(name);
+        let target = policy.and_then(|it| self.missing_target(it));
+        let references = policy.map(|it| self.missing_authentications(it));
+        self.has_target(name, target.is_none());
+        let effect = "it opens nothing until that is there";
+        self.report(&key, Facet::Target, target.into_iter().collect(), effect);
+        let references = references.unwrap_or_default();
+        self.report(&key, Facet::Reference, references, effect);
+    }
+
+    /// What a policy is for, if that is not there.
+    fn missing_target(&self, policy: &AuthorizationRecord) -> Option<Fault> {
+        match &policy.target {
+            Target::Namespace => None,
+            Target::Route(..) => self.missing_route(policy),
+            Target::Server(group, server) => {
                 let group = group.unwrap_or_else(|| self.server_group(policy, server));
-                let name = ServerName {
-                    group,
-                    name: ObjectName {
-                        namespace: name.name.namespace.clone(),
-                        name: server.clone(),
-                    },
+                let name = ObjectName {
+                    namespace: policy.name.name.namespace.clone(),
+                    name: server.clone(),
                 };
-                if !self.policies.servers.contains_key(&name) {
-                    let reason = format!("Server {} is not known", name.name);
-                    faults.push(Fault::new("spec.targetRef", reason));
-                }
-            }
-            faults.extend(self.missing_route(policy));
-            for (index, required) in policy.required.iter().enumerate() {
-                let found = self.found(name.group, required);
-                if let (Found::Nothing, false) = (found, matches!(required, Required::Nothing(_))) {
-                    let field = format!("spec.requiredAuthenticationRefs[{index}]");
-                    let what = describe(required);
-                    faults.push(Fault::new(field, format!("{what} is not known")));
-                }
+                let reason = format!("Server {name} is not known");
+                let servers = &self.policies.servers;
+                let is_known = servers.contains_key(&ServerName { group, name });
+                (!is_known).then(|| Fault::new("spec.targetRef", reason))
             }
         }
-        let effect = "it opens nothing until that is there";
-        self.report(&key, Facet::Reference, faults, effect);
+    }
+
+    fn missing_authentications(&self, policy: &AuthorizationRecord) -> Vec<Fault> {
+        let mut faults = vec![];
+        for (index, required) in policy.required.iter().enumerate() {
+            let found = self.found(policy.name.group, required);
+            if let (Found::Nothing, false) = (found, matches!(required, Required::Nothing(_))) {
+                let field = format!("spec.requiredAuthenticationRefs[{index}]");
+                let what = describe(required);
+                faults.push(Fault::new(field, format!("{what} is not known")));
+            }
+        }
+        faults
     }
 
     /// Reports ports that a Server selects and another governs.

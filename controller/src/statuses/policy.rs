@@ -38,11 +38,15 @@ impl PolicyStatus {
     /// The conditions of a policy of this kind.
     pub(super) fn conditions(&self, kind: ObjectKind, rejected: &[Rejection]) -> Vec<Condition> {
         let wrong = |facet| self.wrong(facet);
-        let (invalid, conflict) = (wrong(Facet::Content), wrong(Facet::Conflict));
-        let accepted = match (&invalid, &conflict) {
-            (Some(reason), _) => not("Accepted", "Invalid", reason),
-            (None, Some(reason)) => not("Accepted", "Conflicted", reason),
-            (None, None) => holds("Accepted", &wrong(Facet::Part).unwrap_or_default()),
+        let invalid = wrong(Facet::Content);
+        let unaccepted = [
+            (Facet::Content, "Invalid"),
+            (Facet::Target, "TargetNotFound"),
+            (Facet::Conflict, "Conflicted"),
+        ];
+        let accepted = match self.first_of(&unaccepted) {
+            Some((reason, message)) => not("Accepted", reason, &message),
+            None => holds("Accepted", &wrong(Facet::Part).unwrap_or_default()),
         };
         // This version of it is what holds, or not.
         let programmed = match (&invalid, wrong(Facet::Size)) {
@@ -58,9 +62,11 @@ impl PolicyStatus {
         };
         let mut conditions = vec![accepted, programmed];
         if refers(kind) {
-            conditions.push(match wrong(Facet::Reference) {
-                Some(reason) => not("ResolvedRefs", "RefNotFound", &reason),
-                None => holds("ResolvedRefs", ""),
+            let missing = [Facet::Target, Facet::Reference].into_iter();
+            let missing: Vec<String> = missing.filter_map(wrong).collect();
+            conditions.push(match missing.is_empty() {
+                true => holds("ResolvedRefs", ""),
+                false => not("ResolvedRefs", "RefNotFound", &missing.join("; ")),
             });
         }
         conditions
@@ -70,8 +76,9 @@ impl PolicyStatus {
     /// word and for people.
     fn untold(&self, kind: ObjectKind) -> Option<(&'static str, String)> {
         let facets: &[_] = match kind {
+            ObjectKind::AuthorizationPolicy(_) => &[(Facet::Target, "TargetNotFound")],
             ObjectKind::HttpLocalRateLimitPolicy(_) => &[
-                (Facet::Reference, "RefNotFound"),
+                (Facet::Target, "TargetNotFound"),
                 (Facet::Conflict, "Conflicted"),
             ],
             ObjectKind::MeshTlsAuthentication(_) | ObjectKind::NetworkAuthentication(_) => {
@@ -79,8 +86,13 @@ impl PolicyStatus {
             }
             _ => &[],
         };
-        let mut untold = facets.iter();
-        untold.find_map(|(facet, reason)| Some((*reason, self.wrong(*facet)?)))
+        self.first_of(facets)
+    }
+
+    /// Of some respects, each with a reason in one word, the first in which something is wrong: the reason, and for people.
+    fn first_of(&self, facets: &[(Facet, &'static str)]) -> Option<(&'static str, String)> {
+        let mut facets = facets.iter();
+        facets.find_map(|(facet, reason)| Some((*reason, self.wrong(*facet)?)))
     }
 
     /// What is wrong in one respect, and what holds meanwhile, for people.
@@ -207,12 +219,19 @@ mod tests {
                 Some(Facet::Reference),
                 "+Accepted +Programmed -ResolvedRefs=RefNotFound: spec.a: bad; kept",
             ),
+            (
+                authorization,
+                Some(Facet::Target),
+                "-Accepted=TargetNotFound: spec.a: bad; kept -Programmed=TargetNotFound: spec.a: bad; kept \
+                 -ResolvedRefs=RefNotFound: spec.a: bad; kept",
+            ),
             (authorization, None, "+Accepted +Programmed +ResolvedRefs"),
             (limit, None, "+Accepted +Programmed +ResolvedRefs"),
             (
                 limit,
-                Some(Facet::Reference),
-                "+Accepted -Programmed=RefNotFound: spec.a: bad; kept -ResolvedRefs=RefNotFound: spec.a: bad; kept",
+                Some(Facet::Target),
+                "-Accepted=TargetNotFound: spec.a: bad; kept -Programmed=TargetNotFound: spec.a: bad; kept \
+                 -ResolvedRefs=RefNotFound: spec.a: bad; kept",
             ),
             (
                 limit,

@@ -340,7 +340,7 @@ async fn what_a_server_is_made_of_is_programmed_with_it() {
     }
     let limit = json!({"targetRef": target, "total": {"requestsPerSecond": 5}});
     apply(&stage.store, &part(LIMIT, limit));
-    let missing = "Accepted=True/1 Programmed=False/1 ResolvedRefs=False/1";
+    let missing = "Accepted=False/1 Programmed=False/1 ResolvedRefs=False/1";
     until_policy(&stage.store, LIMIT, "part", missing).await;
     apply(&stage.store, &server(&json!(80)));
     let required = [named(MESH_TLS), named(NETWORK)];

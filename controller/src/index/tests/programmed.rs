@@ -66,6 +66,11 @@ fn an_authentication_is_programmed_when_a_policy_names_it() {
     cluster.apply(OPEN);
     cluster.apply(MESH_TLS);
     assert_eq!(both(&cluster), [USED; 2]);
+    // What the policy is for comes and goes.
+    cluster.delete(SERVER);
+    assert_eq!(both(&cluster), [UNUSED; 2]);
+    cluster.apply(SERVER);
+    assert_eq!(both(&cluster), [USED; 2]);
     // A policy that means that of its own group.
     let linkerd = |it: &str| it.replace("policy.weft.dev", "policy.linkerd.io");
     cluster.delete(OPEN);
@@ -75,6 +80,51 @@ fn an_authentication_is_programmed_when_a_policy_names_it() {
     assert_eq!(both(&cluster), [UNUSED, USED]);
     cluster.delete(&linkerd(MESH_TLS));
     assert_eq!(both(&cluster), [USED; 2]);
+}
+
+#[test]
+fn a_policy_is_programmed_when_what_it_is_for_is_there() {
+    const GOOD: &str = "Accepted Programmed ResolvedRefs";
+    const LOST: &str = "Accepted!TargetNotFound Programmed!TargetNotFound ResolvedRefs!RefNotFound";
+    const ROUTE: &str = "
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: web, namespace: shop},
+  spec: {parentRefs: [{group: policy.weft.dev, kind: Server, name: web}]}}
+";
+    let of_route = OPEN.replace(
+        "{kind: Server, name: web}",
+        "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: web}",
+    );
+    let all = [MESH_TLS, NETWORK].concat();
+    let mut cluster = Cluster::of(&[&all, OPEN].concat());
+    assert_eq!(cluster.conditions(OPEN), LOST);
+    assert_eq!(
+        cluster.problems(),
+        ["spec.targetRef: Server shop/web is not known"]
+    );
+    cluster.apply(SERVER);
+    assert_eq!(cluster.conditions(OPEN), GOOD);
+    assert!(cluster.problems().is_empty(), "{:?}", cluster.problems());
+    // What it requires is another matter: it is in force, and opens nothing.
+    cluster.delete(NETWORK);
+    let open = "Accepted Programmed ResolvedRefs!RefNotFound";
+    assert_eq!(cluster.conditions(OPEN), open);
+    cluster.apply(NETWORK);
+    cluster.apply(&of_route);
+    assert_eq!(cluster.conditions(&of_route), LOST);
+    cluster.apply(ROUTE);
+    assert_eq!(cluster.conditions(&of_route), GOOD);
+    cluster.apply(&ROUTE.replace(
+        "group: policy.weft.dev, kind: Server",
+        "group: '', kind: Service",
+    ));
+    assert_eq!(cluster.conditions(&of_route), LOST, "of no Server");
+    let of_namespace = OPEN.replace("{kind: Server, name: web}", "{kind: Namespace, name: shop}");
+    cluster.apply(&of_namespace);
+    assert_eq!(cluster.conditions(&of_namespace), GOOD);
+    cluster.delete(&of_namespace);
+    cluster.delete(ROUTE);
+    assert!(cluster.problems().is_empty(), "{:?}", cluster.problems());
 }
 
 #[test]
@@ -89,7 +139,7 @@ fn a_rate_limit_is_programmed_when_it_holds() {
     let older = limit("older", "2024-01-01T00:00:00Z");
     let newer = limit("newer", "2025-01-01T00:00:00Z");
     let mut cluster = Cluster::of(&newer);
-    let missing = "Accepted Programmed!RefNotFound ResolvedRefs!RefNotFound";
+    let missing = "Accepted!TargetNotFound Programmed!TargetNotFound ResolvedRefs!RefNotFound";
     assert_eq!(cluster.conditions(&newer), missing);
     cluster.apply(SERVER);
     let good = "Accepted Programmed ResolvedRefs";
