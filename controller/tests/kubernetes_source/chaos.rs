@@ -7,7 +7,7 @@ use serde_json::json;
 use weft_apiserver::Cut;
 use weft_controller::source::kubernetes::Pace;
 
-use crate::stage::{PACE, SHOP, Stage, apply, pod, stored};
+use crate::stage::{PACE, SHOP, Stage, apply, pod, stored, wait_for};
 
 /// Long lists come in pages, and watches go on where they were.
 #[tokio::test(flavor = "multi_thread")]
@@ -130,6 +130,65 @@ async fn a_cluster_that_was_restored_during_an_outage_is_found() {
         stage.wait_same(&format!("later, {goes_on}")).await;
         stage.controller.wait_no_problem().await;
     }
+}
+
+/// Behind a load balancer nobody is told that the server was away: connections break when it is back, and another watch
+/// is answered at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_was_restored_behind_a_load_balancer_is_found() {
+    let pace = Pace {
+        // None of it ends by itself meanwhile.
+        watch_seconds: 300,
+        ..PACE
+    };
+    let (mut stage, balancer) = Stage::behind_balancer(stored(SHOP), pace).await;
+    stage.controller.wait_complete().await;
+    let backup = stage.store.backup();
+    stage.apply(&pod("new", "one", "10.1.1.50", "web").to_string());
+    stage.delete("{apiVersion: policy.weft.dev/v1alpha1, kind: Server, metadata: {name: web, namespace: shop}}");
+    stage.wait_same("before").await;
+    assert!(backup.revision() < stage.store.revision());
+    stage.stop().await;
+    tokio::time::sleep(PACE.outage * 5 / 4).await;
+    stage.store = backup;
+    stage.start().await;
+    balancer.forget();
+    stage.wait_same("after").await;
+    stage.apply(&pod("later", "one", "10.1.1.70", "web").to_string());
+    stage.wait_same("later").await;
+    stage.controller.wait_no_problem().await;
+}
+
+/// One that forgets connections whenever nothing came by them for a while has nobody list everything again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_forgotten_costs_one_small_request() {
+    let pace = Pace {
+        watch_seconds: 300,
+        ..PACE
+    };
+    let (stage, balancer) = Stage::behind_balancer(stored(SHOP), pace).await;
+    stage.controller.wait_complete().await;
+    stage.wait_same("before").await;
+    let of_pods = |what: &str| {
+        let requests = stage.server().requests().into_iter();
+        let of_pods = requests.filter(|it| it.starts_with("/api/v1/pods?"));
+        of_pods.filter(|it| it.contains(what)).count()
+    };
+    let pages = of_pods("limit=2");
+    assert_eq!(of_pods("limit=1"), 0);
+    tokio::time::sleep(PACE.outage * 5 / 4).await;
+    balancer.forget();
+    wait_for("the version", || match of_pods("limit=1") {
+        1 => Ok(()),
+        other => Err(format!("{other} requests")),
+    })
+    .await;
+    stage.apply(&pod("later", "one", "10.1.1.70", "web").to_string());
+    stage.wait_same("later").await;
+    tokio::time::sleep(PACE.outage * 2).await;
+    assert_eq!((of_pods("limit=1"), of_pods("limit=2")), (1, pages));
+    assert_eq!(of_pods("watch="), 2);
+    stage.controller.wait_no_problem().await;
 }
 
 /// A connection that breaks in the middle of an event, or ends there.

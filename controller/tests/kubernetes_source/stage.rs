@@ -19,6 +19,8 @@ use weft_controller::source::kubernetes::{Connection, Kubernetes, Pace};
 use weft_controller::views::Views;
 use weft_proto::{Key, Resource};
 
+use crate::balancer::Balancer;
+
 /// In more of a hurry than with clusters.
 pub(crate) const PACE: Pace = Pace {
     look: Duration::from_millis(50),
@@ -78,20 +80,38 @@ impl Stage {
         behave: impl FnOnce(&mut Behaviour),
         pace: Pace,
     ) -> Self {
+        let server = Self::served(&store).await;
+        server.behave(behave);
+        let kubeconfig = server.kubeconfig();
+        Self::read(store, server, &kubeconfig, pace).await
+    }
+
+    /// A store that is read through a load balancer.
+    pub(crate) async fn behind_balancer(store: Arc<Store>, pace: Pace) -> (Self, Balancer) {
+        let server = Self::served(&store).await;
+        let balancer = Balancer::before(server.address()).await;
+        let at = |it: SocketAddr| format!("http://{it}");
+        let kubeconfig = server.kubeconfig();
+        let kubeconfig = kubeconfig.replace(&at(server.address()), &at(balancer.address()));
+        (Self::read(store, server, &kubeconfig, pace).await, balancer)
+    }
+
+    async fn served(store: &Arc<Store>) -> Server {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(store.clone(), any, Options::default()).await;
-        let server = server.expect("started");
-        server.behave(behave);
-        let address = server.address();
+        server.expect("started")
+    }
+
+    async fn read(store: Arc<Store>, server: Server, kubeconfig: &str, pace: Pace) -> Self {
         let folder = tempfile::tempdir().expect("made");
         let file = folder.path().join("kubeconfig");
-        std::fs::write(&file, server.kubeconfig()).expect("written");
+        std::fs::write(&file, kubeconfig).expect("written");
         let controller = Fed::at_pace(&file, true, pace).await;
         Self {
             store,
+            address: server.address(),
             server: Some(server),
             controller,
-            address,
         }
     }
 

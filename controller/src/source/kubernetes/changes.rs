@@ -24,7 +24,10 @@ pub(super) enum Change {
     /// Nothing else happened up to this version.
     Nothing(Option<u64>),
     /// The server has begun to answer. Nothing came yet.
-    Opened,
+    Opened {
+        /// How long it had said nothing before. That a watch ended as it should is something.
+        after: Duration,
+    },
     /// It failed, and goes on where it was.
     Failed(kube::Error),
     /// It ended, and does not know what happened since.
@@ -41,6 +44,7 @@ pub(super) fn follow(api: Api<Document>, pace: &Pace, from: String) -> BoxStream
         shortest: pace.shortest_pause,
         wait: Duration::ZERO,
         from,
+        heard: Instant::now(),
         open: None,
     };
     let changes = stream::unfold(Some(watch), |watch| async {
@@ -62,6 +66,8 @@ struct Watch {
     wait: Duration,
     /// What happened until then is known.
     from: String,
+    /// When the server said something last.
+    heard: Instant,
     open: Option<Open>,
 }
 
@@ -72,6 +78,8 @@ struct Open {
 
 /// A connection on which nothing comes for this long after the server should have ended the watch is dead.
 const OVERDUE: Duration = Duration::from_secs(5);
+/// A watch that ends earlier by more than this does not end as it should.
+const EARLY: Duration = Duration::from_secs(1);
 
 impl Watch {
     async fn next(&mut self) -> Change {
@@ -85,13 +93,15 @@ impl Watch {
                             events: events.boxed(),
                             since: Instant::now(),
                         });
-                        return Change::Opened;
+                        let after = self.heard.elapsed();
+                        self.heard = Instant::now();
+                        return Change::Opened { after };
                     }
                     Err(error) => return self.failed(error),
                 }
             };
-            let patience = Duration::from_secs(self.seconds.into()) + OVERDUE;
-            match tokio::time::timeout(patience, open.events.next()).await {
+            let lasts = Duration::from_secs(self.seconds.into());
+            match tokio::time::timeout(lasts + OVERDUE, open.events.next()).await {
                 Ok(Some(Ok(event))) => return self.take(event),
                 Ok(Some(Err(error))) => return self.failed(error),
                 // It should have ended by itself by now. How long nobody was there is not known, nor what was done meanwhile,
@@ -101,7 +111,10 @@ impl Watch {
                     return Change::Lost(no_word());
                 }
                 Ok(None) => {
-                    // As it should; only one that ends as soon as it begins must not be asked for at once.
+                    if open.since.elapsed() + EARLY >= lasts {
+                        self.heard = Instant::now();
+                    }
+                    // One that ends as soon as it begins must not be asked for at once.
                     if open.since.elapsed() < self.shortest {
                         self.wait = self.pause.after(Instant::now());
                     }
@@ -112,6 +125,7 @@ impl Watch {
     }
 
     fn take(&mut self, event: WatchEvent<Document>) -> Change {
+        self.heard = Instant::now();
         let version = match &event {
             WatchEvent::Added(it) | WatchEvent::Modified(it) | WatchEvent::Deleted(it) => {
                 it.resource_version()

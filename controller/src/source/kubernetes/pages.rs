@@ -127,6 +127,16 @@ impl List {
 }
 
 impl Collection {
+    /// The version as of which a list is that is made now.
+    ///
+    /// # Errors
+    /// None can be made.
+    pub(super) async fn version(self) -> Result<String, kube::Error> {
+        let page = self.page(Some(1), None).await?;
+        let version = page.metadata.resource_version;
+        version.filter(|it| !it.is_empty()).ok_or_else(no_version)
+    }
+
     async fn page(&self, limit: Option<u32>, rest: Option<String>) -> Result<Page, kube::Error> {
         let parameters = ListParams {
             limit,

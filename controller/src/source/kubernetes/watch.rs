@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use kube::core::ApiResource;
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
@@ -76,6 +76,8 @@ struct Course {
     changes: Option<BoxStream<'static, Change>>,
     /// The version up to which that is known.
     seen: Option<u64>,
+    /// The version that the cluster has, where that is asked for, beside what was seen then.
+    asked: Option<BoxStream<'static, (Option<u64>, kube::Result<String>)>>,
     /// The same, when the list began.
     seen_before: Option<u64>,
     /// When everything is listed again.
@@ -103,6 +105,7 @@ impl Watch {
             list: None,
             changes: None,
             seen: None,
+            asked: None,
             seen_before: None,
             anew: Instant::now(),
             began: Instant::now(),
@@ -125,6 +128,10 @@ impl Watch {
         tokio::select! {
             step = next(&mut course.list) => self.of_list(course, step).await,
             change = next(&mut course.changes) => self.of_watch(course, change).await,
+            (seen, version) = next(&mut course.asked) => {
+                self.of_version(course, seen, version);
+                Ok(())
+            }
             () = super::sleep_until(well) => self.watch_is_well(course).await,
             () = tokio::time::sleep_until(course.anew), if course.list.is_none() => {
                 course.list = Some(self.list(Duration::ZERO));
@@ -141,13 +148,16 @@ impl Watch {
         Api::all_with(self.client.clone(), &self.resource)
     }
 
-    fn list(&self, wait: Duration) -> BoxStream<'static, Step> {
-        let of = Collection {
+    fn collection(&self) -> Collection {
+        Collection {
             client: self.client.clone(),
             path: self.api().resource_url().to_owned(),
             form: self.form.clone(),
-        };
-        pages::list(of, &self.pace, wait)
+        }
+    }
+
+    fn list(&self, wait: Duration) -> BoxStream<'static, Step> {
+        pages::list(self.collection(), &self.pace, wait)
     }
 
     async fn of_list(&self, course: &mut Course, step: Step) -> Result<(), Unheard> {
@@ -196,17 +206,52 @@ impl Watch {
         if at.is_some() && course.seen_before.is_some() && at >= course.seen_before {
             return self.tell(whole(true)).await;
         }
-        // The cluster counts from an earlier version on, as one that was restored from a backup: nothing that the watch
-        // has said, or goes on from, is of this history.
+        let seen = course.seen_before;
+        self.begin_anew(course, &version, seen);
+        Ok(())
+    }
+
+    /// The cluster counts from an earlier version on, as one that was restored from a backup: nothing that the watch has
+    /// said, or goes on from, is of this history.
+    fn begin_anew(&self, course: &mut Course, version: &str, seen: Option<u64>) {
         tracing::warn!(
             kind = %self.form.kind,
             version,
-            seen = course.seen_before,
+            seen,
             "the API server counts from an earlier version on: all is listed anew"
         );
-        course.changes = None;
+        self.begin_with_list(course);
+    }
+
+    fn begin_with_list(&self, course: &mut Course) {
+        (course.changes, course.asked) = (None, None);
         course.list = Some(self.list(course.pause.after(Instant::now())));
-        Ok(())
+    }
+
+    /// Asks for the version that the cluster has, where nobody knows for how long a connection was dead that broke: by
+    /// that the one that was restored from a backup meanwhile is told from the one that was there all the time. A list
+    /// would find more, and be made of everything whenever a load balancer forgets connections.
+    fn ask_version(&self, course: &mut Course) {
+        let (seen, of) = (course.seen, self.collection());
+        let asked = stream::once(async move { (seen, of.version().await) });
+        course.asked = Some(asked.boxed());
+    }
+
+    fn of_version(&self, course: &mut Course, seen: Option<u64>, version: kube::Result<String>) {
+        course.asked = None;
+        match version {
+            Ok(version) if comparable(&version) < seen => self.begin_anew(course, &version, seen),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(kind = %self.form.kind, %error, "the version is not known: a list will tell");
+                self.list_soon(course);
+            }
+        }
+    }
+
+    fn list_soon(&self, course: &mut Course) {
+        let soon = Instant::now() + about(self.pace.outage);
+        course.anew = course.anew.min(soon);
     }
 
     async fn of_watch(&self, course: &mut Course, change: Change) -> Result<(), Unheard> {
@@ -221,8 +266,7 @@ impl Watch {
             Change::Lost(error) => {
                 course.away = None;
                 // A list that is being made may have begun before.
-                course.changes = None;
-                course.list = Some(self.list(course.pause.after(Instant::now())));
+                self.begin_with_list(course);
                 let of = (self.resource.group.as_str(), self.resource.plural.as_str());
                 self.metrics.watch_lost(of, status_of(&error));
                 if status_of(&error) == Some(410) {
@@ -234,13 +278,14 @@ impl Watch {
                 course.list_fails = Some(reason.clone());
                 return self.report(news_of(&error, reason)).await;
             }
-            Change::Opened => {
+            Change::Opened { after } => {
                 let away = course.away.take().map(|it| it.elapsed());
+                // Meanwhile the cluster may have been restored from a backup, and count from an earlier version on: the
+                // watch would say nothing until that is later than what was seen, and not all of it then.
                 if away.is_some_and(|it| it >= self.pace.outage) {
-                    // Meanwhile the cluster may have been restored from a backup, and count from an earlier version on:
-                    // the watch would say nothing until that is later than what was seen, and not all of it then.
-                    let soon = Instant::now() + about(self.pace.outage);
-                    course.anew = course.anew.min(soon);
+                    self.list_soon(course);
+                } else if after >= self.pace.outage {
+                    self.ask_version(course);
                 }
                 return self.report(News::Answered).await;
             }
