@@ -212,6 +212,13 @@ async fn its_certificate_is_exchanged_and_nobody_notices() {
         count
     };
     let exchanging = async {
+        let series = r#"weft_controller_reviews_total{result="denied"}"#;
+        let denied = async |so_often: u64| {
+            while stage.counted(series).await < so_often {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        denied(1).await;
         let old = wait_for("the roots", || bundle(&stage.store)).await;
         let own = object(&stage.store, "Secret", SECRET).expect("made");
         let part = |name: &str| {
@@ -238,11 +245,7 @@ async fn its_certificate_is_exchanged_and_nobody_notices() {
         stage.store.apply(&last).expect("applied");
         wait_for("one root to be known", || known(&new.certificate)).await;
         // Once more, by what is new alone.
-        let series = r#"weft_controller_reviews_total{result="denied"}"#;
-        let before = stage.counted(series).await;
-        while stage.counted(series).await < before + 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        denied(stage.counted(series).await + 2).await;
         stop.store(true, Ordering::Relaxed);
     };
     let both = async { tokio::join!(writing, exchanging) };
