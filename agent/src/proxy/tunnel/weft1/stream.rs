@@ -113,6 +113,11 @@ impl ChannelIo {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.channel.as_ref().map_or(0, |it| it.buffered_bytes())
+    }
+
     /// Whether this side has ended.
     pub fn has_said_all(&self) -> bool {
         self.said_end
@@ -161,10 +166,14 @@ impl AsyncRead for ChannelIo {
             return Poll::Ready(Ok(()));
         }
         let place = this.heard.start..this.heard.start + count;
-        if let Some(channel) = &this.channel {
-            buffer.put_slice(channel.bytes(place));
-        }
         this.heard.start += count;
+        if let Some(channel) = &mut this.channel {
+            buffer.put_slice(channel.bytes(place));
+            // Who reads a request has it answered before it reads on.
+            if this.heard.is_empty() && !channel.has_received() {
+                channel.shrink_inbox();
+            }
+        }
         Poll::Ready(Ok(()))
     }
 }

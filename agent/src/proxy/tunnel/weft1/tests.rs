@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::Channel;
 use super::client::{Answer, Dialed, Limits, Pool, Taken};
 use super::frame::{self, Open, Refuse};
+use super::stream::ChannelIo;
 use super::{copy, handshake, server};
 use crate::identity::testing::{Authority, WEB, weft_configs};
 use crate::proxy::error::TunnelError;
@@ -365,6 +366,29 @@ async fn records_of_middling_size_wait_for_a_receiver() {
         to.shutdown().await.expect("closes");
         let _from = soon(writing).await.expect("no panic");
         soon(copying).await.expect("no panic").expect("ends well");
+    }
+}
+
+#[tokio::test]
+async fn who_has_read_all_holds_no_room_meanwhile() {
+    let mut near = Near::new(Limits::default()).await;
+    let mut lent = near.lent().await;
+    let answer = soon(lent.ask(&open(), None)).await;
+    assert!(matches!(answer, Answer::Accepted { .. }), "{answer:?}");
+    let (channel, _watch, _give_back) = lent.part();
+    let mut flow = ChannelIo::new(channel);
+    let mut application = soon(near.applications.recv()).await.expect("connects");
+    for length in [6, 40_000] {
+        let (sent, mut read) = (pattern(length), vec![0; length]);
+        flow.write_all(b"request").await.expect("writes");
+        flow.flush().await.expect("sends");
+        soon(application.read_exact(&mut [0; 7]))
+            .await
+            .expect("reads");
+        application.write_all(&sent).await.expect("writes");
+        soon(flow.read_exact(&mut read)).await.expect("reads");
+        assert!(read == sent, "{length}");
+        assert_eq!(flow.buffered_bytes(), 0, "{length}");
     }
 }
 
