@@ -5,7 +5,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -561,7 +561,8 @@ impl Used {
             mut connection,
             home,
         } = self;
-        if connection.is_free() {
+        // What its server does meanwhile is asked before it is used again.
+        if connection.is_done() {
             home.give(connection);
         } else {
             connection.close();
@@ -592,6 +593,9 @@ impl Body for ResponseBody {
         if let Some(used) = &mut this.connection {
             used.connection.poll(context);
         }
+        // Where the connection is driven here, nothing else brings parts of it: nobody has to be woken by them.
+        let mut unwoken = Context::from_waker(Waker::noop());
+        let is_driven = this.connection.is_some();
         let first = match this.held {
             None => None,
             Some(_) => match this.poll_held(context) {
@@ -610,6 +614,7 @@ impl Body for ResponseBody {
             Some(first) => Some(Ok(first)),
             None => {
                 ready!(this.charger.poll_room(context));
+                let context = if is_driven { &mut unwoken } else { context };
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
                 frame.map(|it| it.map(check_rest))
             }

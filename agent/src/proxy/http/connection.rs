@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -231,10 +232,13 @@ impl Http1 {
             unreachable!("a connection that is closed is not used");
         };
         let answered = {
-            let mut sending = pin!(sender.try_send_request(request));
+            // It is the driver that makes it ready, and that runs here: to be woken by it would be a turn for nothing.
+            // Nor may it be told to wait for one, of which nobody would wake it.
+            let mut sending = pin!(unconstrained(sender.try_send_request(request)));
             poll_fn(|context| {
                 self.poll(context);
-                sending.as_mut().poll(context)
+                let mut unwoken = Context::from_waker(Waker::noop());
+                sending.as_mut().poll(&mut unwoken)
             })
             .await
         };
@@ -254,13 +258,17 @@ impl Http1 {
 
     /// Whether it can take an exchange now.
     pub(super) fn is_free(&mut self) -> bool {
-        // Whoever used it last has been told of all that happened since; a look, without waiting.
-        self.poll(&mut Context::from_waker(Waker::noop()));
-        let is_ready = self.sender.as_ref().is_some_and(|it| it.is_ready());
         let is_fresh = self
             .patience
             .is_none_or(|it| self.idle_since.elapsed() < it);
-        !self.ended && is_ready && is_fresh && self.is_quiet()
+        self.is_done() && is_fresh && self.is_quiet()
+    }
+
+    /// Whether the last exchange is over, and another one can follow as far as that says.
+    pub(super) fn is_done(&mut self) -> bool {
+        // Whoever used it last has been told of all that happened since; a look, without waiting.
+        self.poll(&mut Context::from_waker(Waker::noop()));
+        !self.ended && self.sender.as_ref().is_some_and(|it| it.is_ready())
     }
 
     /// Whether the server has done nothing to it meanwhile.
