@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::request::Parts;
-use http::{Method, Request, response};
+use http::{HeaderValue, Method, Request, response};
 use tokio_util::sync::CancellationToken;
 use weft_core::route::{Filter, InboundMatch, Place, RouteName, apply_to_request};
 use weft_core::{
@@ -45,6 +45,8 @@ pub(in crate::proxy) struct Gate {
     tls: TlsLabel,
     /// Who it is, if proven.
     identity: Option<Identity>,
+    /// The same, as the application is told.
+    told: Option<HeaderValue>,
     /// The connection was let in for requests: it stays when policy no longer allows some of them.
     is_for_requests: bool,
     known: Mutex<Option<Arc<Known>>>,
@@ -101,6 +103,7 @@ impl Gate {
             port,
             client,
             tls,
+            told: identity.as_ref().and_then(head::client_id),
             identity,
             known: Mutex::default(),
         }
@@ -119,7 +122,7 @@ impl Gate {
         end: &CancellationToken,
     ) -> Result<Pass, ExchangeError> {
         // Before routes match by it, and again when they have changed it.
-        head::set_client(&mut head.headers, self.identity.as_ref());
+        head::set_client(&mut head.headers, self.told.as_ref());
         let mut known = self.known(context);
         if !is_taken(known.declared, version) {
             return Err(FlowError::NotHttp.into());
@@ -158,7 +161,7 @@ impl Gate {
                 if let Some(rule) = passed.rule.filter(|it| !it.rule.filters.is_empty()) {
                     pass.original = Some(Box::new(head::line_and_headers(head)));
                     filter(&rule, head)?;
-                    head::set_client(&mut head.headers, self.identity.as_ref());
+                    head::set_client(&mut head.headers, self.told.as_ref());
                     pass.filters.clone_from(&rule.rule.filters);
                 }
                 Ok(pass)

@@ -269,13 +269,17 @@ fn words(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
         .filter(|it| !it.is_empty())
 }
 
+/// A client, as an application is told of it.
+pub(super) fn client_id(client: &Identity) -> Option<HeaderValue> {
+    HeaderValue::try_from(client.to_string()).ok()
+}
+
 /// Tells the application who the client is, and takes out what the client says of that itself.
-pub(super) fn set_client(headers: &mut HeaderMap, client: Option<&Identity>) {
+pub(super) fn set_client(headers: &mut HeaderMap, client: Option<&HeaderValue>) {
     remove_own(headers);
-    let value = client.and_then(|it| HeaderValue::try_from(it.to_string()).ok());
-    if let Some(value) = value {
-        headers.insert(LINKERD_CLIENT_ID, value.clone());
-        headers.insert(CLIENT_ID, value);
+    if let Some(client) = client {
+        headers.insert(LINKERD_CLIENT_ID, client.clone());
+        headers.insert(CLIENT_ID, client.clone());
     }
 }
 
@@ -615,7 +619,7 @@ mod tests {
             .parse()
             .expect("valid");
         headers.insert(CLIENT_ID, HeaderValue::from_static("admin"));
-        set_client(&mut headers, Some(&identity));
+        set_client(&mut headers, client_id(&identity).as_ref());
         assert_eq!(headers[CLIENT_ID], "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(headers.get_all(LINKERD_CLIENT_ID).iter().count(), 1);
     }
