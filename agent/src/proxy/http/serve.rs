@@ -63,7 +63,8 @@ where
         }
         #[cfg(feature = "faults")]
         let is_to_panic = crate::faults::asked_by(request.headers());
-        let answering = service(request);
+        // Some kilobytes that would be moved from hand to hand.
+        let answering = Box::pin(service(request));
         let counted = Arc::clone(&counted);
         async move {
             #[cfg(feature = "faults")]
@@ -311,7 +312,8 @@ const LOOK: Duration = Duration::from_secs(HEAD_TIMEOUT.as_secs() / 2);
 const LOOKS_OF_LEFT: u32 = 2;
 /// A head of HTTP/1, and a list of header fields of HTTP/2.
 pub(super) const MOST_HEAD_BYTES: usize = 64 * 1024;
-pub(super) const MOST_HEADERS: usize = 128;
+/// As Envoy's and hyper's own limit. For more, the parser would get memory with each head.
+pub(super) const MOST_HEADERS: usize = 100;
 const MOST_STREAMS: u32 = 256;
 /// What HTTP/2 keeps of one stream before it is written.
 pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
