@@ -264,6 +264,7 @@ fn serve_admin(
         bpf: Arc::clone(&context.bpf),
     };
     let telemetry = Arc::clone(&context.telemetry);
+    telemetry.add_source(Arc::new(sources::Ready(views.clone())));
     let (readiness, pods) = (views.clone(), views.clone());
     let (explained, runtime) = (Arc::clone(context), Handle::current());
     let filter = log.clone();

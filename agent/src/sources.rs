@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::{Handle, RuntimeMetrics};
 
+use crate::admin::Views;
 use crate::balance::EndpointEntry;
 use crate::balance::breaker::Standing;
 use crate::bpf::Bpf;
@@ -30,6 +31,18 @@ pub fn add_all(telemetry: &Telemetry, context: &Arc<Context>) {
     telemetry.add_source(Arc::new(Certificates(Arc::clone(&context.identities))));
     telemetry.add_source(Arc::new(ControlStream(context.discovery.clone())));
     telemetry.add_source(Arc::new(Balancers(Arc::clone(&context.store))));
+}
+
+/// Whether the agent is ready.
+#[derive(Debug)]
+pub struct Ready(pub Views);
+
+impl Source for Ready {
+    fn collect(&self, samples: &mut Samples) {
+        let ready = f64::from(u8::from(self.0.readiness().ready));
+        let help = "Whether the agent is ready: /ready says why not";
+        samples.add(Kind::Gauge, "weft_ready", help, vec![], ready);
+    }
 }
 
 #[derive(Debug)]

@@ -109,7 +109,7 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Write daemonset/weft.yaml: all manifests as one file
+    /// Write daemonset/weft.yaml, all manifests as one file, and the rules for the Prometheus Operator
     Manifests {
         /// Write nothing; fail if the file is not what would be written
         #[arg(long)]

@@ -1,4 +1,5 @@
-//! `manifests`: renders `daemonset/` into one file, for those who apply a file rather than a folder.
+//! `manifests`: renders `daemonset/` into one file, for those who apply a file rather than a folder; and makes an object of the
+//! rules for Prometheus, for those who have its operator.
 //!
 //! The base is made of plain objects that nothing has to be patched in, so that rendering is putting files after one
 //! another. What kustomize can do beyond that is for overlays, and for kustomize: a key that this does not know is an error.
@@ -13,17 +14,25 @@ use serde::Deserialize;
 
 use crate::{ui, workspace::Workspace};
 
-/// Writes the file, or checks that it is what would be written.
+/// Writes the files, or checks that they are what would be written.
 pub(crate) fn run(workspace: &Workspace, check_only: bool) -> Result<()> {
-    let fresh = render(workspace)?;
-    let committed = workspace.path(RENDERED);
+    for (path, fresh) in [
+        (RENDERED, render(workspace)?),
+        (RULES, render_rules(workspace)?),
+    ] {
+        write(&workspace.path(path), &fresh, check_only)?;
+    }
+    Ok(())
+}
+
+fn write(committed: &Path, fresh: &str, check_only: bool) -> Result<()> {
     if !check_only {
-        fs::write(&committed, fresh)
+        fs::write(committed, fresh)
             .with_context(|| format!("cannot write {}", committed.display()))?;
         ui::note(&format!("written to {}", committed.display()));
         return Ok(());
     }
-    let present = fs::read_to_string(&committed).unwrap_or_default();
+    let present = fs::read_to_string(committed).unwrap_or_default();
     ensure!(
         present == fresh,
         "{} is out of date (run `cargo xtask manifests`)",
@@ -44,6 +53,23 @@ fn render(workspace: &Workspace) -> Result<String> {
         text += &format!("---\n# {}\n{}\n", name.display(), content.trim_end());
     }
     Ok(text)
+}
+
+/// The file of rules as a PrometheusRule: its comment says that it is written.
+fn render_rules(workspace: &Workspace) -> Result<String> {
+    let file = workspace.path(PLAIN_RULES);
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let rules = text
+        .find("groups:\n")
+        .map(|at| &text[at..])
+        .with_context(|| format!("{} has no groups", file.display()))?;
+    let mut rendered = RULES_HEADER.to_owned();
+    for line in rules.lines() {
+        let indent = if line.is_empty() { "" } else { "  " };
+        rendered += &format!("{indent}{line}\n");
+    }
+    Ok(rendered)
 }
 
 /// The files of a kustomization, its folders' included.
@@ -85,6 +111,19 @@ struct Plain {
 const ROOT: &str = "daemonset";
 const KUSTOMIZATION: &str = "kustomization.yaml";
 const RENDERED: &str = "daemonset/weft.yaml";
+const RULES: &str = "daemonset/components/prometheus/rules.yaml";
+const PLAIN_RULES: &str = "daemonset/components/prometheus/scrape-rules.yaml";
+const RULES_HEADER: &str = "\
+# Recording rules and alerts, for the Prometheus Operator. Written by `cargo xtask manifests` from scrape-rules.yaml.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: weft
+  namespace: weft-system
+  labels:
+    app.kubernetes.io/part-of: weft
+spec:
+";
 const HEADER: &str = "\
 # All of Weft with one controller: `kubectl apply -f weft.yaml`. Written by `cargo xtask manifests` from the files that are
 # named below.

@@ -15,7 +15,7 @@ use crate::identity::{CertificateStatus, Identities};
 use crate::node::{Pods, Waiting};
 
 /// The parts. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Views {
     /// What is known.
     pub store: Arc<Store>,

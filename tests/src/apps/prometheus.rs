@@ -1,13 +1,14 @@
-//! Prometheus, scraping the agents as it would scrape a DaemonSet, and asked for its queries.
+//! Prometheus, scraping agents and a controller as it would in a cluster, and asked for its queries.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::cluster::Node;
-use crate::command::Process;
+use crate::cluster::{Controller, Node};
+use crate::command::{Process, Program};
 use crate::http;
 use crate::netns::Netns;
 use crate::wait::wait_for;
@@ -26,10 +27,19 @@ impl<'a> Prometheus<'a> {
     /// Agents answer on a port of the node's loopback. So every other node runs a relay on its
     /// underlay address, as an operator's scrape proxy would.
     pub fn start(nodes: &[&'a Node]) -> Result<Prometheus<'a>> {
+        Prometheus::with(nodes, None, None)
+    }
+
+    /// The same, with the controller as a target, too, and with this file of rules, which it evaluates every second.
+    pub fn with(
+        nodes: &[&'a Node],
+        controller: Option<&Controller>,
+        rules: Option<PathBuf>,
+    ) -> Result<Prometheus<'a>> {
         let home = nodes.first().context("a node to run on")?;
         let dir = home.dir().join("prometheus");
         fs::create_dir_all(&dir)?;
-        let mut targets = Vec::new();
+        let mut scraped = String::new();
         let mut relays = Vec::new();
         for node in nodes {
             let relay = format!("TCP4-LISTEN:{RELAY_PORT},bind={},fork,reuseaddr", node.v4());
@@ -39,10 +49,27 @@ impl<'a> Prometheus<'a> {
                 .spawn()?;
             relay.wait_listening(RELAY_PORT)?;
             relays.push(relay);
-            targets.push(format!("{}:{RELAY_PORT}", node.v4()));
+            scraped += &format!(
+                "  - targets: ['{}:{RELAY_PORT}']\n    labels: {{node: {}}}\n",
+                node.v4(),
+                node.name()
+            );
+        }
+        if let Some(controller) = controller {
+            let address = controller.address().ip();
+            let listen = format!("TCP4-LISTEN:{RELAY_PORT},bind={address},fork,reuseaddr");
+            let relay = Program::new("socat", Some(controller.netns()), None, &dir)?;
+            let mut relay = relay
+                .args([listen, format!("TCP4:{}", controller.admin_address())])
+                .spawn()?;
+            relay.wait_listening(RELAY_PORT)?;
+            relays.push(relay);
+            scraped += &format!(
+                "- job_name: weft-controller\n  static_configs:\n  - targets: ['{address}:{RELAY_PORT}']\n"
+            );
         }
         let config = dir.join("prometheus.yml");
-        fs::write(&config, configuration(&targets))?;
+        fs::write(&config, configuration(&scraped, rules.as_ref()))?;
         let mut process = home
             .host_command("prometheus")?
             .arg(format!("--config.file={}", config.display()))
@@ -70,14 +97,22 @@ impl<'a> Prometheus<'a> {
         })
     }
 
+    /// The elements of an instant query's answer.
+    pub fn vector(&self, query: &str) -> Result<Vec<Value>> {
+        let path = format!("/api/v1/query?query={}", percent_encoded(query));
+        let reply = http::get(self.netns, ([127, 0, 0, 1], PORT).into(), &path)?;
+        ensure!(reply.status == 200, "{query}: {}", reply.body);
+        let mut reply: Value = serde_json::from_str(&reply.body)?;
+        match reply["data"]["result"].take() {
+            Value::Array(elements) => Ok(elements),
+            other => anyhow::bail!("{query} gives no vector: {other}"),
+        }
+    }
+
     /// The value of an instant query whose answer has one element; none without elements.
     pub fn query(&self, query: &str) -> Result<Option<f64>> {
-        let path = format!("/api/v1/query?query={}", percent_encoded(query));
-        let reply = http::get(self.netns, ([127, 0, 0, 1], PORT).into(), &path)?.ok()?;
-        let reply: Value = serde_json::from_str(&reply)?;
-        let result = &reply["data"]["result"];
-        let elements = result.as_array().context("a vector")?;
-        ensure!(elements.len() <= 1, "{query} gives several: {result}");
+        let elements = self.vector(query)?;
+        ensure!(elements.len() <= 1, "{query} gives several: {elements:?}");
         let value = elements.first().and_then(|it| it["value"][1].as_str());
         value.map(|value| Ok(value.parse()?)).transpose()
     }
@@ -99,15 +134,18 @@ impl<'a> Prometheus<'a> {
     }
 }
 
-fn configuration(targets: &[String]) -> String {
-    let targets = targets.join("', '");
+/// As scrape.yaml of the manifests has it, but for how targets are found.
+fn configuration(scraped: &str, rules: Option<&PathBuf>) -> String {
+    let rules = rules.map_or_else(String::new, |it| {
+        format!("rule_files: ['{}']\n", it.display())
+    });
     format!(
-        "global: {{scrape_interval: 1s, scrape_timeout: 1s}}
-scrape_configs:
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
+{rules}scrape_configs:
 - job_name: weft-agent
+  honor_labels: true
   static_configs:
-  - targets: ['{targets}']
-"
+{scraped}"
     )
 }
 
