@@ -8,7 +8,7 @@ use super::Check;
 use crate::controller::{self, Agent, AgentStatus, Place, ReachError, each};
 use crate::metrics::Scrape;
 use crate::time::now_ms;
-use crate::view::Pod;
+use crate::view::{Known, Pod};
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -198,10 +198,13 @@ async fn of_agent(agent: &Agent) -> Result<AgentSaid, ReachError> {
     let clock = Clock::between(before, readiness.now_ms, now_ms());
     let metrics = agent.page("metrics").await?;
     let metrics = String::from_utf8_lossy(&metrics);
+    let scrape = Scrape::read(&metrics, |it| METRICS.contains(&it));
+    let pods = agent.json("pods").await?;
+    let known = Known::of(agent).await?;
     Ok(AgentSaid {
         readiness,
-        pods: agent.json("pods").await?,
-        scrape: Scrape::read(&metrics, |it| METRICS.contains(&it)),
+        pods: known.pods(pods),
+        scrape: known.scrape(scrape),
         clock,
     })
 }

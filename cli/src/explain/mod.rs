@@ -106,7 +106,6 @@ enum Said {
 /// What is to be asked at the other end.
 #[derive(Debug, Deserialize)]
 struct Next {
-    node: String,
     pod: Name,
     to: String,
     from: String,
@@ -172,9 +171,15 @@ async fn report(asked: &Explain) -> Result<Report, ReachError> {
         ("identity", next.identity.as_deref()),
         ("opaque_by", next.opaque_by.as_deref()),
     ];
-    match ask(&agents, &next.node, &query).await {
-        Ok(explained) => {
-            report.take("inbound", next.node, pod, explained);
+    // Where the other one runs is not the first agent's to say.
+    let asked = async {
+        let node = node_of(&asked.reach, &pod).await?;
+        let explained = ask(&agents, &node, &query).await?;
+        Ok::<_, ReachError>((node, explained))
+    };
+    match asked.await {
+        Ok((node, explained)) => {
+            report.take("inbound", node, pod.clone(), explained);
         }
         // What the first one says is an answer, too.
         Err(error) => report.missing = Some(error.to_string()),

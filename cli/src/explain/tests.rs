@@ -39,11 +39,13 @@ fn begun() -> (Report, Option<Next>) {
 fn whole() -> Report {
     let (mut report, next) = begun();
     let next = next.expect("it goes on");
-    assert_eq!(
-        (next.node.as_str(), next.from.as_str()),
-        ("two", "10.1.0.2")
+    assert_eq!(next.from, "10.1.0.2");
+    let more = report.take(
+        "inbound",
+        "two".to_owned(),
+        "shop/web-1".to_owned(),
+        read(INBOUND),
     );
-    let more = report.take("inbound", next.node, "shop/web-1".to_owned(), read(INBOUND));
     assert!(more.is_none());
     report
 }

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::controller::{Agent, Reach, ReachError, each};
 use crate::metrics::{Scrape, Series};
 
+mod believed;
 mod workload;
 
+pub use believed::Known;
 pub use workload::{Scope, ScopeArgs, ScopeError, Workload};
 
 /// What an agent says at one moment.
@@ -160,12 +162,15 @@ async fn said(agent: &Agent, wanted: &[&str]) -> Result<Said, ReachError> {
     let metrics = agent.page("metrics").await?;
     let at = Instant::now();
     let text = String::from_utf8_lossy(&metrics);
+    let scrape = Scrape::read(&text, |name| wanted.contains(&name));
+    let pods = agent.json("pods").await?;
+    let known = Known::of(agent).await?;
     Ok(Said {
         node: agent.status.node.clone(),
         incarnation: agent.status.incarnation.clone(),
         at,
-        scrape: Scrape::read(&text, |name| wanted.contains(&name)),
-        pods: agent.json("pods").await?,
+        scrape: known.scrape(scrape),
+        pods: known.pods(pods),
     })
 }
 

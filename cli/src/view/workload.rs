@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::Args;
 
-use super::Pod;
+use super::{Owner, Pod};
 use crate::controller::Reach;
 use crate::metrics::Series;
 
@@ -169,6 +169,19 @@ impl ScopeArgs {
             all_namespaces: true,
         }
     }
+}
+
+/// The labels that series have owners of pods under.
+pub(super) fn owner_labels() -> impl Iterator<Item = &'static str> {
+    OWNERS.iter().map(|it| it.1).chain([OTHER_OWNER])
+}
+
+/// Labels a series with the owner of its pod, as agents do.
+pub(super) fn set_owner(series: &mut Series, owner: &Owner) {
+    let mut owners = OWNERS.iter();
+    let known = owners.find(|(kind, ..)| *kind == owner.kind);
+    let label = known.map_or(OTHER_OWNER, |it| it.1);
+    series.labels.insert(label.to_owned(), owner.name.clone());
 }
 
 fn owner_of(series: &Series) -> Option<(&'static str, &str)> {

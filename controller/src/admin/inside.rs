@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use serde::Serialize;
-use weft_core::{Name, TrustDomain, WorkloadId};
+use weft_core::{Identity, Name, ObjectName, Owner, TrustDomain, WorkloadId};
 use weft_proto::v1::Page;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -44,6 +44,23 @@ struct Place {
     node: Name,
 }
 
+/// What `/nodes/NODE/pods` says.
+#[derive(Debug, Serialize)]
+struct PodList {
+    pods: Vec<Pod>,
+}
+
+/// A meshed pod, by the controller's own knowledge.
+#[derive(Debug, Serialize)]
+struct Pod {
+    #[serde(flatten)]
+    name: ObjectName,
+    /// None: it has no address yet, and nobody is told who it is.
+    identity: Option<Identity>,
+    /// What created it, as metrics name it.
+    owner: Option<Owner>,
+}
+
 #[derive(Debug, Serialize)]
 struct AgentList {
     agents: Vec<Agent>,
@@ -63,14 +80,15 @@ impl Admin {
         match path {
             "/status" => json(&self.status()),
             "/agents" => json(&self.agents()),
-            _ => match (asked(path), workload(path)) {
-                (Some((node, incarnation, page)), _) => {
+            _ => match (asked(path), workload(path), node(path)) {
+                (Some((node, incarnation, page)), ..) => {
                     self.page(&node, incarnation, (page, query)).await
                 }
-                (None, Some(workload)) => self.workload(&workload),
-                (None, None) => {
+                (None, Some(workload), _) => self.workload(&workload),
+                (None, None, Some(node)) => json(&self.pods_of(&node)),
+                (None, None, None) => {
                     let text = "/live, /ready, /metrics, /problems, /routes, /status, /agents, \
-                        /workloads/NAMESPACE/NAME, \
+                        /workloads/NAMESPACE/NAME, /nodes/NODE/pods, \
                         /agents/NODE/INCARNATION/metrics (or ready, pods, config_dump, explain?...)\n";
                     respond(StatusCode::NOT_FOUND, TEXT, text)
                 }
@@ -88,6 +106,24 @@ impl Admin {
                 let text = format!("no pod {id} is known: is it there, and has it an address?\n");
                 respond(StatusCode::NOT_FOUND, TEXT, text)
             }
+        }
+    }
+
+    /// The meshed pods of a node.
+    fn pods_of(&self, node: &Name) -> PodList {
+        let views = &self.state.views;
+        let mut pods = views.pods_of(node);
+        pods.sort();
+        let pods = pods.into_iter().map(|id| {
+            let workload = views.workload(&id);
+            Pod {
+                identity: workload.as_ref().and_then(|it| it.identity().cloned()),
+                owner: workload.and_then(|it| it.owner),
+                name: id.0,
+            }
+        });
+        PodList {
+            pods: pods.collect(),
         }
     }
 
@@ -158,6 +194,12 @@ fn workload(path: &str) -> Option<WorkloadId> {
     path.strip_prefix("/workloads/")?.parse().ok()
 }
 
+/// The pods of which node a path asks for.
+fn node(path: &str) -> Option<Name> {
+    let node = path.strip_prefix("/nodes/")?.strip_suffix("/pods")?;
+    node.parse().ok()
+}
+
 /// None: it cannot be read, which the authority has found before.
 fn root(der: &[u8]) -> Option<Root> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
@@ -195,6 +237,14 @@ mod tests {
         assert_eq!(last, Some(("one".to_owned(), u64::MAX, Page::State)));
         let one = workload("/workloads/shop/web-1").map(|it| it.to_string());
         assert_eq!(one.as_deref(), Some("shop/web-1"));
+        let of = |path: &str| node(path).map(|it| it.to_string());
+        assert_eq!(
+            of("/nodes/one.example/pods").as_deref(),
+            Some("one.example")
+        );
+        for other in ["/nodes/", "/nodes/pods", "/nodes//pods", "/nodes/a/b/pods"] {
+            assert_eq!(of(other), None, "{other}");
+        }
         for other in ["/workloads/", "/workloads/shop", "/workloads/shop/a/b"] {
             assert_eq!(workload(other), None, "{other}");
         }
