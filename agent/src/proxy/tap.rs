@@ -7,7 +7,7 @@ use super::error::FlowError;
 use super::record::{PathLabel, Record};
 use crate::discovery::Store;
 use crate::node::LocalPod;
-use crate::telemetry::tap::{Begin, End, Protocol, Tapped, Who};
+use crate::telemetry::tap::{Begin, End, Glance, Protocol, Tapped, Who};
 use crate::telemetry::{Direction, PodLabels, Telemetry, TlsLabel};
 
 /// A flow that is watched: on one node, at both of its ends perhaps.
@@ -19,8 +19,8 @@ pub(super) fn opened(context: &Context, pod: &LocalPod, direction: Direction, re
     let Some(watched) = context.telemetry.taps().of(&pod.labels) else {
         return;
     };
-    let begin = begin(&context.store, direction, record, tls(record.path));
-    if let Some(tapped) = watched.begin(begin) {
+    let begin = || begin(&context.store, direction, record, tls(record.path));
+    if let Some(tapped) = watched.begin(&Glance::flow(direction), begin) {
         let flow = record.tapped.get_or_insert_default();
         flow.0[direction as usize] = Some(tapped);
     }
@@ -59,8 +59,8 @@ pub(super) fn ended(
         owner: who(store.workload(&record.pod).as_deref()).owner,
     };
     if let Some(watched) = telemetry.taps().of(&labels) {
-        let begin = begin(store, record.direction, record, TlsLabel::Unconnected);
-        if let Some(tapped) = watched.begin(begin) {
+        let begin = || begin(store, record.direction, record, TlsLabel::Unconnected);
+        if let Some(tapped) = watched.begin(&Glance::flow(record.direction), begin) {
             tapped.end(end());
         }
     }

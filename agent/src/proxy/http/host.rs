@@ -1,14 +1,12 @@
 //! Which series a request is counted in at its server, by the host that it asks for. A connection remembers the
 //! hosts that it has seen: one that it has seen before costs a comparison.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
 use hyper::Request;
 
-use super::tap;
 use crate::discovery::ServicePortEntry;
 use crate::node::LocalPod;
 use crate::proxy::Context;
@@ -48,17 +46,15 @@ impl ByHost {
         }
     }
 
-    /// Begins to measure a request to the pod, from a client to a server.
+    /// Begins to measure a request to the pod.
     pub(super) fn begin<B>(
         &mut self,
         context: &Context,
         pod: &LocalPod,
-        ends: (SocketAddr, SocketAddr),
         request: &Request<B>,
     ) -> ExchangeTimer {
-        let tapped = tap::received(context, &self.labels, pod, ends, request);
         let (series, port) = self.find(context, pod, of(request));
-        let timer = series.begin().tapped(tapped);
+        let timer = series.begin();
         let Some(port) = port else { return timer };
         let table = port.routes.load();
         let classes = table.as_deref().and_then(|table| {

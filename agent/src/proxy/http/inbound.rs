@@ -24,7 +24,7 @@ use super::measure::Timers;
 use super::outbound::Ending;
 use super::pool::Home;
 use super::stream::Stream;
-use super::{Version, head, is_taken, serve, upgrade};
+use super::{Version, head, is_taken, serve, tap, upgrade};
 use crate::node::LocalPod;
 use crate::proxy::Context;
 use crate::proxy::error::FlowError;
@@ -194,10 +194,15 @@ impl Facts {
     /// Begins to measure an exchange.
     fn begin<B>(&self, request: &Request<B>) -> Timers {
         let (context, pod) = (&self.flow.context, &self.flow.pod);
-        let series = self.series.lock();
-        let mut series = series.unwrap_or_else(PoisonError::into_inner);
+        let timer = {
+            let series = self.series.lock();
+            let mut series = series.unwrap_or_else(PoisonError::into_inner);
+            series.begin(context, pod, request)
+        };
         let ends = (self.flow.client, self.flow.to);
-        Timers::one(series.begin(context, pod, ends, request))
+        let client = (self.flow.identity.as_ref(), self.flow.tls);
+        let tapped = tap::received(context, pod, ends, client, request);
+        Timers::one(timer.tapped(tapped))
     }
 
     async fn connect(&self) -> Result<Stream, ExchangeError> {

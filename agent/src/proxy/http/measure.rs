@@ -132,17 +132,38 @@ impl Kind<'_> {
             context.telemetry.exchanges(labels)
         });
         let outbound = outbound.begin().under(self.classes.clone());
-        let outbound = outbound.tapped(tap::sent(context, pod, self, to, request));
         let inbound = to.local.as_ref().map(|server| {
             let look_up = || Local::new(pod, server, to);
             let local = known.local.get_or_insert_with(look_up);
-            local
-                .series
-                .begin(context, server, (self.client, to.endpoint), request)
+            local.series.begin(context, server, request)
         });
         Timers {
             tries: [Some(outbound), inbound],
             route: None,
+        }
+    }
+
+    /// The same, for those who watch its pods.
+    pub(super) fn watched<B>(
+        &self,
+        context: &Context,
+        pod: &LocalPod,
+        to: &Route,
+        timers: Timers,
+        request: &Request<B>,
+    ) -> Timers {
+        let Timers { tries, route } = timers;
+        let [outbound, inbound] = tries;
+        let outbound = outbound.map(|it| it.tapped(tap::sent(context, pod, self, to, request)));
+        let inbound = inbound.map(|it| {
+            let ends = (self.client, to.endpoint);
+            let client = (Some(&pod.identity), TlsLabel::SameNode);
+            let server = to.local.as_ref();
+            it.tapped(server.and_then(|it| tap::received(context, it, ends, client, request)))
+        });
+        Timers {
+            tries: [outbound, inbound],
+            route,
         }
     }
 

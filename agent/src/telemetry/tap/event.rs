@@ -56,6 +56,15 @@ pub struct Begin {
     pub route: Option<RouteRef>,
 }
 
+/// What is known of an exchange or flow without looking anything up.
+#[derive(Clone, Copy, Debug)]
+pub struct Glance<'a> {
+    /// Whether the pod that is watched is the client or the server.
+    pub direction: Direction,
+    /// Method and path; none: it is no request.
+    pub asked: Option<(&'a str, &'a str)>,
+}
+
 /// What is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -106,6 +115,20 @@ pub struct End {
     pub grpc: Option<&'static str>,
     /// Why it did not end by itself.
     pub error: Option<String>,
+}
+
+impl<'a> Glance<'a> {
+    /// Of a request.
+    pub fn of<B>(direction: Direction, request: &'a Request<B>) -> Self {
+        let asked = Some((request.method().as_str(), request.uri().path()));
+        Self { direction, asked }
+    }
+
+    /// Of a flow.
+    pub fn flow(direction: Direction) -> Self {
+        let asked = None;
+        Self { direction, asked }
+    }
 }
 
 impl Protocol {

@@ -8,9 +8,11 @@ mod event;
 mod spec;
 mod tapped;
 
-pub use event::{Asked, Begin, End, Event, Protocol, What, Who};
+pub use event::{Asked, Begin, End, Event, Glance, Protocol, What, Who};
 pub use spec::{Named, Scope, Spec, WhoIs};
 pub use tapped::Tapped;
+
+use tapped::Candidate;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -132,11 +134,25 @@ impl Source for Taps {
 }
 
 impl Watched<'_> {
-    /// Begins to sample an exchange or flow; none: nobody wants to see it.
-    pub fn begin(self, begin: Begin) -> Option<Box<Tapped>> {
+    /// Whether somebody may want to see what is known so far.
+    pub fn may_want(&self, glance: &Glance<'_>) -> bool {
+        self.by.iter().any(|it| it.spec.may_want(glance))
+    }
+
+    /// Begins to sample an exchange or flow; none: nobody wants to see it, or nobody may see one more now. What is told of
+    /// it is made only if somebody does and may.
+    pub fn begin(self, glance: &Glance<'_>, begin: impl FnOnce() -> Begin) -> Option<Box<Tapped>> {
+        let now = Instant::now();
         let by = self.by.into_iter();
-        let by = by.filter(|it| it.spec.wants(&begin)).collect();
-        Tapped::begin(&self.taps.next, begin, by)
+        let by = by.filter(|it| it.spec.may_want(glance));
+        let by: Vec<_> = by.filter_map(|it| Candidate::new(it, now)).collect();
+        if by.is_empty() {
+            return None;
+        }
+        let begin = begin();
+        let by = by.into_iter();
+        let by = by.filter_map(|it| it.decide(&begin, now)).collect();
+        Tapped::begin(&self.taps.next, begin, by, now)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use weft_core::{Identity, ObjectName, Owner, WorkloadId};
 
-use super::{Begin, Direction};
+use super::{Begin, Direction, Glance};
 
 /// What somebody wants to see: what all of this is true of.
 #[derive(Clone, Debug)]
@@ -61,7 +61,29 @@ pub struct WhoIs<'a> {
 }
 
 impl Spec {
-    /// Whether it is wanted, as far as that is known at the beginning. Of the target nothing is asked.
+    /// Whether it may be wanted, by what is known of it without looking anything up. Of the target nothing is asked.
+    pub(super) fn may_want(&self, glance: &Glance<'_>) -> bool {
+        let is_outbound = glance.direction == Direction::Outbound;
+        let (method, path) = glance.asked.unzip();
+        (self.to.is_none() || is_outbound)
+            && (self.from.is_none() || !is_outbound)
+            && (self.status.is_none() || glance.asked.is_some())
+            && self
+                .method
+                .as_deref()
+                .is_none_or(|wanted| method.is_some_and(|it| it.eq_ignore_ascii_case(wanted)))
+            && self
+                .path_prefix
+                .as_deref()
+                .is_none_or(|wanted| path.is_some_and(|it| it.starts_with(wanted)))
+    }
+
+    /// Whether nothing more is to be asked about what may be wanted.
+    pub(super) fn is_settled(&self) -> bool {
+        self.to.is_none() && self.from.is_none() && self.identity.is_none()
+    }
+
+    /// Whether what may be wanted is, by who the two ends are.
     pub(super) fn wants(&self, begin: &Begin) -> bool {
         let is_outbound = begin.direction == Direction::Outbound;
         let server = WhoIs {
@@ -74,22 +96,12 @@ impl Spec {
             true => &begin.destination,
             false => &begin.source,
         };
-        let asked = begin.asked.as_ref();
-        to.is_none_or(|it| is_outbound && it.has(&server))
-            && from.is_none_or(|it| !is_outbound && it.has(&begin.source.is()))
-            && self
-                .method
-                .as_ref()
-                .is_none_or(|method| asked.is_some_and(|it| it.method.eq_ignore_ascii_case(method)))
-            && self
-                .path_prefix
-                .as_ref()
-                .is_none_or(|prefix| asked.is_some_and(|it| it.path.starts_with(prefix.as_str())))
+        to.is_none_or(|it| it.has(&server))
+            && from.is_none_or(|it| it.has(&begin.source.is()))
             && self.identity.as_ref().is_none_or(|wanted| {
                 let identity = other.identity.as_ref();
                 identity.is_some_and(|it| is_called(it, wanted))
             })
-            && (self.status.is_none() || asked.is_some())
     }
 
     /// Whether a response's status is wanted.

@@ -19,24 +19,50 @@ pub struct Tapped {
     response_bytes: u64,
 }
 
+/// Who may watch it.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    tap: Arc<Tap>,
+    /// It has its place among those of this second.
+    has_room: bool,
+}
+
 /// Who watches it.
 #[derive(Debug)]
-struct Watcher {
+pub(super) struct Watcher {
     tap: Arc<Tap>,
     /// The beginning was told: that of what is chosen by its status waits until it has one.
     is_told: bool,
 }
 
+impl Candidate {
+    /// Of a tap that may want it. None: there is no room for one more, which is all that was left to ask.
+    pub(super) fn new(tap: Arc<Tap>, now: Instant) -> Option<Self> {
+        let is_decided = tap.spec.is_settled() && tap.spec.status.is_none();
+        let has_room = is_decided && tap.has_room(now);
+        (has_room || !is_decided).then_some(Self { tap, has_room })
+    }
+
+    /// None: it is not wanted, or there is no room.
+    pub(super) fn decide(self, begin: &Begin, now: Instant) -> Option<Watcher> {
+        let Self { tap, has_room } = self;
+        if !has_room && !tap.spec.wants(begin) {
+            return None;
+        }
+        let waits = tap.spec.status.is_some();
+        let is_told = has_room || (!waits && tap.has_room(now));
+        (waits || is_told).then_some(Watcher { tap, is_told })
+    }
+}
+
 impl Tapped {
     /// None: nobody sees it.
-    pub(super) fn begin(next: &AtomicU64, begin: Begin, by: Vec<Arc<Tap>>) -> Option<Box<Self>> {
-        let began = Instant::now();
-        let watchers = by.into_iter().filter_map(|tap| {
-            let waits = tap.spec.status.is_some();
-            let is_told = !waits && tap.has_room(began);
-            (waits || is_told).then_some(Watcher { tap, is_told })
-        });
-        let by: Vec<_> = watchers.collect();
+    pub(super) fn begin(
+        next: &AtomicU64,
+        begin: Begin,
+        by: Vec<Watcher>,
+        began: Instant,
+    ) -> Option<Box<Self>> {
         if by.is_empty() {
             return None;
         }

@@ -57,6 +57,19 @@ fn begin(direction: Direction) -> Begin {
     }
 }
 
+/// The request of [`begin`], before anything is made of it.
+fn glance(direction: Direction) -> Glance<'static> {
+    Glance {
+        direction,
+        asked: Some(("GET", "/orders/7")),
+    }
+}
+
+/// Begins to sample it.
+fn sampled(watched: Watched<'_>, direction: Direction) -> Option<Box<Tapped>> {
+    watched.begin(&glance(direction), || begin(direction))
+}
+
 /// What was told until now.
 fn told(tapping: &mut Tapping) -> Vec<What> {
     std::iter::from_fn(|| tapping.events.try_recv().ok())
@@ -93,7 +106,7 @@ fn an_exchange_is_told_from_its_beginning_to_its_end() {
     let taps = telemetry.taps();
     let mut tapping = taps.add(spec()).expect("room");
     let watched = taps.of(&pod("shop/web-1", "web")).expect("watched");
-    let mut tapped = watched.begin(begin(Direction::Outbound)).expect("wanted");
+    let mut tapped = sampled(watched, Direction::Outbound).expect("wanted");
     tapped.request_bytes().fetch_add(3, Ordering::Relaxed);
     tapped.head(200);
     tapped.responds(5);
@@ -134,7 +147,7 @@ fn only_what_is_wanted_is_told() {
     let of = |change: &dyn Fn(&mut Spec)| {
         let mut spec = spec();
         change(&mut spec);
-        let wants = |direction| spec.wants(&begin(direction));
+        let wants = |direction| spec.may_want(&glance(direction)) && spec.wants(&begin(direction));
         (wants(Direction::Outbound), wants(Direction::Inbound))
     };
     assert_eq!(of(&|_| {}), (true, true));
@@ -173,12 +186,52 @@ fn what_is_chosen_by_its_status_is_told_when_it_has_one() {
     let mut tapping = taps.add(failed).expect("room");
     for (status, count) in [(200, 0), (503, 3)] {
         let watched = taps.of(&pod("shop/web-1", "web")).expect("watched");
-        let mut tapped = watched.begin(begin(Direction::Outbound)).expect("wanted");
+        let mut tapped = sampled(watched, Direction::Outbound).expect("wanted");
         assert!(told(&mut tapping).is_empty());
         tapped.head(status);
         tapped.end(End::default());
         assert_eq!(told(&mut tapping).len(), count, "{status}");
     }
+}
+
+/// What costs is not done for what is not shown.
+#[test]
+fn of_what_nobody_sees_nothing_is_made() {
+    let telemetry = Telemetry::new();
+    let taps = telemetry.taps();
+    let made = std::cell::Cell::new(0);
+    let offer = |glance: Glance<'_>| {
+        let watched = taps.of(&pod("shop/web-1", "web")).expect("watched");
+        let begun = watched.begin(&glance, || {
+            made.set(made.get() + 1);
+            begin(glance.direction)
+        });
+        (begun.is_some(), made.take())
+    };
+    let one = Spec {
+        method: Some("get".to_owned()),
+        max_per_second: 1,
+        ..spec()
+    };
+    let tapping = taps.add(one).expect("room");
+    let posted = Glance {
+        asked: Some(("POST", "/orders/7")),
+        ..glance(Direction::Inbound)
+    };
+    assert_eq!(offer(posted), (false, 0));
+    assert_eq!(offer(Glance::flow(Direction::Inbound)), (false, 0));
+    assert_eq!(offer(glance(Direction::Inbound)), (true, 1));
+    assert_eq!(offer(glance(Direction::Inbound)), (false, 0));
+    assert_eq!(tapping.lost(), (0, 1));
+    drop(tapping);
+    // Who the ends are has to be looked up first; which way it goes has not.
+    let from = Spec {
+        from: Some(Scope::default()),
+        ..spec()
+    };
+    let _tapping = taps.add(from).expect("room");
+    assert_eq!(offer(glance(Direction::Outbound)), (false, 0));
+    assert_eq!(offer(glance(Direction::Inbound)), (true, 1));
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub(crate) enum Load {
     Exchanges(Protocol, u8),
     /// The same as [`Load::Latency`], where the mesh understands what passes.
     ExchangeLatency(Protocol),
+    /// 500 requests of HTTP/1 a second through the mesh, without anybody who watches and with somebody who watches all pods.
+    Tapped,
     /// 32 clients open connections, each with one request.
     Connections,
     /// The same, where the mesh understands what passes.
@@ -129,7 +131,7 @@ const fn row(name: &'static str, unit: &'static str, load: Load) -> Row {
 }
 
 /// All rows, in the order of the table.
-pub(crate) const ROWS: [Row; 51] = [
+pub(crate) const ROWS: [Row; 53] = [
     row("bulk-1", "Gbit/s", Load::Bulk(1)),
     row("bulk-4", "Gbit/s", Load::Bulk(4)),
     row("bulk-8", "Gbit/s", Load::Bulk(8)),
@@ -153,6 +155,8 @@ pub(crate) const ROWS: [Row; 51] = [
     row("grpc-latency-500-p50", "µs", GRPC_LATENCY),
     row("grpc-latency-500-p99", "µs", GRPC_LATENCY),
     row("grpc-latency-500-added", "µs", GRPC_LATENCY),
+    row("http1-tapped-500-p50", "µs", Load::Tapped),
+    row("http1-tapped-500-p99", "µs", Load::Tapped),
     row("connections-32", "connections/s", Load::Connections),
     row("http1-connections-32", "connections/s", HTTP1_CONNECTIONS),
     row("http2-connections-32", "connections/s", HTTP2_CONNECTIONS),

@@ -127,7 +127,12 @@ impl Comparison<'_> {
     /// Runs the load; again while others disturb it, at most [`MOST_REPEATS`] times and while there
     /// is time to spare. Gives the run that was disturbed least.
     fn undisturbed(&self, meshed: bool, report: &mut Report) -> Result<Measured> {
-        let pair = self.stage.pair(self.route, meshed);
+        // What a tap costs is compared with the mesh without one.
+        let is_tapped = self.load == Load::Tapped;
+        let _tap = (is_tapped && meshed)
+            .then(|| self.stage.tap())
+            .transpose()?;
+        let pair = self.stage.pair(self.route, meshed || is_tapped);
         let once = || load::run(self.load, pair, self.cgroup, self.budget);
         let start = Instant::now();
         let mut best = once()?;
@@ -155,7 +160,7 @@ fn added_row(name: &str) -> Option<&'static str> {
     names.find(|name| name.strip_suffix("-added") == Some(load))
 }
 
-const LOADS: [Load; 19] = [
+const LOADS: [Load; 20] = [
     Load::Bulk(1),
     Load::Bulk(4),
     Load::Bulk(8),
@@ -171,6 +176,7 @@ const LOADS: [Load; 19] = [
     Load::Exchanges(Protocol::Grpc, 1),
     Load::Exchanges(Protocol::Grpc, 32),
     Load::ExchangeLatency(Protocol::Grpc),
+    Load::Tapped,
     Load::Connections,
     Load::ExchangeConnections(Protocol::Http1),
     Load::ExchangeConnections(Protocol::Http2),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use weft_tests::cgroup;
-use weft_tests::cluster::Node;
+use weft_tests::cluster::{Node, binary};
 use weft_tests::command::{Process, Program};
 use weft_tests::netns::Netns;
 use weft_tests::{Cluster, ClusterOptions, Pod, PodSpec};
@@ -73,6 +73,19 @@ impl Stage {
             Route::Across => self.cluster.nodes(),
             Route::SameNode => &self.cluster.nodes()[..1],
         }
+    }
+
+    /// Somebody watches all pods, as far as the tool lets them, until this is dropped.
+    pub(crate) fn tap(&self) -> Result<Process> {
+        let weft = binary("weft")?.display().to_string();
+        let socket = self.cluster.controller()?.admin_socket();
+        let tap = self.cluster.nodes()[0].host_command(&weft)?;
+        let tap = tap.args(["tap", "-A", "-o", "json", "--max-rps", "10000"]);
+        let mut tap = tap
+            .env("WEFT_CONTROLLER_SOCKET", socket.display().to_string())
+            .spawn()?;
+        tap.wait_for_line("watching", PATIENCE)?;
+        Ok(tap)
     }
 
     /// The cgroup with every process of this stage.

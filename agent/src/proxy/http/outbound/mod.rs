@@ -201,7 +201,7 @@ async fn exchange(client: Arc<Facts>, request: Request<Incoming>) -> Response<Re
     let whole = Whole {
         client: &client,
         tries: Tries::default(),
-        begun: tap::begun(&client.context, &client.pod, || {
+        begun: tap::begun(&client.context, &client.pod, &request, || {
             let ends = (client.address, client.original);
             tap::asked(
                 &client.context,

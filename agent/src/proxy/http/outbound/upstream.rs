@@ -270,18 +270,22 @@ impl Upstream {
         request: &Request<B>,
     ) -> Timers {
         let (context, pod) = (&client.context, &client.pod);
-        match self {
+        let (route, timers) = match self {
             Self::Http1(connection) => {
                 let connection = &mut **connection;
-                let known = &mut connection.known;
-                kind.of_connection(context, pod, &connection.route, known, request)
+                let (route, known) = (&connection.route, &mut connection.known);
+                let timers = kind.of_connection(context, pod, route, known, request);
+                (route, timers)
             }
             Self::Http2 { connection, .. } => {
                 let known = connection.known.lock();
                 let mut known = known.unwrap_or_else(PoisonError::into_inner);
-                kind.of_connection(context, pod, &connection.route, &mut known, request)
+                let route = &connection.route;
+                let timers = kind.of_connection(context, pod, route, &mut known, request);
+                (route, timers)
             }
-        }
+        };
+        kind.watched(context, pod, route, timers, request)
     }
 
     /// It was not used after all.
