@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and how.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -20,7 +21,11 @@ use crate::install::{Install, Uninstall};
 use crate::outcome::Outcome;
 use crate::policy::PolicyTest;
 use crate::stat::Stat;
+use crate::stat::inbound::StatInbound;
+use crate::stat::outbound::StatOutbound;
+use crate::stat::routes::Routes;
 use crate::tap::Tap;
+use crate::tap::top::Top;
 
 /// Sees what the mesh does.
 #[derive(Debug, Parser)]
@@ -28,7 +33,8 @@ use crate::tap::Tap;
     name = "weft",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 yes (allowed, healthy, as expected), 1 no, 2 it could not be found out."
+    after_help = "weft NAME runs the program weft-NAME on PATH, where there is no command of that name. \
+        Exit codes: 0 yes (allowed, healthy, as expected), 1 no, 2 it could not be found out."
 )]
 pub struct Cli {
     /// What to do.
@@ -57,8 +63,16 @@ pub enum Command {
     Check(Check),
     /// Shows success rates, requests, latencies and connections of workloads.
     Stat(Stat),
+    /// Shows what is asked of workloads, by Server, with what its routes let in.
+    StatInbound(StatInbound),
+    /// Shows what workloads ask of others, by route and backend, with retries and timeouts.
+    StatOutbound(StatOutbound),
+    /// Shows the routes of Services, whether they are in force, and what goes by them.
+    Routes(Routes),
     /// Shows live requests, responses and connections of workloads, until it is ended.
     Tap(Tap),
+    /// Shows the requests of workloads by who asks whom for what, as they go by, until it is ended.
+    Top(Top),
     /// Shows what talks to what, as whom, and whether it is secured.
     Edges(Edges),
     /// Shows what policy lets in and what it does not, and what decides it.
@@ -75,6 +89,9 @@ pub enum Command {
     Completions(Completions),
     /// Writes the manual's pages, one for each command, into a folder.
     Man(Man),
+    /// Any other: `weft NAME` runs the program weft-NAME on PATH.
+    #[command(external_subcommand)]
+    Extension(Vec<OsString>),
 }
 
 /// What `weft completions` is asked.

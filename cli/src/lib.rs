@@ -12,6 +12,7 @@ pub mod edges;
 pub mod endpoints;
 pub mod enroll;
 pub mod explain;
+pub mod extension;
 pub mod identity;
 pub mod install;
 pub mod metrics;
@@ -44,6 +45,9 @@ pub enum Error {
     /// Of `weft man`.
     #[error(transparent)]
     Man(#[from] command::ManError),
+    /// Of a command that there is not.
+    #[error(transparent)]
+    Extension(#[from] extension::ExtensionError),
     /// Not even waiting works.
     #[error("cannot begin: {0}")]
     Runtime(std::io::Error),
@@ -65,7 +69,11 @@ pub fn run(cli: Cli) -> Result<Outcome, Error> {
         Command::Unenroll(it) => wait(enroll::run(&it, enroll::Way::Out)),
         Command::Check(check) => wait(check::run(&check)),
         Command::Stat(stat) => wait(stat::run(&stat)),
+        Command::StatInbound(stat) => wait(stat::inbound::run(&stat)),
+        Command::StatOutbound(stat) => wait(stat::outbound::run(&stat)),
+        Command::Routes(routes) => wait(stat::routes::run(&routes)),
         Command::Tap(tap) => wait(tap::run(&tap)),
+        Command::Top(top) => wait(tap::top::run(&top)),
         Command::Edges(edges) => wait(edges::run(&edges)),
         Command::Authz(authz) => wait(authz::run(&authz)),
         Command::Identity(identity) => wait(identity::run(&identity)),
@@ -74,6 +82,7 @@ pub fn run(cli: Cli) -> Result<Outcome, Error> {
         Command::Diagnostics(diagnostics) => wait(diagnostics::run(&diagnostics)),
         Command::Completions(completions) => completions.write(),
         Command::Man(man) => man.write(),
+        Command::Extension(words) => Ok(extension::run(&words)?),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `weft` command as an operator uses it, against a mesh that runs.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,8 @@ use weft_tests::{Checks, Cluster, Pod, PodSpec};
 
 #[path = "cli/explain.rs"]
 mod explain;
+#[path = "cli/routes.rs"]
+mod routes;
 #[path = "cli/tap.rs"]
 mod tap;
 
@@ -45,6 +48,20 @@ fn cli() {
         "edges have both identities, and say what is not secured",
         || edges(&scene),
     );
+    checks.check(
+        "stat-outbound is a tree of routes and backends, with retries",
+        || routes::outbound(&scene),
+    );
+    checks.check("stat-inbound is a tree of Servers and their routes", || {
+        routes::inbound(&scene)
+    });
+    checks.check(
+        "routes have what goes by them, and what is wrong with them",
+        || routes::routes(&scene),
+    );
+    checks.check("extensions on PATH are run, and listed", || {
+        extensions(&scene)
+    });
     checks.check("endpoints and diagnostics have what agents say", || {
         endpoints(&scene)
     });
@@ -71,6 +88,7 @@ fn cli() {
     checks.check("tap shows calls, connections and an archive", || {
         tap::protocols(&scene)
     });
+    checks.check("top adds up what tap shows", || tap::top(&scene));
     checks.check("tap shows pods and agents that come later", || {
         tap::what_comes_later(&scene)
     });
@@ -120,6 +138,17 @@ impl Scene {
         program.output(Duration::from_secs(60))
     }
 
+    /// Runs it where a folder comes first on PATH.
+    fn weft_beside(&self, folder: &Path, arguments: &[&str]) -> Result<Finished> {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let socket = self.cluster.controller()?.admin_socket();
+        let program = Program::new(binary("weft")?, None, None, self.cluster.dir())?;
+        let program = program.args(arguments);
+        let program = program.env("WEFT_CONTROLLER_SOCKET", socket.display().to_string());
+        let program = program.env("PATH", format!("{}:{path}", folder.display()));
+        program.output(Duration::from_secs(60))
+    }
+
     fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self
             .weft(&[arguments, &["-o", "json"]].concat())?
@@ -138,7 +167,7 @@ fn private_socket(scene: &Scene) -> Result<()> {
 fn all_is_well(scene: &Scene) -> Result<()> {
     let all = scene.json(&["check", "--wait", "30s"])?;
     let checks = all["checks"].as_array().context("checks")?;
-    ensure!(checks.len() == 16 && all["ok"] == true, "{all}");
+    ensure!(checks.len() == 17 && all["ok"] == true, "{all}");
     for check in checks {
         ensure!(check["state"] == "ok", "{check}");
     }
@@ -380,6 +409,32 @@ fn endpoints(scene: &Scene) -> Result<()> {
     ensure!(dumps == 2, "{dumps} dumps of agents");
     let again = scene.weft(&["diagnostics", "--dir", &shown])?;
     ensure!(again.code() == 2, "an old folder was written to");
+    Ok(())
+}
+
+fn extensions(scene: &Scene) -> Result<()> {
+    let folder = scene.cluster.dir().join("extensions");
+    std::fs::create_dir_all(&folder)?;
+    let program = folder.join("weft-greet");
+    std::fs::write(&program, "#!/bin/sh\necho \"hello $*\"\nexit 7\n")?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let said = scene.weft_beside(&folder, &["greet", "you", "--all"])?;
+    ensure!(
+        said.stdout == "hello you --all\n" && said.code() == 7,
+        "{said:?}"
+    );
+    let check = scene.weft_beside(&folder, &["check"])?.success()?;
+    ensure!(check.contains("√ extensions are on PATH: greet"), "{check}");
+    let none = scene.weft(&["greet"])?;
+    let is_told = none.stderr.contains("no program weft-greet on PATH");
+    ensure!(none.code() == 2 && is_told, "{none:?}");
+    // Of one namespace, and of agents only.
+    let proxy = scene.json(&["check", "--proxy", "-n", "default"])?;
+    let checks = proxy["checks"].as_array().context("checks")?;
+    let of_agents = checks
+        .iter()
+        .all(|it| it["category"] == "agents" && it["state"] == "ok");
+    ensure!(checks.len() == 9 && of_agents, "{proxy}");
     Ok(())
 }
 

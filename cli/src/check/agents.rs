@@ -94,7 +94,7 @@ fn kernel_programs(facts: &Facts) -> Finding {
         if let Some(problem) = &said.readiness.hooks {
             wrong.push(format!("{}: {problem}", status.node));
         }
-        let times = sum(said, "weft_hooks_repaired_total", None);
+        let times = sum(said, "weft_hooks_repaired_total");
         if times > 0.0 {
             repaired.push(format!(
                 "{}: {times:.0} programs that somebody detached were attached again",
@@ -116,7 +116,7 @@ fn enrolled(facts: &Facts) -> Finding {
     let mut waiting = BTreeSet::new();
     let mut enrolled = BTreeSet::new();
     for (status, said) in facts.answers() {
-        for pod in &said.pods {
+        for pod in said.pods.iter().filter(|it| facts.has(&it.namespace)) {
             let name = format!("{}/{}", pod.namespace, pod.name);
             match pod.identity {
                 Some(_) => enrolled.insert(name),
@@ -158,11 +158,14 @@ fn certificates(facts: &Facts) -> Finding {
     for (status, said) in facts.answers() {
         let name = "identity_cert_expiration_timestamp_seconds";
         for (series, ends) in said.scrape.of(name) {
+            let identity = series.label("identity").unwrap_or_default();
+            if !facts.has(namespace_of(identity)) {
+                continue;
+            }
             // A certificate's end is far from where milliseconds are not exact any more.
             let ends = (ends * 1000.0) as u64;
             first = Some(first.map_or(ends, |it| it.min(ends)));
             if ends < now_ms() + OVERDUE_MS {
-                let identity = series.label("identity").unwrap_or_default();
                 overdue.push(format!("{}: {identity} ends {}", status.node, when(ends)));
             }
         }
@@ -175,9 +178,17 @@ fn certificates(facts: &Facts) -> Finding {
     Finding::of("workload-certificates", State::Error, overdue, good, bad)
 }
 
+/// That of a SPIFFE ID: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`.
+fn namespace_of(identity: &str) -> &str {
+    identity.split('/').nth(4).unwrap_or_default()
+}
+
 fn redirect_misses(facts: &Facts) -> Finding {
     let misses = facts.answers().filter_map(|(status, said)| {
-        let count = sum(said, "weft_refused_total", Some("redirect_miss"));
+        let series = said.scrape.of("weft_refused_total");
+        let series = series.filter(|(it, _)| it.is("reason", "redirect_miss"));
+        let of_pods = series.filter(|(it, _)| facts.has(it.label("namespace").unwrap_or_default()));
+        let count: f64 = of_pods.map(|(_, count)| count).sum();
         (count > 0.0).then(|| format!("{}: {count:.0}", status.node))
     });
     let good = || "no connection reached an agent without where it was to go".to_owned();
@@ -204,7 +215,7 @@ fn healthy(facts: &Facts) -> Finding {
             errors.extend(said.readiness.reasons.iter().map(of_node));
         }
         warnings.extend(said.readiness.warnings.iter().map(of_node));
-        let panics = sum(said, "weft_panics_total", None);
+        let panics = sum(said, "weft_panics_total");
         if panics > 0.0 {
             warnings.push(format!(
                 "{node}: {panics:.0} panics, each of which is a bug: its log has them"
@@ -222,8 +233,6 @@ fn healthy(facts: &Facts) -> Finding {
     Finding::of(of, State::Error, errors, String::new, bad)
 }
 
-fn sum(said: &AgentSaid, name: &str, reason: Option<&str>) -> f64 {
-    let series = said.scrape.of(name);
-    let meant = series.filter(|(it, _)| reason.is_none_or(|reason| it.is("reason", reason)));
-    meant.map(|(_, value)| value).sum()
+fn sum(said: &AgentSaid, name: &str) -> f64 {
+    said.scrape.of(name).map(|(_, value)| value).sum()
 }

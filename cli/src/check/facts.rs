@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::Check;
 use crate::controller::{self, Agent, AgentStatus, Place, ReachError, each};
+use crate::extension::{self, Extension};
 use crate::metrics::Scrape;
 use crate::time::now_ms;
 use crate::view::{Known, Pod};
@@ -15,6 +16,9 @@ use crate::view::{Known, Pod};
 pub(super) struct Facts {
     /// The nodes that are asked about; none: all.
     pub(super) nodes: Vec<String>,
+    /// The namespace of the pods that are asked about; none: all.
+    pub(super) namespace: Option<String>,
+    pub(super) extensions: Vec<Extension>,
     pub(super) controllers: Vec<Controller>,
     pub(super) agents: Vec<AgentFacts>,
 }
@@ -127,6 +131,8 @@ impl Facts {
     pub(super) async fn gather(check: &Check) -> Self {
         let mut facts = Self {
             nodes: check.nodes.clone(),
+            namespace: check.namespace.clone(),
+            extensions: extension::all(),
             ..Self::default()
         };
         let mut agents: Vec<Agent> = vec![];
@@ -162,6 +168,11 @@ impl Facts {
         });
         facts.agents = asked.await;
         facts
+    }
+
+    /// Whether a pod's namespace is asked about.
+    pub(super) fn has(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|it| it == namespace)
     }
 
     /// What those controllers say that answer.

@@ -16,6 +16,7 @@ use crate::output::{self, Tone, paint, shown};
 
 mod agents;
 mod control;
+mod extensions;
 mod facts;
 
 use facts::Facts;
@@ -29,6 +30,12 @@ pub struct Check {
     /// Only the agents of this node; may be given several times.
     #[arg(long = "node", value_name = "NODE")]
     pub nodes: Vec<String>,
+    /// Only agents and the pods that they serve: nothing of controllers, issuers and clocks.
+    #[arg(long)]
+    pub proxy: bool,
+    /// Of pods, only those of this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
     /// Looks again until nothing is wrong, for this long at most.
     #[arg(long, value_name = "TIME", value_parser = crate::command::duration)]
     pub wait: Option<Duration>,
@@ -89,7 +96,7 @@ struct Report {
 }
 
 /// All checks with their categories, in the order in which they are shown.
-const CHECKS: [(&str, &str); 16] = [
+const CHECKS: [(&str, &str); 17] = [
     ("controller-reachable", "control plane"),
     ("controller-ready", "control plane"),
     ("controller-version", "control plane"),
@@ -106,7 +113,11 @@ const CHECKS: [(&str, &str); 16] = [
     ("workload-certificates", "agents"),
     ("redirect-misses", "agents"),
     ("agents-healthy", "agents"),
+    ("extensions", "extensions"),
 ];
+
+const AGENTS: &str = "agents";
+const REACHABLE: &str = "controller-reachable";
 
 /// How long it is waited before it is looked again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -164,6 +175,14 @@ impl Report {
     fn new(check: &Check, facts: &Facts) -> Self {
         let mut checks = control::findings(check, facts);
         checks.extend(agents::findings(facts));
+        if check.proxy {
+            // Without a controller that answers nothing else is known.
+            checks.retain(|it| {
+                it.category == AGENTS || it.state == State::Error && it.check == REACHABLE
+            });
+        } else {
+            checks.push(extensions::finding(&facts.extensions));
+        }
         Self {
             ok: checks.iter().all(|it| it.state != State::Error),
             checks,

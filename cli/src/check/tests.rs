@@ -5,6 +5,7 @@ use super::facts::{AgentFacts, AgentSaid, Clock, Controller, Said};
 use super::*;
 use crate::command::{Cli, Command};
 use crate::controller::AgentStatus;
+use crate::extension::{Extension, Hider};
 use crate::metrics::Scrape;
 use crate::time::now_ms;
 
@@ -53,6 +54,8 @@ fn good() -> Facts {
     );
     Facts {
         nodes: vec![],
+        namespace: None,
+        extensions: vec![],
         controllers: vec![Controller {
             place: "/run/weft/controller.sock".to_owned(),
             said: Ok(Said {
@@ -246,6 +249,67 @@ something is wrong
     assert_eq!(json["ok"], false);
     assert_eq!(json["checks"][0]["check"], "controller-reachable");
     assert_eq!(json["checks"][6]["state"], "error");
+}
+
+#[test]
+fn of_other_namespaces_pods_nothing_is_asked() {
+    let of = |namespace: &str, arguments: &[&str]| {
+        found(arguments, |facts| {
+            facts.namespace = Some(namespace.to_owned());
+            said(facts).pods[0].identity = None;
+            let metrics = "identity_cert_expiration_timestamp_seconds{identity=\"spiffe://td/ns/shop/sa/web\"} 5\n\
+                weft_refused_total{namespace=\"shop\",reason=\"redirect_miss\"} 2\n";
+            said(facts).scrape = Scrape::read(metrics, |_| true);
+            control(facts).status.roots.clear();
+        })
+    };
+    let of_control = ("trust-roots", State::Error);
+    let of_pods = [
+        ("pods-enrolled", State::Error),
+        ("workload-certificates", State::Error),
+        ("redirect-misses", State::Warning),
+    ];
+    assert_eq!(of("shop", &[]), [&[of_control][..], &of_pods].concat());
+    assert_eq!(of("other", &[]), [of_control]);
+    // Nor of controllers, if it is about what serves pods.
+    assert_eq!(of("shop", &["--proxy"]), of_pods);
+    assert_eq!(of("other", &["--proxy"]), []);
+}
+
+#[test]
+fn without_a_controller_nobody_serves_pods() {
+    let found = found(&["--proxy"], |it| {
+        it.controllers[0].said = Err("nobody".to_owned());
+        it.agents.clear();
+    });
+    assert_eq!(found, [("controller-reachable", State::Error)]);
+}
+
+#[test]
+fn extensions_are_listed() {
+    let facts = |hidden_by| Facts {
+        extensions: vec![Extension {
+            name: "foo".to_owned(),
+            path: "/bin/weft-foo".into(),
+            hidden_by,
+        }],
+        ..good()
+    };
+    let finding = |hidden_by| {
+        let report = Report::new(&check(&[]), &facts(hidden_by));
+        report
+            .checks
+            .into_iter()
+            .find(|it| it.check == "extensions")
+    };
+    let listed = finding(None).expect("a check");
+    assert_eq!(listed.fact, "extensions are on PATH: foo");
+    let hidden = finding(Some(Hider::Command)).expect("a check");
+    assert_eq!(hidden.state, State::Warning);
+    assert_eq!(
+        hidden.details,
+        ["/bin/weft-foo: weft foo is a command of its own"]
+    );
 }
 
 #[test]

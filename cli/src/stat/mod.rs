@@ -16,6 +16,11 @@ use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
 use crate::view::{Change, Missing, ScopeArgs, View, Workload};
 
+pub mod inbound;
+pub mod outbound;
+pub mod routes;
+pub mod traffic;
+
 #[cfg(test)]
 mod tests;
 
@@ -78,8 +83,9 @@ struct Row {
     tcp_write_bytes_per_second: f64,
 }
 
+/// How long responses take; none: there was none.
 #[derive(Debug, Default, PartialEq, Serialize)]
-struct Latencies {
+pub struct Latencies {
     p50: Option<f64>,
     p95: Option<f64>,
     p99: Option<f64>,
@@ -255,33 +261,43 @@ impl Counted {
 impl Row {
     fn cells(&self) -> Vec<Cell> {
         let number = |text: String| Cell::new(text).right();
-        let latency =
-            |it: Option<f64>| number(it.map_or("-".to_owned(), |it| format!("{it:.1}ms")));
         let meshed = format!("{}/{}", self.pods_meshed, self.pods);
         let meshed = number(meshed).tone(match self.pods_meshed == self.pods {
             true => Tone::Plain,
             false => Tone::Warn,
         });
-        let success = match self.success_rate {
-            None => number("-".to_owned()),
-            Some(rate) => number(format!("{:.2}%", rate * 100.0)).tone(match rate {
-                rate if rate >= 0.999 => Tone::Good,
-                rate if rate >= 0.95 => Tone::Warn,
-                _ => Tone::Bad,
-            }),
-        };
         vec![
             shown(&self.namespace).into(),
             shown(&format!("{}/{}", self.kind, self.name)).into(),
             meshed,
-            success,
-            number(format!("{:.1}", self.requests_per_second)),
-            latency(self.latency_ms.p50),
-            latency(self.latency_ms.p95),
-            latency(self.latency_ms.p99),
+            success_cell(self.success_rate),
+            rate_cell(self.requests_per_second),
+            latency_cell(self.latency_ms.p50),
+            latency_cell(self.latency_ms.p95),
+            latency_cell(self.latency_ms.p99),
             number(format!("{:.0}", self.tcp_connections)),
             number(output::bytes(self.tcp_read_bytes_per_second)),
             number(output::bytes(self.tcp_write_bytes_per_second)),
         ]
     }
+}
+
+fn success_cell(rate: Option<f64>) -> Cell {
+    let Some(rate) = rate else {
+        return Cell::new("-").right();
+    };
+    let cell = Cell::new(format!("{:.2}%", rate * 100.0)).right();
+    cell.tone(match rate {
+        rate if rate >= 0.999 => Tone::Good,
+        rate if rate >= 0.95 => Tone::Warn,
+        _ => Tone::Bad,
+    })
+}
+
+fn latency_cell(ms: Option<f64>) -> Cell {
+    Cell::new(ms.map_or("-".to_owned(), |it| format!("{it:.1}ms"))).right()
+}
+
+fn rate_cell(per_second: f64) -> Cell {
+    Cell::new(format!("{per_second:.1}")).right()
 }

@@ -21,6 +21,7 @@ mod event;
 mod follow;
 mod har;
 mod show;
+pub mod top;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use event::{Event, Line};
 use follow::{Follow, Heard};
 use har::Har;
 use show::Shown;
+use top::Live;
 
 /// What `weft tap` is asked.
 #[derive(Args, Debug)]
@@ -36,6 +38,17 @@ use show::Shown;
     after_help = "It goes on until it is ended by ^C. Exit codes: 0 it was ended, 2 nobody can be asked."
 )]
 pub struct Tap {
+    /// What is watched.
+    #[command(flatten)]
+    pub watch: Watch,
+    /// How it is written.
+    #[arg(short, long, default_value = "line")]
+    pub output: Format,
+}
+
+/// What is watched, and how long.
+#[derive(Args, Debug)]
+pub struct Watch {
     /// The pods that are watched.
     #[command(flatten)]
     pub scope: ScopeArgs,
@@ -69,9 +82,6 @@ pub struct Tap {
     /// Ends after this time, as by ^C: `10s`, `5m`.
     #[arg(long = "for", value_name = "TIME", value_parser = crate::command::duration)]
     pub duration: Option<Duration>,
-    /// How it is written.
-    #[arg(short, long, default_value = "line")]
-    pub output: Format,
     /// In a cluster: the service account that you may ask a token of, and that may watch: looked for in the namespace that is
     /// watched, and then in the one that Weft is in.
     #[arg(
@@ -105,6 +115,7 @@ enum Writer {
     Shown(Box<Shown>),
     Json,
     Har(Box<Har>),
+    Top(Box<Live>),
 }
 
 /// What was told about where the pods are, by each controller.
@@ -124,16 +135,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// Nobody can be asked, or nobody lets watch, and why.
 pub async fn run(tap: &Tap) -> Result<Outcome, crate::Error> {
-    let scope = tap.scope.settled(&tap.reach).await;
+    let writer = Writer::begin(tap.output, &mut io::stdout().lock())?;
+    until_ended(&tap.watch, writer).await
+}
+
+async fn until_ended(asked: &Watch, mut writer: Writer) -> Result<Outcome, crate::Error> {
+    let scope = asked.scope.settled(&asked.reach).await;
     let target = Target::of(&scope)?;
-    let mut writer = Writer::begin(tap.output, &mut io::stdout().lock())?;
-    let ended = watch(tap, &target, &mut writer).await;
+    let ended = watch(asked, &target, &mut writer).await;
     // What was heard until then is whole, whatever has ended it.
     writer.end(&mut io::stdout().lock())?;
     ended.map(|()| Outcome::Good)
 }
 
-async fn watch(tap: &Tap, target: &Target, writer: &mut Writer) -> Result<(), crate::Error> {
+async fn watch(tap: &Watch, target: &Target, writer: &mut Writer) -> Result<(), crate::Error> {
     let query = tap.query(target);
     let mut follow = Follow::new(&tap.reach, &query, (&target.namespace, &tap.tapper));
     let mut scopes = Scopes::default();
@@ -315,7 +330,7 @@ impl std::fmt::Display for Target {
     }
 }
 
-impl Tap {
+impl Watch {
     fn query(&self, target: &Target) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         let mut add = |key: &str, value: &str| {
@@ -406,6 +421,7 @@ impl Writer {
             Self::Shown(shown) => shown.event(to, event)?,
             Self::Json => crate::output::json_line(to, event)?,
             Self::Har(har) => har.event(to, event)?,
+            Self::Top(live) => live.event(to, event)?,
         }
         to.flush()
     }
@@ -414,6 +430,7 @@ impl Writer {
         match self {
             Self::Shown(_) | Self::Json => Ok(()),
             Self::Har(har) => har.end(to),
+            Self::Top(live) => live.end(to),
         }
     }
 }

@@ -129,7 +129,7 @@ fn what_is_watched_is_asked_for_by_namespace_kind_and_name() {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        tap: Tap,
+        tap: Watch,
     }
     let asked = |line: &str| {
         let tap = Line::try_parse_from(line.split(' '))

@@ -11,7 +11,7 @@ use weft_tests::command::{Process, Program};
 use weft_tests::scenario::{eventually, expect_echo};
 use weft_tests::testapp::Server;
 use weft_tests::wait::DEADLINE;
-use weft_tests::webapp::{GrpcServer, grpc_call};
+use weft_tests::webapp::{GrpcServer, HttpLoad, grpc_call};
 use weft_tests::{Pod, PodSpec};
 
 use super::{PORT, Scene};
@@ -247,4 +247,40 @@ pub(super) fn without_a_controller(scene: &Scene) -> Result<()> {
         ask(scene, &scene.order, "/again")
     })?;
     tap.end().map(drop)
+}
+
+/// What is asked while it is watched, by who asks whom for what.
+pub(super) fn top(scene: &Scene) -> Result<()> {
+    let target = scene.web.sockets(PORT)[0];
+    let slow = ["--pause-ms", "20", "--path", "/topped"];
+    let load = HttpLoad::start(&scene.order, target, &slow)?;
+    let watch = ["top", "pod/web", "--for", "2s", "--path", "/topped"];
+    let all = scene.json(&watch)?;
+    let table = scene
+        .weft(&[&watch[..], &["--sort", "worst"]].concat())?
+        .success()?;
+    load.stop()?;
+    let row = &all["rows"][0];
+    ensure!(
+        row["client"] == "default/pod/order" && row["server"] == "default/pod/web",
+        "{all}"
+    );
+    ensure!(row["method"] == "GET" && row["path"] == "/topped", "{all}");
+    ensure!(
+        row["count"].as_u64() > Some(10) && row["worst_us"].as_u64() > Some(0),
+        "{all}"
+    );
+    ensure!(
+        row["successes"] == row["ended"] && row["ended"].as_u64() > Some(10),
+        "{all}"
+    );
+    ensure!(
+        table.contains("default/pod/order") && table.contains("100.00%"),
+        "{table}"
+    );
+    ensure!(
+        !table.contains('\u{1b}'),
+        "it is drawn where nobody looks: {table:?}"
+    );
+    Ok(())
 }

@@ -1,0 +1,325 @@
+//! `weft stat-inbound`: what is asked of workloads, by the Server that governs a port, and what its routes let in.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::traffic::branch;
+use super::{Latencies, latency_cell, rate_cell, success_cell};
+use crate::controller::{Reach, ReachError};
+use crate::metrics::{Series, quantile};
+use crate::outcome::Outcome;
+use crate::output::{self, Cell, Format, Table, Tone, shown};
+use crate::view::{Change, Missing, ScopeArgs, View, Workload};
+
+/// What `weft stat-inbound` is asked.
+#[derive(Args, Debug)]
+pub struct StatInbound {
+    /// Of what is asked.
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+    /// How long it is looked at.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
+    pub window: Duration,
+    /// How the answer is written.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// How long it was looked at.
+    window_seconds: f64,
+    rows: Vec<Row>,
+    /// Agents that do not answer: their part is missing.
+    missing: Vec<Missing>,
+}
+
+/// The requests to a workload's ports that a Server governs.
+#[derive(Debug, Serialize)]
+struct Row {
+    namespace: String,
+    kind: &'static str,
+    name: String,
+    /// None: no Server governs the port.
+    server: Option<String>,
+    /// None: there was no response.
+    success_rate: Option<f64>,
+    requests_per_second: f64,
+    latency_ms: Latencies,
+    /// Requests that policy did not let in.
+    denied_per_second: f64,
+    /// Requests above a limit.
+    limited_per_second: f64,
+    routes: Vec<OfRoute>,
+}
+
+/// Decisions about requests, by the route that was asked.
+#[derive(Debug, PartialEq, Serialize)]
+struct OfRoute {
+    /// None: none of the Server's routes is for them.
+    route: Option<String>,
+    allowed_per_second: f64,
+    denied_per_second: f64,
+}
+
+#[derive(Default)]
+struct Counted {
+    responses: f64,
+    successes: f64,
+    buckets: BTreeMap<u64, f64>,
+    limited: f64,
+    unrouted: f64,
+    /// Allowed and denied.
+    routes: BTreeMap<Option<String>, [f64; 2]>,
+}
+
+const RESPONSES: &str = "response_total";
+const LATENCIES: &str = "response_latency_ms_bucket";
+const ALLOWED: &str = "inbound_http_authz_allow_total";
+const DENIED: &str = "inbound_http_authz_deny_total";
+const LIMITED: &str = "inbound_http_local_ratelimit_total";
+const UNROUTED: &str = "inbound_http_route_not_found_total";
+
+/// Finds out and shows.
+///
+/// # Errors
+/// Nobody can be asked, and why.
+pub async fn run(stat: &StatInbound) -> Result<Outcome, crate::Error> {
+    let report = report(stat).await?;
+    output::show(stat.output, &report, &report.missing, |out, colours| {
+        report.write(out, colours)
+    })?;
+    Ok(Outcome::Good)
+}
+
+async fn report(stat: &StatInbound) -> Result<Report, ReachError> {
+    let wanted = [RESPONSES, LATENCIES, ALLOWED, DENIED, LIMITED, UNROUTED];
+    let (view, change) = View::watch(&stat.reach, &wanted, stat.window).await?;
+    let scope = stat.scope.settled(&stat.reach).await;
+    Ok(Report::new(&view, &change, &scope))
+}
+
+impl Report {
+    fn new(view: &View, change: &Change, scope: &ScopeArgs) -> Self {
+        let mut all: BTreeMap<(Workload, Option<String>), Counted> = BTreeMap::new();
+        for grown in &change.counters {
+            let series = &grown.series;
+            if !series.is("direction", "inbound") {
+                continue;
+            }
+            if let Some(workload) = scope.of_series(series) {
+                let counted = all.entry((workload, server(series))).or_default();
+                counted.add(series, grown.by);
+            }
+        }
+        let rows = all
+            .into_iter()
+            .map(|((workload, server), it)| it.row(workload, server, change));
+        Self {
+            window_seconds: change.seconds,
+            rows: rows.collect(),
+            missing: view.missing.clone(),
+        }
+    }
+
+    fn write(&self, to: &mut impl Write, colours: bool) -> std::io::Result<()> {
+        if self.rows.is_empty() {
+            return writeln!(to, "no request was seen: -A shows those of all namespaces");
+        }
+        let mut table = Table::new([
+            "NAMESPACE",
+            "NAME",
+            "SERVER → ROUTE",
+            "SUCCESS",
+            "RPS",
+            "P50",
+            "P95",
+            "P99",
+            "DENIED/S",
+            "LIMITED/S",
+        ]);
+        for row in &self.rows {
+            table.row([
+                shown(&row.namespace).into(),
+                shown(&format!("{}/{}", row.kind, row.name)).into(),
+                shown(row.server.as_deref().unwrap_or("(no Server)")).into(),
+                success_cell(row.success_rate),
+                rate_cell(row.requests_per_second),
+                latency_cell(row.latency_ms.p50),
+                latency_cell(row.latency_ms.p95),
+                latency_cell(row.latency_ms.p99),
+                refused(row.denied_per_second),
+                refused(row.limited_per_second),
+            ]);
+            for (index, it) in row.routes.iter().enumerate() {
+                let route = shown(it.route.as_deref().unwrap_or("(no route)"));
+                let nothing = || Cell::new("").right();
+                table.row([
+                    "".into(),
+                    "".into(),
+                    branch(index, row.routes.len(), &route).into(),
+                    nothing(),
+                    rate_cell(it.allowed_per_second),
+                    nothing(),
+                    nothing(),
+                    nothing(),
+                    refused(it.denied_per_second),
+                    nothing(),
+                ]);
+            }
+        }
+        table.write(to, colours)
+    }
+}
+
+fn refused(per_second: f64) -> Cell {
+    match per_second > 0.0 {
+        true => rate_cell(per_second).tone(Tone::Warn),
+        false => rate_cell(per_second),
+    }
+}
+
+/// The Server that governs a port.
+fn server(series: &Series) -> Option<String> {
+    let name = series.label("srv_name");
+    let name = name.filter(|_| series.is("srv_kind", "server"));
+    name.map(str::to_owned)
+}
+
+impl Counted {
+    fn add(&mut self, series: &Series, by: f64) {
+        match series.name.as_str() {
+            RESPONSES => {
+                self.responses += by;
+                if !series.is("classification", "failure") {
+                    self.successes += by;
+                }
+            }
+            LATENCIES => {
+                let end = match series.label("le") {
+                    Some("+Inf") => Some(f64::INFINITY),
+                    Some(end) => end.parse().ok(),
+                    None => None,
+                };
+                if let Some(end) = end {
+                    *self.buckets.entry(f64::to_bits(end)).or_default() += by;
+                }
+            }
+            ALLOWED => self.routes.entry(route(series)).or_default()[0] += by,
+            DENIED => self.routes.entry(route(series)).or_default()[1] += by,
+            LIMITED => self.limited += by,
+            UNROUTED => self.unrouted += by,
+            _ => {}
+        }
+    }
+
+    fn row(self, workload: Workload, server: Option<String>, change: &Change) -> Row {
+        let buckets = self.buckets.iter();
+        let buckets = buckets.map(|(end, count)| (f64::from_bits(*end), *count));
+        let buckets: Vec<(f64, f64)> = buckets.collect();
+        let denied: f64 = self.routes.values().map(|[_, denied]| denied).sum();
+        let has_routes = self.unrouted > 0.0 || self.routes.keys().any(Option::is_some);
+        let routes = self
+            .routes
+            .into_iter()
+            .map(|(route, [allowed, denied])| OfRoute {
+                route,
+                allowed_per_second: change.per_second(allowed),
+                denied_per_second: change.per_second(denied),
+            });
+        Row {
+            namespace: workload.namespace,
+            kind: workload.kind,
+            name: workload.name,
+            server,
+            success_rate: (self.responses > 0.0).then(|| self.successes / self.responses),
+            requests_per_second: change.per_second(self.responses),
+            latency_ms: Latencies {
+                p50: quantile(0.5, &buckets),
+                p95: quantile(0.95, &buckets),
+                p99: quantile(0.99, &buckets),
+            },
+            denied_per_second: change.per_second(denied + self.unrouted),
+            limited_per_second: change.per_second(self.limited),
+            routes: routes.filter(|_| has_routes).collect(),
+        }
+    }
+}
+
+fn route(series: &Series) -> Option<String> {
+    let kind = series.label("route_kind").filter(|it| *it != "default")?;
+    Some(format!("{kind}/{}", series.label("route_name")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::metrics::Scrape;
+    use crate::view::Said;
+
+    const METRICS: &str = r#"
+response_total{POD,SERVER,classification="success"} 90
+response_total{POD,SERVER,classification="failure"} 10
+response_latency_ms_bucket{POD,SERVER,le="10.0"} 100
+response_latency_ms_bucket{POD,SERVER,le="+Inf"} 100
+inbound_http_authz_allow_total{POD,SERVER,route_kind="HTTPRoute",route_name="read"} 100
+inbound_http_authz_deny_total{POD,SERVER,route_kind="HTTPRoute",route_name="write"} 5
+inbound_http_local_ratelimit_total{POD,SERVER} 20
+inbound_http_route_not_found_total{POD,SERVER} 10
+response_total{POD,classification="success"} 10
+inbound_http_authz_allow_total{POD,srv_kind="default",srv_name="all-unauthenticated",route_kind="default",route_name="default"} 10
+response_total{direction="outbound",namespace="shop",pod="web-1",classification="failure"} 10
+"#;
+
+    fn view(metrics: &str, at: Instant) -> View {
+        let pod = r#"direction="inbound",namespace="shop",deployment="web",pod="web-1""#;
+        let text = metrics.replace("POD", pod);
+        let text = text.replace("SERVER", r#"srv_kind="server",srv_name="web-api""#);
+        View {
+            said: vec![Said {
+                node: "one".to_owned(),
+                incarnation: "1".to_owned(),
+                at,
+                scrape: Scrape::read(&text, |_| true),
+                pods: vec![],
+            }],
+            missing: vec![],
+        }
+    }
+
+    #[test]
+    fn a_server_is_a_tree_of_its_routes() {
+        let start = Instant::now();
+        let (before, now) = (
+            view("", start),
+            view(METRICS, start + Duration::from_secs(10)),
+        );
+        let change = Change::between(&before, &now);
+        let report = Report::new(&now, &change, &ScopeArgs::everything());
+        let mut text = vec![];
+        report.write(&mut text, false).expect("a vector");
+        assert_eq!(
+            String::from_utf8(text).expect("text"),
+            "\
+NAMESPACE   NAME             SERVER → ROUTE        SUCCESS    RPS     P50     P95     P99   DENIED/S   LIMITED/S
+shop        deployment/web   (no Server)           100.00%    1.0       -       -       -        0.0         0.0
+shop        deployment/web   web-api                90.00%   10.0   5.0ms   9.5ms   9.9ms        1.5         2.0
+                             ├─► HTTPRoute/read              10.0                                0.0
+                             └─► HTTPRoute/write              0.0                                0.5
+"
+        );
+        let json = serde_json::to_value(&report).expect("JSON");
+        assert_eq!(json["rows"][1]["routes"][1]["denied_per_second"], 0.5);
+        assert_eq!(json["rows"][0]["server"], serde_json::Value::Null);
+    }
+}
