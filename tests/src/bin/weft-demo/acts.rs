@@ -9,6 +9,7 @@ use weft_tests::capture::Capture;
 use weft_tests::metrics::wait_for_metric;
 use weft_tests::{DEADLINE, wait_for};
 
+use crate::observed;
 use crate::split::split;
 use crate::stage::Stage;
 use crate::stock;
@@ -27,6 +28,10 @@ pub(crate) struct Act {
 /// All claims in their order.
 pub(crate) const ACTS: &[Act] = &[
     Act {
+        claim: "One command says whether all of it is healthy",
+        play: observed::healthy,
+    },
+    Act {
         claim: "A call between nodes is encrypted and both sides prove who they are",
         play: across_nodes,
     },
@@ -37,6 +42,10 @@ pub(crate) const ACTS: &[Act] = &[
     Act {
         claim: "Policy lets the one caller in and keeps the other out",
         play: policy,
+    },
+    Act {
+        claim: "One command says what decides about a call, before it is made",
+        play: observed::explained,
     },
     Act {
         claim: "A call on one node is authenticated and touches no interface",
@@ -65,6 +74,10 @@ pub(crate) const ACTS: &[Act] = &[
     Act {
         claim: "A killed agent means refused connections, never plaintext; the next one takes over",
         play: killed_agent,
+    },
+    Act {
+        claim: "Commands show how workloads do, who talks to whom and as whom, and what goes on now",
+        play: observed::seen,
     },
     Act {
         claim: "All of it was measured, under the names that Linkerd's dashboards know",

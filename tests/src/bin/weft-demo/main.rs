@@ -5,6 +5,7 @@
 //! and says how one can see it; the exit code is 0 only if all were true.
 
 mod acts;
+mod observed;
 mod split;
 mod stage;
 mod stock;
@@ -92,5 +93,5 @@ Usage: weft-demo [--keep]
            Ctrl-C
   --help   this text
 
-The binaries weft-controller and weft-agent are taken from WEFT_BIN_DIR, or from the workspace's
+The binaries weft-controller, weft-agent and weft are taken from WEFT_BIN_DIR, or from the workspace's
 target folder. The exit code is 0 only if every claim was true.";

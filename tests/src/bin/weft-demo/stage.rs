@@ -115,6 +115,15 @@ impl Stage {
             "   ip netns exec {} tcpdump -ni eth0 tcp",
             node.netns().name()
         );
+        if let Ok(controller) = self.cluster.controller() {
+            println!(
+                "   # what the mesh does: weft stat, edges, tap, authz, identity, endpoints, ..."
+            );
+            println!(
+                "   export WEFT_CONTROLLER_SOCKET={}; weft check",
+                controller.admin_socket().display()
+            );
+        }
         println!("   # metrics, state and log of the agent of node 0");
         println!(
             "   ip netns exec {} curl -s http://{}/metrics",
