@@ -171,6 +171,7 @@ fn http_translated() {
         (others, python, nginx)
     });
     stage.check_meshed(&mut checks, "what the application sees", sees);
+    stage.check_meshed(&mut checks, "as many headers as there may be", many_headers);
     stage.check_meshed(&mut checks, "bodies, both ways", bodies);
     stage.check_meshed(&mut checks, "answers without a body", without_body);
     stage.check_meshed(&mut checks, "a client that expects 100 Continue", expects);
@@ -251,6 +252,19 @@ fn sees(stage: &Stage, pair: Pair<'_>) -> Result<()> {
             seen.peer.ip() == std::net::IpAddr::from(stage.client.v4()),
             "{seen:?}"
         );
+    }
+    Ok(())
+}
+
+/// What the agents add on the way counts for nobody.
+fn many_headers(stage: &Stage, pair: Pair<'_>) -> Result<()> {
+    // Host, User-Agent and Accept are curl's own.
+    for (own, code) in [(93, 200), (94, 431)] {
+        let own: Vec<String> = (0..own).map(|it| format!("x-many-{it}: x")).collect();
+        let mut args = vec![BY_HTTP1];
+        args.extend(own.iter().flat_map(|it| ["-H", it]));
+        let shown = curl_shop(&stage.client, pair.at(HTTP2), "/many", &args)?;
+        expect_code(&shown, code)?;
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 //! response's body: then its connection is free for the next one, or gone.
 
 use std::fmt;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
@@ -14,6 +15,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::ext::on_informational;
 use hyper::{Request, StatusCode};
 use tokio::sync::mpsc;
+use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -593,9 +595,6 @@ impl Body for ResponseBody {
         if let Some(used) = &mut this.connection {
             used.connection.poll(context);
         }
-        // Where the connection is driven here, nothing else brings parts of it: nobody has to be woken by them.
-        let mut unwoken = Context::from_waker(Waker::noop());
-        let is_driven = this.connection.is_some();
         let first = match this.held {
             None => None,
             Some(_) => match this.poll_held(context) {
@@ -614,8 +613,17 @@ impl Body for ResponseBody {
             Some(first) => Some(Ok(first)),
             None => {
                 ready!(this.charger.poll_room(context));
-                let context = if is_driven { &mut unwoken } else { context };
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
+                // Where the connection is driven here, nothing else brings parts of it: nobody has to be woken by them, nor
+                // told to wait for a turn.
+                let mut unwoken = Context::from_waker(Waker::noop());
+                let frame = match this.connection {
+                    Some(_) => pin!(unconstrained(poll_fn(|context| {
+                        Pin::new(&mut *incoming).poll_frame(context)
+                    })))
+                    .poll(&mut unwoken),
+                    None => Pin::new(&mut *incoming).poll_frame(context),
+                };
+                let frame = ready!(frame);
                 frame.map(|it| it.map(check_rest))
             }
         };

@@ -28,7 +28,7 @@ use super::answerer::Answerer;
 use super::body::RequestBody;
 use super::gate::Gate;
 use super::measure::Known;
-use super::serve::{FRAME_BYTES, MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES};
+use super::serve::{FRAME_BYTES, MOST_HEAD_BYTES, SEND_BUFFER_BYTES};
 use super::stream::{Returned, Stream};
 use super::unheard::{FarEnd, Unheard, patience};
 use super::upload::{Sends, dispatch};
@@ -192,12 +192,13 @@ impl Http1 {
     ) -> Result<Self, hyper::Error> {
         let gone = CancellationToken::new();
         let (answerer, far_end) = (stream.answerer(), stream.far_end());
+        let most_headers = stream.most_headers();
         let stream = stream.metered(Arc::clone(&life.moved), Side::Server);
         let stream = stream.guarded(gone.clone().drop_guard());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MOST_HEAD_BYTES)
             .max_header_size(MOST_HEAD_BYTES)
-            .max_headers(MOST_HEADERS)
+            .max_headers(most_headers)
             .handshake(TokioIo::new(stream))
             .await?;
         Ok(Self {

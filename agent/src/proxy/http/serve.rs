@@ -44,6 +44,7 @@ where
     // that has closed its socket, nothing says before it is sent something.
     let mut failed = stream.failure();
     let half = stream.half();
+    let most_headers = stream.most_headers();
     let outbox = (version == Version::Http1).then(Outbox::default);
     let stream = match &outbox {
         Some(outbox) => stream.strict().saying_before(outbox.clone()),
@@ -86,7 +87,9 @@ where
     let mut leaving = false;
     match version {
         Version::Http1 => {
-            let connection = http1().serve_connection(io, service).with_upgrades();
+            let connection = http1(most_headers)
+                .serve_connection(io, service)
+                .with_upgrades();
             let mut connection = pin!(connection);
             loop {
                 tokio::select! {
@@ -259,7 +262,7 @@ impl Left {
     }
 }
 
-fn http1() -> http1::Builder {
+fn http1(most_headers: usize) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         // A client that has said all may still want the answer.
@@ -267,7 +270,7 @@ fn http1() -> http1::Builder {
         .auto_date_header(false)
         // It would also end connections that wait for the next request: see `Progress`.
         .header_read_timeout(None)
-        .max_headers(MOST_HEADERS)
+        .max_headers(most_headers)
         .max_header_size(MOST_HEAD_BYTES)
         .max_buf_size(MOST_HEAD_BYTES);
     builder
@@ -312,8 +315,10 @@ const LOOK: Duration = Duration::from_secs(HEAD_TIMEOUT.as_secs() / 2);
 const LOOKS_OF_LEFT: u32 = 2;
 /// A head of HTTP/1, and a list of header fields of HTTP/2.
 pub(super) const MOST_HEAD_BYTES: usize = 64 * 1024;
-/// As Envoy's and hyper's own limit. For more, the parser would get memory with each head.
-pub(super) const MOST_HEADERS: usize = 100;
+/// In a head of HTTP/1 that an application has written.
+pub(super) const MOST_HEADERS: usize = 96;
+/// In one that an agent may have added something to. For more, hyper's parser would get memory with each head.
+pub(super) const MOST_RELAYED_HEADERS: usize = 100;
 const MOST_STREAMS: u32 = 256;
 /// What HTTP/2 keeps of one stream before it is written.
 pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;

@@ -23,7 +23,7 @@ use super::answerer::Answerer;
 use super::application::{Application, Origin};
 use super::interim::Outbox;
 use super::lines::{Lines, Switching};
-use super::serve::Progress;
+use super::serve::{MOST_HEADERS, MOST_RELAYED_HEADERS, Progress};
 use super::unheard::{FarEnd, Half};
 use crate::proxy::tcp::{FlowSocket, Moved, Side, TunnelHalves, failed};
 use crate::proxy::tunnel::chunk::{Chunk, Queue};
@@ -171,6 +171,14 @@ impl Stream {
             },
             // A reset is seen by whoever writes.
             Kind::Tunnel(_) | Kind::Application(_) => Box::pin(std::future::pending()),
+        }
+    }
+
+    /// How many headers there may be in a head of HTTP/1 that is read from it.
+    pub(super) fn most_headers(&self) -> usize {
+        match &self.kind {
+            Kind::Socket(_) => MOST_HEADERS,
+            Kind::Application(_) | Kind::Channel(_) | Kind::Tunnel(_) => MOST_RELAYED_HEADERS,
         }
     }
 

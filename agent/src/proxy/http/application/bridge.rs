@@ -33,7 +33,9 @@ use crate::proxy::error::FlowError;
 use crate::proxy::http::answer;
 use crate::proxy::http::answerer::Answerer;
 use crate::proxy::http::head::{self, BadHead};
-use crate::proxy::http::serve::{MOST_HEAD_BYTES, MOST_HEADERS, SEND_BUFFER_BYTES, Tasks};
+use crate::proxy::http::serve::{
+    MOST_HEAD_BYTES, MOST_HEADERS, MOST_RELAYED_HEADERS, SEND_BUFFER_BYTES, Tasks,
+};
 use crate::proxy::http::stream::Stream;
 use crate::proxy::tcp::FlowSocket;
 use crate::proxy::usage::{Party, Window};
@@ -402,7 +404,7 @@ fn http1() -> server1::Builder {
         .half_close(true)
         .auto_date_header(false)
         .header_read_timeout(None)
-        .max_headers(MOST_HEADERS)
+        .max_headers(MOST_RELAYED_HEADERS)
         .max_header_size(MOST_HEAD_BYTES)
         .max_buf_size(MOST_HEAD_BYTES);
     builder
