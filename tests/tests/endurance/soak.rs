@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use weft_tests::checks::{figure, report};
 use weft_tests::scenario::expect_echo;
 use weft_tests::testapp::{self, Counts, Load, Pulse, Server};
-use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, run};
+use weft_tests::{Checks, Cluster, ClusterOptions, Pod, PodSpec, run, wait_for};
 
 use crate::held::{Held, resident_mib};
 use crate::random::Random;
@@ -87,7 +87,9 @@ fn soaked(cluster: &Cluster) -> Result<()> {
         }
     }
     traffic.pause()?;
+    let before = before.context("too short")?;
     let after = churn::quiet_long(cluster)?;
+    nothing_more(cluster, &before, after)?;
     let total = traffic.finish()?;
     let end = long.stop()?;
     ensure!(end.outcome == "ok", "the flow on node 1: {end:?}");
@@ -96,8 +98,7 @@ fn soaked(cluster: &Cluster) -> Result<()> {
     figure("pods that came and went", rounds * 8);
     figure("upgrades of node 0 between two layouts", upgrades);
     figure("issuer and root replaced", roots);
-    flat(&samples)?;
-    nothing_more(&before.context("too short")?, &after)
+    flat(&samples)
 }
 
 /// The kinds of traffic that go on all the time.
@@ -211,17 +212,25 @@ fn flat(samples: &[Vec<f64>]) -> Result<()> {
     Ok(())
 }
 
-/// What node 1 and the controller hold, and the kernel on both, is no more than before.
-fn nothing_more(before: &Held, after: &Held) -> Result<()> {
+/// What node 1 and the controller hold, and the kernel on both, soon is no more than before: at any one moment somebody may
+/// be asking for metrics, or for a certificate.
+fn nothing_more(cluster: &Cluster, before: &Held, after: Held) -> Result<()> {
     report(&format!("soak: after a third: {before}"));
     report(&format!("soak: at the end:    {after}"));
-    let mut more = after.more_than(before, 0);
     // Node 0 has another agent by now; in the kernel it has what the one before had.
     let of_process =
         ["descriptors", "threads", "tasks", "series"].map(|it| format!("{it} of n0: "));
-    more.retain(|it| !of_process.iter().any(|own| it.starts_with(own)));
-    ensure!(more.is_empty(), "{more:#?}");
-    Ok(())
+    let mut after = Some(after);
+    wait_for("nothing more to be held", PATIENCE, || {
+        let held = match after.take() {
+            Some(held) => held,
+            None => Held::by(cluster)?,
+        };
+        let mut more = held.more_than(before, 0);
+        more.retain(|it| !of_process.iter().any(|own| it.starts_with(own)));
+        ensure!(more.is_empty(), "{more:#?}");
+        Ok(Some(()))
+    })
 }
 
 /// How long: `WEFT_SOAK_MINUTES`, or half an hour.
@@ -234,3 +243,5 @@ fn minutes() -> Result<u64> {
 
 /// The last third may have so many times what the second had, and a MiB.
 const FLAT: f64 = 1.05;
+/// How long what is held for a moment may be held.
+const PATIENCE: Duration = Duration::from_secs(60);
