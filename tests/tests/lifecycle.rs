@@ -63,6 +63,10 @@ fn lifecycle() {
     );
     check("a pod that runs before it is described", before_description);
     check(
+        "a pod that others hear of before its node listens for it",
+        heard_of_before_it_is_listened_for,
+    );
+    check(
         "a pod that leaves the mesh, and joins again",
         leaves_and_joins,
     );
@@ -360,6 +364,32 @@ fn before_description(cluster: &Cluster, pods: &Pods) -> Result<()> {
         })?;
     }
     watch.finish_encrypted(&["too-early", "in-time"])?;
+    cluster.remove_pod(pod)
+}
+
+/// Its own agent is the last to hear of it: it stands still for a moment. Nobody can be reached there otherwise meanwhile.
+fn heard_of_before_it_is_listened_for(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let pod = cluster.build_pod(PodSpec::new("late").on(1))?;
+    let app = Server::start(&pod, 7418, "echo", &[])?;
+    let watch = Watch::start(cluster, &[&pods.client, &pod])?;
+    let node = cluster.node(1);
+    node.pause_agent()?;
+    cluster.announce(&pod)?;
+    cluster.node(0).wait_known(pod.namespace(), pod.name())?;
+    let asked = std::thread::scope(|scope| {
+        let resumed = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            node.resume_agent()
+        });
+        let asked = expect_echo(&pods.client, pod.sockets(7418)[0], "to-a-newcomer");
+        let resumed = resumed.join();
+        resumed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        asked
+    });
+    asked.context("the first connection to a pod that is new")?;
+    cluster.wait_enrolled(&pod)?;
+    ensure!(app.accepted()?.len() == 1, "it was asked more than once");
+    watch.finish_encrypted(&["to-a-newcomer"])?;
     cluster.remove_pod(pod)
 }
 

@@ -14,6 +14,7 @@ mod dump;
 mod inspect;
 mod interner;
 mod let_out;
+mod newcomers;
 mod places;
 mod policies;
 mod position;

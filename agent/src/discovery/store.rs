@@ -11,6 +11,7 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ use weft_proto::{Key, Kind, Resource};
 use super::addresses::{AddressIndex, Claimant, Contested, Owner};
 use super::dump::{ShownWorkload, StoreDump};
 use super::interner::Interner;
+use super::newcomers::Newcomers;
 use super::policies::{Policies, RequestPolicy};
 use super::services::{ServiceEntry, ServicePortEntry, Services, ServicesByName};
 use super::sharded::Sharded;
@@ -33,6 +35,7 @@ pub struct Store {
     /// With the version that each was pushed with.
     workloads: Sharded<ByName, u64>,
     workload_addresses: AddressIndex<Workload>,
+    newcomers: Newcomers,
     service_addresses: AddressIndex<ServiceEntry>,
     services: ServicesByName,
     pub(super) policies: ArcSwap<Policies>,
@@ -137,6 +140,7 @@ impl Store {
             trust_bundle: ArcSwapOption::empty(),
             workloads: Sharded::new(),
             workload_addresses: AddressIndex::new(),
+            newcomers: Newcomers::default(),
             service_addresses: AddressIndex::new(),
             services: ServicesByName::new(),
             policies: ArcSwap::default(),
@@ -169,6 +173,11 @@ impl Store {
     /// Whether several workloads claim an address.
     pub fn is_contested(&self, address: IpAddr) -> bool {
         matches!(self.workload_addresses.owner(address), Owner::Contested)
+    }
+
+    /// Whether the pod that has an address became meshed a moment ago: its agent may not listen for it yet.
+    pub fn is_newcomer(&self, address: IpAddr) -> bool {
+        self.newcomers.is_one(address, Instant::now())
     }
 
     /// A workload by name.
@@ -487,6 +496,8 @@ impl Store {
     ) -> bool {
         let node_pods = self.node_pods.load();
         let local = changes.iter().any(|(id, _)| node_pods.contains_key(id));
+        // What is told first has been there for longer, as far as is known.
+        let (is_complete, now) = (self.is_complete(), Instant::now());
         let mut by_name = self.workloads.edit();
         let mut claims = self.workload_addresses.edit(&mut writer.contested);
         for (id, workload) in changes {
@@ -495,6 +506,9 @@ impl Store {
                 Some((mut workload, version)) => {
                     for address in &mut workload.addresses {
                         *address = address.to_canonical();
+                    }
+                    if is_complete {
+                        self.newcomers.changed(old.as_deref(), &workload, now);
                     }
                     writer.interner.share(&mut workload);
                     let new = Arc::new(workload);

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
 use rustls::ClientConfig;
@@ -98,7 +98,8 @@ async fn dial(
     Ok(Dialed { io, watch })
 }
 
-/// Connects to the agent's port when it is the pod's turn, which lasts until the handshake is over.
+/// Connects to the agent's port when it is the pod's turn, which lasts until the handshake is over. Where the destination has only
+/// just become meshed, it is tried again for a moment: there is no other way to it, and its agent has heard of it no sooner.
 /// Nothing is known of who answers.
 pub(super) async fn reach_agent(
     context: &Context,
@@ -111,12 +112,27 @@ pub(super) async fn reach_agent(
         .client(&pod.identity, alpn)
         .await
         .map_err(|error| TunnelError::NoCertificate(error.to_string()))?;
-    let turn = pod.usage.dial(address).await;
-    let turn = turn.ok_or(TunnelError::TooMany)?;
     let to = SocketAddr::new(address, TUNNEL_PORT);
-    let stream = socket::connect(context, pod, to)
-        .await
-        .map_err(tunnel_error)?;
+    let since = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    let (stream, turn) = loop {
+        let turn = pod.usage.dial(address).await;
+        let turn = turn.ok_or(TunnelError::TooMany)?;
+        let error = match socket::connect(context, pod, to).await {
+            Ok(stream) => break (stream, turn),
+            Err(error) => error,
+        };
+        let may_come = matches!(error, FlowError::Connect { .. })
+            && since.elapsed() + pause < PATIENCE
+            && context.store.is_newcomer(address);
+        if !may_come {
+            return Err(tunnel_error(error));
+        }
+        // Others have their turn meanwhile.
+        drop(turn);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    };
     prepare(&stream).map_err(|source| TunnelError::Connect { to, source })?;
     Ok((config, stream, turn))
 }
@@ -153,6 +169,10 @@ fn tunnel_error(error: FlowError) -> TunnelError {
     }
 }
 
+/// For the agent of a newcomer, of what a flow has for its tunnel.
+const PATIENCE: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a tunnel, if one must be made, and for the other agent's connect to the application.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
