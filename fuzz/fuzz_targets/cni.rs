@@ -13,7 +13,7 @@ use serde_json::Value;
 use weft_agent::node::cni::Request;
 use weft_cni::ask::{self, Answer};
 use weft_cni::call::{Config, Settings};
-use weft_cni::install::lists::{Entry, take_out};
+use weft_cni::install::lists::{Entry, Stamp, take_out};
 use weft_cni::plugin::{World, answer};
 
 /// An agent that takes note of being asked, and has all pods wait.
@@ -88,7 +88,7 @@ fn installed(file: &[u8]) {
     if serde_json::from_str::<Value>(file).is_err() {
         return;
     }
-    let entry = Entry::new(&Settings::default());
+    let entry = Entry::new(&Settings::default(), Stamp(7));
     if let Ok(list) = entry.after(file) {
         assert_eq!(entry.put_into(&list), Ok(None));
     }

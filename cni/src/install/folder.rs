@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::lists::{self, Entry, Unusable};
+use super::lists::{self, Entry, Stamp, Unusable};
 use crate::files;
 
 /// The folder.
@@ -131,6 +131,16 @@ impl Folder {
             }
         }
         Ok(false)
+    }
+
+    /// When the newest of the installers was run first that have put the plugin into a list here; none: it is in none.
+    pub fn installed_at(&self) -> Option<Stamp> {
+        let files = self.files().unwrap_or_default().into_iter();
+        let lists = files.filter(|it| it.1 == Form::List);
+        let texts = lists.filter_map(|(path, _)| read(&path).ok().flatten());
+        texts
+            .filter_map(|(text, _)| lists::installed_at(&text))
+            .max()
     }
 
     /// Takes the plugin out of all files, also of those that do not count. What fails is left for the end.

@@ -9,7 +9,7 @@ const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridg
 const SINGLE: &str = r#"{"cniVersion":"1.0.0","name":"n","type":"ptp"}"#;
 
 fn entry() -> Entry {
-    Entry::new(&Settings::default())
+    Entry::new(&Settings::default(), Stamp(7))
 }
 
 struct Stage(tempfile::TempDir);

@@ -24,9 +24,21 @@ pub type Changed = Option<String>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     text: String,
-    /// Whether one with other settings will do.
-    is_lenient: bool,
+    by: By,
 }
+
+/// Whose an entry is. During an upgrade there are two installers for a while, and the later one is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// That of an installer that was first run then.
+    Installer(Stamp),
+    /// Anybody's will do.
+    Anybody,
+}
+
+/// When an installer was run first, in milliseconds since 1970: of two the greater one is the newer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(pub u64);
 
 /// An object whose fields stay in order, and as they are written.
 struct Object(Vec<(String, Box<RawValue>)>);
@@ -52,20 +64,29 @@ impl Unusable {
 }
 
 impl Entry {
-    /// With these settings.
-    pub fn new(settings: &Settings) -> Self {
+    /// With these settings, by an installer that was run first at that time.
+    pub fn new(settings: &Settings, stamp: Stamp) -> Self {
+        let Stamp(at) = stamp;
         Self {
-            text: json!({"type": TYPE, "weft": settings}).to_string(),
-            is_lenient: false,
+            text: json!({"type": TYPE, "weft": settings, INSTALLED_AT: at}).to_string(),
+            by: By::Installer(stamp),
         }
     }
 
-    /// The same, for lists in which the plugin is missing: one with other settings stays.
+    /// The same, for those who only want to know whether there is one: whose it is does not matter.
     #[must_use]
-    pub fn where_missing(self) -> Self {
+    pub fn of_anybody(self) -> Self {
         Self {
-            is_lenient: true,
+            by: By::Anybody,
             ..self
+        }
+    }
+
+    /// Whether one that is in a list may stay: it is this one, or that of a newer installer.
+    fn lets_stay(&self, other: &str) -> bool {
+        match self.by {
+            By::Anybody => true,
+            By::Installer(stamp) => stamp_of(other) > stamp || same(other, &self.text),
         }
     }
 
@@ -81,10 +102,9 @@ impl Entry {
         if others.is_empty() {
             return Err(Unusable::new("it has no plugin".to_owned()));
         }
-        let is_same =
-            |it: &Plugin| it.index > 0 && (self.is_lenient || same(it.raw.get(), &self.text));
         if let [only] = &own[..]
-            && is_same(only)
+            && only.index > 0
+            && self.lets_stay(only.raw.get())
         {
             return Ok(None);
         }
@@ -113,6 +133,13 @@ impl Entry {
         list.push(("plugins".to_owned(), RawValue::NULL.to_owned()));
         Ok(Object(list).with_plugins([text.trim(), self.text.as_str()].into_iter()))
     }
+}
+
+/// When the installer was run first that put the plugin into a list; none: it is not there.
+pub fn installed_at(text: &str) -> Option<Stamp> {
+    let plugins = Object::parse(text).and_then(|it| it.plugins()).ok()?;
+    let own = plugins.iter().filter(|it| it.is_own);
+    own.map(|it| stamp_of(it.raw.get())).max()
 }
 
 /// Takes the plugin out of a list. None: it is not there. An empty text: nothing else was in it.
@@ -224,6 +251,13 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
+/// The stamp of an entry. One of a version that had none is the oldest.
+fn stamp_of(entry: &str) -> Stamp {
+    let entry: Option<Value> = serde_json::from_str(entry).ok();
+    let stamp = entry.and_then(|it| it[INSTALLED_AT].as_u64());
+    stamp.map(Stamp).unwrap_or_default()
+}
+
 /// Whether two texts say the same.
 fn same(one: &str, other: &str) -> bool {
     let value = |text: &str| serde_json::from_str::<Value>(text).ok();
@@ -232,6 +266,8 @@ fn same(one: &str, other: &str) -> bool {
 
 /// The name of the plugin: that of its program.
 pub const TYPE: &str = "weft-cni";
+/// The field of the entry that is for installers. The plugin does not look at it.
+const INSTALLED_AT: &str = "weftInstalledAtMs";
 
 #[cfg(test)]
 mod tests {
@@ -240,7 +276,7 @@ mod tests {
     use super::*;
 
     fn entry() -> Entry {
-        Entry::new(&Settings::default())
+        Entry::new(&Settings::default(), Stamp(7))
     }
 
     fn types(text: &str) -> Vec<String> {
@@ -285,14 +321,14 @@ mod tests {
             wait_seconds: 3,
             ..Settings::default()
         };
-        let other = Entry::new(&settings)
+        let other = Entry::new(&settings, Stamp(7))
             .put_into(&put)
             .expect("a list")
             .expect("changed");
         assert_eq!(types(&other), ["calico", "portmap", "weft-cni"]);
         assert!(other.contains("\"waitSeconds\":3"));
-        assert_eq!(entry().where_missing().put_into(&other), Ok(None));
-        let missing = entry().where_missing().put_into(LIST);
+        assert_eq!(entry().of_anybody().put_into(&other), Ok(None));
+        let missing = entry().of_anybody().put_into(LIST);
         assert_eq!(missing, entry().put_into(LIST));
         let first = r#"{"cniVersion":"1.0.0","plugins":[{"type":"weft-cni"},{"type":"a"},{"type":"weft-cni"}]}"#;
         let put = entry().put_into(first).expect("a list").expect("changed");
@@ -301,6 +337,30 @@ mod tests {
         let behind = put.replace("\n  ]", ",{\"type\":\"b\"}\n  ]");
         assert_eq!(types(&behind), ["a", "weft-cni", "b"]);
         assert_eq!(entry().put_into(&behind), Ok(None));
+    }
+
+    #[test]
+    fn of_two_installers_the_newer_one_is_right() {
+        let settings = |wait_seconds| Settings {
+            wait_seconds,
+            ..Settings::default()
+        };
+        let (older, newer) = (
+            Entry::new(&settings(3), Stamp(1)),
+            Entry::new(&settings(4), Stamp(2)),
+        );
+        let put = |entry: &Entry, text: &str| entry.put_into(text).expect("a list");
+        assert_eq!(installed_at(LIST), None);
+        let by_older = put(&older, LIST).expect("changed");
+        assert_eq!(installed_at(&by_older), Some(Stamp(1)));
+        let by_newer = put(&newer, &by_older).expect("changed");
+        assert_eq!(installed_at(&by_newer), Some(Stamp(2)));
+        assert!(by_newer.contains("\"waitSeconds\":4"), "{by_newer}");
+        assert_eq!(put(&older, &by_newer), None);
+        // One without a stamp is of an older version.
+        let unstamped = by_newer.replace("weftInstalledAtMs", "other");
+        assert_eq!(installed_at(&unstamped), Some(Stamp(0)));
+        assert!(put(&older, &unstamped).is_some());
     }
 
     #[test]

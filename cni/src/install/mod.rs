@@ -11,14 +11,14 @@ mod watch;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::call::{EXEMPT, LISTED, SOCKET, Settings, WhenAway};
 use crate::files;
 use folder::{Done, Folder, Trouble};
-use lists::{Entry, TYPE};
+use lists::{Entry, Stamp, TYPE};
 use watch::{Watch, Woken};
 
 /// The CNI plugin of the Weft service mesh. Container runtimes call it with CNI_COMMAND set; people install it.
@@ -89,9 +89,9 @@ pub struct Install {
     #[arg(long, env = "WEFT_CNI_WAIT_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub wait_seconds: u64,
 
-    /// Where it is noted that it was installed, for installers that are started again: they only repair. During an upgrade
-    /// there are two for a while, and one that installed anew whenever it is started again would bring back what the newer
-    /// one has replaced. A file in a folder that lives as long as the pod.
+    /// Where it is noted when it was installed first, for installers that are started again. During an upgrade there are two
+    /// for a while, of which the later one is right, and one that counted as new whenever it is started again would bring back
+    /// what the newer one has replaced. A file in a folder that lives as long as the pod.
     #[arg(long, env = "WEFT_CNI_INSTALLED", value_name = "FILE")]
     pub installed: Option<PathBuf>,
 
@@ -145,50 +145,82 @@ pub enum InstallError {
 /// Why it was not done.
 pub fn run(cli: Cli) -> Result<(), InstallError> {
     match cli.command {
-        Command::Install(install) if install.once => install.put(install.is_first()).map(drop),
+        Command::Install(install) if install.once => install.put(&mut install.turn()?).map(drop),
         Command::Install(install) => install.keep(),
         Command::Status(install) => install.status(),
         Command::Uninstall(uninstall) => uninstall.run(),
     }
 }
 
+/// Whose turn it is, of the installers of a node.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    /// When the first installer of this pod was run.
+    stamp: Stamp,
+    /// Whether none of them has installed anything yet.
+    is_first: bool,
+}
+
 impl Install {
-    fn entry(&self) -> Entry {
-        Entry::new(&Settings {
+    fn entry(&self, stamp: Stamp) -> Entry {
+        let settings = Settings {
             socket: self.socket.clone(),
             listed: self.namespaces.clone(),
             exempt: self.exempt.clone(),
             when_away: self.when_away,
             wait_seconds: self.wait_seconds,
-        })
+        };
+        Entry::new(&settings, stamp)
     }
 
     /// Installs it. The program comes first: a configuration that names a plugin that is not there lets no pod start.
-    /// Where another one was installed since, of another version or with other settings, that stays unless this is the
-    /// first time: during an upgrade there are two installers for a while, and the newer one is right.
-    fn put(&self, first: bool) -> Result<Done, InstallError> {
+    /// What a newer installer has put there stays, and what an older one has does not, whoever was the first to repair what
+    /// another CNI has written over: each is told of what the other does.
+    fn put(&self, turn: &mut Turn) -> Result<Done, InstallError> {
+        let folder = Folder::new(&self.folders.conf_dir);
         let binary = self.folders.binary();
-        if (first || !binary.is_file()) && self.folders.copy_binary()? {
+        let is_newest = folder.installed_at().is_some_and(|it| it <= turn.stamp);
+        if (turn.is_first || is_newest || !binary.is_file()) && self.folders.copy_binary()? {
             say(&format!("copied to {}", binary.display()));
         }
-        let entry = match first {
-            true => self.entry(),
-            false => self.entry().where_missing(),
-        };
-        let done = Folder::new(&self.folders.conf_dir).put(&entry)?;
+        let done = folder.put(&self.entry(turn.stamp))?;
         if let Done::Put(path) = &done {
             say(&format!("put into {}", path.display()));
         }
-        if let Some(note) = self.installed.as_ref().filter(|_| first) {
-            let noted = files::replace(note, b"", 0o644);
+        if let Some(note) = self.installed.as_ref().filter(|_| turn.is_first) {
+            let Stamp(at) = turn.stamp;
+            let noted = files::replace(note, at.to_string().as_bytes(), 0o644);
             noted.map_err(|error| io_error(&format!("writing {}", note.display()), error))?;
         }
+        turn.is_first = false;
         Ok(done)
     }
 
-    /// Whether no installer of this pod has installed it yet.
-    fn is_first(&self) -> bool {
-        self.installed.as_ref().is_none_or(|it| !it.exists())
+    /// That of the first installer of this pod, or, if this is it, the newest of the node.
+    fn turn(&self) -> Result<Turn, InstallError> {
+        if let Some(note) = &self.installed {
+            match fs::read_to_string(note) {
+                // Of a version that noted nothing there: any other one is newer.
+                Ok(text) => {
+                    let stamp = text.trim().parse().map(Stamp).unwrap_or_default();
+                    let is_first = false;
+                    return Ok(Turn { stamp, is_first });
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(io_error(&format!("reading {}", note.display()), error));
+                }
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX));
+        // Clocks can be set back.
+        let before = Folder::new(&self.folders.conf_dir).installed_at();
+        let least = before.map_or(0, |Stamp(at)| at.saturating_add(1));
+        Ok(Turn {
+            stamp: Stamp(now.max(least)),
+            is_first: true,
+        })
     }
 
     /// Keeps it installed.
@@ -196,7 +228,7 @@ impl Install {
         let watch = Watch::new().map_err(|error| io_error("watching folders", error))?;
         let mut pace = Pace::default();
         let mut said = String::new();
-        let mut first = self.is_first();
+        let mut turn = self.turn()?;
         loop {
             // Folders that were made anew are others.
             for folder in [&self.folders.conf_dir, &self.folders.bin_dir] {
@@ -204,9 +236,7 @@ impl Install {
                 watched.map_err(|error| io_error(&folder.display().to_string(), error))?;
             }
             let mut pause = LOOK_AGAIN;
-            let put = self.put(first);
-            first &= put.is_err();
-            match put {
+            match self.put(&mut turn) {
                 Ok(Done::Nothing(_)) => said.clear(),
                 Ok(Done::Put(path)) => {
                     said.clear();
@@ -242,7 +272,7 @@ impl Install {
             return Err(InstallError::Missing(reason));
         }
         let folder = Folder::new(&self.folders.conf_dir);
-        match folder.has(&self.entry().where_missing())? {
+        match folder.has(&self.entry(Stamp::default()).of_anybody())? {
             true => Ok(()),
             false => {
                 let shown = folder.path().display();
@@ -363,7 +393,9 @@ mod tests {
         let Command::Install(install) = Cli::parse_from(["weft-cni", "install"]).command else {
             unreachable!("it is that command")
         };
-        assert_eq!(install.entry(), Entry::new(&Settings::default()));
+        let stamp = Stamp(1);
+        let by_default = Entry::new(&Settings::default(), stamp);
+        assert_eq!(install.entry(stamp), by_default);
     }
 
     #[test]
@@ -398,7 +430,7 @@ mod tests {
 
     /// An upgrade, in which the older installer is started again while the newer one runs.
     #[test]
-    fn an_older_installer_that_comes_back_only_repairs() {
+    fn an_older_installer_that_comes_back_only_repairs_until_the_newer_one_sees_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let list = folder.path().join("conf/10-a.conflist");
         fs::create_dir(folder.path().join("conf")).expect("made");
@@ -425,6 +457,19 @@ mod tests {
         fs::remove_file(&binary).expect("removed");
         waits(&installs("older", "5"), 5);
         assert!(binary.is_file());
+        // The newer one is told of it, and takes its place back, its program too.
+        fs::write(&binary, "older").expect("written");
+        waits(&installs("newer", "7"), 7);
+        assert_ne!(fs::read(&binary).expect("there"), b"older");
+        fs::write(&binary, "newer").expect("written");
+        waits(&installs("older", "5"), 7);
+        assert_eq!(fs::read(&binary).expect("there"), b"newer");
+        // Who comes later is newer still, also after the clock was set back.
+        let text = fs::read_to_string(&list).expect("there");
+        let Stamp(at) = lists::installed_at(&text).expect("a stamp");
+        let ahead = text.replace(&at.to_string(), "99999999999999");
+        fs::write(&list, ahead).expect("written");
+        waits(&installs("newest", "9"), 9);
     }
 
     #[test]
