@@ -6,13 +6,32 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use weft_core::Name;
 use weft_proto::Key;
 
 use crate::objects::{Fault, ObjectKey};
 
-/// All present problems, shared by the parts that find them.
+/// All present problems, shared by the parts that find them, and what is worth knowing besides.
 #[derive(Clone, Debug, Default)]
-pub struct Problems(Arc<Mutex<BTreeMap<Scope, Vec<Problem>>>>);
+pub struct Problems {
+    all: Arc<Mutex<BTreeMap<Scope, Vec<Problem>>>>,
+    notices: Arc<Mutex<BTreeMap<Name, Notice>>>,
+}
+
+/// What is as it should be, and perhaps not as somebody thinks: pods of a namespace that opt in and are left to another mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// The namespace.
+    pub namespace: String,
+    /// How many pods it is about.
+    pub pods: usize,
+    /// Some of them.
+    pub examples: Vec<String>,
+    /// What is so.
+    pub reason: String,
+    /// What follows.
+    pub effect: String,
+}
 
 /// A problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -179,13 +198,36 @@ impl Problems {
         self.locked().values().flatten().cloned().collect()
     }
 
-    /// How many there are.
+    /// Replaces what is worth knowing of a namespace; none clears it. What is new is logged once.
+    pub fn notice(&self, namespace: &Name, notice: Option<Notice>) {
+        let mut notices = locked(&self.notices);
+        let before = match notice.clone() {
+            Some(notice) => notices.insert(namespace.clone(), notice),
+            None => notices.remove(namespace),
+        };
+        drop(notices);
+        if let (Some(notice), None) = (notice, before) {
+            let (effect, pods) = (&notice.effect, notice.pods);
+            tracing::info!(%namespace, pods, effect, "{}", notice.reason);
+        }
+    }
+
+    /// All that is worth knowing.
+    pub fn notices(&self) -> Vec<Notice> {
+        locked(&self.notices).values().cloned().collect()
+    }
+
+    /// How many problems there are.
     pub fn count(&self) -> usize {
         self.locked().values().map(Vec::len).sum()
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<Scope, Vec<Problem>>> {
-        // Every change is one insert or remove: a panic elsewhere leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.all)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is one insert or remove: a panic elsewhere leaves it whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -167,7 +167,7 @@ fn private_socket(scene: &Scene) -> Result<()> {
 fn all_is_well(scene: &Scene) -> Result<()> {
     let all = scene.json(&["check", "--wait", "30s"])?;
     let checks = all["checks"].as_array().context("checks")?;
-    ensure!(checks.len() == 17 && all["ok"] == true, "{all}");
+    ensure!(checks.len() == 18 && all["ok"] == true, "{all}");
     for check in checks {
         ensure!(check["state"] == "ok", "{check}");
     }

@@ -126,7 +126,7 @@ fn controller_pod(name: &str, phase: &str) -> Value {
 fn all_is_well(scene: &Scene) -> Result<()> {
     let all = scene.json(&["check", "--wait", "30s"])?;
     let checks = all["checks"].as_array().context("checks")?;
-    ensure!(checks.len() == 17 && all["ok"] == true, "{all}");
+    ensure!(checks.len() == 18 && all["ok"] == true, "{all}");
     let table = scene.weft_as("viewer", &["check"])?.success()?;
     let answers = format!("the controller answers at pod weft-system/{CONTROLLER_POD}");
     for line in [answers.as_str(), "2 nodes have an agent", "all is well"] {

@@ -22,6 +22,7 @@ pub(super) fn findings(check: &Check, facts: &Facts) -> Vec<Finding> {
     findings.push(ready(facts));
     findings.push(version(facts));
     findings.push(problems(facts));
+    findings.push(left_to_other_meshes(facts));
     findings.push(issuer(check, facts));
     findings.push(roots(check, facts));
     findings.push(clocks(facts));
@@ -89,6 +90,15 @@ fn problems(facts: &Facts) -> Finding {
     let bad = |count| format!("{count} problems of policies, routes and other objects");
     let all = all.into_iter().collect();
     Finding::of("configuration-problems", State::Warning, all, good, bad)
+}
+
+fn left_to_other_meshes(facts: &Facts) -> Finding {
+    let all = facts.said().flat_map(|it| &it.notices);
+    let all: BTreeSet<String> = all.map(ToString::to_string).collect();
+    let good = || "no pod that opts in is left to another mesh".to_owned();
+    let bad = |count| format!("pods of {count} namespaces opt in and are left to another mesh");
+    let all = all.into_iter().collect();
+    Finding::of("other-meshes", State::Warning, all, good, bad)
 }
 
 fn issuer(check: &Check, facts: &Facts) -> Finding {

@@ -37,6 +37,7 @@ pub(super) struct Controller {
 pub(super) struct Said {
     pub(super) status: Status,
     pub(super) problems: Vec<ShownProblem>,
+    pub(super) notices: Vec<ShownNotice>,
     pub(super) agents: Vec<AgentStatus>,
     /// How far its clock is ahead of this one, and how sure that is, in milliseconds.
     pub(super) clock: Clock,
@@ -71,6 +72,9 @@ pub(super) struct Root {
 #[derive(Debug, Deserialize)]
 struct ProblemList {
     problems: Vec<ShownProblem>,
+    /// Older controllers have none.
+    #[serde(default)]
+    notices: Vec<ShownNotice>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,6 +89,16 @@ pub(super) struct ShownProblem {
     pub(super) document: Option<usize>,
     pub(super) object: Option<String>,
     pub(super) field: String,
+    pub(super) reason: String,
+    pub(super) effect: String,
+}
+
+/// What a controller says of pods that are left to another mesh.
+#[derive(Debug, Deserialize)]
+pub(super) struct ShownNotice {
+    pub(super) namespace: String,
+    pub(super) pods: usize,
+    pub(super) examples: Vec<String>,
     pub(super) reason: String,
     pub(super) effect: String,
 }
@@ -198,6 +212,7 @@ async fn said(place: &Place) -> Result<Said, ReachError> {
     Ok(Said {
         status,
         problems: problems.problems,
+        notices: problems.notices,
         agents: agents.agents,
         clock,
     })
@@ -236,6 +251,27 @@ impl Clock {
     pub(super) fn off_ms(self) -> i64 {
         let off = self.ahead_ms.saturating_abs();
         off.saturating_sub(self.give_or_take_ms).max(0)
+    }
+}
+
+impl std::fmt::Display for ShownNotice {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            namespace,
+            pods,
+            examples,
+            reason,
+            effect,
+        } = self;
+        let dots = match examples.len() < *pods {
+            true => ", ...",
+            false => "",
+        };
+        let examples = examples.join(", ");
+        write!(
+            formatter,
+            "{namespace}: {pods} ({examples}{dots}): {reason}: {effect}"
+        )
     }
 }
 

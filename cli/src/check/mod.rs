@@ -96,11 +96,12 @@ struct Report {
 }
 
 /// All checks with their categories, in the order in which they are shown.
-const CHECKS: [(&str, &str); 17] = [
+const CHECKS: [(&str, &str); 18] = [
     ("controller-reachable", "control plane"),
     ("controller-ready", "control plane"),
     ("controller-version", "control plane"),
     ("configuration-problems", "control plane"),
+    ("other-meshes", "control plane"),
     ("issuer", "identity"),
     ("trust-roots", "identity"),
     ("clocks", "identity"),

@@ -1,7 +1,7 @@
 use clap::Parser;
 use serde_json::json;
 
-use super::facts::{AgentFacts, AgentSaid, Clock, Controller, Said};
+use super::facts::{AgentFacts, AgentSaid, Clock, Controller, Said, ShownNotice};
 use super::*;
 use crate::command::{Cli, Command};
 use crate::controller::AgentStatus;
@@ -61,6 +61,7 @@ fn good() -> Facts {
             said: Ok(Said {
                 status: serde_json::from_value(status).expect("a status"),
                 problems: vec![],
+                notices: vec![],
                 agents: vec![agent("one")],
                 clock: STILL,
             }),
@@ -116,6 +117,12 @@ fn each_check_finds_what_it_is_for() {
         (("configuration-problems", Warning), |it| {
             let problem = json!({"file": "a.yaml", "document": 1, "object": "Server shop/a", "field": "spec", "reason": "bad", "effect": "denies"});
             control(it).problems = vec![serde_json::from_value(problem).expect("a problem")];
+        }),
+        (("other-meshes", Warning), |it| {
+            let notice = json!({"namespace": "shop", "pods": 4, "examples": ["a", "b"], "reason": "proxy", "effect": "left"});
+            let notice: ShownNotice = serde_json::from_value(notice).expect("a notice");
+            assert_eq!(notice.to_string(), "shop: 4 (a, b, ...): proxy: left");
+            control(it).notices = vec![notice];
         }),
         (("issuer", Error), |it| {
             control(it).status.issuer_not_after_ms = None
@@ -248,7 +255,7 @@ something is wrong
     let json = serde_json::to_value(&report).expect("JSON");
     assert_eq!(json["ok"], false);
     assert_eq!(json["checks"][0]["check"], "controller-reachable");
-    assert_eq!(json["checks"][6]["state"], "error");
+    assert_eq!(json["checks"][7]["state"], "error");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::control::agents::AgentStatus;
 use crate::control::inspect::Inspections;
 use crate::control::tap::Taps;
 use crate::control::tls::Serving;
-use crate::problems::Problem;
+use crate::problems::{Notice, Problem};
 use crate::statuses::RouteStatus;
 use crate::telemetry::{self, State};
 
@@ -85,6 +85,7 @@ const LIMITS: Limits = Limits {
 #[derive(Serialize)]
 struct ProblemList {
     problems: Vec<Problem>,
+    notices: Vec<Notice>,
     agents: Vec<AgentStatus>,
 }
 
@@ -177,6 +178,7 @@ impl Admin {
             "/problems" => {
                 let list = ProblemList {
                     problems: self.state.problems.list(),
+                    notices: self.state.problems.notices(),
                     agents: self.state.agents.list(),
                 };
                 json(&list)

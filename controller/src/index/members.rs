@@ -56,6 +56,6 @@ impl Index {
     }
 }
 
-fn opts_in(mesh: &MeshChoice) -> bool {
+pub(super) fn opts_in(mesh: &MeshChoice) -> bool {
     matches!(mesh, MeshChoice::Enabled | MeshChoice::Unreadable)
 }

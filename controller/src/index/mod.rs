@@ -26,6 +26,7 @@ use egress::{EgressRecord, PublishedEgress};
 use limits::Limits;
 use network::NetworkPolicies;
 pub(crate) use other_mesh::AMBIENT_REDIRECTION;
+use other_mesh::OfOtherMeshes;
 pub use other_mesh::has_other_mesh;
 pub(crate) use pods::STATIC_POD_ANNOTATIONS;
 pub use pods::owners;
@@ -128,6 +129,7 @@ pub struct Index {
     pods_in: Members,
     /// Pods that opt in themselves, by namespace.
     opted_in: Counts<Name>,
+    of_other_meshes: OfOtherMeshes,
     services: HashMap<ObjectName, ServiceRecord>,
     services_in: Members,
     slices: HashMap<ObjectName, SliceRecord>,
@@ -211,6 +213,8 @@ struct Dirty {
     routes: BTreeSet<RouteName>,
     /// Policies of CNIs of which something else is to be said.
     cni: BTreeSet<ObjectKey>,
+    /// Namespaces of which it is to be said which pods are left to another mesh.
+    left: BTreeSet<Name>,
     cluster: bool,
 }
 
@@ -233,6 +237,7 @@ impl Index {
             pods: HashMap::new(),
             pods_in: Members::new(),
             opted_in: Counts::default(),
+            of_other_meshes: OfOtherMeshes::default(),
             services: HashMap::new(),
             services_in: Members::new(),
             slices: HashMap::new(),
@@ -371,6 +376,9 @@ impl Index {
         }
         for server in std::mem::take(&mut self.dirty.overlaps) {
             self.report_overlaps(&server);
+        }
+        for namespace in std::mem::take(&mut self.dirty.left) {
+            self.report_left(&namespace);
         }
         self.report_cni_policies();
         self.hand_over();

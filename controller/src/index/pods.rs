@@ -41,6 +41,8 @@ pub(super) struct PodRecord {
     pub(super) ready: bool,
     /// What it says itself about taking part in the mesh.
     pub(super) mesh: MeshChoice,
+    /// What it would say if it were not left to another mesh.
+    pub(super) left: Option<MeshChoice>,
     /// The default policy that it asks for.
     pub(super) default: DefaultChoice,
     /// What created it.
@@ -270,9 +272,8 @@ impl PodRecord {
         let labels = metadata.labels.clone().unwrap_or_default();
         let containers = serving_containers(pod);
         // Whoever wants both says so on the pod itself.
-        if text(&metadata.labels, MESH_LABEL).is_none() && has_other_mesh(pod) {
-            mesh = MeshChoice::Disabled;
-        }
+        let is_left = text(&metadata.labels, MESH_LABEL).is_none() && has_other_mesh(pod);
+        let left = is_left.then(|| std::mem::replace(&mut mesh, MeshChoice::Disabled));
         let weight = weight(metadata, &mut faults);
         let class = spec.and_then(|it| it.runtime_class_name.clone());
         let record = Self {
@@ -296,6 +297,7 @@ impl PodRecord {
             terminating: metadata.deletion_timestamp.is_some(),
             ready: is_ready(pod),
             mesh,
+            left,
             default,
             owner: owner(metadata),
             labels,
@@ -371,6 +373,11 @@ impl PodRecord {
     /// Whether it is a workload: something that runs in a network namespace of its own.
     pub(super) fn is_workload(&self) -> bool {
         !self.host_network && !self.completed && self.node.is_some()
+    }
+
+    /// What it would say about taking part, of a workload that is left to another mesh.
+    pub(super) fn left_to_other_mesh(&self) -> Option<&MeshChoice> {
+        self.left.as_ref().filter(|_| self.is_workload())
     }
 
     /// Its node, and the UID of the static pod there that it says to be as long as it runs.

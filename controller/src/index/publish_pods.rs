@@ -104,6 +104,7 @@ impl Index {
         };
         let now = self.pods.get(name).map(|it| it.mesh.clone());
         self.count_opted_in(name, (before.as_ref().map(|it| &it.mesh), now.as_ref()));
+        self.left_changed(name, before.as_ref());
         self.network_peer_changed(before.as_ref(), name);
         if is_first {
             self.network_namespace_changed();

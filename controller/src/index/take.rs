@@ -226,6 +226,7 @@ impl Index {
             self.dirty.pods.extend(pods);
         }
         if before.mesh != now.mesh {
+            self.dirty.left.insert(name.clone());
             self.tell_namespace(name);
         }
         if before.labels != now.labels {

@@ -185,6 +185,14 @@ impl Cluster {
     }
 
     /// Problems as `field: reason`.
+    /// Of each namespace with pods that are left to another mesh: how many, and some of them.
+    pub(super) fn left_to_other_meshes(&self) -> Vec<(String, usize, Vec<String>)> {
+        let notices = self.problems.notices().into_iter();
+        notices
+            .map(|it| (it.namespace, it.pods, it.examples))
+            .collect()
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let problems = self.problems.list().into_iter();
         problems

@@ -108,6 +108,40 @@ fn pods_of_another_mesh_are_left_to_it() {
     }
 }
 
+/// Who opts in and is not there is told so: not as a mistake, and only of pods that would take part.
+#[test]
+fn pods_that_are_left_to_another_mesh_are_listed() {
+    let on = "labels: {weft.dev/mesh: enabled}";
+    let inject = "annotations: {linkerd.io/inject: enabled}";
+    let of_linkerd = |metadata: &str| {
+        pod(metadata, "", "").replace("{name: c}", "{name: c}, {name: linkerd-proxy}")
+    };
+    let left = |count: usize| match count {
+        0 => vec![],
+        _ => vec![("shop".to_owned(), count, vec!["web".to_owned()])],
+    };
+    let mut cluster = Cluster::of(&of_linkerd(""));
+    assert_eq!(cluster.left_to_other_meshes(), left(0));
+    for (objects, count) in [
+        (namespace(on), 1),
+        (namespace(""), 0),
+        (of_linkerd(inject), 1),
+        (of_linkerd("labels: {weft.dev/mesh: disabled}"), 0),
+        (namespace(on), 0),
+        (of_linkerd(""), 1),
+        (pod("", "", ""), 0),
+        (of_linkerd(""), 1),
+        (
+            of_linkerd("").replace("spec: {", "spec: {hostNetwork: true, "),
+            0,
+        ),
+    ] {
+        cluster.apply(&objects);
+        assert_eq!(cluster.left_to_other_meshes(), left(count), "{objects}");
+        assert_eq!(cluster.problems(), [""; 0]);
+    }
+}
+
 #[test]
 fn a_choice_that_is_none_is_reported() {
     let cluster = Cluster::of(&pod("labels: {weft.dev/mesh: \"true\"}", "", ""));
