@@ -117,7 +117,7 @@ To remove Weft, in this order (docs/uninstall.md has the reasons):
      kubectl -n weft-system rollout status daemonset/weft-uninstall
 4. Remove the rest, and with it the issuer's Secret and all policies.
      kubectl delete namespace weft-system
-     kubectl delete clusterrole,clusterrolebinding weft-controller
+     kubectl delete clusterrole,clusterrolebinding weft-controller weft-viewer weft-tap
      kubectl delete --ignore-not-found validatingwebhookconfiguration weft-webhook
      kubectl delete --ignore-not-found clusterrole,clusterrolebinding weft-controller-webhook
      weft install --crds | kubectl delete -f -
@@ -299,10 +299,20 @@ mod tests {
                 "weft-controller-webhook",
                 include_str!("../../daemonset/components/webhook/rbac.yaml"),
             ),
-            ("weft-controller", ALL),
         ] {
             assert!(text.contains(&format!("name: {name}\n")), "{name}");
             assert!(steps.contains(&format!(" {name}\n")), "{name}");
+        }
+        // What no namespace takes with it.
+        let of_cluster = decode::documents(ALL).expect("YAML").into_iter();
+        let of_cluster = of_cluster.filter(|it| {
+            let kind = it["kind"].as_str().unwrap_or_default();
+            kind.starts_with("ClusterRole")
+        });
+        let words: Vec<&str> = steps.split_whitespace().collect();
+        for object in of_cluster {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            assert!(words.contains(&name), "{name} stays");
         }
         let manifests = printed(&["--agents-are-gone"]);
         assert_eq!(
