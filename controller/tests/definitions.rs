@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weft_apiserver::Schema;
+use weft_apiserver::{Schema, cost, structural};
 use weft_controller::index::{Index, Settings};
 use weft_controller::objects::decode;
 use weft_controller::problems::Problems;
@@ -541,8 +541,7 @@ fn examples_are_accepted() {
 }
 
 /// An API server refuses a definition with a rule that may take it long: it takes the longest lists and texts that a
-/// schema allows, and what has no limit for as large as a request (Kubernetes, "CRD validation cost"). So everything has one; how
-/// much a rule costs is not computed here.
+/// schema allows, and what has no limit for as large as a request (Kubernetes, "CRD validation cost"). So everything has one.
 #[test]
 fn what_rules_look_at_has_limits() {
     let has_rules = |it: &Value| it.to_string().contains("x-kubernetes-validations");
@@ -560,6 +559,35 @@ fn what_rules_look_at_has_limits() {
                 "{name}"
             );
         }
+    }
+}
+
+/// An API server takes no other ones.
+#[test]
+fn schemas_are_structural() {
+    for definition in definitions() {
+        let name = &definition["metadata"]["name"];
+        for version in definition["spec"]["versions"].as_array().expect("versions") {
+            let faults = structural::faults(&version["schema"]["openAPIV3Schema"]);
+            assert!(faults.is_empty(), "{name}: {faults:?}");
+        }
+    }
+}
+
+/// The same in numbers: a rule may cost an API server as much as it lets it, and leaves room for more of them.
+#[test]
+fn no_rule_may_cost_much() {
+    for definition in definitions() {
+        let name = &definition["metadata"]["name"];
+        let mut all = 0;
+        for version in definition["spec"]["versions"].as_array().expect("versions") {
+            let schema = &version["schema"]["openAPIV3Schema"];
+            for of in cost::of_rules(schema).expect("rules that are known") {
+                assert!(of.units <= cost::MOST_OF_RULE / 2, "{name}: {of:?}");
+                all += of.units;
+            }
+        }
+        assert!(all <= cost::MOST_OF_DEFINITION / 4, "{name}: {all}");
     }
 }
 

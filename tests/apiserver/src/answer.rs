@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::kinds::Kind;
 use crate::rights::Rights;
 use crate::store::Page;
-use crate::{Options, Shared, faults, forwarding, rights, tokens, watching, writing};
+use crate::{Options, Shared, faults, forwarding, openapi, rights, tokens, watching, writing};
 
 /// An answer's body: whole, or as it comes.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -70,7 +70,7 @@ pub(crate) async fn answer(
         (Ok(()), None) if path == rights::REVIEWS => rights::answer(&shared, request).await,
         (Ok(()), None) => match tokens::asked_at(path) {
             Some(of) => tokens::request(&shared, of, request).await,
-            None => writing::write(&shared, path, request).await,
+            None => writing::write(&shared, path, &query, request).await,
         },
         (Err(failure), _) => Err(failure),
     };
@@ -126,6 +126,15 @@ fn get(shared: &Arc<Shared>, path: &str, query: &Query) -> Result<Response<Body>
             &json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         )),
         ["apis"] => Ok(json_body(StatusCode::OK, &groups(shared))),
+        ["openapi", "v3"] => Ok(json_body(StatusCode::OK, &openapi::index(shared))),
+        ["openapi", "v3", "api", version] => {
+            let said = openapi::of_version(shared, "", version)?;
+            Ok(json_body(StatusCode::OK, &said))
+        }
+        ["openapi", "v3", "apis", group, version] => {
+            let said = openapi::of_version(shared, group, version)?;
+            Ok(json_body(StatusCode::OK, &said))
+        }
         ["api", version] => resources(shared, "", version),
         ["apis", group, version] => resources(shared, group, version),
         ["apis", group] => {
@@ -196,7 +205,7 @@ fn resources(shared: &Shared, group: &str, version: &str) -> Result<Response<Bod
         if kind.group == group && kind.versions.iter().any(|it| it == version) {
             resources.push(
                 json!({"name": kind.plural, "singularName": kind.kind.to_lowercase(),
-                "namespaced": kind.namespaced, "kind": kind.kind,
+                "namespaced": kind.namespaced, "kind": kind.kind, "shortNames": kind.short_names,
                 "verbs": ["delete", "get", "list", "patch", "create", "update", "watch"]}),
             );
             if kind.status {

@@ -11,6 +11,8 @@ pub struct Kind {
     pub kind: String,
     /// As in paths: `endpointslices`.
     pub plural: String,
+    /// What people type instead.
+    pub short_names: Vec<String>,
     /// Whether its objects are in namespaces.
     pub namespaced: bool,
     /// Whether a definition adds it. Lists of other kinds do not repeat the kind in items.
@@ -36,6 +38,7 @@ impl Kind {
             versions: versions.iter().map(|&it| it.to_owned()).collect(),
             kind: kind.to_owned(),
             plural: plural(kind),
+            short_names: vec![],
             namespaced: true,
             custom: true,
             status: false,
@@ -70,6 +73,18 @@ impl Kind {
             Self::built_in(RBAC, "v1", "ClusterRoleBinding", false),
             Self::built_in(RBAC, "v1", "Role", true),
             Self::built_in(RBAC, "v1", "RoleBinding", true),
+            Self::built_in("apps", "v1", "DaemonSet", true).with_status(),
+            Self::built_in("apps", "v1", "Deployment", true).with_status(),
+            Self::built_in("", "v1", "ResourceQuota", true).with_status(),
+            Self::built_in("policy", "v1", "PodDisruptionBudget", true).with_status(),
+            Self::built_in("scheduling.k8s.io", "v1", "PriorityClass", false),
+            Self::built_in(
+                "apiextensions.k8s.io",
+                "v1",
+                "CustomResourceDefinition",
+                false,
+            )
+            .with_status(),
             Self::built_in(
                 "admissionregistration.k8s.io",
                 "v1",
@@ -157,6 +172,7 @@ fn plural(kind: &str) -> String {
     let name = kind.to_lowercase();
     match name.strip_suffix('y') {
         Some(stem) => format!("{stem}ies"),
+        None if name.ends_with('s') => format!("{name}es"),
         None => format!("{name}s"),
     }
 }

@@ -16,7 +16,11 @@
 //! | without a token that it knows | 401 with a `Status` | no other way to say who one is; of users with tokens, the roles in the store are asked |
 //! | kinds a test forbids | 403 with the real one's message | |
 //! | what roles do not allow, where there are some | the same; lists and watches of one name count as of that name | roles of one account, as manifests give them; no groups, no wildcards |
-//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; of kinds with a status, that stays and `generation` counts; Events are checked | merge patches only, and strategic ones of `webhooks` |
+//! | `/openapi/v3` | which kinds can be patched, and that fields are checked here: as much as kubectl looks for | no schemas, no `/openapi/v2` |
+//! | POST, PUT, PATCH of an object | a `resourceVersion` that is not the last is a 409, as is a name that is taken; a write that changes nothing is none; of kinds with a status, that stays and `generation` counts; Events are checked; `dryRun=All` | merge patches, and strategic ones of built-in kinds; nothing is applied by the server itself (`--server-side`) |
+//! | the same | `fieldValidation`: fields that the kind does not have are refused, or go with a warning; so is what lacks what it needs, or is of another type; of custom kinds with a definition in the store, all that its schema and rules say | of built-in kinds no values are looked at; no defaults |
+//! | the same, of a CustomResourceDefinition | its kind is served from then on, and its status says so; a schema that is not structural is refused, and rules that are none, or may cost more than a real one lets them | nothing else of it is looked at; one version is as good as another |
+//! | DELETE of an object | it is gone; a Namespace a moment later, with all that is in it, and nothing new gets into it meanwhile; with a definition its objects | no finalizers and owners, no collections |
 //! | the same, where ValidatingWebhookConfigurations are for it | each webhook is asked, by `rules`, `matchPolicy`, `namespaceSelector` and `objectSelector`: at a ready endpoint of its Service, under that one's name, verified by `caBundle`, within `timeoutSeconds`; what it denies, and what `failurePolicy` then says, with the real one's status and message; its warnings in the answer's `Warning` | no `url`, no `matchConditions`, no answer from the system's roots; a connection for each call; all writers have one name; neither what tests and folders write nor a deletion is asked about |
 //! | PATCH of `/status` | changes the status and nothing else: `generation` stays, watches are told; 404 for a kind without | nothing is checked by a schema |
 //! | POST of a TokenReview | whether a token of [`tokens`] is signed, not expired, for one of the audiences, and its pod is there | nobody else's tokens |
@@ -24,7 +28,7 @@
 //! | POST of a SubjectAccessReview | whether the roles that are in the store, and bound there to the user, allow it | no groups, aggregated roles and wildcards; paths that are no resource's are not known |
 //! | GET of `/portforward` of a pod | a WebSocket (`v4.channel.k8s.io`) to a port of the pod's loopback | that loopback is the server's own; one port at a time; no SPDY |
 //!
-//! Objects are not validated and no defaults are filled in; `uid`, `resourceVersion` and `creationTimestamp`
+//! No defaults are filled in, and what tests and folders write is taken as it is; `uid`, `resourceVersion` and `creationTimestamp`
 //! are. [`slices`] writes EndpointSlices as the controller manager's does. Only a real cluster proves
 //! the rest: other admission, defaults, roles, priority and fairness, caches of several API servers that are not
 //! equally fresh, and load.
@@ -45,14 +49,21 @@ use tokio_util::task::TaskTracker;
 
 mod admission;
 mod answer;
+pub mod cost;
+mod definitions;
+mod deleting;
 mod faults;
+mod fields;
 pub mod folder;
 mod forwarding;
 mod kinds;
+mod openapi;
 mod rights;
 mod schema;
 pub mod slices;
 mod store;
+mod strategic;
+pub mod structural;
 mod tls;
 pub mod tokens;
 mod watching;

@@ -181,9 +181,27 @@ impl Store {
         let id = state.identify(object)?;
         let last = state.objects.remove(&id);
         let last = last.with_context(|| format!("there is no {id:?}"))?;
-        state.record("DELETED", id, last.as_ref().clone());
+        state.record("DELETED", id.clone(), last.as_ref().clone());
+        state.unmade(&id);
         self.announce(state.revision);
         Ok(())
+    }
+
+    /// Deletes all objects of which this is so, by group, kind and namespace.
+    pub(crate) fn delete_all(&self, is_one: impl Fn(&str, &str, &str) -> bool) {
+        let mut state = locked(&self.state);
+        let ids = state.objects.keys();
+        let ids: Vec<Id> = ids
+            .filter(|(group, kind, namespace, _)| is_one(group, kind, namespace))
+            .cloned()
+            .collect();
+        for id in ids {
+            if let Some(last) = state.objects.remove(&id) {
+                state.record("DELETED", id.clone(), last.as_ref().clone());
+                state.unmade(&id);
+            }
+        }
+        self.announce(state.revision);
     }
 
     /// All objects.

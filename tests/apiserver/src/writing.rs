@@ -1,4 +1,4 @@
-//! Requests that write: objects of built-in kinds, and what is said about others at their `/status`.
+//! Requests that write: objects, and what is said about them at their `/status`.
 
 use std::sync::Arc;
 
@@ -9,10 +9,13 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use crate::Shared;
 use crate::admission::{self, Warnings};
-use crate::answer::{Body, Collection, Failure, json_body, no_object, not_found, refusal, shown};
+use crate::answer::{
+    Body, Collection, Failure, Query, json_body, no_object, not_found, refusal, shown,
+};
+use crate::fields::{self, Unknown};
 use crate::store::{Refused, keep_status};
+use crate::{Shared, definitions, deleting, strategic};
 
 /// A write, as a path names it.
 struct Target<'a> {
@@ -26,6 +29,9 @@ struct Asked {
     is_merge: bool,
     is_strategic: bool,
     said: Value,
+    unknown: Unknown,
+    /// Nothing is to be kept.
+    dry_run: bool,
 }
 
 /// What was written, with what is said of it.
@@ -35,6 +41,7 @@ type Written = (StatusCode, Arc<Value>, Warnings);
 pub(crate) async fn write(
     shared: &Arc<Shared>,
     path: &str,
+    query: &Query,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Failure> {
     let target = target(shared, path)?;
@@ -44,6 +51,10 @@ pub(crate) async fn write(
     let kind = kind.to_owned();
     let bytes = request.into_body().collect().await;
     let bytes = bytes.map_or_else(|_| Bytes::new(), |it| it.to_bytes());
+    let bytes = match (&method, bytes.is_empty()) {
+        (&Method::DELETE, true) => Bytes::from_static(b"{}"),
+        _ => bytes,
+    };
     let said: Value = serde_json::from_slice(&bytes).map_err(|error| {
         let message = format!("the body is no JSON: {error}");
         (StatusCode::BAD_REQUEST, "BadRequest", message)
@@ -60,9 +71,14 @@ pub(crate) async fn write(
         is_merge: kind.starts_with("application/merge-patch+json"),
         is_strategic: kind.starts_with("application/strategic-merge-patch+json"),
         said,
+        unknown: Unknown::asked(query)?,
+        dry_run: query.get("dryRun").is_some_and(|it| it == "All"),
     };
     let (code, written, warnings) = match (&method, target.name, target.subresource) {
-        (&Method::POST, None, None) => create(shared, &target, asked.said).await?,
+        (&Method::POST, None, None) => create(shared, &target, asked).await?,
+        (&Method::DELETE, Some(name), None) => {
+            return deleting::delete(shared, &target.of, name, (&asked.said, asked.dry_run));
+        }
         (&Method::PUT | &Method::PATCH, Some(name), _) => {
             change(shared, &target, name, &method, &asked).await?
         }
@@ -81,11 +97,17 @@ pub(crate) async fn write(
 }
 
 /// Makes an object, if nobody objects.
-async fn create(shared: &Shared, target: &Target<'_>, said: Value) -> Result<Written, Failure> {
+async fn create(shared: &Shared, target: &Target<'_>, asked: Asked) -> Result<Written, Failure> {
     let (kind, namespace) = (&target.of.kind, target.namespace());
     let failed = |refused| failure(target, refused);
-    check(&kind.kind, namespace, &said, None).map_err(failed)?;
+    deleting::may_be_in(shared, &target.of)?;
+    check(&kind.kind, namespace, &asked.said, None).map_err(failed)?;
+    let read = (asked.said, None);
+    let (said, mut warnings) = fields::checked(&shared.store, &target.of, read, asked.unknown)?;
     let name = said["metadata"]["name"].as_str().unwrap_or_default();
+    if definitions::is_definition(kind) {
+        definitions::made(&said).map_err(|it| failed(Refused::Invalid(it)))?;
+    }
     let write = admission::Write {
         of: &target.of,
         name,
@@ -93,10 +115,20 @@ async fn create(shared: &Shared, target: &Target<'_>, said: Value) -> Result<Wri
         before: None,
         now: &said,
     };
-    let warnings = admission::admit(shared, write).await?;
+    warnings.extend(admission::admit(shared, write).await?);
+    let name = name.to_owned();
     let mut said = said;
     counted_anew(&mut said);
+    if asked.dry_run {
+        return match shared.store.current(kind, namespace, &name) {
+            Ok(_) => Err(failed(Refused::Exists)),
+            Err(_) => Ok((StatusCode::CREATED, Arc::new(said), warnings)),
+        };
+    }
     let made = shared.store.create(kind, namespace, said).map_err(failed)?;
+    if definitions::is_definition(kind) {
+        definitions::establish(&shared.store, &name).map_err(failed)?;
+    }
     Ok((StatusCode::CREATED, made, warnings))
 }
 
@@ -120,6 +152,12 @@ async fn change(
         if !version(&now).is_null() && version(&now) != version(&before) {
             return Err(failed(Refused::Conflict));
         }
+        let read = (now, Some(&*before));
+        let (now, mut warnings) = fields::checked(&shared.store, &target.of, read, asked.unknown)?;
+        let is_definition = definitions::is_definition(kind);
+        if is_definition {
+            definitions::made(&now).map_err(|it| failed(Refused::Invalid(it)))?;
+        }
         let write = admission::Write {
             of: &target.of,
             name,
@@ -127,7 +165,10 @@ async fn change(
             before: Some(&before),
             now: &now,
         };
-        let warnings = admission::admit(shared, write).await?;
+        warnings.extend(admission::admit(shared, write).await?);
+        if asked.dry_run {
+            return Ok((StatusCode::OK, Arc::new(now), warnings));
+        }
         let mut is_other = false;
         let written = shared.store.change(kind, namespace, name, |current| {
             is_other = version(current) != version(&before);
@@ -137,7 +178,11 @@ async fn change(
             }
         });
         if !is_other {
-            return Ok((StatusCode::OK, written.map_err(failed)?, warnings));
+            let written = written.map_err(failed)?;
+            if is_definition && written["spec"] != before["spec"] {
+                definitions::establish(&shared.store, name).map_err(failed)?;
+            }
+            return Ok((StatusCode::OK, written, warnings));
         }
     }
 }
@@ -162,7 +207,8 @@ fn changed(
         }
         (&Method::PATCH, None) if asked.is_merge => merged(before, said),
         (&Method::PATCH, None) if asked.is_strategic && !kind.custom => {
-            return strategically_merged(before, said).map_err(failed);
+            let merged = strategic::merged(&kind.kind, before, said);
+            merged.map_err(|it| failed(Refused::Invalid(it)))?
         }
         (&Method::PATCH, Some("status")) if kind.status && asked.is_merge => {
             return Ok(with_status(before, said));
@@ -188,7 +234,8 @@ fn counted_anew(object: &mut Value) {
 }
 
 fn unknown_patch() -> Failure {
-    let message = "only merge patches are understood".to_owned();
+    let message =
+        "only merge patches are understood, and strategic ones of built-in kinds".to_owned();
     let code = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     (code, "UnsupportedMediaType", message)
 }
@@ -277,24 +324,6 @@ fn merged(target: &Value, patch: &Value) -> Value {
         }
     }
     Value::Object(result)
-}
-
-/// A strategic merge patch of webhooks: as the other one, but that these are told apart by their names. Of anything that is
-/// not for either to do, lists least of all, it knows nothing.
-fn strategically_merged(target: &Value, patch: &Value) -> Result<Value, Refused> {
-    let mut rest = patch.clone();
-    let patches = rest.as_object_mut().and_then(|it| it.remove("webhooks"));
-    let mut result = merged(target, &rest);
-    for patch in patches.iter().flat_map(|it| it.as_array()).flatten() {
-        let webhooks = result["webhooks"].as_array_mut().into_iter().flatten();
-        let mut named = webhooks.filter(|it| it["name"] == patch["name"]);
-        let Some(webhook) = named.next() else {
-            let reason = "webhooks: none of this name, and a new one would lack what it needs";
-            return Err(Refused::Invalid(reason.to_owned()));
-        };
-        *webhook = merged(webhook, patch);
-    }
-    Ok(result)
 }
 
 /// What the API server does not let pass of Events.

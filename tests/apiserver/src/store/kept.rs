@@ -56,6 +56,13 @@ impl State {
         }
     }
 
+    /// It is there no more.
+    pub(super) fn unmade(&mut self, id: &Id) {
+        if self.made.ids.remove(id) {
+            self.keep();
+        }
+    }
+
     fn keep(&self) {
         let Some(file) = &self.made.file else {
             return;
