@@ -1,7 +1,7 @@
 //! Addresses whose pods have only just become meshed: their own agent hears of it in the same moment as all others, and may
 //! not listen for them yet. Who finds nobody there waits a little, instead of taking it for an answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,14 @@ use weft_core::{Mesh, Workload};
 
 /// Since when each of them is known. It is asked only after a connect has failed.
 #[derive(Debug, Default)]
-pub(super) struct Newcomers(Mutex<HashMap<IpAddr, Instant>>);
+pub(super) struct Newcomers(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    since: HashMap<IpAddr, Instant>,
+    /// The same, the oldest first; of one that was known before, also as it was then.
+    order: VecDeque<(Instant, IpAddr)>,
+}
 
 impl Newcomers {
     /// A workload is another one now, or there was none.
@@ -25,22 +32,37 @@ impl Newcomers {
         };
         let mut new = now.addresses.iter().filter(is_new).peekable();
         if new.peek().is_some() {
-            let mut all = self.locked();
-            all.retain(|_, since| at.saturating_duration_since(*since) < YOUTH);
-            all.extend(new.map(|it| (*it, at)));
+            let mut known = self.locked();
+            known.forget(at);
+            for address in new {
+                known.since.insert(*address, at);
+                known.order.push_back((at, *address));
+            }
         }
     }
 
     /// Whether there is one at an address.
     pub(super) fn is_one(&self, address: IpAddr, at: Instant) -> bool {
-        let all = self.locked();
-        let since = all.get(&address);
+        let known = self.locked();
+        let since = known.since.get(&address);
         since.is_some_and(|it| at.saturating_duration_since(*it) < YOUTH)
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
+    fn locked(&self) -> MutexGuard<'_, Known> {
         // Every change is one of a map that is whole after it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// Those that are no longer new.
+    fn forget(&mut self, at: Instant) {
+        let is_old = |it: &mut (Instant, _)| at.saturating_duration_since(it.0) >= YOUTH;
+        while let Some((since, address)) = self.order.pop_front_if(is_old) {
+            if self.since.get(&address) == Some(&since) {
+                self.since.remove(&address);
+            }
+        }
     }
 }
 
@@ -107,6 +129,7 @@ mod tests {
         newcomers.changed(None, &meshed_at(ADDRESS), at);
         let later = at + YOUTH;
         newcomers.changed(None, &meshed_at(OTHER), later);
-        assert_eq!(newcomers.locked().len(), 1);
+        let known = newcomers.locked();
+        assert_eq!((known.since.len(), known.order.len()), (1, 1));
     }
 }

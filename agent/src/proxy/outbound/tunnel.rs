@@ -1,5 +1,6 @@
 //! Flows through tunnels: asked for on one that is there, or on one that is made.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -115,19 +116,24 @@ pub(super) async fn reach_agent(
     let to = SocketAddr::new(address, TUNNEL_PORT);
     let since = Instant::now();
     let mut pause = FIRST_PAUSE;
+    let mut refused = None;
     let (stream, turn) = loop {
-        let turn = pod.usage.dial(address).await;
-        let turn = turn.ok_or(TunnelError::TooMany)?;
+        let Some(turn) = pod.usage.dial(address).await else {
+            return Err(refused.unwrap_or(TunnelError::TooMany));
+        };
         let error = match socket::connect(context, pod, to).await {
             Ok(stream) => break (stream, turn),
             Err(error) => error,
         };
-        let may_come = matches!(error, FlowError::Connect { .. })
-            && since.elapsed() + pause < PATIENCE
-            && context.store.is_newcomer(address);
+        let is_refused = matches!(&error, FlowError::Connect { source, .. }
+            if source.kind() == ErrorKind::ConnectionRefused);
+        let may_come =
+            is_refused && since.elapsed() + pause < PATIENCE && context.store.is_newcomer(address);
+        let error = tunnel_error(error);
         if !may_come {
-            return Err(tunnel_error(error));
+            return Err(error);
         }
+        refused = Some(error);
         // Others have their turn meanwhile.
         drop(turn);
         tokio::time::sleep(pause).await;
