@@ -231,7 +231,8 @@ impl Reach {
         usual.exists().then(|| vec![usual.to_owned()])
     }
 
-    async fn cluster(&self) -> Result<&Arc<Cluster>, ClusterError> {
+    /// The cluster that kubectl would use, or that is named.
+    pub(crate) async fn cluster(&self) -> Result<&Arc<Cluster>, ClusterError> {
         let connected = self.cluster.get_or_try_init(|| async {
             let connected = Cluster::connect(self).await;
             connected.map(Arc::new)

@@ -50,7 +50,7 @@ pub struct Uninstall {
     pub image: Option<String>,
 }
 
-const ALL: &str = include_str!("../../daemonset/weft.yaml");
+pub(crate) const ALL: &str = include_str!("../../daemonset/weft.yaml");
 /// As the component's kustomization lists them.
 const OF_LINKERD: [&str; 8] = [
     include_str!(

@@ -28,6 +28,10 @@ fn cli_kubernetes() {
     let scene = Scene::new().expect("a mesh with pods");
     let mut checks = Checks::new("the command-line tool in a cluster");
     let mut check = |name: &str, run: fn(&Scene) -> Result<()>| checks.check(name, || run(&scene));
+    check(
+        "before it is installed, check says what is in the way",
+        before,
+    );
     check("check says that all is well", all_is_well);
     check("commands have what agents say", commands);
     check("enroll and unenroll label what runs", enroll);
@@ -133,6 +137,135 @@ fn all_is_well(scene: &Scene) -> Result<()> {
         ensure!(table.contains(line), "no {line:?} in {table}");
     }
     Ok(())
+}
+
+/// Of somebody who may look and not install; then of one who may, in a cluster that another mesh and an old node are in.
+fn before(scene: &Scene) -> Result<()> {
+    let findings = || -> Result<Value> {
+        let said = scene.weft_as("installer", &["check", "--pre", "-o", "json"])?;
+        let text = &said.stdout;
+        let report: Value = serde_json::from_str(text).with_context(|| format!("{said:?}"))?;
+        let code = if report["ok"] == true { 0 } else { 1 };
+        ensure!(said.code() == code, "{said:?}");
+        Ok(report)
+    };
+    let expect = |report: &Value, check: &str, state: &str, part: &str| -> Result<()> {
+        let mut all = report["checks"].as_array().into_iter().flatten();
+        let found = all.find(|it| it["check"] == check);
+        let found = found.with_context(|| format!("no {check} in {report}"))?;
+        let is_so = found["state"] == state && found.to_string().contains(part);
+        ensure!(is_so, "{check} is not {state} with {part:?}: {found}");
+        Ok(())
+    };
+    let nothing = findings()?;
+    expect(&nothing, "kubernetes-version", "ok", "v1.33.0")?;
+    for kind in [
+        "namespaces",
+        "clusterroles.rbac.authorization.k8s.io",
+        "daemonsets.apps",
+    ] {
+        let part = format!("you may not get, create, patch {kind}");
+        expect(&nothing, "rights-to-install", "error", &part)?;
+    }
+    expect(&nothing, "node-kernels", "warning", "403")?;
+    for object in installing() {
+        scene.cluster.apply(&object)?;
+    }
+    eventually("the rights to install to be there", || {
+        let report = findings()?;
+        ensure!(report["ok"] == true, "{report}");
+        expect(&report, "rights-to-install", "ok", "")?;
+        expect(&report, "node-kernels", "ok", "2 nodes")?;
+        expect(&report, "other-meshes", "ok", "")?;
+        expect(&report, "weft-installed", "ok", "weft-system")
+    })?;
+    let (apps, cilium) = (
+        "apps/v1",
+        json!({"cni-exclusive": "true", "kube-proxy-replacement": "true"}),
+    );
+    let objects = [
+        json!({"apiVersion": apps, "kind": "Deployment", "metadata": {"name": "istiod", "namespace": "istio-system",
+            "labels": {"app": "istiod"}}, "spec": {"selector": {}, "template": {}}}),
+        json!({"apiVersion": apps, "kind": "DaemonSet", "metadata": {"name": "cilium", "namespace": "kube-system"},
+            "spec": {"selector": {}, "template": {}}}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "cilium-config", "namespace": "kube-system"}, "data": cilium}),
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "old"},
+            "status": {"nodeInfo": {"kernelVersion": "4.18.0-553.el8", "operatingSystem": "linux",
+                "architecture": "s390x"}}}),
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "servers.policy.weft.dev"},
+            "spec": {"group": "policy.weft.dev", "scope": "Namespaced", "names": {"kind": "Server", "plural": "servers"},
+                "versions": [{"name": "v0", "served": true, "storage": true}]},
+            "status": {"storedVersions": ["v0"]}}),
+    ];
+    for object in &objects {
+        scene.cluster.apply(object)?;
+    }
+    eventually("what is in the way to be found", || {
+        let report = findings()?;
+        ensure!(report["ok"] == false, "{report}");
+        expect(
+            &report,
+            "other-meshes",
+            "warning",
+            "Istio: Deployment istio-system/istiod",
+        )?;
+        expect(&report, "cni", "warning", "the CNI is Cilium")?;
+        expect(&report, "cni", "warning", "kube-proxy-replacement")?;
+        expect(&report, "definitions", "error", "objects are stored as v0")?;
+        expect(
+            &report,
+            "address-ranges",
+            "warning",
+            "1 of 3 nodes have no podCIDRs",
+        )?;
+        expect(
+            &report,
+            "node-kernels",
+            "error",
+            "old: Linux 4.18.0-553.el8",
+        )?;
+        expect(
+            &report,
+            "node-platforms",
+            "error",
+            "there is no image for s390x",
+        )
+    })?;
+    for object in &objects {
+        scene.cluster.remove(object)?;
+    }
+    let nowhere = scene
+        .cluster
+        .dir()
+        .join("no-kubeconfig")
+        .display()
+        .to_string();
+    let said = scene.weft_with(&nowhere, &["check", "--pre"])?;
+    let is_said = said.stdout.contains("× the Kubernetes API does not answer");
+    ensure!(said.code() == 1 && is_said, "{said:?}");
+    Ok(())
+}
+
+/// Somebody may apply the manifests, and look at what is there before.
+fn installing() -> [Value; 2] {
+    let group = "rbac.authorization.k8s.io";
+    let applied = |groups: &str, resources: &[&str]| json!({"apiGroups": [groups], "resources": resources, "verbs": ["get", "list", "create", "patch"]});
+    [
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": "installer"},
+        "rules": [
+            applied("", &["namespaces", "nodes", "serviceaccounts", "services", "configmaps"]),
+            applied("apps", &["daemonsets", "deployments"]),
+            applied("apiextensions.k8s.io", &["customresourcedefinitions"]),
+            applied("networking.k8s.io", &["networkpolicies", "servicecidrs"]),
+            {"apiGroups": [group], "resources": ["roles", "clusterroles", "rolebindings", "clusterrolebindings"],
+                "verbs": ["get", "create", "patch", "escalate", "bind"]},
+        ]}),
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "installer"},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "installer"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": "installer"}]}),
+    ]
 }
 
 fn commands(scene: &Scene) -> Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! What is looked at is what the parts have: the controller's own state and clock, and of each agent its kernel programs,
 //! pods, certificates and counters, asked for now. Each check is a line with one fact; what a finding means and what
-//! helps is told in `docs/checks.md`, under a heading of the check's name.
+//! helps is told in `docs/checks.md`, under a heading of the check's name. Before there is a mesh, `--pre` looks at the
+//! cluster that is to have one: see [`pre`].
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ mod agents;
 mod control;
 mod extensions;
 mod facts;
+mod pre;
 
 use facts::Facts;
 
@@ -27,6 +29,12 @@ mod tests;
 /// What `weft check` is asked.
 #[derive(Args, Debug)]
 pub struct Check {
+    /// Before Weft is installed: whether the cluster that kubectl would use can have it, and whether you may install it.
+    #[arg(
+        long,
+        conflicts_with_all = ["nodes", "proxy", "namespace", "fail_on_expiry"]
+    )]
+    pub pre: bool,
     /// Only the agents of this node; may be given several times.
     #[arg(long = "node", value_name = "NODE")]
     pub nodes: Vec<String>,
@@ -117,6 +125,20 @@ const CHECKS: [(&str, &str); 18] = [
     ("extensions", "extensions"),
 ];
 
+/// The same of `--pre`.
+const BEFORE: [(&str, &str); 10] = [
+    ("kubernetes-reachable", "kubernetes"),
+    ("kubernetes-version", "kubernetes"),
+    ("rights-to-install", "kubernetes"),
+    ("weft-installed", "what is there"),
+    ("definitions", "what is there"),
+    ("other-meshes", "what is there"),
+    ("cni", "what is there"),
+    ("address-ranges", "what is there"),
+    ("node-kernels", "nodes"),
+    ("node-platforms", "nodes"),
+];
+
 const AGENTS: &str = "agents";
 const REACHABLE: &str = "controller-reachable";
 
@@ -134,7 +156,10 @@ const MAX_DETAILS: usize = 10;
 pub async fn run(check: &Check) -> Result<Outcome, crate::Error> {
     let began = Instant::now();
     let report = loop {
-        let report = Report::new(check, &Facts::gather(check).await);
+        let report = match check.pre {
+            true => Report::of(pre::findings(&pre::Facts::gather(&check.reach).await)),
+            false => Report::new(check, &Facts::gather(check).await),
+        };
         let patience = check
             .wait
             .unwrap_or_default()
@@ -184,6 +209,10 @@ impl Report {
         } else {
             checks.push(extensions::finding(&facts.extensions));
         }
+        Self::of(checks)
+    }
+
+    fn of(checks: Vec<Finding>) -> Self {
         Self {
             ok: checks.iter().all(|it| it.state != State::Error),
             checks,
@@ -215,7 +244,7 @@ impl Report {
 impl Finding {
     /// Of a check; its category is that of the list.
     fn new(check: &'static str, state: State, fact: impl Into<String>) -> Self {
-        let mut all = CHECKS.iter();
+        let mut all = CHECKS.iter().chain(&BEFORE);
         let category = all.find(|(name, _)| *name == check).map_or("", |it| it.1);
         Self {
             check,

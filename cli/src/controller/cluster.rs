@@ -132,8 +132,18 @@ impl Cluster {
         self.client.default_namespace()
     }
 
+    /// What requests are made with.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Where the API server is, for people.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
     /// The namespace that Weft is in.
-    pub(super) fn weft_namespace(&self) -> &str {
+    pub(crate) fn weft_namespace(&self) -> &str {
         &self.weft_namespace
     }
 
@@ -306,21 +316,21 @@ impl Cluster {
     }
 
     fn failed_for(&self, hint: &str, what: String, error: &kube::Error) -> ClusterError {
-        let reason = match error {
+        let said = match error {
             kube::Error::Api(status) => {
                 let (code, message) = (status.code, status.message.trim());
                 match code {
                     401 => format!("{message} (401): does kubectl work with this kubeconfig?"),
                     403 => format!("{message} (403): {hint}"),
-                    _ => format!("{message} ({code})"),
+                    _ => reason(error),
                 }
             }
-            error => with_causes(error),
+            error => reason(error),
         };
         ClusterError::Failed {
             what,
             server: self.server.clone(),
-            reason,
+            reason: said,
         }
     }
 }
@@ -402,6 +412,14 @@ fn runs(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && status.phase.as_deref() == Some("Running")
         && states.all(|it| it.running.is_some())
+}
+
+/// Why a request failed, without a hint what would help.
+pub(crate) fn reason(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message.trim(), status.code),
+        error => with_causes(error),
+    }
 }
 
 /// A failure with what led to it, where that is not said already.

@@ -55,7 +55,12 @@ pub(crate) async fn answer(
     }
     let method = request.method();
     let query = parameters(query);
-    let allowed = authenticated(&shared, request.headers()).and_then(|rights| {
+    let who = authenticated(&shared, request.headers());
+    let allowed = who.clone().and_then(|rights| {
+        // What everybody may ask.
+        if path == rights::SELF_REVIEWS {
+            return Ok(());
+        }
         rights::check(&shared, rights.as_ref(), method, path, &query)?;
         match forwarding::asked_at(path) {
             // Newer servers look for this right, too.
@@ -68,6 +73,9 @@ pub(crate) async fn answer(
         (Ok(()), None) if reads => get(&shared, path, &query),
         (Ok(()), None) if path == tokens::REVIEWS => tokens::answer(&shared, request).await,
         (Ok(()), None) if path == rights::REVIEWS => rights::answer(&shared, request).await,
+        (Ok(()), None) if path == rights::SELF_REVIEWS => {
+            rights::answer_self(who.ok().flatten().as_ref(), request).await
+        }
         (Ok(()), None) => match tokens::asked_at(path) {
             Some(of) => tokens::request(&shared, of, request).await,
             None => writing::write(&shared, path, &query, request).await,

@@ -1,6 +1,7 @@
 //! What may be done: roles and bindings as manifests write them (`rbac.authorization.k8s.io/v1`), and what requests ask
 //! for: those of an account that a test names, and of users, by what is in the store. Of groups, aggregated roles and
-//! wildcards nothing is known: a role that has one gives nothing by it. SubjectAccessReviews are answered by the same.
+//! wildcards nothing is known: a role that has one gives nothing by it. SubjectAccessReviews are answered by the same, and
+//! those that somebody asks for themselves.
 
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ use crate::tokens::json_of;
 /// What a request asks for, as roles have it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Access {
-    /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`.
+    /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`; of roles also `bind` and `escalate`.
     pub verb: &'static str,
     /// The API group; empty for the core's.
     pub group: String,
@@ -256,14 +257,34 @@ pub(crate) async fn answer(
         ));
     }
     let mut review = json_of(request).await?;
-    let (user, of) = (
-        &review["spec"]["user"],
-        &review["spec"]["resourceAttributes"],
-    );
+    let user = review["spec"]["user"].as_str().unwrap_or_default();
+    let rights = Rights::of_user(&shared.store.objects(), user);
+    let allowed = asked(&review).is_some_and(|it| rights.allow(&it));
+    review["status"] = json!({"allowed": allowed});
+    Ok(json_body(StatusCode::CREATED, &review))
+}
+
+/// Where SelfSubjectAccessReviews are posted to.
+pub(crate) const SELF_REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+/// Answers a SelfSubjectAccessReview of somebody with these rights; none: they may do everything.
+pub(crate) async fn answer_self(
+    rights: Option<&Rights>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Failure> {
+    let mut review = json_of(request).await?;
+    let allowed = rights.is_none_or(|it| asked(&review).is_some_and(|access| it.allow(&access)));
+    review["status"] = json!({"allowed": allowed});
+    Ok(json_body(StatusCode::CREATED, &review))
+}
+
+/// What a review asks about; none: a verb that nobody may use here.
+fn asked(review: &Value) -> Option<Access> {
+    let of = &review["spec"]["resourceAttributes"];
     let some = |name: &str| text(&of[name]).filter(|it| !it.is_empty());
     let plural = some("resource").unwrap_or_default();
-    let verb = VERBS.iter().find(|it| of["verb"] == **it);
-    let access = verb.map(|verb| Access {
+    let verb = VERBS.iter().find(|it| of["verb"] == **it)?;
+    Some(Access {
         verb,
         group: some("group").unwrap_or_default(),
         resource: match some("subresource") {
@@ -272,11 +293,7 @@ pub(crate) async fn answer(
         },
         namespace: some("namespace"),
         name: some("name"),
-    });
-    let rights = Rights::of_user(&shared.store.objects(), user.as_str().unwrap_or_default());
-    let allowed = access.is_some_and(|it| rights.allow(&it));
-    review["status"] = json!({"allowed": allowed});
-    Ok(json_body(StatusCode::CREATED, &review))
+    })
 }
 
 /// Notes what a request asks for, and refuses what may not be done.
@@ -305,8 +322,8 @@ impl fmt::Display for Right {
     }
 }
 
-const VERBS: [&str; 7] = [
-    "get", "list", "watch", "create", "update", "patch", "delete",
+const VERBS: [&str; 9] = [
+    "get", "list", "watch", "create", "update", "patch", "delete", "bind", "escalate",
 ];
 
 fn pairs<'a>(

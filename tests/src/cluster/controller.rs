@@ -310,7 +310,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// People whom the API server knows.
-const USERS: [&str; 3] = ["viewer", "forwarder", "labeller"];
+const USERS: [&str; 4] = ["viewer", "forwarder", "labeller", "installer"];
 /// The trust domain of all test clusters.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 const ADMIN: SocketAddr =

@@ -168,12 +168,15 @@ impl Node {
             format!("{}/24", pod_v4(self.index, 0)),
             format!("{}/64", pod_v6(self.index, 0)),
         ];
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": self.name},
             "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
-            "status": {"addresses": [
+            "status": {"nodeInfo": {"kernelVersion": kernel.trim(), "operatingSystem": "linux",
+                "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }},
+            "addresses": [
                 {"type": "InternalIP", "address": self.v4().to_string()},
                 {"type": "InternalIP", "address": self.v6().to_string()},
                 {"type": "Hostname", "address": self.name},
