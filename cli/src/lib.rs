@@ -42,6 +42,9 @@ pub enum Error {
     /// Of `weft enroll` and `weft unenroll`.
     #[error(transparent)]
     Enroll(#[from] enroll::EnrollError),
+    /// Of `weft install`.
+    #[error(transparent)]
+    Install(#[from] install::InstallError),
     /// Of `weft man`.
     #[error(transparent)]
     Man(#[from] command::ManError),
