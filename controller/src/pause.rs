@@ -60,6 +60,11 @@ pub(crate) fn about(time: Duration) -> Duration {
     time.mul_f64(0.75 + rand::random::<f64>() / 2.0)
 }
 
+/// Any time up to this one, for what many do once at the same moment.
+pub(crate) fn within(time: Duration) -> Duration {
+    time.mul_f64(rand::random())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

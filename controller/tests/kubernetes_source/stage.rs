@@ -32,6 +32,7 @@ pub(crate) const PACE: Pace = Pace {
     page: 2,
     anew: Duration::from_secs(3600),
     outage: Duration::from_secs(1),
+    silence: Duration::from_secs(1)..Duration::from_secs(3600),
     between_lists: Duration::from_millis(50),
     watch_seconds: 2,
 };

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,9 @@ pub struct Pace {
     /// After a time without the API server that is as long as this, everything is listed anew, too, within about as long
     /// again: nobody restores a cluster in less.
     pub outage: Duration,
+    /// Where a connection breaks on which nothing came for as long as this, the server is asked for its version; from the
+    /// end of it on everything is listed: the server marks where it is every minute, so the connection was dead for a while.
+    pub silence: Range<Duration>,
     /// The least time between lists of a kind, where agents know of more than was heard.
     pub between_lists: Duration,
     /// How long the server lets a watch last. A connection that is dead without a sign is noticed after this.
@@ -108,6 +112,7 @@ impl Default for Pace {
             page: 500,
             anew: Duration::from_secs(3600),
             outage: Duration::from_secs(5),
+            silence: Duration::from_secs(5)..Duration::from_secs(75),
             between_lists: Duration::from_secs(10),
             watch_seconds: WATCH_SECONDS,
         }

@@ -2,7 +2,8 @@
 //!
 //! It begins with a list, and goes on with what happens after it. From time to time, and soon after an outage, everything
 //! is listed again, beside the watch, which goes on meanwhile: that finds what the watch did not say, and that a cluster
-//! was restored from a backup. Where a watch may have lost something, it begins again with a list.
+//! was restored from a backup. Where a connection only breaks that was silent for a while, the server is first asked for its
+//! version, and a list is made if that says too little. Where a watch may have lost something, it begins again with a list.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +17,12 @@ use tokio::time::Instant;
 
 use super::Pace;
 use super::changes::{self, Change};
-use super::connect::{explain_of, status_of};
+use super::connect::{asked_pause, explain_of, status_of};
 use super::document::{Document, Form, comparable};
 use super::pages::{self, Collection, Step};
 use super::world::Told;
 use crate::objects::ObjectKind;
-use crate::pause::{Pause, about};
+use crate::pause::{Pause, about, within};
 use crate::telemetry::Metrics;
 
 /// What comes of a watch.
@@ -76,10 +77,10 @@ struct Course {
     changes: Option<BoxStream<'static, Change>>,
     /// The version up to which that is known.
     seen: Option<u64>,
-    /// The version that the cluster has, where that is asked for, beside what was seen then.
-    asked: Option<BoxStream<'static, (Option<u64>, kube::Result<String>)>>,
     /// The same, when the list began.
     seen_before: Option<u64>,
+    /// The version that the cluster has, where that is asked for, beside what was seen then.
+    asked: Option<BoxStream<'static, (Option<u64>, kube::Result<String>)>>,
     /// When everything is listed again.
     anew: Instant,
     /// When the last list began.
@@ -105,8 +106,8 @@ impl Watch {
             list: None,
             changes: None,
             seen: None,
-            asked: None,
             seen_before: None,
+            asked: None,
             anew: Instant::now(),
             began: Instant::now(),
             pause: self.pace.pause(),
@@ -228,30 +229,44 @@ impl Watch {
         course.list = Some(self.list(course.pause.after(Instant::now())));
     }
 
-    /// Asks for the version that the cluster has, where nobody knows for how long a connection was dead that broke: by
-    /// that the one that was restored from a backup meanwhile is told from the one that was there all the time. A list
-    /// would find more, and be made of everything whenever a load balancer forgets connections.
+    /// Asks for the version that the cluster has, at a moment that is not that of all kinds: an earlier one than what was
+    /// seen is that of a cluster that was restored from a backup meanwhile. One that was restored and has caught up since
+    /// is not told by it from one that was there all the time; a list would find it, and be made of everything whenever a
+    /// load balancer forgets connections.
     fn ask_version(&self, course: &mut Course) {
         let (seen, of) = (course.seen, self.collection());
-        let asked = stream::once(async move { (seen, of.version().await) });
+        let wait = within(self.pace.shortest_pause);
+        let asked = stream::once(async move {
+            tokio::time::sleep(wait).await;
+            (seen, of.version().await)
+        });
         course.asked = Some(asked.boxed());
     }
 
     fn of_version(&self, course: &mut Course, seen: Option<u64>, version: kube::Result<String>) {
         course.asked = None;
-        match version {
-            Ok(version) if comparable(&version) < seen => self.begin_anew(course, &version, seen),
-            Ok(_) => {}
+        let asked = match version {
+            Ok(version) => match is_earlier(&version, seen) {
+                Some(true) => return self.begin_anew(course, &version, seen),
+                Some(false) => return,
+                None => None,
+            },
             Err(error) => {
-                tracing::debug!(kind = %self.form.kind, %error, "the version is not known: a list will tell");
-                self.list_soon(course);
+                let reason = self.failed("list", &error);
+                tracing::debug!(kind = %self.form.kind, reason, "the version is not known: a list will tell");
+                asked_pause(&error).map(|it| it.min(self.pace.longest_asked_pause))
             }
-        }
+        };
+        let wait = course.pause.after_asked(Instant::now(), asked);
+        self.list_within(course, wait.max(about(self.pace.outage)));
     }
 
     fn list_soon(&self, course: &mut Course) {
-        let soon = Instant::now() + about(self.pace.outage);
-        course.anew = course.anew.min(soon);
+        self.list_within(course, about(self.pace.outage));
+    }
+
+    fn list_within(&self, course: &mut Course, wait: Duration) {
+        course.anew = course.anew.min(Instant::now() + wait);
     }
 
     async fn of_watch(&self, course: &mut Course, change: Change) -> Result<(), Unheard> {
@@ -280,12 +295,10 @@ impl Watch {
             }
             Change::Opened { after } => {
                 let away = course.away.take().map(|it| it.elapsed());
-                // Meanwhile the cluster may have been restored from a backup, and count from an earlier version on: the
-                // watch would say nothing until that is later than what was seen, and not all of it then.
-                if away.is_some_and(|it| it >= self.pace.outage) {
-                    self.list_soon(course);
-                } else if after >= self.pace.outage {
-                    self.ask_version(course);
+                match Doubt::after(&self.pace, away, after) {
+                    Doubt::Nothing => {}
+                    Doubt::Version => self.ask_version(course),
+                    Doubt::List => self.list_soon(course),
                 }
                 return self.report(News::Answered).await;
             }
@@ -369,6 +382,34 @@ impl Watch {
         };
         self.reports.send(report).await.map_err(|_| Unheard)
     }
+}
+
+/// What helps where the cluster may have been restored from a backup while nobody watched, and count from an earlier version
+/// on: the watch would say nothing until that is later than what was seen, and not all of it then.
+#[derive(Debug, PartialEq)]
+enum Doubt {
+    Nothing,
+    Version,
+    List,
+}
+
+impl Doubt {
+    /// After a time without the server, if there was one, and a time for which it had said nothing.
+    fn after(pace: &Pace, away: Option<Duration>, silent: Duration) -> Self {
+        let is_outage = away.is_some_and(|it| it >= pace.outage);
+        if is_outage || silent >= pace.silence.end {
+            return Self::List;
+        }
+        match silent >= pace.silence.start {
+            true => Self::Version,
+            false => Self::Nothing,
+        }
+    }
+}
+
+/// Whether a version is earlier than what was seen, where that can be said.
+fn is_earlier(version: &str, seen: Option<u64>) -> Option<bool> {
+    Some(comparable(version)? < seen?)
 }
 
 /// Once is as it should be, twice may be chance.
