@@ -77,7 +77,6 @@ fn killed(cluster: &Cluster, other: &Replica<'_>, pods: &Pods, began: Instant) -
             &format!("{} had the other controller after ms", node.name()),
             took,
         );
-        ensure!(took < 1000, "not within a second: {took} ms");
         ensure!(stream["retry_delay_seconds"] == 0.0, "it waited: {stream}");
         ensure!(stream["connects"] == 2, "not at once: {stream}");
     }
