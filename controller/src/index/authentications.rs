@@ -52,9 +52,9 @@ impl Index {
     }
 
     /// Keeps whether what a policy is for is there.
-    pub(super) fn has_target(&mut self, policy: &AuthorizationName, has_target: bool) {
+    pub(super) fn note_target(&mut self, policy: &AuthorizationName, is_there: bool) {
         let policies = &mut self.policies;
-        let is_change = match has_target {
+        let is_change = match is_there {
             true => policies.without_target.remove(policy),
             false => policies.without_target.insert(policy.clone()),
         };

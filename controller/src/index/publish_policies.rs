@@ -291,7 +291,7 @@ impl Index {
         let policy = self.policies.authorizations.get(name);
         let target = policy.and_then(|it| self.missing_target(it));
         let references = policy.map(|it| self.missing_authentications(it));
-        self.has_target(name, target.is_none());
+        self.note_target(name, target.is_none());
         let effect = "it opens nothing until that is there";
         self.report(&key, Facet::Target, target.into_iter().collect(), effect);
         let references = references.unwrap_or_default();
