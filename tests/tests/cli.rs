@@ -82,6 +82,18 @@ fn cli() {
         "explain says what is opaque, and where weights lead",
         || explain::opaque_ports_and_weights(&scene),
     );
+    checks.check(
+        "explain says which rule a request is, and why no other",
+        || explain::requests(&scene),
+    );
+    checks.check(
+        "explain says what the server's routes make of a request",
+        || explain::requests_at_the_server(&scene),
+    );
+    checks.check(
+        "explain says where the name that TLS asks for leads",
+        || explain::server_names(&scene),
+    );
     checks.check("tap shows exchanges at both ends, and no secrets", || {
         tap::exchanges(&scene)
     });

@@ -49,6 +49,15 @@ impl Limiter {
         state.take(client, self.since.elapsed())
     }
 
+    /// Whether it would be taken now: nothing is counted.
+    ///
+    /// # Errors
+    /// It would be above a limit.
+    pub fn look(&self, client: Option<&Identity>) -> Result<(), Limited> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.look(client, self.since.elapsed())
+    }
+
     /// The limit.
     pub fn limit(&self) -> &RateLimit {
         &self.limit

@@ -1,4 +1,5 @@
-//! `weft explain`: what becomes of a connection from a pod to a destination, and what decides each step of it.
+//! `weft explain`: what becomes of a connection, or of a request, from a pod to a destination, and what decides each step of
+//! it.
 //!
 //! The agents decide, by what they decide connections with, and say what they see: the one that serves the client's pod, and
 //! then the one that serves the pod that it leads to. Nothing is connected.
@@ -26,6 +27,26 @@ pub struct Explain {
     /// `[fd00::1]:80`.
     #[arg(value_name = "HOST:PORT")]
     pub to: String,
+    /// A request with this method is explained, and not the connection alone. GET unless said (POST with --grpc).
+    #[arg(long, conflicts_with = "sni")]
+    pub method: Option<String>,
+    /// A request for this path, with its query: `/orders?open=1`; of gRPC, `/shop.Orders/List`. / unless said.
+    #[arg(long, conflicts_with = "sni")]
+    pub path: Option<String>,
+    /// A request with this header, again and again: `-H 'x-canary: 1'`. Its host is HOST:PORT unless said.
+    #[arg(
+        short = 'H',
+        long = "header",
+        value_name = "NAME: VALUE",
+        conflicts_with = "sni"
+    )]
+    pub headers: Vec<String>,
+    /// A call of gRPC.
+    #[arg(long, conflicts_with = "sni")]
+    pub grpc: bool,
+    /// A connection of TLS that asks for this server name.
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
     /// The pod's namespace, where it does not stand beside its name. If it is not given: in a cluster that of the
     /// kubeconfig's context, or else `default`.
     #[arg(short, long)]
@@ -45,7 +66,9 @@ pub struct Report {
     pod: String,
     /// As it was asked for.
     to: String,
-    /// `reaches`, `refused`, or `unknown`.
+    /// The request that it was asked for; none: the connection.
+    request: Option<Request>,
+    /// `reaches`, `answered`, `refused`, or `unknown`.
     outcome: Said,
     /// Why it is not known more; none: all was found out.
     missing: Option<String>,
@@ -97,6 +120,8 @@ enum State {
 #[serde(rename_all = "lowercase")]
 enum Said {
     Reaches,
+    /// The mesh answers the request itself, as a route says.
+    Answered,
     Refused,
     /// The other end's agent decides: what one agent says, and never the answer.
     Continues,
@@ -111,6 +136,21 @@ struct Next {
     from: String,
     identity: Option<String>,
     opaque_by: Option<String>,
+    /// None: it is about a connection, or no request is seen.
+    #[serde(default)]
+    request: Option<Request>,
+}
+
+/// A request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Request {
+    method: String,
+    path: String,
+    /// As `name: value`.
+    headers: Vec<String>,
+    /// Headers whose values are not told: filters of routes have written them.
+    #[serde(default)]
+    hidden: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -146,6 +186,7 @@ async fn report(asked: &Explain) -> Result<Report, ReachError> {
     let mut report = Report {
         pod: format!("{namespace}/{name}"),
         to: asked.to.clone(),
+        request: Request::of(asked),
         outcome: Said::Unknown,
         missing: None,
         ends: vec![],
@@ -154,10 +195,11 @@ async fn report(asked: &Explain) -> Result<Report, ReachError> {
     let node = node_of(&asked.reach, &report.pod).await?;
     let query = [
         ("side", Some("outbound")),
-        ("pod", Some(&report.pod)),
-        ("to", Some(&asked.to)),
+        ("pod", Some(report.pod.as_str())),
+        ("to", Some(asked.to.as_str())),
+        ("sni", asked.sni.as_deref()),
     ];
-    let explained = ask(&agents, &node, &query).await?;
+    let explained = ask(&agents, &node, &query, report.request.as_ref()).await?;
     let next = report.take("outbound", node, report.pod.clone(), explained);
     let Some(next) = next else {
         return Ok(report);
@@ -174,7 +216,7 @@ async fn report(asked: &Explain) -> Result<Report, ReachError> {
     // Where the other one runs is not the first agent's to say.
     let asked = async {
         let node = node_of(&asked.reach, &pod).await?;
-        let explained = ask(&agents, &node, &query).await?;
+        let explained = ask(&agents, &node, &query, next.request.as_ref()).await?;
         Ok::<_, ReachError>((node, explained))
     };
     match asked.await {
@@ -220,8 +262,19 @@ async fn ask(
     agents: &[Agent],
     node: &str,
     query: &[(&str, Option<&str>)],
+    request: Option<&Request>,
 ) -> Result<Explanation, ReachError> {
     let mut written = form_urlencoded::Serializer::new(String::new());
+    if let Some(request) = request {
+        written.append_pair("method", &request.method);
+        written.append_pair("path", &request.path);
+        for header in &request.headers {
+            written.append_pair("header", header);
+        }
+        for name in &request.hidden {
+            written.append_pair("hidden", name);
+        }
+    }
     for (key, value) in query {
         if let Some(value) = value {
             written.append_pair(key, value);
@@ -239,6 +292,27 @@ async fn ask(
         }
     }
     best
+}
+
+impl Request {
+    /// The one that is asked about, if one is.
+    fn of(asked: &Explain) -> Option<Self> {
+        let is_asked = asked.method.is_some()
+            || asked.path.is_some()
+            || !asked.headers.is_empty()
+            || asked.grpc;
+        let mut headers = asked.headers.clone();
+        if asked.grpc {
+            headers.push("content-type: application/grpc".to_owned());
+        }
+        let otherwise = if asked.grpc { "POST" } else { "GET" };
+        is_asked.then(|| Self {
+            method: asked.method.as_deref().unwrap_or(otherwise).to_owned(),
+            path: asked.path.as_deref().unwrap_or("/").to_owned(),
+            headers,
+            hidden: vec![],
+        })
+    }
 }
 
 impl Explanation {
@@ -279,7 +353,7 @@ impl Report {
 
     fn outcome(&self) -> Outcome {
         match self.outcome {
-            Said::Reaches => Outcome::Good,
+            Said::Reaches | Said::Answered => Outcome::Good,
             Said::Refused => Outcome::Bad,
             Said::Continues | Said::Unknown => Outcome::Unknown,
         }
@@ -299,11 +373,22 @@ impl Report {
             writeln!(to, "{mark} the other end is missing: {}\n", shown(missing))?;
         }
         let (pod, there) = (shown(&self.pod), shown(&self.to));
+        let what = match &self.request {
+            None => format!("connect to {there}"),
+            Some(request) => {
+                let (method, path) = (shown(&request.method), shown(&request.path));
+                format!("ask {there} for {method} {path}")
+            }
+        };
         let (summary, tone) = match self.outcome {
-            Said::Reaches => (format!("{pod} may connect to {there}"), Tone::Good),
-            Said::Refused => (format!("{pod} cannot connect to {there}"), Tone::Bad),
+            Said::Reaches => (format!("{pod} may {what}"), Tone::Good),
+            Said::Answered => (
+                format!("{pod} may {what}, and the mesh answers it"),
+                Tone::Good,
+            ),
+            Said::Refused => (format!("{pod} cannot {what}"), Tone::Bad),
             Said::Continues | Said::Unknown => (
-                format!("it cannot be said whether {pod} may connect to {there}"),
+                format!("it cannot be said whether {pod} may {what}"),
                 Tone::Warn,
             ),
         };

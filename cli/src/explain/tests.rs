@@ -27,6 +27,7 @@ fn begun() -> (Report, Option<Next>) {
     let mut report = Report {
         pod: "shop/order".to_owned(),
         to: "web:80".to_owned(),
+        request: None,
         outcome: Said::Unknown,
         missing: None,
         ends: vec![],
@@ -98,7 +99,7 @@ fn programs_get_the_same() {
     let keys = read.as_object().expect("an object").keys();
     let mut keys: Vec<_> = keys.map(String::as_str).collect();
     keys.sort_unstable();
-    assert_eq!(keys, ["ends", "missing", "outcome", "pod", "to"]);
+    assert_eq!(keys, ["ends", "missing", "outcome", "pod", "request", "to"]);
 }
 
 #[test]
@@ -133,4 +134,105 @@ fn pods_are_named_as_kubectl_has_them() {
         (asked.to.as_str(), asked.namespace.as_deref()),
         ("b:80", Some("shop"))
     );
+}
+
+/// The question that a command line is.
+fn asked(arguments: &[&str]) -> Explain {
+    let all = ["weft", "explain", "shop/order", "web:80"];
+    let all = all.iter().chain(arguments);
+    match Cli::try_parse_from(all).expect("a command").command {
+        Command::Explain(explain) => explain,
+        _ => panic!("another command"),
+    }
+}
+
+#[test]
+fn a_request_is_what_is_said_of_it() {
+    assert!(Request::of(&asked(&[])).is_none());
+    assert!(Request::of(&asked(&["--sni", "web.example"])).is_none());
+    for (arguments, expected) in [
+        (&["--method", "PUT"][..], ("PUT", "/", &[][..])),
+        (&["--path", "/a?b=1"], ("GET", "/a?b=1", &[])),
+        (
+            &["-H", "x-a: 1", "-H", "x-a:2"],
+            ("GET", "/", &["x-a: 1", "x-a:2"]),
+        ),
+        (
+            &["--grpc", "--path", "/shop.Orders/List"],
+            (
+                "POST",
+                "/shop.Orders/List",
+                &["content-type: application/grpc"],
+            ),
+        ),
+    ] {
+        let request = Request::of(&asked(arguments)).expect("a request");
+        let (method, path, headers) = expected;
+        assert_eq!(
+            (request.method.as_str(), request.path.as_str()),
+            (method, path)
+        );
+        assert_eq!(request.headers, headers);
+    }
+    let both = ["weft", "explain", "a/b", "c:1", "--sni", "x", "--path", "/"];
+    assert!(Cli::try_parse_from(both).is_err());
+}
+
+const REQUEST_OUT: &str = r#"{"steps": [
+{"step": "pod", "state": "ok", "fact": "shop/order is in the mesh", "object": "Pod/shop/order", "details": [], "values": {}},
+{"step": "route", "state": "ok", "fact": "GET /cart is rule 2 of the HTTPRoute shop/web", "object": "HTTPRoute/shop/web",
+ "details": ["weight 9, 90 %: Service shop/web:80, 2 of 2 endpoints ready",
+ "not HTTPRoute shop/web, rule 1: it asks for header x-canary"], "values": {"rule": 2}},
+{"step": "terms", "state": "ok", "fact": "it may take 5 s, and is sent once", "object": "HTTPRoute/shop/web",
+ "details": ["all of it may take 5 s"], "values": {}}
+], "outcome": "OUTCOME", "next": null}"#;
+
+#[test]
+fn a_request_is_told_with_its_rule_and_terms() {
+    for (outcome, code, summary) in [
+        (
+            "reaches",
+            Outcome::Good,
+            "shop/order may ask web:80 for GET /cart",
+        ),
+        (
+            "answered",
+            Outcome::Good,
+            "shop/order may ask web:80 for GET /cart, and the mesh answers it",
+        ),
+        (
+            "refused",
+            Outcome::Bad,
+            "shop/order cannot ask web:80 for GET /cart",
+        ),
+    ] {
+        let mut report = Report {
+            pod: "shop/order".to_owned(),
+            to: "web:80".to_owned(),
+            request: Request::of(&asked(&["--path", "/cart"])),
+            outcome: Said::Unknown,
+            missing: None,
+            ends: vec![],
+        };
+        let explained = read(&REQUEST_OUT.replace("OUTCOME", outcome));
+        let (node, pod) = ("one".to_owned(), "shop/order".to_owned());
+        assert!(report.take("outbound", node, pod, explained).is_none());
+        assert_eq!(report.outcome(), code);
+        assert_eq!(
+            table(&report),
+            format!(
+                "\
+shop/order, one
+√ pod: shop/order is in the mesh [Pod/shop/order]
+√ route: GET /cart is rule 2 of the HTTPRoute shop/web [HTTPRoute/shop/web]
+    weight 9, 90 %: Service shop/web:80, 2 of 2 endpoints ready
+    not HTTPRoute shop/web, rule 1: it asks for header x-canary
+√ terms: it may take 5 s, and is sent once [HTTPRoute/shop/web]
+    all of it may take 5 s
+
+{summary}
+"
+            )
+        );
+    }
 }

@@ -120,6 +120,21 @@ impl Limiter {
         Ok(())
     }
 
+    /// Whether a request would be taken now: nothing is counted.
+    ///
+    /// # Errors
+    /// It would be above a limit.
+    pub fn look(&self, client: Option<&Identity>, now: Duration) -> Result<(), Limited> {
+        let own = client.and_then(|it| Some((it.clone(), *self.identities.get(it)?)));
+        let mut like = Self {
+            limit: self.limit.clone(),
+            overrides: self.overrides.clone(),
+            identities: own.into_iter().collect(),
+            ..*self
+        };
+        like.take(client, now)
+    }
+
     /// Which cell a client's requests are kept in, besides that of all; none: it has no limit of its own.
     fn place<'a>(
         &mut self,
@@ -240,6 +255,23 @@ mod tests {
         let client = account.map(identity);
         let taken = (0..100).filter(|_| limiter.take(client.as_ref(), at(ms)).is_ok());
         taken.count()
+    }
+
+    #[test]
+    fn who_only_looks_takes_nothing() {
+        let mut limiter = limiter(0, 2, &[(1, &["few"])]);
+        let (order, few) = (identity("order"), identity("few"));
+        for taken in 0..3 {
+            for _ in 0..5 {
+                let looked = limiter.look(Some(&order), at(0));
+                assert_eq!(looked.is_ok(), taken < 2, "{taken}");
+            }
+            assert_eq!(limiter.take(Some(&order), at(0)).is_ok(), taken < 2);
+        }
+        assert_eq!(limiter.look(Some(&few), at(0)), Ok(()));
+        assert_eq!(limiter.take(Some(&few), at(0)), Ok(()));
+        let limited = limiter.look(Some(&few), at(0)).expect_err("above");
+        assert_eq!(limited.scope, LimitScope::Override);
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::cmp::Reverse;
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 use serde::{Serialize, Serializer};
 
 use super::filters::host_of;
-use super::matches::{HttpMatch, PathMatch, PathPrefix};
+use super::matches::{HttpMatch, Miss, PathMatch, PathPrefix};
 use super::table::{Entry, HostEntry, for_hosts, http_match, key, rules};
 use super::{HostMatch, Route, RouteName, RouteRules, RouteType, Rule};
 use crate::policy::Authorization;
@@ -148,12 +148,10 @@ impl InboundRoutes {
         path: &RequestPath<'_>,
         is_of_kind: impl Fn(&Route) -> bool,
     ) -> Option<InboundMatch<'_>> {
-        // Servers take the dot at a name's end for nothing.
-        let asked = host_of(head).map(|it| it.strip_suffix('.').unwrap_or(it));
+        let asked = asked_host(head);
         let found = self.entries.iter().find(|it| {
             let route = &self.routes[it.entry.route];
-            let of_host = host(&self.given, it)
-                .is_none_or(|it| asked.is_some_and(|asked| it.is_match(asked)));
+            let of_host = self.is_of_host(it, asked);
             let matches = http_match(&self.routes, &it.entry);
             is_of_kind(route)
                 && of_host
@@ -174,6 +172,39 @@ impl InboundRoutes {
         })
     }
 
+    fn is_of_host(&self, entry: &HostEntry, asked: Option<&str>) -> bool {
+        host(&self.given, entry).is_none_or(|it| asked.is_some_and(|asked| it.is_match(asked)))
+    }
+
+    /// What each match of a rule asks for first that a request has not; none: it has all.
+    pub(super) fn misses<'a>(
+        &'a self,
+        ordinal: usize,
+        head: &Parts,
+    ) -> impl Iterator<Item = Option<Miss<'a>>> {
+        let asked = asked_host(head);
+        let entries = self.entries.iter();
+        let entries = entries.filter(move |it| it.entry.ordinal == ordinal);
+        entries.map(move |it| match self.is_of_host(it, asked) {
+            true => http_match(&self.routes, &it.entry).miss(head),
+            false => Some(Miss::Host),
+        })
+    }
+
+    /// The routes without what they are for, in the order in which they were given.
+    pub(super) fn own(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// Whether some rule asks what a header is.
+    pub fn asks_for_header(&self, name: &HeaderName) -> bool {
+        let rules = self.routes.iter().flat_map(rules);
+        let matches = rules.flat_map(|it| &it.matches);
+        matches
+            .flat_map(|it| &it.headers)
+            .any(|it| it.name == *name)
+    }
+
     fn enter(&mut self, route: &Route, hostnames: usize, ordinal: &mut usize) {
         for (number, rule) in rules(route).iter().enumerate() {
             for at in 0..rule.matches.len() {
@@ -188,6 +219,11 @@ impl InboundRoutes {
             *ordinal += 1;
         }
     }
+}
+
+/// Servers take the dot at a name's end for nothing.
+fn asked_host(head: &Parts) -> Option<&str> {
+    host_of(head).map(|it| it.strip_suffix('.').unwrap_or(it))
 }
 
 fn host<'a>(given: &'a [Given], entry: &HostEntry) -> Option<&'a HostMatch> {

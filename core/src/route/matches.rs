@@ -86,6 +86,21 @@ pub struct Pattern {
     compiled: Regex,
 }
 
+/// A condition that a request does not satisfy. What a header or a parameter must be is not told: it may be a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss<'a> {
+    /// The hosts that the route is for.
+    Host,
+    /// The path.
+    Path(&'a PathMatch),
+    /// The method.
+    Method(&'a Method),
+    /// A header.
+    Header(&'a HeaderName),
+    /// A parameter of the query.
+    Query(&'a str),
+}
+
 /// Why a text is no [`Pattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
@@ -116,14 +131,32 @@ impl HttpMatch {
 
     /// Whether a request satisfies everything.
     pub fn is_match(&self, head: &Parts) -> bool {
-        self.path.is_match(head.uri.path()) && self.is_match_but_for_path(head)
+        self.miss(head).is_none()
+    }
+
+    /// The first condition that a request does not satisfy.
+    pub(super) fn miss(&self, head: &Parts) -> Option<Miss<'_>> {
+        match self.path.is_match(head.uri.path()) {
+            true => self.miss_but_for_path(head),
+            false => Some(Miss::Path(&self.path)),
+        }
     }
 
     /// Whether a request of a path that is known to match satisfies the rest.
     pub(super) fn is_match_but_for_path(&self, head: &Parts) -> bool {
-        self.method.as_ref().is_none_or(|it| *it == head.method)
-            && self.headers.iter().all(|it| it.is_match(head))
-            && self.query.iter().all(|it| it.is_match(head))
+        self.miss_but_for_path(head).is_none()
+    }
+
+    /// The first condition beside the path's that a request does not satisfy.
+    pub(super) fn miss_but_for_path(&self, head: &Parts) -> Option<Miss<'_>> {
+        if let Some(method) = self.method.as_ref().filter(|it| **it != head.method) {
+            return Some(Miss::Method(method));
+        }
+        if let Some(header) = self.headers.iter().find(|it| !it.is_match(head)) {
+            return Some(Miss::Header(&header.name));
+        }
+        let query = self.query.iter().find(|it| !it.is_match(head))?;
+        Some(Miss::Query(&query.name))
     }
 
     /// Leaves out conditions that do not count, as an earlier one is for the same header or parameter
@@ -146,6 +179,38 @@ impl HttpMatch {
         let headers = self.headers.iter().map(|it| text(&it.value));
         let query = self.query.iter().map(|it| text(&it.value));
         path + headers.sum::<usize>() + query.sum::<usize>()
+    }
+}
+
+/// What is asked for: `path /shop/…`, `method GET`, `header x-canary`.
+impl fmt::Display for Miss<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => formatter.write_str("another host"),
+            Self::Path(path) => write!(formatter, "path {path}"),
+            Self::Method(method) => write!(formatter, "method {method}"),
+            Self::Header(name) => write!(formatter, "header {name}"),
+            Self::Query(name) => write!(formatter, "query parameter {name}"),
+        }
+    }
+}
+
+/// `/shop`, `/shop/…` of a prefix, `~ /shop.*` of a regular expression, `/service/*` of gRPC.
+impl fmt::Display for PathMatch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |it: &Option<TextMatch>| match it {
+            None => "*".to_owned(),
+            Some(TextMatch::Exact(text)) => text.clone(),
+            Some(TextMatch::Regex(pattern)) => format!("~{}", pattern.as_str()),
+        };
+        match self {
+            Self::Exact(path) => formatter.write_str(path),
+            Self::Prefix(prefix) => write!(formatter, "{}/…", prefix.as_str()),
+            Self::Regex(pattern) => write!(formatter, "~ {}", pattern.as_str()),
+            Self::Grpc { service, method } => {
+                write!(formatter, "/{}/{}", part(service), part(method))
+            }
+        }
     }
 }
 

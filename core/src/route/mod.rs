@@ -16,6 +16,7 @@ use crate::names::{Name, NameError, ObjectName};
 mod filters;
 mod inbound;
 mod matches;
+mod passed_over;
 mod profile;
 mod reliability;
 mod table;
@@ -27,9 +28,10 @@ pub use filters::{
 pub(crate) use inbound::{Dots, RequestPath};
 pub use inbound::{InboundMatch, InboundRoute, InboundRoutes, is_grpc};
 pub use matches::{
-    HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, PathMatch, PathPrefix, Pattern, PatternError,
+    HeaderMatch, HttpMatch, MAX_PATTERN_BYTES, Miss, PathMatch, PathPrefix, Pattern, PatternError,
     QueryMatch, TextMatch,
 };
+pub use passed_over::{PassedOver, WhyNot};
 pub use profile::{Condition, Profile, ProfileRoute, ResponseClasses};
 pub use reliability::{
     Backoff, BudgetSettings, GrpcCodes, Reliability, ReliabilityError, Retry, StatusRange,
@@ -226,6 +228,18 @@ impl RouteKind {
             Self::Tls => RouteType::Tls,
             Self::Tcp => RouteType::Tcp,
         }
+    }
+}
+
+/// `HTTP`.
+impl fmt::Display for RouteType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Grpc => "gRPC",
+            Self::Http => "HTTP",
+            Self::Tls => "TLS",
+            Self::Tcp => "TCP",
+        })
     }
 }
 

@@ -106,15 +106,15 @@ pub enum SelectedFlow<'a> {
 
 /// The routes that hold for some clients: all of one type.
 #[derive(Clone, Debug, Default)]
-struct Scope {
+pub(super) struct Scope {
     route_type: Option<RouteType>,
     /// Matches of HTTP rules. Those of exact paths first, by path, then in order of precedence; all in that order
     /// where hosts count.
-    entries: Vec<HostEntry>,
+    pub(super) entries: Vec<HostEntry>,
     /// How many are of exact paths, and found by them.
     exact: usize,
     /// Conditions of TLSRoutes in order of precedence; of TCPRoutes the one that is in force.
-    flows: Vec<FlowEntry>,
+    pub(super) flows: Vec<FlowEntry>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -134,11 +134,11 @@ pub(super) struct HostEntry {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct FlowEntry {
+pub(super) struct FlowEntry {
     route: usize,
     /// Which of its hostnames; none: all names, or no TLSRoute.
     host: Option<usize>,
-    ordinal: usize,
+    pub(super) ordinal: usize,
 }
 
 impl RouteTable {
@@ -332,7 +332,15 @@ impl RouteTable {
         self.scope(client).route_type
     }
 
-    fn scope(&self, client: &Name) -> &Scope {
+    /// The namespace whose routes hold for clients of a namespace.
+    pub(super) fn namespace_in_force<'a>(&'a self, client: &'a Name) -> &'a Name {
+        match self.consumers.contains_key(client) {
+            true => client,
+            false => &self.name.service.namespace,
+        }
+    }
+
+    pub(super) fn scope(&self, client: &Name) -> &Scope {
         // Most tables have no consumer routes, and then nothing is hashed.
         let consumer = match self.consumers.is_empty() {
             true => None,
@@ -356,14 +364,14 @@ impl RouteTable {
         })
     }
 
-    fn is_of_host(&self, entry: &HostEntry, head: &Parts) -> bool {
+    pub(super) fn is_of_host(&self, entry: &HostEntry, head: &Parts) -> bool {
         // Servers take the dot at a name's end for nothing.
         let asked = host_of(head).map(|it| it.strip_suffix('.').unwrap_or(it));
         host_of_entry(&self.hosts, entry)
             .is_none_or(|it| asked.is_some_and(|asked| it.is_match(asked)))
     }
 
-    fn http_match(&self, entry: &HostEntry) -> &HttpMatch {
+    pub(super) fn http_match(&self, entry: &HostEntry) -> &HttpMatch {
         http_match(&self.routes, &entry.entry)
     }
 
@@ -371,7 +379,7 @@ impl RouteTable {
         exact_path(self.http_match(entry))
     }
 
-    fn host(&self, entry: &FlowEntry) -> Option<&HostMatch> {
+    pub(super) fn host(&self, entry: &FlowEntry) -> Option<&HostMatch> {
         host(&self.routes, entry)
     }
 }

@@ -810,3 +810,74 @@ proptest! {
         let _ = of_flow(&hosts, "any", Some(&server_name));
     }
 }
+
+#[test]
+fn each_rule_that_is_passed_over_says_why() {
+    let canary = prefix("/shop").header("x-canary", "1");
+    let table = table(vec![
+        http(
+            "shop/web",
+            vec![
+                vec![exact("/shop/cart")],
+                vec![canary, prefix("/old").method(Method::POST)],
+                vec![],
+                vec![
+                    prefix("/shop").query("a", "2"),
+                    prefix("/shop").query("a", "3"),
+                ],
+                vec![prefix("/shop")],
+                vec![HttpMatch::any()],
+            ],
+        ),
+        flow(RouteKind::Tcp, "shop/all", None, &[]),
+        http("order/web", vec![vec![HttpMatch::any()]]),
+    ]);
+    let request = head("GET", "/shop?a=1", &[("host", "web")]);
+    let said = |client: &str| {
+        let client = name(client);
+        let said = table.passed_over(&client, &request);
+        said.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(selected(&table, "shop", &request), "web#4");
+    assert_eq!(
+        said("shop"),
+        [
+            "HTTPRoute shop/web, rule 1: it asks for path /shop/cart",
+            "HTTPRoute shop/web, rule 2: it asks for header x-canary, or path /old/…",
+            "HTTPRoute shop/web, rule 3: it matches nothing",
+            "HTTPRoute shop/web, rule 4: it asks for query parameter a",
+            "HTTPRoute shop/web, rule 6: it matches too, and comes later",
+            "TCPRoute shop/all, rule 1: routes of HTTP are in force, which come first",
+            "HTTPRoute order/web, rule 1: it holds for clients of other namespaces",
+        ]
+    );
+    // The other way round for those who have their own.
+    let said = said("order");
+    let others = "it holds for clients of other namespaces";
+    assert_eq!(said.len(), 7);
+    assert!(said.iter().all(|it| it.ends_with(others)), "{said:?}");
+}
+
+#[test]
+fn each_route_that_a_flow_passes_over_says_why() {
+    let table = table(vec![
+        flow(
+            RouteKind::Tls,
+            "shop/one",
+            None,
+            &["one.example", "*.one.example"],
+        ),
+        flow(RouteKind::Tls, "shop/all", None, &[]),
+        flow(RouteKind::Tls, "shop/two", None, &["two.example"]),
+    ]);
+    let client = name("shop");
+    let said = table.passed_over_by_flow(&client, Some("a.one.example"));
+    let said: Vec<String> = said.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "TLSRoute shop/all, rule 1: it matches too, and comes later",
+            "TLSRoute shop/two, rule 1: it asks for another host",
+        ]
+    );
+}

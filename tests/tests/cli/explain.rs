@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_tests::Pod;
 use weft_tests::apps::curl_shop;
-use weft_tests::manifests::ServiceSpec;
+use weft_tests::manifests::{ServiceSpec, backend, http_route};
 use weft_tests::scenario::eventually;
 
 use super::{POLICY, PORT, Scene};
@@ -17,8 +17,13 @@ struct Said {
 
 impl Said {
     fn of(scene: &Scene, from: &Pod, to: &str) -> Result<Self> {
+        Self::asked(scene, from, to, &[])
+    }
+
+    fn asked(scene: &Scene, from: &Pod, to: &str, more: &[&str]) -> Result<Self> {
         let pod = format!("default/{}", from.name());
-        let said = scene.weft(&["explain", &pod, to, "-o", "json"])?;
+        let asked = ["explain", &pod, to, "-o", "json"];
+        let said = scene.weft(&[&asked, more].concat())?;
         let all = serde_json::from_str(&said.stdout);
         let all = all.with_context(|| format!("{}{}", said.stdout, said.stderr))?;
         Ok(Self {
@@ -236,3 +241,197 @@ pub(super) fn opaque_ports_and_weights(scene: &Scene) -> Result<()> {
     })?;
     scene.cluster.manifests().remove_object(&route)
 }
+
+/// The Service `asked`, whose requests go by a route, beside what really becomes of them.
+pub(super) fn requests(scene: &Scene) -> Result<()> {
+    let service = ServiceSpec::new("asked")
+        .select("app", "web")
+        .port(80, PORT);
+    let [address, _] = scene.cluster.add_service(&service)?;
+    let target = (address, 80).into();
+    let rules = json!([
+        {
+            "matches": [{"headers": [{"name": "x-canary", "value": "1"}]}],
+            "filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 302, "hostname": "next"}}],
+        },
+        {
+            "matches": [{"path": {"type": "PathPrefix", "value": "/orders"}, "method": "GET"}],
+            "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-token", "value": "secret"}]}}],
+            "timeouts": {"request": "5s"},
+            "backendRefs": [backend("asked", 80, 9), backend("shop", 80, 1)],
+        },
+    ]);
+    let route = http_route("default", "asked", "asked", 80, &rules);
+    scene.cluster.apply(&route)?;
+    eventually("the route to be in force", || {
+        let code = curl_shop(&scene.order, target, "/", &[])?.code();
+        ensure!(code == 404, "{code}");
+        Ok(())
+    })?;
+    let ask = |more: &[&str]| Said::asked(scene, &scene.order, "asked:80", more);
+    let said = ask(&["--path", "/orders/7"])?;
+    said.expect(0, "reaches")?;
+    let chosen = said.step("outbound", "route", "ok")?;
+    ensure!(chosen["object"] == "HTTPRoute/default/asked", "{chosen}");
+    ensure!(chosen["values"]["rule"] == 2, "{chosen}");
+    ensure!(chosen["values"]["backends"][0]["weight"] == 9, "{chosen}");
+    let details = json!([
+        "weight 9, 90 %: Service default/asked:80, 1 of 1 endpoints ready",
+        "weight 1, 10 %: Service default/shop:80, 1 of 1 endpoints ready",
+        "not HTTPRoute default/asked, rule 1: it asks for header x-canary",
+    ]);
+    ensure!(chosen["details"] == details, "{chosen}");
+    let filters = said.step("outbound", "filters", "ok")?;
+    let told = json!(["changes its headers: sets x-token"]);
+    ensure!(filters["details"] == told, "{filters}");
+    ensure!(!said.all.to_string().contains("secret"), "{}", said.all);
+    let terms = said.step("outbound", "terms", "ok")?;
+    ensure!(terms["values"]["whole_seconds"] == 5.0, "{terms}");
+    let endpoint = said.step("outbound", "endpoint", "ok")?;
+    ensure!(endpoint["object"] == "Service/default/asked", "{endpoint}");
+    said.step("inbound", "policy", "ok")?;
+    // Each as it really goes.
+    for (more, curl, code, outcome) in [
+        (
+            &["--method", "POST", "--path", "/orders"][..],
+            404,
+            1,
+            "refused",
+        ),
+        (
+            &["-H", "x-canary: 1", "--path", "/other"],
+            302,
+            0,
+            "answered",
+        ),
+        (&["--path", "/orders"], 200, 0, "reaches"),
+    ] {
+        let said = ask(more)?;
+        said.expect(code, outcome)?;
+        let (path, arguments) = match outcome {
+            "refused" => ("/orders", &["-X", "POST"][..]),
+            "answered" => ("/other", &["-H", "x-canary: 1"][..]),
+            _ => ("/orders", &[][..]),
+        };
+        let really = curl_shop(&scene.order, target, path, arguments)?.code();
+        ensure!(really == curl, "{really}, and it says {}", said.all);
+    }
+    let bad = scene.weft(&["explain", "default/order", "asked:80", "--path", "orders"])?;
+    let is_told = bad.stderr.contains("which begins with /");
+    ensure!(bad.code() == 2 && is_told, "{bad:?}");
+    scene.cluster.remove(&route)
+}
+
+/// A Server with a route that one client may use, and a limit.
+pub(super) fn requests_at_the_server(scene: &Scene) -> Result<()> {
+    let policy = ROUTES_OF_WEB.replace("SERVICE-ACCOUNT", scene.order.service_account());
+    let manifests = scene.cluster.manifests();
+    manifests.apply("routes-of-web", &policy)?;
+    let target = scene.web.sockets(PORT)[0];
+    eventually("the policy to be in force", || {
+        let code = curl_shop(&scene.neighbour, target, "/open", &[])?.code();
+        ensure!(code == 403, "{code}");
+        Ok(())
+    })?;
+    for (client, path, code, curl) in [
+        (&scene.order, "/open", 0, 200),
+        (&scene.order, "/closed", 1, 404),
+        (&scene.neighbour, "/open", 1, 403),
+    ] {
+        let said = Said::asked(scene, client, &target.to_string(), &["--path", path])?;
+        let really = curl_shop(client, target, path, &[])?.code();
+        ensure!(really == curl, "{really}, and it says {}", said.all);
+        said.expect(code, if code == 0 { "reaches" } else { "refused" })?;
+        match curl {
+            200 => {
+                let route = said.step("inbound", "route", "ok")?;
+                ensure!(route["object"] == "HTTPRoute/default/open", "{route}");
+                let policy = said.step("inbound", "policy", "ok")?;
+                let object = "AuthorizationPolicy/default/open";
+                ensure!(policy["object"] == object, "{policy}");
+                let limit = said.step("inbound", "limit", "ok")?;
+                let details = json!(["50 per second of all clients"]);
+                ensure!(limit["details"] == details, "{limit}");
+            }
+            404 => {
+                let route = said.step("inbound", "route", "error")?;
+                let why = "not HTTPRoute default/open, rule 1: it asks for path /open/…";
+                ensure!(route["details"] == json!([why]), "{route}");
+            }
+            _ => {
+                said.step("inbound", "policy", "error")?;
+            }
+        }
+    }
+    manifests.remove("routes-of-web")?;
+    eventually("the policy to be gone", || {
+        let code = curl_shop(&scene.neighbour, target, "/", &[])?.code();
+        ensure!(code == 200, "{code}");
+        Ok(())
+    })
+}
+
+pub(super) fn server_names(scene: &Scene) -> Result<()> {
+    let service = ServiceSpec::new("secret")
+        .select("app", "web")
+        .port(443, PORT);
+    scene.cluster.add_service(&service)?;
+    let route = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1alpha2", "kind": "TLSRoute",
+        "metadata": {"name": "by-name", "namespace": "default"},
+        "spec": {
+            "parentRefs": [{"kind": "Service", "group": "core", "name": "secret", "port": 443}],
+            "hostnames": ["*.shop.example"],
+            "rules": [{"backendRefs": [{"name": "shop", "port": 80}]}],
+        },
+    });
+    scene.cluster.manifests().apply_object(&route)?;
+    let ask = |more: &[&str]| Said::asked(scene, &scene.order, "secret:443", more);
+    eventually("the route by name", || {
+        let said = ask(&["--sni", "web.shop.example"])?;
+        said.expect(0, "reaches")?;
+        let route = said.step("outbound", "route", "ok")?;
+        ensure!(route["object"] == "TLSRoute/default/by-name", "{route}");
+        Ok(())
+    })?;
+    let said = ask(&["--sni", "other.example"])?;
+    said.expect(1, "refused")?;
+    let route_step = said.step("outbound", "route", "error")?;
+    let why = json!(["not TLSRoute default/by-name, rule 1: it asks for another host"]);
+    ensure!(route_step["details"] == why, "{route_step}");
+    ask(&[])?.expect(2, "unknown")?;
+    scene.cluster.manifests().remove_object(&route)
+}
+
+const ROUTES_OF_WEB: &str = "
+apiVersion: policy.weft.dev/v1alpha1
+kind: Server
+metadata: {name: web, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  port: 8080
+  proxyProtocol: HTTP/1
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: open, namespace: default}
+spec:
+  parentRefs: [{group: policy.weft.dev, kind: Server, name: web}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /open}}]
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: open, namespace: default}
+spec:
+  targetRef: {group: gateway.networking.k8s.io, kind: HTTPRoute, name: open}
+  requiredAuthenticationRefs:
+  - {kind: ServiceAccount, name: SERVICE-ACCOUNT, namespace: default}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: HTTPLocalRateLimitPolicy
+metadata: {name: web, namespace: default}
+spec:
+  targetRef: {group: policy.weft.dev, kind: Server, name: web}
+  total: {requestsPerSecond: 50}
+";

@@ -193,6 +193,7 @@ impl Explanation {
             from,
             identity: Some(pod.identity.clone()),
             opaque_by,
+            request: self.going_on.take(),
         });
         self.end(Outcome::Continues)
     }

@@ -1,13 +1,15 @@
-//! Says what would become of a connection, step by step, and what decides each: what `weft explain` asks.
+//! Says what would become of a connection, or of a request, step by step, and what decides each: what `weft explain` asks.
 //!
 //! Each step is taken by the function that takes it for connections; here it is only told of. Nothing is connected, nothing
 //! is counted, and nothing that is told is secret. A question is about one end: who asks goes on at the other end's agent
 //! with what this one says in `next`.
 
+mod asked;
 mod endpoint;
 mod host;
 mod inbound;
 mod outbound;
+mod request;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,8 +18,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use weft_core::{Identity, Name, WorkloadId};
 
+use self::asked::{Asked, Request};
 use super::Context;
-use super::tunnel::claim::OpaqueBy;
 use crate::bpf::PodInKernel;
 use crate::node::LocalPod;
 
@@ -29,6 +31,9 @@ pub struct Explanation {
     outcome: Outcome,
     /// Where it goes on: none: nowhere.
     next: Option<Next>,
+    /// The request as it goes on, if it is asked about one that is looked at.
+    #[serde(skip)]
+    going_on: Option<Request>,
 }
 
 /// A step.
@@ -64,6 +69,8 @@ enum State {
 enum Outcome {
     /// It reaches its destination, as far as the mesh has a say in it.
     Reaches,
+    /// The mesh answers the request itself, as a route says.
+    Answered,
     /// It is refused.
     Refused,
     /// The other end's agent decides.
@@ -83,17 +90,8 @@ struct Next {
     identity: Option<Identity>,
     /// By which Service's port, as `name:port`, the client's agent does not look into it.
     opaque_by: Option<String>,
-}
-
-/// A question.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Asked {
-    is_inbound: bool,
-    pod: Option<WorkloadId>,
-    to: String,
-    from: Option<IpAddr>,
-    identity: Option<Identity>,
-    opaque_by: Option<OpaqueBy>,
+    /// The request, as routes have changed it.
+    request: Option<Request>,
 }
 
 /// Answers a query, as JSON.
@@ -109,36 +107,6 @@ pub async fn answer(context: &Arc<Context>, query: &str) -> Result<Vec<u8>, Stri
     serde_json::to_vec(&explained).map_err(|error| error.to_string())
 }
 
-impl Asked {
-    fn read(query: &str) -> Result<Self, String> {
-        let mut asked = Self::default();
-        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-            let bad = |error: &dyn std::fmt::Display| format!("{key}={value}: {error}");
-            match &*key {
-                "side" => match &*value {
-                    "outbound" => asked.is_inbound = false,
-                    "inbound" => asked.is_inbound = true,
-                    _ => return Err(bad(&"inbound or outbound")),
-                },
-                "pod" => asked.pod = Some(value.parse().map_err(|it| bad(&it))?),
-                "to" => asked.to = value.clone().into_owned(),
-                "from" => asked.from = Some(value.parse().map_err(|it| bad(&it))?),
-                "identity" => asked.identity = Some(value.parse().map_err(|it| bad(&it))?),
-                "opaque_by" => asked.opaque_by = Some(value.parse().map_err(|it| bad(&it))?),
-                // What is ignored would be answered wrongly.
-                _ => return Err(format!("this agent does not know {key}")),
-            }
-        }
-        Ok(asked)
-    }
-
-    fn pod(&self) -> Result<&WorkloadId, String> {
-        self.pod
-            .as_ref()
-            .ok_or_else(|| "pod= is missing".to_owned())
-    }
-}
-
 impl Explanation {
     /// Nothing is told yet but how much what is told is worth.
     fn begin(context: &Context) -> Self {
@@ -146,6 +114,7 @@ impl Explanation {
             steps: vec![],
             outcome: Outcome::Unknown,
             next: None,
+            going_on: None,
         };
         told.knowledge(context);
         told
@@ -259,39 +228,5 @@ impl Step {
     fn values(&mut self, values: Value) -> &mut Self {
         self.values = values;
         self
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn questions_are_read_whole_or_not_at_all() {
-        let asked = Asked::read(
-            "side=inbound&pod=shop%2Fweb-1&to=10.1.0.3%3A80&from=10.1.0.2&identity=\
-             spiffe%3A%2F%2Ftd%2Fns%2Fshop%2Fsa%2Forder&opaque_by=web%3A80",
-        )
-        .expect("a question");
-        assert!(asked.is_inbound && asked.to == "10.1.0.3:80");
-        assert_eq!(
-            asked.pod().map(ToString::to_string),
-            Ok("shop/web-1".to_owned())
-        );
-        let identity = asked.identity.expect("said").to_string();
-        assert_eq!(identity, "spiffe://td/ns/shop/sa/order");
-        assert_eq!(asked.opaque_by.expect("said").port.get(), 80);
-        assert!(Asked::read("").expect("empty").pod().is_err());
-        for bad in [
-            "side=both",
-            "pod=web",
-            "from=here",
-            "identity=me",
-            "opaque_by=web",
-            "opaque_by=web:0",
-            "more=1",
-        ] {
-            assert!(Asked::read(bad).is_err(), "{bad}");
-        }
     }
 }

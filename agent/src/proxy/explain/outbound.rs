@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
-use weft_core::route::{Backend, RouteTable, SelectedFlow, Target};
-use weft_core::{Mesh, PortProtocol, Workload, WorkloadId};
+use weft_core::route::{RouteTable, SelectedFlow, Target};
+use weft_core::{Mesh, Name, PortProtocol, Workload, WorkloadId};
 
+use super::asked::{Asked, Request};
 use super::host::{self, Host};
-use super::{Asked, Explanation, Next, Outcome, State};
+use super::request::{Asking, backends, heaviest, object};
+use super::{Explanation, Next, Outcome, State};
 use crate::bpf::PodInKernel;
 use crate::discovery::{Destination, ServicePortEntry};
 use crate::node::LocalPod;
@@ -32,7 +34,7 @@ pub(super) async fn explain(context: &Arc<Context>, asked: &Asked) -> Result<Exp
     let Some(pod) = context.pods.by_id(id) else {
         return Ok(match context.store.workload(id) {
             Some(workload) if matches!(workload.mesh, Mesh::Unmeshed) => {
-                told.unmeshed(context, &workload, (&host, port))
+                told.unmeshed(context, &workload, (&host, port), asked)
             }
             _ => {
                 told.not_enrolled(context, id);
@@ -50,7 +52,7 @@ pub(super) async fn explain(context: &Arc<Context>, asked: &Asked) -> Result<Exp
         Some(to) => to,
         None => return Ok(told.end(Outcome::Unknown)),
     };
-    Ok(told.connection(context, &pod, to).await)
+    Ok(told.connection(context, &pod, to, asked).await)
 }
 
 impl Explanation {
@@ -87,7 +89,13 @@ impl Explanation {
     }
 
     /// The pod does not take part: its connections leave as they are, and the cluster's own load balancing chooses.
-    fn unmeshed(mut self, context: &Context, workload: &Workload, to: (&Host, u16)) -> Self {
+    fn unmeshed(
+        mut self,
+        context: &Context,
+        workload: &Workload,
+        to: (&Host, u16),
+        asked: &Asked,
+    ) -> Self {
         let fact = format!(
             "{} is not in the mesh: its connections leave in plaintext, and it proves to nobody who it is",
             workload.id
@@ -157,6 +165,10 @@ impl Explanation {
                     from: *from,
                     identity: None,
                     opaque_by: None,
+                    request: asked.request.as_ref().map(|it| {
+                        let head = it.head(&asked.to);
+                        Request::going_on(&head, &head)
+                    }),
                 });
                 self.end(Outcome::Continues)
             }
@@ -208,6 +220,7 @@ impl Explanation {
         context: &Arc<Context>,
         pod: &Arc<LocalPod>,
         to: SocketAddr,
+        asked: &Asked,
     ) -> Self {
         if to.ip().is_loopback() || to.ip().is_unspecified() {
             let fact = format!("{to} is within the pod: that is not the mesh's business");
@@ -251,17 +264,35 @@ impl Explanation {
         }
         let (declared, by) = context.declared_by(pod, &classified, to);
         self.protocol(declared, by, own.as_deref());
-        if must_be_known(context, pod, &classified, to) {
+        let is_by_what_is_said = must_be_known(context, pod, &classified, to);
+        if let Some(request) = &asked.request {
+            if http::may_be(declared) || is_by_what_is_said {
+                let asking = Asking { context, pod, to };
+                return self.request(&asking, own, (asked, request)).await;
+            }
+            let fact = "no request is seen there: what follows is about the connection";
+            self.step("request", State::Warning, fact);
+        }
+        let server_name = asked.server_name.as_ref().map(Name::as_str);
+        if is_by_what_is_said && server_name.is_none() {
             let fact = "where it goes, or whether, its routes decide by what the client says first: the name that TLS asks \
-                        for, or, out of the cluster, requests";
+                        for (--sni), or, out of the cluster, requests (--method, --path)";
             self.step("route", State::Warning, fact);
             return self.end(Outcome::Unknown);
         }
         let led = match &own {
             Some(port) => {
                 let table = port.routes.load_full();
-                let selected = table.as_deref().map(|it| it.select_flow(namespace, None));
-                match self.route(table.as_deref(), selected, port) {
+                let selected = table
+                    .as_deref()
+                    .map(|it| it.select_flow(namespace, server_name));
+                match self.route(
+                    context,
+                    (table.as_deref(), selected),
+                    port,
+                    server_name,
+                    (namespace, to),
+                ) {
                     None => return self.end(Outcome::Refused),
                     Some(None) => Some(Arc::clone(port)),
                     Some(Some(target)) => {
@@ -279,7 +310,7 @@ impl Explanation {
                     }
                 }
             }
-            None => match egress::lead(context, pod, to, None) {
+            None => match egress::lead(context, pod, to, server_name) {
                 Ok(Led::Original) => None,
                 Ok(Led::Service(port)) => Some(port),
                 Err(error) => {
@@ -390,10 +421,15 @@ impl Explanation {
     /// Which route leads it where. None: nowhere; within: to the Service itself.
     fn route(
         &mut self,
-        table: Option<&RouteTable>,
-        selected: Option<SelectedFlow<'_>>,
+        context: &Context,
+        (table, selected): (Option<&RouteTable>, Option<SelectedFlow<'_>>),
         port: &ServicePortEntry,
+        server_name: Option<&str>,
+        (client, to): (&Name, SocketAddr),
     ) -> Option<Option<Target>> {
+        let passed_over = table.map(|it| it.passed_over_by_flow(client, server_name));
+        let passed_over = passed_over.into_iter().flatten().take(MAX_SHOWN);
+        let passed_over: Vec<String> = passed_over.map(|it| format!("not {it}")).collect();
         match selected {
             None | Some(SelectedFlow::Service) => {
                 let fact = match table.map_or(0, |it| it.routes().len()) {
@@ -407,23 +443,21 @@ impl Explanation {
             }
             Some(SelectedFlow::NotFound) => {
                 let error = FlowError::NoRoute(port.service.clone(), port.port);
-                self.step("route", State::Error, error.to_string());
+                self.step("route", State::Error, error.to_string()).details = passed_over;
                 None
             }
             Some(SelectedFlow::Rule { route, rule, .. }) => {
-                let (kind, name) = (json!(route.kind), &route.name);
-                let kind = kind.as_str().unwrap_or_default().to_owned();
                 let fact = format!(
-                    "the {kind} {name} leads it to {} backends",
+                    "the {} {} leads it to {} backends",
+                    route.kind.as_str(),
+                    route.name,
                     rule.backends.len()
                 );
-                let step = self
-                    .step("route", State::Ok, fact)
-                    .by(format!("{kind}/{name}"));
-                step.details = rule.backends.iter().map(shown_backend).collect();
+                let step = self.step("route", State::Ok, fact).by(object(route));
+                step.details = backends(context, &rule.backends, to.ip());
+                step.details.extend(passed_over);
                 step.values(json!({ "route": route, "backends": rule.backends }));
-                let likeliest = rule.backends.iter().filter(|it| it.weight > 0);
-                match likeliest.max_by_key(|it| it.weight) {
+                match heaviest(&rule.backends) {
                     Some(backend) => Some(Some(backend.target.clone())),
                     None => {
                         self.step(
@@ -445,13 +479,4 @@ impl Explanation {
         }
         self
     }
-}
-
-fn shown_backend(backend: &Backend) -> String {
-    let target = match &backend.target {
-        Target::Service { name, port } => format!("Service {name}:{port}"),
-        Target::Egress(name) => format!("EgressNetwork {}", name.name),
-        Target::Invalid(reason) => format!("nowhere: {reason}"),
-    };
-    format!("weight {}: {target}", backend.weight)
 }

@@ -21,7 +21,7 @@ use crate::telemetry::{Refusal, exchange};
 
 /// Why an exchange has no answer from its server.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ExchangeError {
+pub(in crate::proxy) enum ExchangeError {
     /// The request is not to be passed on.
     #[error("{0}")]
     Head(#[from] BadHead),
@@ -71,7 +71,7 @@ impl ExchangeError {
     }
 
     /// The status that HTTP has for it.
-    pub(super) fn status(&self) -> StatusCode {
+    pub(in crate::proxy) fn status(&self) -> StatusCode {
         match self {
             Self::Head(BadHead::ResponseCoding | BadHead::Switched) => StatusCode::BAD_GATEWAY,
             Self::Head(BadHead::ConnectUnseen) => StatusCode::METHOD_NOT_ALLOWED,

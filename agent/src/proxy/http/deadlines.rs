@@ -12,7 +12,7 @@ use crate::telemetry::exchange::ExchangeError;
 
 /// What was too slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Late {
+pub(in crate::proxy) enum Late {
     /// All tries together.
     #[error("the request took longer than it may")]
     Request,

@@ -288,7 +288,13 @@ impl Known {
 }
 
 /// Does to the head what the rule says.
-fn filter(rule: &InboundMatch<'_>, head: &mut Parts) -> Result<(), ExchangeError> {
+///
+/// # Errors
+/// It answers the request, or cannot be applied.
+pub(in crate::proxy) fn filter(
+    rule: &InboundMatch<'_>,
+    head: &mut Parts,
+) -> Result<(), ExchangeError> {
     let place = Place {
         prefix: rule.prefix,
         // Which one the client used is nobody's to know but the client's.
@@ -366,7 +372,7 @@ pub(super) async fn hold<T>(
 }
 
 /// What a route has answered in the server's place.
-pub(super) type Answer = Box<response::Parts>;
+pub(in crate::proxy) type Answer = Box<response::Parts>;
 
 /// Rules of which it is remembered where they are counted.
 const MOST_COUNTED: usize = 64;

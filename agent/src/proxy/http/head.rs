@@ -10,7 +10,7 @@ use http::uri::Authority;
 use http::{HeaderMap, Method, Request, StatusCode, Version, request, response};
 use hyper::body::Body;
 use weft_core::Identity;
-pub(super) use weft_core::route::is_grpc;
+pub(in crate::proxy) use weft_core::route::is_grpc;
 
 use super::body::RequestBody;
 
@@ -270,12 +270,12 @@ fn words(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A client, as an application is told of it.
-pub(super) fn client_id(client: &Identity) -> Option<HeaderValue> {
+pub(in crate::proxy) fn client_id(client: &Identity) -> Option<HeaderValue> {
     HeaderValue::try_from(client.to_string()).ok()
 }
 
 /// Tells the application who the client is, and takes out what the client says of that itself.
-pub(super) fn set_client(headers: &mut HeaderMap, client: Option<&HeaderValue>) {
+pub(in crate::proxy) fn set_client(headers: &mut HeaderMap, client: Option<&HeaderValue>) {
     remove_own(headers);
     if let Some(client) = client {
         headers.insert(LINKERD_CLIENT_ID, client.clone());

@@ -32,12 +32,12 @@
 //! connection polls it, so an exchange passes an agent without waking another task. Only HTTP/2, whose
 //! connections are shared, has tasks of its own.
 
-mod answer;
+pub(super) mod answer;
 mod answerer;
 pub(super) mod application;
 mod body;
 pub(super) mod connection;
-mod deadlines;
+pub(super) mod deadlines;
 pub(super) mod detect;
 pub(super) mod first;
 pub(crate) mod firsts;

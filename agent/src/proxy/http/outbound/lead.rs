@@ -6,23 +6,39 @@ use std::sync::Arc;
 use http::{request, response};
 use weft_core::EgressNetwork;
 use weft_core::route::{
-    self, Filter, Matched, Place, RouteTable, Selected, SelectedFlow, apply_to_request, pick,
+    self, Backend, BudgetSettings, Filter, Matched, Place, RouteTable, Selected, SelectedFlow,
+    Unrouted, apply_to_request,
 };
 
-use super::{Facts, Target, refused};
+use super::Target;
 use crate::discovery::ServicePortEntry;
+use crate::node::LocalPod;
+use crate::proxy::Context;
 use crate::proxy::error::FlowError;
 use crate::proxy::http::answer::ExchangeError;
 
+/// Whose request it is, and what it wants to reach.
+#[derive(Clone, Copy)]
+pub(in crate::proxy) struct Going<'a> {
+    pub(in crate::proxy) context: &'a Context,
+    /// The client's pod.
+    pub(in crate::proxy) pod: &'a LocalPod,
+    /// Where it wanted to go.
+    pub(in crate::proxy) original: SocketAddr,
+    pub(in crate::proxy) target: &'a Target,
+    /// Chooses one of a rule's backends.
+    pub(in crate::proxy) choose: fn(&[Backend]) -> Option<&Backend>,
+}
+
 /// Where a request is led.
-pub(super) struct Led<'a> {
-    pub(super) goal: Goal,
+pub(in crate::proxy) struct Led<'a> {
+    pub(in crate::proxy) goal: Goal,
     /// What happens to it and its response: what the rule says, then what the backend says.
-    pub(super) filters: [&'a [Filter]; 2],
+    pub(in crate::proxy) filters: [&'a [Filter]; 2],
 }
 
 /// Who may serve it.
-pub(super) enum Goal {
+pub(in crate::proxy) enum Goal {
     /// Any endpoint of a service's port.
     Port(Arc<ServicePortEntry>),
     /// That address.
@@ -30,16 +46,16 @@ pub(super) enum Goal {
 }
 
 /// What became of it.
-pub(super) enum Way<'a> {
+pub(in crate::proxy) enum Way<'a> {
     To(Led<'a>),
     /// It is answered here.
     Answered(response::Parts),
 }
 
 /// Where the routes of the service, or of the network by which the request leaves the cluster, lead the request,
-/// which is changed as they say.
-pub(super) fn lead<'a>(
-    client: &Facts,
+/// which is changed as they say. Nothing is counted.
+pub(in crate::proxy) fn lead<'a>(
+    client: &Going<'_>,
     (table, egress): (Option<&'a RouteTable>, Option<&EgressNetwork>),
     head: &mut request::Parts,
     found: &mut Option<Matched<'a>>,
@@ -57,7 +73,7 @@ pub(super) fn lead<'a>(
                 SelectedFlow::Service => unrouted(client, table, egress)?,
                 SelectedFlow::NotFound => return Err(ExchangeError::NoRule),
                 SelectedFlow::Rule { rule, .. } => {
-                    let backend = pick(&rule.backends, rand::random());
+                    let backend = (client.choose)(&rule.backends);
                     let backend = backend.ok_or(ExchangeError::NoBackend)?;
                     goal(client, egress, &backend.target)?
                 }
@@ -85,7 +101,7 @@ pub(super) fn lead<'a>(
     if let Some(answer) = apply_to_request(of_rule, head, place) {
         return answered(answer);
     }
-    let Some(backend) = pick(&matched.rule.backends, rand::random()) else {
+    let Some(backend) = (client.choose)(&matched.rule.backends) else {
         return Err(ExchangeError::NoBackend);
     };
     if let Some(answer) = apply_to_request(&backend.filters, head, place) {
@@ -99,16 +115,14 @@ pub(super) fn lead<'a>(
 
 /// Where a request goes that no route is for.
 fn unrouted(
-    client: &Facts,
+    client: &Going<'_>,
     table: Option<&RouteTable>,
     egress: Option<&EgressNetwork>,
 ) -> Result<Goal, ExchangeError> {
-    match (&client.target, egress) {
+    match (client.target, egress) {
         (Target::Service(port), _) => of_profile(client, table, port).map(Goal::Port),
         (Target::Address, Some(network)) if !network.allows_unrouted() => {
-            let error = FlowError::EgressDenied(network.name().clone());
-            refused(client, &error);
-            Err(error.into())
+            Err(FlowError::EgressDenied(network.name().clone()).into())
         }
         (Target::Address, _) => Ok(Goal::Address(client.original)),
     }
@@ -116,7 +130,7 @@ fn unrouted(
 
 /// Where a backend is. To where the client wanted to go leads only a route of the network that it wanted to go by.
 fn goal(
-    client: &Facts,
+    client: &Going<'_>,
     egress: Option<&EgressNetwork>,
     target: &route::Target,
 ) -> Result<Goal, ExchangeError> {
@@ -124,13 +138,13 @@ fn goal(
         (route::Target::Egress(name), Some(network)) if name == network.name() => {
             Ok(Goal::Address(client.original))
         }
-        _ => backend_port(client, target).map(Goal::Port),
+        _ => backend_port(client.context, target).map(Goal::Port),
     }
 }
 
 /// Where a ServiceProfile sends what no route is for.
 fn of_profile(
-    client: &Facts,
+    client: &Going<'_>,
     table: Option<&RouteTable>,
     port: &Arc<ServicePortEntry>,
 ) -> Result<Arc<ServicePortEntry>, ExchangeError> {
@@ -138,8 +152,11 @@ fn of_profile(
     let Some(profile) = profile.filter(|it| !it.backends.is_empty()) else {
         return Ok(Arc::clone(port));
     };
-    let backend = pick(&profile.backends, rand::random());
-    backend_port(client, &backend.ok_or(ExchangeError::NoBackend)?.target)
+    let backend = (client.choose)(&profile.backends);
+    backend_port(
+        client.context,
+        &backend.ok_or(ExchangeError::NoBackend)?.target,
+    )
 }
 
 /// What a filter answers: where to go instead, or that it cannot be applied.
@@ -151,14 +168,39 @@ fn answered<'a>(answer: response::Parts) -> Result<Way<'a>, ExchangeError> {
 }
 
 pub(super) fn backend_port(
-    client: &Facts,
+    context: &Context,
     target: &route::Target,
 ) -> Result<Arc<ServicePortEntry>, ExchangeError> {
     match target {
         route::Target::Service { name, port } => {
-            let found = client.context.store.service_port(name, *port);
+            let found = context.store.service_port(name, *port);
             found.ok_or(ExchangeError::NoBackend)
         }
         route::Target::Egress(_) | route::Target::Invalid(_) => Err(ExchangeError::NoBackend),
+    }
+}
+
+/// What is said of a request beside where it goes: by the rule that it is, or, if it is none's, by its Service.
+pub(in crate::proxy) fn said<'a>(
+    client: &Going<'_>,
+    table: Option<&'a RouteTable>,
+    matched: Option<Matched<'a>>,
+    head: &request::Parts,
+) -> Unrouted<'a> {
+    let nothing = Unrouted {
+        reliability: None,
+        budget: BudgetSettings::DEFAULT,
+        classes: None,
+    };
+    match (matched, table) {
+        (Some(matched), _) => Unrouted {
+            reliability: matched.rule.reliability.as_deref(),
+            ..nothing
+        },
+        (None, Some(table)) => {
+            let namespace = &client.pod.id.0.namespace;
+            table.unrouted_for(namespace, &head.method, head.uri.path())
+        }
+        (None, None) => nothing,
     }
 }

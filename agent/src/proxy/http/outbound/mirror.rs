@@ -25,7 +25,7 @@ pub(super) fn mirror(
     head: &request::Parts,
     body: &mut RequestBody,
 ) {
-    let Ok(port) = backend_port(client, &to.target) else {
+    let Ok(port) = backend_port(&client.context, &to.target) else {
         return;
     };
     // Those that cannot be had are left out: nobody waits for a mirror.

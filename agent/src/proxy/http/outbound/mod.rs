@@ -3,10 +3,10 @@
 
 mod again;
 mod ending;
-mod lead;
+pub(in crate::proxy) mod lead;
 mod mirror;
 mod send;
-mod terms;
+pub(in crate::proxy) mod terms;
 mod tried;
 mod upstream;
 
@@ -18,11 +18,11 @@ use http::request::Parts;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
 use weft_core::EgressNetwork;
-use weft_core::route::{BudgetSettings, Filter, apply_to_response};
+use weft_core::route::{Filter, RouteTable, apply_to_response, pick};
 
 use self::again::{send_once, send_under};
 pub(super) use self::ending::Ending;
-use self::lead::{Goal, Way, lead};
+use self::lead::{Goal, Going, Way, lead, said};
 use self::mirror::mirror;
 use self::send::Sent;
 use self::terms::Terms;
@@ -246,11 +246,7 @@ async fn try_exchange(
     let (network, leaving) = client.leave(&parts);
     let network = network.as_ref();
     // Held as long as anything of it is used: what is changed meanwhile holds for the next exchange.
-    let table = match (&client.target, network) {
-        (Target::Service(port), _) => port.routes.load_full(),
-        (Target::Address, Some(network)) => network.routes_at(client.original.port()).cloned(),
-        (Target::Address, None) => None,
-    };
+    let table = client.target.routes(network, client.original);
     if parts.method == Method::CONNECT
         && let Some(table) = table.as_deref().filter(|_| network.is_some())
         && let Some(of) = table.route_type(&client.pod.id.0.namespace)
@@ -273,7 +269,17 @@ async fn try_exchange(
         tries: &whole.tries,
     };
     let routes = (table.as_deref(), network.map(|it| &**it));
-    let way = lead(client, routes, &mut parts, &mut kind.matched);
+    let going = Going {
+        context: &client.context,
+        pod: &client.pod,
+        original: client.original,
+        target: &client.target,
+        choose: |it| pick(it, rand::random()),
+    };
+    let way = lead(&going, routes, &mut parts, &mut kind.matched);
+    if let Err(ExchangeError::Flow(error)) = &way {
+        refused(client, error);
+    }
     *timers = Some(kind.of_rule(&client.context, &client.pod, &mut client.known()));
     let led = match way? {
         Way::To(led) => led,
@@ -286,17 +292,9 @@ async fn try_exchange(
     if let Goal::Port(port) = &led.goal {
         kind.backend = Some(port);
     }
-    let default = BudgetSettings::DEFAULT;
-    let said = match (kind.matched, table.as_deref()) {
-        (Some(matched), _) => (matched.rule.reliability.as_deref(), default),
-        (None, Some(table)) => {
-            let namespace = &client.pod.id.0.namespace;
-            let said = table.unrouted_for(namespace, &parts.method, parts.uri.path());
-            kind.classes = said.classes.cloned();
-            (said.reliability, said.budget)
-        }
-        (None, None) => (None, default),
-    };
+    let said = said(&going, table.as_deref(), kind.matched, &parts);
+    kind.classes = said.classes.cloned();
+    let said = (said.reliability, said.budget);
     let terms = Terms::of(said, &mut parts, is_grpc, purpose).map(Box::new);
     let mut body = RequestBody::of(body, &client.party);
     for filter in led.filters.iter().copied().flatten() {
@@ -443,6 +441,19 @@ impl Target {
         match self {
             Self::Service(port) => Some(port),
             Self::Address => None,
+        }
+    }
+
+    /// The routes of what it is; of an address, those of the EgressNetwork by which requests leave the cluster.
+    pub(in crate::proxy) fn routes(
+        &self,
+        network: Option<&Arc<EgressNetwork>>,
+        original: SocketAddr,
+    ) -> Option<Arc<RouteTable>> {
+        match (self, network) {
+            (Self::Service(port), _) => port.routes.load_full(),
+            (Self::Address, Some(network)) => network.routes_at(original.port()).cloned(),
+            (Self::Address, None) => None,
         }
     }
 }

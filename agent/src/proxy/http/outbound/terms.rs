@@ -17,13 +17,13 @@ use crate::proxy::http::head::Purpose;
 
 /// What holds for one exchange.
 #[derive(Debug)]
-pub(super) struct Terms<'a> {
+pub(in crate::proxy) struct Terms<'a> {
     /// When all of it must be over.
-    pub(super) end: Option<(Instant, Late)>,
+    pub(in crate::proxy) end: Option<(Instant, Late)>,
     /// What holds for its parts.
-    pub(super) timeouts: Timeouts,
+    pub(in crate::proxy) timeouts: Timeouts,
     /// When its request is sent again.
-    pub(super) retry: Option<Cow<'a, Retry>>,
+    pub(in crate::proxy) retry: Option<Cow<'a, Retry>>,
     /// The client has said how long it waits, and is to be heard by the server.
     tells_server: bool,
 }
@@ -31,7 +31,7 @@ pub(super) struct Terms<'a> {
 impl<'a> Terms<'a> {
     /// Reads what the client says, and takes out what is said to the mesh alone. None: there are no terms. The budget is
     /// for retries that nobody but the client asks for.
-    pub(super) fn of(
+    pub(in crate::proxy) fn of(
         (said, budget): (Option<&'a Reliability>, BudgetSettings),
         head: &mut request::Parts,
         is_grpc: bool,
