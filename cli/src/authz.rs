@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -11,7 +10,7 @@ use crate::controller::{Reach, ReachError};
 use crate::metrics::Series;
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, ScopeArgs, View};
+use crate::view::{Change, Missing, ScopeArgs, View, Window};
 
 /// What `weft authz` is asked.
 #[derive(Args, Debug)]
@@ -19,9 +18,9 @@ pub struct Authz {
     /// Of whose ports.
     #[command(flatten)]
     pub scope: ScopeArgs,
-    /// How long it is looked at.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
-    pub window: Duration,
+    /// Over which time.
+    #[command(flatten)]
+    pub window: Window,
     /// How the answer is written.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -88,7 +87,7 @@ pub async fn run(authz: &Authz) -> Result<Outcome, crate::Error> {
 
 async fn report(authz: &Authz) -> Result<Report, ReachError> {
     let wanted = COUNTERS.map(|(name, ..)| name);
-    let (view, change) = View::watch(&authz.reach, &wanted, authz.window).await?;
+    let (view, change) = View::watch(&authz.reach, &wanted, &authz.window).await?;
     let scope = authz.scope.settled(&authz.reach).await;
     Ok(Report::new(&view, &change, &scope))
 }
@@ -187,7 +186,7 @@ fn decision(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::metrics::Scrape;

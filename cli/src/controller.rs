@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 pub mod cluster;
 
+use crate::view::PrometheusError;
 use cluster::{Cluster, ClusterError, Forwarded};
 
 /// Where the controllers are.
@@ -130,6 +131,9 @@ pub enum ReachError {
     /// It said no.
     #[error("{0}")]
     Refused(String),
+    /// What happened before is not known.
+    #[error(transparent)]
+    Prometheus(#[from] PrometheusError),
     /// An agent that cannot be asked.
     #[error(
         "the agent of {node} cannot be asked: it is older than the controller, or has only just connected"
@@ -343,7 +347,7 @@ fn refused(path: &str, status: StatusCode, bytes: &[u8]) -> ReachError {
 }
 
 /// What was answered, or how the connection broke.
-type Answered = Result<(StatusCode, Bytes), String>;
+pub(crate) type Answered = Result<(StatusCode, Bytes), String>;
 
 async fn asked(place: &Place, path: &str) -> Result<Answered, ReachError> {
     match place {
@@ -520,11 +524,18 @@ async fn exchange<S>(stream: S, path: &str, token: Option<HeaderValue>) -> Answe
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    send(stream, request(path, token)?).await
+}
+
+/// Sends a request on a connection of its own.
+pub(crate) async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Answered
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(text)?;
-    let request = request(path, token)?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(text)?;
         let status = response.status();

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_tests::apps::{Prometheus, curl_shop};
+use weft_tests::cluster::binary;
 use weft_tests::command::Program;
 use weft_tests::manifests::{ServiceSpec, backend, http_route, server};
 use weft_tests::scenario::eventually;
@@ -252,9 +253,61 @@ fn every_panel() -> Result<()> {
             }
         }
     }
+    remembered(&cluster, &prometheus)?;
     load.stop()?;
     back.stop()?;
     ensure!(without.is_empty(), "no data: {}", without.join("\n"));
+    Ok(())
+}
+
+/// `weft stat` and its like, over a time that only Prometheus knows.
+fn remembered(cluster: &Cluster, prometheus: &Prometheus<'_>) -> Result<()> {
+    let socket = cluster.controller()?.admin_socket().display().to_string();
+    let weft = |arguments: &[&str]| {
+        let program = Program::new(
+            binary("weft")?,
+            Some(prometheus.netns()),
+            None,
+            cluster.dir(),
+        )?;
+        let program = program.args(arguments).args(["-n", "shop", "-o", "json"]);
+        program
+            .env("WEFT_CONTROLLER_SOCKET", socket.clone())
+            .output(TOOL)
+    };
+    let url = prometheus.url();
+    let begun = Instant::now();
+    for (command, named) in [
+        ("stat", "order"),
+        ("stat-outbound", "web"),
+        ("stat-inbound", "order"),
+        ("authz", "order"),
+    ] {
+        let said = weft(&[command, "--prometheus-url", &url, "--window", "1h"])?.success()?;
+        let said: Value = serde_json::from_str(&said)?;
+        let rows = said["rows"].as_array().context("rows")?;
+        let row = rows.iter().find(|it| it["name"] == named);
+        let row = row.with_context(|| format!("{command}: no {named} in {said}"))?;
+        if command != "authz" {
+            let rate = row["requests_per_second"].as_f64();
+            ensure!(rate > Some(0.0), "{command}: {row}");
+            ensure!(said["window_seconds"] == 3600.0, "{command}: {said}");
+        }
+    }
+    ensure!(begun.elapsed() < TOOL, "it was waited for");
+    let nobody = weft(&[
+        "stat",
+        "--prometheus-url",
+        "http://127.0.0.1:9",
+        "--window",
+        "1h",
+    ])?;
+    let is_told = nobody.stderr.contains("port-forward");
+    ensure!(nobody.code() == 2 && is_told, "{nobody:?}");
+    let other = format!("{url}/nowhere");
+    let other = weft(&["stat", "--prometheus-url", &other, "--window", "1h"])?;
+    let is_told = other.stderr.contains("without /api");
+    ensure!(other.code() == 2 && is_told, "{other:?}");
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -13,7 +12,7 @@ use crate::controller::{Reach, ReachError};
 use crate::metrics::{Series, quantile};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, ScopeArgs, View, Workload};
+use crate::view::{Change, Missing, ScopeArgs, View, Window, Workload};
 
 /// What `weft stat-inbound` is asked.
 #[derive(Args, Debug)]
@@ -21,9 +20,9 @@ pub struct StatInbound {
     /// Of what is asked.
     #[command(flatten)]
     pub scope: ScopeArgs,
-    /// How long it is looked at.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
-    pub window: Duration,
+    /// Over which time.
+    #[command(flatten)]
+    pub window: Window,
     /// How the answer is written.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -102,7 +101,7 @@ pub async fn run(stat: &StatInbound) -> Result<Outcome, crate::Error> {
 
 async fn report(stat: &StatInbound) -> Result<Report, ReachError> {
     let wanted = [RESPONSES, LATENCIES, ALLOWED, DENIED, LIMITED, UNROUTED];
-    let (view, change) = View::watch(&stat.reach, &wanted, stat.window).await?;
+    let (view, change) = View::watch(&stat.reach, &wanted, &stat.window).await?;
     let scope = stat.scope.settled(&stat.reach).await;
     Ok(Report::new(&view, &change, &scope))
 }
@@ -261,7 +260,7 @@ fn route(series: &Series) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::metrics::Scrape;

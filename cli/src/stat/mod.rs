@@ -1,11 +1,10 @@
 //! `weft stat`: success rate, requests, latencies and connections of workloads, over a moment.
 //!
 //! The numbers are those of the agents' metrics, asked for twice: nothing is stored anywhere, and Prometheus is not
-//! needed.
+//! needed. Where there is one, it knows what happened before.
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -14,7 +13,7 @@ use crate::controller::{Reach, ReachError};
 use crate::metrics::quantile;
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, ScopeArgs, View, Workload};
+use crate::view::{Change, Missing, ScopeArgs, View, Window, Workload};
 
 pub mod inbound;
 pub mod outbound;
@@ -33,9 +32,9 @@ pub struct Stat {
     /// Whose side: what is asked of the workloads, or what they ask of others.
     #[arg(long, default_value = "inbound")]
     pub direction: Direction,
-    /// How long it is looked at.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
-    pub window: Duration,
+    /// Over which time.
+    #[command(flatten)]
+    pub window: Window,
     /// How the answer is written.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -125,7 +124,7 @@ pub async fn run(stat: &Stat) -> Result<Outcome, crate::Error> {
 
 async fn report(stat: &Stat) -> Result<Report, ReachError> {
     let wanted = [RESPONSES, LATENCIES, CONNECTIONS, READ, WRITTEN];
-    let (view, change) = View::watch(&stat.reach, &wanted, stat.window).await?;
+    let (view, change) = View::watch(&stat.reach, &wanted, &stat.window).await?;
     let scope = stat.scope.settled(&stat.reach).await;
     Ok(Report::new(&view, &change, &scope, stat.direction))
 }

@@ -1,7 +1,6 @@
 //! `weft stat-outbound`: what workloads ask of others, route by route, and which backends that leads to.
 
 use std::io::Write;
-use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -11,7 +10,7 @@ use super::traffic::{self, Backend, Numbers, Port, Route, WANTED, branch};
 use crate::controller::{Reach, ReachError};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, shown};
-use crate::view::{Change, Missing, ScopeArgs, View};
+use crate::view::{Change, Missing, ScopeArgs, View, Window};
 
 /// What `weft stat-outbound` is asked.
 #[derive(Args, Debug)]
@@ -19,9 +18,9 @@ pub struct StatOutbound {
     /// Of whose requests.
     #[command(flatten)]
     pub scope: ScopeArgs,
-    /// How long it is looked at.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
-    pub window: Duration,
+    /// Over which time.
+    #[command(flatten)]
+    pub window: Window,
     /// How the answer is written.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -69,7 +68,7 @@ pub async fn run(stat: &StatOutbound) -> Result<Outcome, crate::Error> {
 }
 
 async fn report(stat: &StatOutbound) -> Result<Report, ReachError> {
-    let (view, change) = View::watch(&stat.reach, &WANTED, stat.window).await?;
+    let (view, change) = View::watch(&stat.reach, &WANTED, &stat.window).await?;
     let scope = stat.scope.settled(&stat.reach).await;
     Ok(Report::new(&view, &change, &scope))
 }
@@ -141,7 +140,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::metrics::Scrape;

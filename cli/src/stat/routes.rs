@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -13,7 +12,7 @@ use super::traffic::{self, Backend, Numbers, Port, Route, Routed, WANTED, branch
 use crate::controller::{self, Reach, ReachError};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, View};
+use crate::view::{Change, Missing, View, Window};
 
 /// What `weft routes` is asked.
 #[derive(Args, Debug)]
@@ -27,9 +26,9 @@ pub struct Routes {
     /// All namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// How long it is looked at.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
-    pub window: Duration,
+    /// Over which time.
+    #[command(flatten)]
+    pub window: Window,
     /// How the answer is written.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -112,7 +111,7 @@ pub async fn run(routes: &Routes) -> Result<Outcome, crate::Error> {
 }
 
 async fn report(routes: &Routes) -> Result<Report, ReachError> {
-    let (view, change) = View::watch(&routes.reach, &WANTED, routes.window).await?;
+    let (view, change) = View::watch(&routes.reach, &WANTED, &routes.window).await?;
     let mut told = List::default();
     // All controllers know the same.
     if let Some(place) = routes.reach.places().await?.first() {
@@ -306,7 +305,7 @@ fn service(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::metrics::Scrape;

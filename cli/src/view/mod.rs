@@ -1,7 +1,7 @@
 //! What all agents say at one moment, and what happened between two.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +9,11 @@ use crate::controller::{Agent, Reach, ReachError, each};
 use crate::metrics::{Scrape, Series};
 
 mod believed;
+mod remembered;
 mod workload;
 
 pub use believed::Known;
+pub use remembered::{PrometheusError, PrometheusUrl, Window};
 pub use workload::{Scope, ScopeArgs, ScopeError, Workload};
 
 /// What an agent says at one moment.
@@ -119,17 +121,21 @@ impl View {
         }
     }
 
-    /// Asks twice. Also returned: what happened meanwhile.
+    /// Asks twice, and returns what happened meanwhile; or once, where a Prometheus knows what happened before.
     ///
     /// # Errors
     /// As of [`View::take`].
     pub async fn watch(
         reach: &Reach,
         wanted: &[&str],
-        window: Duration,
+        window: &Window,
     ) -> Result<(Self, Change), ReachError> {
+        if let Some(url) = &window.prometheus_url {
+            let change = remembered::change(url, wanted, window.window).await?;
+            return Ok((Self::take(reach, wanted).await?, change));
+        }
         let before = Self::take(reach, wanted).await?;
-        tokio::time::sleep(window).await;
+        tokio::time::sleep(window.window).await;
         let mut now = Self::take(reach, wanted).await?;
         let change = Change::between(&before, &now);
         now.missing.extend(before.missing);

@@ -97,6 +97,16 @@ impl<'a> Prometheus<'a> {
         })
     }
 
+    /// Its address, in the network of its node.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{PORT}")
+    }
+
+    /// The network of its node.
+    pub fn netns(&self) -> &'a Netns {
+        self.netns
+    }
+
     /// The elements of an instant query's answer.
     pub fn vector(&self, query: &str) -> Result<Vec<Value>> {
         let path = format!("/api/v1/query?query={}", percent_encoded(query));
