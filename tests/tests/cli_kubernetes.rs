@@ -176,7 +176,7 @@ fn before(scene: &Scene) -> Result<()> {
         ensure!(report["ok"] == true, "{report}");
         expect(&report, "rights-to-install", "ok", "")?;
         expect(&report, "node-kernels", "ok", "2 nodes")?;
-        expect(&report, "other-meshes", "ok", "")?;
+        expect(&report, "another-mesh", "ok", "")?;
         expect(&report, "weft-installed", "ok", "weft-system")
     })?;
     let (apps, cilium) = (
@@ -207,7 +207,7 @@ fn before(scene: &Scene) -> Result<()> {
         ensure!(report["ok"] == false, "{report}");
         expect(
             &report,
-            "other-meshes",
+            "another-mesh",
             "warning",
             "Istio: Deployment istio-system/istiod",
         )?;

@@ -132,7 +132,7 @@ const BEFORE: [(&str, &str); 10] = [
     ("rights-to-install", "kubernetes"),
     ("weft-installed", "what is there"),
     ("definitions", "what is there"),
-    ("other-meshes", "what is there"),
+    ("another-mesh", "what is there"),
     ("cni", "what is there"),
     ("address-ranges", "what is there"),
     ("node-kernels", "nodes"),

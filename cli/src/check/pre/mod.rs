@@ -236,7 +236,7 @@ fn difference(
 
 /// Other meshes, which Weft may be beside: they have their own pods.
 fn meshes(it: &Kubernetes) -> Finding {
-    let check = "other-meshes";
+    let check = "another-mesh";
     let (sets, deployments) = match (&it.daemon_sets, &it.deployments) {
         (Ok(sets), Ok(deployments)) => (sets, deployments),
         (Err(reason), _) => return unseen(check, "DaemonSets", reason),

@@ -151,7 +151,7 @@ fn each_check_finds_what_it_is_for() {
         ),
     ] {
         case(
-            "other-meshes",
+            "another-mesh",
             Warning,
             part,
             Box::new(move |it| {
@@ -161,7 +161,7 @@ fn each_check_finds_what_it_is_for() {
         );
     }
     case(
-        "other-meshes",
+        "another-mesh",
         Warning,
         "Istio's ambient mode: DaemonSet istio-system/ztunnel",
         Box::new(|it| {
@@ -169,7 +169,7 @@ fn each_check_finds_what_it_is_for() {
         }),
     );
     case(
-        "other-meshes",
+        "another-mesh",
         Warning,
         "Istio: 1 definitions",
         Box::new(|it| {
