@@ -196,8 +196,7 @@ fn before(scene: &Scene) -> Result<()> {
         json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
             "metadata": {"name": "servers.policy.weft.dev"},
             "spec": {"group": "policy.weft.dev", "scope": "Namespaced", "names": {"kind": "Server", "plural": "servers"},
-                "versions": [{"name": "v0", "served": true, "storage": true}]},
-            "status": {"storedVersions": ["v0"]}}),
+                "versions": [{"name": "v0", "served": true, "storage": true}]}}),
     ];
     for object in &objects {
         scene.cluster.apply(object)?;
@@ -213,7 +212,7 @@ fn before(scene: &Scene) -> Result<()> {
         )?;
         expect(&report, "cni", "warning", "the CNI is Cilium")?;
         expect(&report, "cni", "warning", "kube-proxy-replacement")?;
-        expect(&report, "definitions", "error", "objects are stored as v0")?;
+        expect(&report, "definitions", "warning", "v0 is served")?;
         expect(
             &report,
             "address-ranges",
@@ -257,6 +256,7 @@ fn installing() -> [Value; 2] {
         "rules": [
             applied("", &["namespaces", "nodes", "serviceaccounts", "services", "configmaps"]),
             applied("apps", &["daemonsets", "deployments"]),
+            applied("policy", &["poddisruptionbudgets"]),
             applied("apiextensions.k8s.io", &["customresourcedefinitions"]),
             applied("networking.k8s.io", &["networkpolicies", "servicecidrs"]),
             {"apiGroups": [group], "resources": ["roles", "clusterroles", "rolebindings", "clusterrolebindings"],
