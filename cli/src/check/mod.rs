@@ -3,7 +3,7 @@
 //! What is looked at is what the parts have: the controller's own state and clock, and of each agent its kernel programs,
 //! pods, certificates and counters, asked for now. Each check is a line with one fact; what a finding means and what
 //! helps is told in `docs/checks.md`, under a heading of the check's name. Before there is a mesh, `--pre` looks at the
-//! cluster that is to have one: see [`pre`].
+//! cluster that is to have one: see `pre`.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! `weft install`, `weft uninstall`: print the manifests, for `kubectl apply -f -`.
 //!
 //! They are those of `daemonset/`, and only what many clusters have to say for themselves can be changed here: the image,
-//! ranges of addresses that nothing in the cluster tells, a second controller, and the keys of [`settings`]. All else is for
+//! ranges of addresses that nothing in the cluster tells, a second controller, and the keys of `settings`. All else is for
 //! an overlay. The text is changed, not what it says: whoever keeps it has its comments, too.
 
 use std::io::Write;
