@@ -6,10 +6,11 @@ use std::io::Write;
 use clap::Args;
 use serde::Serialize;
 
+use super::buckets::Buckets;
 use super::traffic::branch;
 use super::{Latencies, latency_cell, rate_cell, success_cell};
 use crate::controller::{Reach, ReachError};
-use crate::metrics::{Series, quantile};
+use crate::metrics::Series;
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
 use crate::view::{Change, Missing, ScopeArgs, View, Window, Workload};
@@ -73,7 +74,7 @@ struct OfRoute {
 struct Counted {
     responses: f64,
     successes: f64,
-    buckets: BTreeMap<u64, f64>,
+    buckets: Buckets,
     limited: f64,
     unrouted: f64,
     /// Allowed and denied.
@@ -202,16 +203,7 @@ impl Counted {
                     self.successes += by;
                 }
             }
-            LATENCIES => {
-                let end = match series.label("le") {
-                    Some("+Inf") => Some(f64::INFINITY),
-                    Some(end) => end.parse().ok(),
-                    None => None,
-                };
-                if let Some(end) = end {
-                    *self.buckets.entry(f64::to_bits(end)).or_default() += by;
-                }
-            }
+            LATENCIES => self.buckets.add(series, by),
             ALLOWED => self.routes.entry(route(series)).or_default()[0] += by,
             DENIED => self.routes.entry(route(series)).or_default()[1] += by,
             LIMITED => self.limited += by,
@@ -221,9 +213,6 @@ impl Counted {
     }
 
     fn row(self, workload: Workload, server: Option<String>, change: &Change) -> Row {
-        let buckets = self.buckets.iter();
-        let buckets = buckets.map(|(end, count)| (f64::from_bits(*end), *count));
-        let buckets: Vec<(f64, f64)> = buckets.collect();
         let denied: f64 = self.routes.values().map(|[_, denied]| denied).sum();
         let has_routes = self.unrouted > 0.0 || self.routes.keys().any(Option::is_some);
         let routes = self
@@ -241,11 +230,7 @@ impl Counted {
             server,
             success_rate: (self.responses > 0.0).then(|| self.successes / self.responses),
             requests_per_second: change.per_second(self.responses),
-            latency_ms: Latencies {
-                p50: quantile(0.5, &buckets),
-                p95: quantile(0.95, &buckets),
-                p99: quantile(0.99, &buckets),
-            },
+            latency_ms: self.buckets.latencies(1.0),
             denied_per_second: change.per_second(denied + self.unrouted),
             limited_per_second: change.per_second(self.limited),
             routes: routes.filter(|_| has_routes).collect(),

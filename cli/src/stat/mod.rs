@@ -9,12 +9,13 @@ use std::io::Write;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use self::buckets::Buckets;
 use crate::controller::{Reach, ReachError};
-use crate::metrics::quantile;
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
 use crate::view::{Change, Missing, ScopeArgs, View, Window, Workload};
 
+mod buckets;
 pub mod inbound;
 pub mod outbound;
 pub mod routes;
@@ -97,8 +98,7 @@ struct Counted {
     pods: usize,
     responses: f64,
     successes: f64,
-    /// Counts by the upper end of their bucket, as bits: a number that is none orders, too.
-    buckets: BTreeMap<u64, f64>,
+    buckets: Buckets,
     connections: f64,
     read_bytes: f64,
     written_bytes: f64,
@@ -207,16 +207,7 @@ fn count(
                     counted.successes += grown.by;
                 }
             }
-            LATENCIES => {
-                let end = series.label("le").unwrap_or_default();
-                let end = match end {
-                    "+Inf" => Some(f64::INFINITY),
-                    end => end.parse().ok(),
-                };
-                if let Some(end) = end {
-                    *counted.buckets.entry(end.to_bits()).or_default() += grown.by;
-                }
-            }
+            LATENCIES => counted.buckets.add(series, grown.by),
             READ if is_of_peer => counted.read_bytes += grown.by,
             WRITTEN if is_of_peer => counted.written_bytes += grown.by,
             _ => {}
@@ -234,9 +225,6 @@ fn count(
 
 impl Counted {
     fn row(self, workload: Workload, change: &Change) -> Row {
-        let buckets = self.buckets.iter();
-        let buckets = buckets.map(|(end, count)| (f64::from_bits(*end), *count));
-        let buckets: Vec<(f64, f64)> = buckets.collect();
         Row {
             namespace: workload.namespace,
             kind: workload.kind,
@@ -245,11 +233,7 @@ impl Counted {
             pods: self.pods,
             success_rate: (self.responses > 0.0).then(|| self.successes / self.responses),
             requests_per_second: change.per_second(self.responses),
-            latency_ms: Latencies {
-                p50: quantile(0.5, &buckets),
-                p95: quantile(0.95, &buckets),
-                p99: quantile(0.99, &buckets),
-            },
+            latency_ms: self.buckets.latencies(1.0),
             tcp_connections: self.connections,
             tcp_read_bytes_per_second: change.per_second(self.read_bytes),
             tcp_write_bytes_per_second: change.per_second(self.written_bytes),

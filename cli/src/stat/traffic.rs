@@ -5,8 +5,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::buckets::Buckets;
 use super::{Latencies, latency_cell, rate_cell, success_cell};
-use crate::metrics::{Series, quantile};
+use crate::metrics::Series;
 use crate::output::{Cell, Tone};
 use crate::view::Change;
 
@@ -53,8 +54,8 @@ pub struct Traffic {
     responses: f64,
     successes: f64,
     timeouts: f64,
-    /// Counts by the upper end of their bucket in seconds, as bits: a number that is none orders, too.
-    buckets: BTreeMap<u64, f64>,
+    /// In seconds.
+    buckets: Buckets,
 }
 
 /// The same as it is shown.
@@ -151,7 +152,7 @@ pub fn count<K: Ord>(
         if name.ends_with("_statuses_total") {
             traffic.status(series, grown.by);
         } else if name.ends_with("_duration_seconds_bucket") {
-            traffic.bucket(series, grown.by);
+            traffic.buckets.add(series, grown.by);
         }
     }
     all
@@ -233,31 +234,12 @@ impl Traffic {
         }
     }
 
-    fn bucket(&mut self, series: &Series, by: f64) {
-        let end = match series.label("le") {
-            Some("+Inf") => Some(f64::INFINITY),
-            Some(end) => end.parse().ok(),
-            None => None,
-        };
-        if let Some(end) = end {
-            *self.buckets.entry(end.to_bits()).or_default() += by;
-        }
-    }
-
     /// As it is shown.
     pub fn numbers(&self, change: &Change) -> Numbers {
-        let buckets = self.buckets.iter();
-        let buckets = buckets.map(|(end, count)| (f64::from_bits(*end), *count));
-        let buckets: Vec<(f64, f64)> = buckets.collect();
-        let ms = |part: f64| quantile(part, &buckets).map(|seconds| seconds * 1000.0);
         Numbers {
             success_rate: (self.responses > 0.0).then(|| self.successes / self.responses),
             requests_per_second: change.per_second(self.responses),
-            latency_ms: Latencies {
-                p50: ms(0.5),
-                p95: ms(0.95),
-                p99: ms(0.99),
-            },
+            latency_ms: self.buckets.latencies(1000.0),
             timeouts_per_second: change.per_second(self.timeouts),
         }
     }
