@@ -184,7 +184,6 @@ impl Cluster {
         said.filter(|it| it.iter().any(is_not)).count()
     }
 
-    /// Problems as `field: reason`.
     /// Of each namespace with pods that are left to another mesh: how many, and some of them.
     pub(super) fn left_to_other_meshes(&self) -> Vec<(String, usize, Vec<String>)> {
         let notices = self.problems.notices().into_iter();
@@ -193,6 +192,7 @@ impl Cluster {
             .collect()
     }
 
+    /// Problems as `field: reason`.
     pub(super) fn problems(&self) -> Vec<String> {
         let problems = self.problems.list().into_iter();
         problems
