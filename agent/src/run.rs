@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use weft_core::WorkloadId;
@@ -38,7 +39,7 @@ use crate::panics;
 use crate::proxy::limits::{Limits, Resources};
 use crate::proxy::{Context, ProxyConfig, explain};
 use crate::sources;
-use crate::telemetry::{Refusal, Telemetry};
+use crate::telemetry::{Refusal, SAMPLE_EACH, Telemetry};
 
 /// Runs the agent until a signal ends it.
 ///
@@ -148,6 +149,7 @@ async fn serve(config: Config, log: LogControl) -> Result<()> {
     let stream = stream.answering(admin.answers()).tapped(taps);
     parts.spawn(stream.run(stop.clone()));
     parts.spawn(forget_series(Arc::clone(&context), stop.clone()));
+    parts.spawn(remember(Arc::clone(&context.telemetry), stop.clone()));
     let (ending, stopped) = (context.end_flows_no_longer_allowed(), stop.clone());
     parts.spawn(async move {
         stopped.run_until_cancelled(ending).await;
@@ -229,6 +231,22 @@ async fn forget_series(context: Arc<Context>, stop: CancellationToken) {
     }
 }
 
+/// Takes samples of what is counted, for those who ask what happened a while ago.
+async fn remember(telemetry: Arc<Telemetry>, stop: CancellationToken) {
+    let first = tokio::time::Instant::now() + SAMPLE_EACH;
+    let mut tick = tokio::time::interval_at(first, SAMPLE_EACH);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let telemetry = Arc::clone(&telemetry);
+        // It takes as long as a scrape: flows are served meanwhile. A panic is in the log, and the next sample has its part.
+        let _ = tokio::task::spawn_blocking(move || telemetry.remember()).await;
+    }
+}
+
 /// Renews at once what could not be renewed while the controller was away.
 async fn renew_when_back(
     identities: Arc<Identities>,
@@ -263,7 +281,10 @@ fn serve_admin(
         pods: Arc::clone(&context.pods),
         bpf: Arc::clone(&context.bpf),
     };
-    let telemetry = Arc::clone(&context.telemetry);
+    let (telemetry, recent) = (
+        Arc::clone(&context.telemetry),
+        Arc::clone(&context.telemetry),
+    );
     telemetry.add_source(Arc::new(sources::Ready(views.clone())));
     let (readiness, pods) = (views.clone(), views.clone());
     let (explained, runtime) = (Arc::clone(context), Handle::current());
@@ -272,6 +293,7 @@ fn serve_admin(
     let asked = Arc::clone(&port);
     let admin = Arc::new(Admin {
         metrics: Box::new(move || telemetry.encode()),
+        recent: Box::new(move |window| recent.recent(window)),
         readiness: Box::new(move || {
             let mut readiness = readiness.readiness();
             readiness.warnings.extend(asked.problem());

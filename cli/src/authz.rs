@@ -1,4 +1,4 @@
-//! `weft authz`: what policy lets in and what it does not, by Server and authorization, over a moment.
+//! `weft authz`: what policy lets in and what it does not, by Server and authorization, over the last while.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,7 +10,7 @@ use crate::controller::{Reach, ReachError};
 use crate::metrics::Series;
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, ScopeArgs, View, Window};
+use crate::view::{Change, ScopeArgs, Seen, View, Window};
 
 /// What `weft authz` is asked.
 #[derive(Args, Debug)]
@@ -32,11 +32,9 @@ pub struct Authz {
 /// The answer.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// How long it was looked at.
-    window_seconds: f64,
+    #[serde(flatten)]
+    seen: Seen,
     rows: Vec<Row>,
-    /// Agents that do not answer: their part is missing.
-    missing: Vec<Missing>,
 }
 
 /// A decision that was made again and again.
@@ -44,7 +42,7 @@ pub struct Report {
 struct Row {
     #[serde(flatten)]
     decision: Decision,
-    /// In a second of the moment,
+    /// In a second of the window,
     per_second: f64,
     /// and since the agents began.
     total: f64,
@@ -79,15 +77,18 @@ const COUNTERS: [(&str, &str, bool); 4] = [
 /// Nobody can be asked, and why.
 pub async fn run(authz: &Authz) -> Result<Outcome, crate::Error> {
     let report = report(authz).await?;
-    output::show(authz.output, &report, &report.missing, |out, colours| {
-        report.write(out, colours)
-    })?;
+    output::show(
+        authz.output,
+        &report,
+        &report.seen.notes(),
+        |out, colours| report.write(out, colours),
+    )?;
     Ok(Outcome::Good)
 }
 
 async fn report(authz: &Authz) -> Result<Report, ReachError> {
     let wanted = COUNTERS.map(|(name, ..)| name);
-    let (view, change) = View::watch(&authz.reach, &wanted, &authz.window).await?;
+    let (view, change) = View::watch(&authz.reach, &wanted, &wanted, &authz.window).await?;
     let scope = authz.scope.settled(&authz.reach).await;
     Ok(Report::new(&view, &change, &scope))
 }
@@ -113,9 +114,8 @@ impl Report {
             total,
         });
         Self {
-            window_seconds: change.seconds,
+            seen: Seen::of(view, change),
             rows: rows.collect(),
-            missing: view.missing.clone(),
         }
     }
 
@@ -186,41 +186,33 @@ fn decision(
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
     use crate::metrics::Scrape;
-    use crate::view::Said;
+    use crate::view::{Recent, Said};
 
-    fn view(allowed: u32, denied: u32, at: Instant) -> View {
+    fn metrics(allowed: u32, denied: u32) -> String {
         let pod = "namespace=\"shop\",deployment=\"web\"";
         let server = "srv_kind=\"server\",srv_name=\"web-api\"";
-        let text = format!(
+        format!(
             "inbound_http_authz_allow_total{{{pod},pod=\"web-1\",{server},authz_name=\"readers\",route_kind=\"HTTPRoute\",route_name=\"read\"}} {allowed}\n\
              inbound_http_authz_allow_total{{{pod},pod=\"web-2\",{server},authz_name=\"readers\",route_kind=\"HTTPRoute\",route_name=\"read\"}} {allowed}\n\
              inbound_tcp_authz_deny_total{{{pod},pod=\"web-1\",authz_name=\"default:deny\"}} {denied}\n"
-        );
-        View {
-            said: vec![Said {
-                node: "one".to_owned(),
-                incarnation: "1".to_owned(),
-                at,
-                scrape: Scrape::read(&text, |_| true),
-                pods: vec![],
-            }],
-            missing: vec![],
-        }
+        )
     }
 
     #[test]
     fn decisions_are_counted_by_what_decided() {
-        let start = Instant::now();
-        let (before, now) = (
-            view(10, 3, start),
-            view(20, 5, start + Duration::from_secs(10)),
-        );
-        let scope = ScopeArgs::everything();
-        let report = Report::new(&now, &Change::between(&before, &now), &scope);
+        let now = View {
+            said: vec![Said {
+                node: "one".to_owned(),
+                scrape: Scrape::read(&metrics(20, 5), |_| true),
+                recent: Recent::default(),
+                pods: vec![],
+            }],
+            missing: vec![],
+        };
+        let change = Change::grown(&metrics(10, 2), 10.0);
+        let report = Report::new(&now, &change, &ScopeArgs::everything());
         let mut text = vec![];
         report.write(&mut text, false).expect("a vector");
         assert_eq!(

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 pub mod cluster;
 
-use crate::view::PrometheusError;
+use crate::view::{PrometheusError, TooLong};
 use cluster::{Cluster, ClusterError, Forwarded};
 
 /// Where the controllers are.
@@ -134,6 +134,9 @@ pub enum ReachError {
     /// What happened before is not known.
     #[error(transparent)]
     Prometheus(#[from] PrometheusError),
+    /// That far back nobody remembers.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
     /// An agent that cannot be asked.
     #[error(
         "the agent of {node} cannot be asked: it is older than the controller, or has only just connected"
@@ -262,7 +265,7 @@ fn key(agent: &Agent) -> (&str, &str) {
 }
 
 impl Agent {
-    /// A page of the agent: `metrics`, `ready`, `pods` or `config_dump`.
+    /// A page of the agent: `metrics`, `recent?seconds=60`, `ready`, `pods` or `config_dump`.
     ///
     /// # Errors
     /// It does not answer.

@@ -89,7 +89,8 @@ const OPEN: &str = "tcp_open_connections";
 /// Nobody can be asked, and why.
 pub async fn run(edges: &Edges) -> Result<Outcome, crate::Error> {
     let report = report(edges).await?;
-    output::show(edges.output, &report, &report.missing, |out, colours| {
+    let notes: Vec<String> = report.missing.iter().map(Missing::note).collect();
+    output::show(edges.output, &report, &notes, |out, colours| {
         report.write(out, colours)
     })?;
     Ok(Outcome::Good)
@@ -259,11 +260,9 @@ impl Secured {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::metrics::Scrape;
-    use crate::view::Said;
+    use crate::view::{Recent, Said};
 
     const METRICS: &str = r#"
 tcp_open_total{direction="outbound",peer="dst",namespace="shop",deployment="order",pod="order-1",dst_namespace="shop",dst_service="web",dst_pod="web-1",tls="true",server_id="spiffe://td/ns/shop/sa/web"} 7
@@ -284,9 +283,8 @@ tcp_open_connections{direction="outbound",peer="dst",namespace="shop",deployment
         let view = View {
             said: vec![Said {
                 node: "one".to_owned(),
-                incarnation: "1".to_owned(),
-                at: Instant::now(),
                 scrape: Scrape::read(METRICS, |_| true),
+                recent: Recent::default(),
                 pods: serde_json::from_str(PODS).expect("pods"),
             }],
             missing: vec![],

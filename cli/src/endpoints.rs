@@ -97,12 +97,10 @@ struct Service {
 /// Nobody can be asked, and why.
 pub async fn run(endpoints: &Endpoints) -> Result<Outcome, crate::Error> {
     let report = report(endpoints).await?;
-    output::show(
-        endpoints.output,
-        &report,
-        &report.missing,
-        |out, colours| report.write(out, colours),
-    )?;
+    let notes: Vec<String> = report.missing.iter().map(Missing::note).collect();
+    output::show(endpoints.output, &report, &notes, |out, colours| {
+        report.write(out, colours)
+    })?;
     Ok(Outcome::Good)
 }
 

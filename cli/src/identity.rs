@@ -54,7 +54,8 @@ const ENDS: &str = "identity_cert_expiration_timestamp_seconds";
 /// Nobody can be asked, and why.
 pub async fn run(identity: &Identity) -> Result<Outcome, crate::Error> {
     let report = report(identity).await?;
-    output::show(identity.output, &report, &report.missing, |out, colours| {
+    let notes: Vec<String> = report.missing.iter().map(Missing::note).collect();
+    output::show(identity.output, &report, &notes, |out, colours| {
         report.write(out, colours)
     })?;
     Ok(Outcome::Good)
@@ -128,11 +129,9 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::metrics::Scrape;
-    use crate::view::Said;
+    use crate::view::{Recent, Said};
 
     #[test]
     fn each_pod_is_shown_with_its_certificate() {
@@ -145,9 +144,8 @@ mod tests {
 ]"#;
         let said = |node: &str, metrics: &str| Said {
             node: node.to_owned(),
-            incarnation: "1".to_owned(),
-            at: Instant::now(),
             scrape: Scrape::read(metrics, |_| true),
+            recent: Recent::default(),
             pods: serde_json::from_str(pods).expect("pods"),
         };
         let view = View {

@@ -5,8 +5,6 @@ use std::io::{self, IsTerminal, StdoutLock, Write};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::view::Missing;
-
 /// Which form an answer has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -166,15 +164,15 @@ pub fn colours() -> bool {
     io::stdout().is_terminal() && !asked_for_none && !is_dumb
 }
 
-/// Writes an answer to standard output in its form. For people, whose part is missing is said on standard error; for
-/// programs the answer says so itself.
+/// Writes an answer to standard output in its form. For people, notes such as whose part is missing are said on standard error;
+/// for programs the answer has them itself.
 ///
 /// # Errors
 /// Writing failed.
 pub fn show(
     format: Format,
     answer: &impl Serialize,
-    missing: &[Missing],
+    notes: &[String],
     write: impl FnOnce(&mut StdoutLock<'_>, bool) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -182,7 +180,9 @@ pub fn show(
         Format::Json => json(&mut out, answer),
         Format::Table => {
             write(&mut out, colours())?;
-            self::missing(missing);
+            for note in notes {
+                eprintln!("‼ {note}");
+            }
             Ok(())
         }
     }
@@ -250,13 +250,6 @@ pub fn bytes(number: f64) -> String {
         number /= 1024.0;
     }
     format!("{number:.1} TiB")
-}
-
-/// Says on standard error whose part is missing.
-fn missing(missing: &[Missing]) {
-    for Missing { node, reason } in missing {
-        eprintln!("‼ what {} has is missing: {}", shown(node), shown(reason));
-    }
 }
 
 /// A text from elsewhere, without what would move a terminal's cursor or change its colours.

@@ -24,6 +24,10 @@ static SERVED: LazyLock<(Runtime, PathBuf, TempDir)> = LazyLock::new(|| {
     let log = weft_agent::log::init("off", LogFormat::Text).expect("logs");
     let admin = Admin {
         metrics: Box::new(|| "# EOF\n".to_owned()),
+        recent: Box::new(|window| {
+            assert!((1..=600).contains(&window.as_secs()), "{window:?}");
+            "# EOF\n".to_owned()
+        }),
         readiness: Box::new(|| readiness(&Facts::default())),
         dump: Box::new(|| b"{}".to_vec()),
         pods: Box::new(|| b"[]".to_vec()),

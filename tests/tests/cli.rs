@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -44,6 +44,9 @@ fn cli() {
         "stat says what is asked of a workload, and how it goes",
         || stat(&scene),
     );
+    checks.check("stat remembers, and says what it does not", || {
+        history(&scene)
+    });
     checks.check(
         "edges have both identities, and say what is not secured",
         || edges(&scene),
@@ -306,8 +309,11 @@ fn stat(scene: &Scene) -> Result<()> {
         "{busy}"
     );
     scene.server.configure(&scene.web, 0, 500)?;
-    let failing = row(&[])?;
-    ensure!(failing["success_rate"].as_f64() < Some(0.5), "{failing}");
+    eventually("what succeeded before to be out of the window", || {
+        let failing = row(&[])?;
+        ensure!(failing["success_rate"].as_f64() < Some(0.5), "{failing}");
+        Ok(())
+    })?;
     scene.server.configure(&scene.web, 0, 200)?;
     load.stop()?;
     let outbound = scene.json(&[
@@ -328,6 +334,45 @@ fn stat(scene: &Scene) -> Result<()> {
         !table.contains('\u{1b}'),
         "colours where nobody looks: {table:?}"
     );
+    Ok(())
+}
+
+/// What went by is shown at once and without traffic now; what is longer ago than agents know is said.
+fn history(scene: &Scene) -> Result<()> {
+    let target = scene.web.sockets(PORT)[0];
+    let code = curl_shop(&scene.order, target, "/", &[])?.code();
+    ensure!(code == 200, "{code}");
+    let begun = Instant::now();
+    let all = scene.json(&["stat", "pod/web", "-t", "10m"])?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(5), "it was waited for: {took:?}");
+    let row = &all["rows"][0];
+    ensure!(row["requests_per_second"].as_f64() > Some(0.0), "{all}");
+    ensure!(row["latency_ms"]["p50"].as_f64() > Some(0.0), "{all}");
+    // The mesh has not been there for that long.
+    let partial = all["partial"].as_array().context("partial")?;
+    ensure!(partial.len() == 2, "{all}");
+    let covered = all["window_seconds"].as_f64().context("seconds")?;
+    ensure!(covered > 0.0 && covered < 600.0, "{all}");
+
+    let node = scene.cluster.node(1);
+    node.kill_agent()?;
+    node.start_agent()?;
+    eventually("an agent that has only just begun", || {
+        let all = scene.json(&["stat", "pod/web", "--window", "10m"])?;
+        let partial = all["partial"].as_array().context("partial")?;
+        let young = partial.iter().find(|it| it["node"] == node.name());
+        let young = young.and_then(|it| it["covered_seconds"].as_f64());
+        ensure!(young.is_some_and(|it| it < covered), "{all}");
+        Ok(())
+    })?;
+    let told = scene.weft(&["stat", "--window", "10m"])?;
+    let note = format!("{} knows the last ", node.name());
+    ensure!(told.stderr.contains(&note), "{told:?}");
+
+    let longer = scene.weft(&["stat", "--window", "11m"])?;
+    let is_told = longer.stderr.contains("--prometheus-url");
+    ensure!(longer.code() == 2 && is_told, "{longer:?}");
     Ok(())
 }
 

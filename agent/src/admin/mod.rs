@@ -7,6 +7,7 @@
 mod ask;
 mod port;
 mod readiness;
+mod recent;
 mod routes;
 mod views;
 
@@ -18,6 +19,7 @@ pub use views::Views;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,8 @@ use routes::Surface;
 pub struct Admin {
     /// The metrics, as OpenMetrics text.
     pub metrics: Answer<String>,
+    /// By how much metrics grew in a time up to now, as OpenMetrics text.
+    pub recent: Recent,
     /// Whether the agent is ready.
     pub readiness: Answer<Readiness>,
     /// What is in force, as one JSON object, written out. Never a key.
@@ -49,6 +53,9 @@ pub struct Admin {
 /// Computes an answer.
 pub type Answer<T> = Box<dyn Fn() -> T + Send + Sync>;
 
+/// Tells what happened in a time up to now: see `PAGE_RECENT` of the protocol.
+pub type Recent = Box<dyn Fn(Duration) -> String + Send + Sync>;
+
 /// Explains what a query asks for: see `PAGE_EXPLAIN` of the protocol.
 pub type Explain = Box<dyn Fn(&str) -> Result<Vec<u8>, String> + Send + Sync>;
 
@@ -65,8 +72,14 @@ impl Admin {
             Page::State => Some(Ok((admin.dump)())),
             Page::Pods => Some(Ok((admin.pods)())),
             Page::Explain => Some((admin.explain)(query)),
+            Page::Recent => Some(admin.recent(query).map(String::into_bytes)),
             Page::Unspecified => None,
         })
+    }
+
+    /// What happened in the time that a query has, or what is wrong with that.
+    fn recent(&self, query: &str) -> Result<String, String> {
+        recent::window(query).map(|it| (self.recent)(it))
     }
 }
 
@@ -75,7 +88,7 @@ pub async fn serve_port(admin: Arc<Admin>, listener: TcpListener, stop: Cancella
     serve(listener, Surface::Port, admin, stop).await;
 }
 
-/// Serves `/config_dump`, `/log_level`, `/metrics`, `/live` and `/ready` at `path` until `stop`, then removes the socket. A socket
+/// Serves `/config_dump`, `/log_level`, `/recent`, `/metrics`, `/live` and `/ready` at `path` until `stop`, then removes the socket. A socket
 /// that an earlier agent left there is replaced.
 ///
 /// # Errors

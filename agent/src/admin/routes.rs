@@ -39,11 +39,18 @@ pub(super) async fn answer(admin: &Admin, surface: Surface, request: Request<Inc
         (Surface::Socket, "/config_dump") if read => {
             reply(StatusCode::OK, "application/json", slow(|| (admin.dump)()))
         }
+        (Surface::Socket, "/recent") if read => {
+            let query = request.uri().query().unwrap_or_default();
+            match slow(|| admin.recent(query)) {
+                Ok(recent) => reply(StatusCode::OK, OPEN_METRICS, recent),
+                Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
+            }
+        }
         (Surface::Socket, "/log_level") if read => text(StatusCode::OK, &(admin.log_level)()),
         (Surface::Socket, "/log_level") if method == Method::PUT => {
             set_log_level(admin, request).await
         }
-        (_, "/metrics" | "/live" | "/ready") | (Surface::Socket, "/config_dump") => {
+        (_, "/metrics" | "/live" | "/ready") | (Surface::Socket, "/config_dump" | "/recent") => {
             not_allowed("GET, HEAD")
         }
         (Surface::Socket, "/log_level") => not_allowed("GET, HEAD, PUT"),

@@ -22,6 +22,7 @@ impl World {
         let reader = Arc::clone(&level);
         let admin = Admin {
             metrics: Box::new(|| "up 1\n# EOF\n".to_owned()),
+            recent: Box::new(|it| format!("covered {}\n# EOF\n", it.as_secs())),
             readiness: Box::new(|| readiness(&Facts::default())),
             dump: Box::new(|| b"{\"pods\": []}".to_vec()),
             pods: Box::new(|| b"[]".to_vec()),
@@ -105,6 +106,7 @@ async fn the_port_tells_and_changes_nothing() {
     for (request, expected, content) in [
         (get("/metrics"), "200", "up 1"),
         (get("/live"), "200", "alive"),
+        (get("/recent?seconds=60"), "404", ""),
         (get("/ready"), "503", "\"ready\": false"),
         (get("/ready?verbose"), "503", "not everything was received"),
         (get("/config_dump"), "404", ""),

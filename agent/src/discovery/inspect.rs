@@ -128,7 +128,7 @@ mod tests {
             Page::State => Some(Ok(vec![8; 2 * PART_BYTES])),
             Page::Readiness => Some(Ok(vec![])),
             Page::Explain => Some(Err(format!("not {query}"))),
-            Page::Pods | Page::Unspecified => None,
+            Page::Pods | Page::Recent | Page::Unspecified => None,
         });
         let (sender, mut receiver) = mpsc::channel(1);
         let telling = tokio::spawn(async move {

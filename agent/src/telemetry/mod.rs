@@ -13,6 +13,7 @@ mod documented;
 pub mod exchange;
 mod flow;
 mod histogram;
+mod history;
 mod labels;
 mod process;
 mod refusal;
@@ -21,6 +22,7 @@ pub mod tap;
 
 pub use detection::{DetectedBy, ProtocolLabel};
 pub use flow::{FlowHandle, PeerCounters};
+pub use history::{LONGEST, SAMPLE_EACH};
 pub use labels::{AuthzLabels, Direction, EgressLabels, FlowLabels, Peer, PodLabels, TlsLabel};
 pub use refusal::Refusal;
 pub use samples::{HistogramSample, Kind, Samples, Source};
@@ -40,6 +42,7 @@ use exchange::{
     Stopped,
 };
 use flow::FlowCounters;
+use history::History;
 use labels::NotLetOutLabels;
 use process::Process;
 use tap::Taps;
@@ -49,6 +52,7 @@ use tap::Taps;
 pub struct Telemetry {
     counts: Arc<Counts>,
     exchanges: Arc<Exchanges>,
+    history: Arc<History>,
     taps: Arc<Taps>,
     registry: Mutex<Registry>,
 }
@@ -97,11 +101,13 @@ impl Telemetry {
         let telemetry = Self {
             counts: Arc::clone(&counts),
             exchanges: Arc::clone(&exchanges),
+            history: Arc::new(History::new(Instant::now())),
             taps: Arc::default(),
             registry: Mutex::new(Registry::default()),
         };
         telemetry.add_source(counts);
         telemetry.add_source(exchanges);
+        telemetry.add_source(Arc::clone(&telemetry.history) as Arc<dyn Source>);
         telemetry.add_source(Arc::clone(&telemetry.taps) as Arc<dyn Source>);
         telemetry.add_source(Arc::new(Process::new()));
         Arc::new(telemetry)
@@ -234,6 +240,34 @@ impl Telemetry {
         self.exchanges.forget_unused(exists, Instant::now());
     }
 
+    /// Takes a sample for [`recent`](Self::recent), each [`SAMPLE_EACH`]. It takes as long as a scrape.
+    pub fn remember(&self) {
+        self.history.sample(self.remembered(), Instant::now());
+    }
+
+    /// By how much what `weft` shows over a time grew in one up to now, of [`LONGEST`] at most: the same series, as OpenMetrics
+    /// text, with how much time it really is and how many series are not in it.
+    pub fn recent(&self, window: Duration) -> String {
+        let mut samples = self.remembered();
+        let recent = self.history.recent(&mut samples, window, Instant::now());
+        let mut all = samples.all();
+        let covered = recent.covered.as_secs_f64();
+        let help = "How much time the numbers are of";
+        let name = "weft_history_covered_seconds";
+        all.add(Kind::Gauge, name, help, vec![], covered);
+        let help = "Series that have no history as there are too many";
+        let name = "weft_history_left_out_series";
+        all.add(Kind::Gauge, name, help, vec![], recent.left_out as f64);
+        all.encode()
+    }
+
+    fn remembered(&self) -> Samples {
+        let mut samples = Samples::only(&REMEMBERED);
+        self.counts.collect(&mut samples);
+        self.exchanges.collect(&mut samples);
+        samples
+    }
+
     /// The metrics as OpenMetrics text (version 1.0.0).
     pub fn encode(&self) -> String {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,6 +336,29 @@ impl Source for Counts {
     }
 }
 
+/// What has a history: what commands show over a time.
+const REMEMBERED: [&str; 20] = [
+    "response",
+    "response_latency_ms",
+    "tcp_read_bytes",
+    "tcp_write_bytes",
+    "inbound_tcp_authz_allow",
+    "inbound_tcp_authz_deny",
+    "inbound_http_authz_allow",
+    "inbound_http_authz_deny",
+    "inbound_http_local_ratelimit",
+    "inbound_http_route_not_found",
+    "outbound_http_route_request_statuses",
+    "outbound_grpc_route_request_statuses",
+    "outbound_http_route_request_duration_seconds",
+    "outbound_grpc_route_request_duration_seconds",
+    "outbound_http_route_backend_response_statuses",
+    "outbound_grpc_route_backend_response_statuses",
+    "outbound_http_route_backend_response_duration_seconds",
+    "outbound_grpc_route_backend_response_duration_seconds",
+    "outbound_http_route_retry_requests",
+    "outbound_grpc_route_retry_requests",
+];
 /// How often the log says of a pod that it reached a limit.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 

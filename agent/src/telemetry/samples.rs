@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 
 use super::labels::Rendered;
 
@@ -42,7 +43,11 @@ pub struct HistogramSample {
 
 /// Samples by metric name.
 #[derive(Debug, Default)]
-pub struct Samples(BTreeMap<&'static str, Metric>);
+pub struct Samples {
+    metrics: BTreeMap<&'static str, Metric>,
+    /// The only metrics that are taken in; none: all.
+    only: Option<&'static [&'static str]>,
+}
 
 #[derive(Debug)]
 struct Metric {
@@ -58,6 +63,14 @@ enum Value {
 }
 
 impl Samples {
+    /// Those of some metrics alone.
+    pub(super) fn only(names: &'static [&'static str]) -> Self {
+        Self {
+            metrics: BTreeMap::new(),
+            only: Some(names),
+        }
+    }
+
     /// Adds one sample. A metric's kind and help are those of its first sample.
     pub fn add(
         &mut self,
@@ -95,7 +108,10 @@ impl Samples {
         labels: Rendered,
         value: Value,
     ) {
-        let metric = self.0.entry(name).or_insert_with(|| Metric {
+        if self.only.is_some_and(|it| !it.contains(&name)) {
+            return;
+        }
+        let metric = self.metrics.entry(name).or_insert_with(|| Metric {
             kind,
             help,
             values: Vec::new(),
@@ -103,17 +119,42 @@ impl Samples {
         debug_assert_eq!(metric.kind, kind, "{name}");
         metric.values.push((labels, value));
     }
-}
 
-/// Hands a source's samples to the registry.
-#[derive(Debug)]
-pub(super) struct SourceCollector(pub(super) Arc<dyn Source>);
+    /// Keeps those of which it is said so. Numbers may be changed: of a histogram they are those of its buckets, each alone, and
+    /// then the sum.
+    pub(super) fn retain(
+        &mut self,
+        mut keep: impl FnMut(&'static str, &Rendered, &mut [f64]) -> bool,
+    ) {
+        let mut numbers = vec![];
+        for (name, metric) in &mut self.metrics {
+            metric.values.retain_mut(|(labels, value)| {
+                numbers.clear();
+                value.read_into(&mut numbers);
+                let is_kept = keep(name, labels, &mut numbers);
+                value.write_from(&numbers);
+                is_kept
+            });
+        }
+    }
 
-impl Collector for SourceCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut samples = Samples::default();
-        self.0.collect(&mut samples);
-        for (name, metric) in samples.0 {
+    /// The same, with room for all metrics.
+    pub(super) fn all(self) -> Self {
+        Self { only: None, ..self }
+    }
+
+    /// As OpenMetrics text.
+    pub(super) fn encode(self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Collected(Mutex::new(self))));
+        let mut buffer = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut buffer, &registry);
+        buffer
+    }
+
+    fn encode_to(self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, metric) in self.metrics {
             let kind = match metric.kind {
                 Kind::Counter => MetricType::Counter,
                 Kind::Gauge => MetricType::Gauge,
@@ -134,6 +175,54 @@ impl Collector for SourceCollector {
             }
         }
         Ok(())
+    }
+}
+
+impl Value {
+    fn read_into(&self, numbers: &mut Vec<f64>) {
+        match self {
+            Self::Number(number) => numbers.push(*number),
+            Self::Histogram(sample) => {
+                numbers.extend(sample.buckets.iter().map(|(_, count)| *count as f64));
+                numbers.push(sample.sum);
+            }
+        }
+    }
+
+    fn write_from(&mut self, numbers: &[f64]) {
+        match (self, numbers) {
+            (Self::Number(number), [now]) => *number = *now,
+            (Self::Histogram(sample), [counts @ .., sum]) => {
+                for ((_, count), now) in sample.buckets.iter_mut().zip(counts) {
+                    *count = *now as u64;
+                }
+                sample.sum = *sum;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Hands samples to the registry, once.
+#[derive(Debug)]
+struct Collected(Mutex<Samples>);
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *samples).encode_to(&mut encoder)
+    }
+}
+
+/// Hands a source's samples to the registry.
+#[derive(Debug)]
+pub(super) struct SourceCollector(pub(super) Arc<dyn Source>);
+
+impl Collector for SourceCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut samples = Samples::default();
+        self.0.collect(&mut samples);
+        samples.encode_to(&mut encoder)
     }
 }
 

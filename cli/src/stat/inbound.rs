@@ -13,7 +13,7 @@ use crate::controller::{Reach, ReachError};
 use crate::metrics::Series;
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, ScopeArgs, View, Window, Workload};
+use crate::view::{Change, ScopeArgs, Seen, View, Window, Workload};
 
 /// What `weft stat-inbound` is asked.
 #[derive(Args, Debug)]
@@ -35,11 +35,9 @@ pub struct StatInbound {
 /// The answer.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// How long it was looked at.
-    window_seconds: f64,
+    #[serde(flatten)]
+    seen: Seen,
     rows: Vec<Row>,
-    /// Agents that do not answer: their part is missing.
-    missing: Vec<Missing>,
 }
 
 /// The requests to a workload's ports that a Server governs.
@@ -94,15 +92,18 @@ const UNROUTED: &str = "inbound_http_route_not_found_total";
 /// Nobody can be asked, and why.
 pub async fn run(stat: &StatInbound) -> Result<Outcome, crate::Error> {
     let report = report(stat).await?;
-    output::show(stat.output, &report, &report.missing, |out, colours| {
-        report.write(out, colours)
-    })?;
+    output::show(
+        stat.output,
+        &report,
+        &report.seen.notes(),
+        |out, colours| report.write(out, colours),
+    )?;
     Ok(Outcome::Good)
 }
 
 async fn report(stat: &StatInbound) -> Result<Report, ReachError> {
     let wanted = [RESPONSES, LATENCIES, ALLOWED, DENIED, LIMITED, UNROUTED];
-    let (view, change) = View::watch(&stat.reach, &wanted, &stat.window).await?;
+    let (view, change) = View::watch(&stat.reach, &[], &wanted, &stat.window).await?;
     let scope = stat.scope.settled(&stat.reach).await;
     Ok(Report::new(&view, &change, &scope))
 }
@@ -124,9 +125,8 @@ impl Report {
             .into_iter()
             .map(|((workload, server), it)| it.row(workload, server, change));
         Self {
-            window_seconds: change.seconds,
+            seen: Seen::of(view, change),
             rows: rows.collect(),
-            missing: view.missing.clone(),
         }
     }
 
@@ -245,11 +245,7 @@ fn route(series: &Series) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
-    use crate::metrics::Scrape;
-    use crate::view::Said;
 
     const METRICS: &str = r#"
 response_total{POD,SERVER,classification="success"} 90
@@ -265,31 +261,17 @@ inbound_http_authz_allow_total{POD,srv_kind="default",srv_name="all-unauthentica
 response_total{direction="outbound",namespace="shop",pod="web-1",classification="failure"} 10
 "#;
 
-    fn view(metrics: &str, at: Instant) -> View {
+    fn report() -> Report {
         let pod = r#"direction="inbound",namespace="shop",deployment="web",pod="web-1""#;
-        let text = metrics.replace("POD", pod);
+        let text = METRICS.replace("POD", pod);
         let text = text.replace("SERVER", r#"srv_kind="server",srv_name="web-api""#);
-        View {
-            said: vec![Said {
-                node: "one".to_owned(),
-                incarnation: "1".to_owned(),
-                at,
-                scrape: Scrape::read(&text, |_| true),
-                pods: vec![],
-            }],
-            missing: vec![],
-        }
+        let change = Change::grown(&text, 10.0);
+        Report::new(&View::default(), &change, &ScopeArgs::everything())
     }
 
     #[test]
     fn a_server_is_a_tree_of_its_routes() {
-        let start = Instant::now();
-        let (before, now) = (
-            view("", start),
-            view(METRICS, start + Duration::from_secs(10)),
-        );
-        let change = Change::between(&before, &now);
-        let report = Report::new(&now, &change, &ScopeArgs::everything());
+        let report = report();
         let mut text = vec![];
         report.write(&mut text, false).expect("a vector");
         assert_eq!(

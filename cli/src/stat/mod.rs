@@ -1,7 +1,7 @@
-//! `weft stat`: success rate, requests, latencies and connections of workloads, over a moment.
+//! `weft stat`: success rate, requests, latencies and connections of workloads, over the last while.
 //!
-//! The numbers are those of the agents' metrics, asked for twice: nothing is stored anywhere, and Prometheus is not
-//! needed. Where there is one, it knows what happened before.
+//! The numbers are those of the agents' metrics, of which agents remember ten minutes: Prometheus is not needed. Where there is
+//! one, it knows what happened before.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,7 +13,7 @@ use self::buckets::Buckets;
 use crate::controller::{Reach, ReachError};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, ScopeArgs, View, Window, Workload};
+use crate::view::{Change, ScopeArgs, Seen, View, Window, Workload};
 
 mod buckets;
 pub mod inbound;
@@ -58,11 +58,9 @@ pub enum Direction {
 #[derive(Debug, Serialize)]
 pub struct Report {
     direction: Direction,
-    /// How long it was looked at.
-    window_seconds: f64,
+    #[serde(flatten)]
+    seen: Seen,
     rows: Vec<Row>,
-    /// Agents that do not answer: their part is missing.
-    missing: Vec<Missing>,
 }
 
 /// A workload.
@@ -116,15 +114,19 @@ const WRITTEN: &str = "tcp_write_bytes_total";
 /// Nobody can be asked, and why.
 pub async fn run(stat: &Stat) -> Result<Outcome, crate::Error> {
     let report = report(stat).await?;
-    output::show(stat.output, &report, &report.missing, |out, colours| {
-        report.write(out, colours)
-    })?;
+    output::show(
+        stat.output,
+        &report,
+        &report.seen.notes(),
+        |out, colours| report.write(out, colours),
+    )?;
     Ok(Outcome::Good)
 }
 
 async fn report(stat: &Stat) -> Result<Report, ReachError> {
-    let wanted = [RESPONSES, LATENCIES, CONNECTIONS, READ, WRITTEN];
-    let (view, change) = View::watch(&stat.reach, &wanted, &stat.window).await?;
+    let counters = [RESPONSES, LATENCIES, READ, WRITTEN];
+    let watched = View::watch(&stat.reach, &[CONNECTIONS], &counters, &stat.window);
+    let (view, change) = watched.await?;
     let scope = stat.scope.settled(&stat.reach).await;
     Ok(Report::new(&view, &change, &scope, stat.direction))
 }
@@ -145,9 +147,8 @@ impl Report {
             .map(|(workload, counted)| counted.row(workload, change));
         Self {
             direction,
-            window_seconds: change.seconds,
+            seen: Seen::of(view, change),
             rows: rows.collect(),
-            missing: view.missing.clone(),
         }
     }
 

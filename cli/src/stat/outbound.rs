@@ -10,7 +10,7 @@ use super::traffic::{self, Backend, Numbers, Port, Route, WANTED, branch};
 use crate::controller::{Reach, ReachError};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, shown};
-use crate::view::{Change, Missing, ScopeArgs, View, Window};
+use crate::view::{Change, ScopeArgs, Seen, View, Window};
 
 /// What `weft stat-outbound` is asked.
 #[derive(Args, Debug)]
@@ -32,11 +32,9 @@ pub struct StatOutbound {
 /// The answer.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// How long it was looked at.
-    window_seconds: f64,
+    #[serde(flatten)]
+    seen: Seen,
     rows: Vec<Row>,
-    /// Agents that do not answer: their part is missing.
-    missing: Vec<Missing>,
 }
 
 /// The requests of a workload that went by a route.
@@ -61,14 +59,17 @@ struct Row {
 /// Nobody can be asked, and why.
 pub async fn run(stat: &StatOutbound) -> Result<Outcome, crate::Error> {
     let report = report(stat).await?;
-    output::show(stat.output, &report, &report.missing, |out, colours| {
-        report.write(out, colours)
-    })?;
+    output::show(
+        stat.output,
+        &report,
+        &report.seen.notes(),
+        |out, colours| report.write(out, colours),
+    )?;
     Ok(Outcome::Good)
 }
 
 async fn report(stat: &StatOutbound) -> Result<Report, ReachError> {
-    let (view, change) = View::watch(&stat.reach, &WANTED, &stat.window).await?;
+    let (view, change) = View::watch(&stat.reach, &[], &WANTED, &stat.window).await?;
     let scope = stat.scope.settled(&stat.reach).await;
     Ok(Report::new(&view, &change, &scope))
 }
@@ -91,9 +92,8 @@ impl Report {
                 backends: it.backends(change),
             });
         Self {
-            window_seconds: change.seconds,
+            seen: Seen::of(view, change),
             rows: rows.collect(),
-            missing: view.missing.clone(),
         }
     }
 
@@ -140,11 +140,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
-    use crate::metrics::Scrape;
-    use crate::view::Said;
 
     const METRICS: &str = r#"
 outbound_http_route_request_statuses_total{POD,PARENT,ROUTE,http_status="200",error=""} 90
@@ -159,7 +155,7 @@ outbound_grpc_route_request_statuses_total{POD,OTHER,grpc_status="UNAVAILABLE"} 
 outbound_grpc_route_request_statuses_total{POD,OTHER,grpc_status="NOT_FOUND"} 10
 "#;
 
-    fn view(metrics: &str, at: Instant) -> View {
+    fn report() -> Report {
         let text = [
             (
                 "POD",
@@ -184,30 +180,16 @@ outbound_grpc_route_request_statuses_total{POD,OTHER,grpc_status="NOT_FOUND"} 10
         ];
         let text = text
             .iter()
-            .fold(metrics.to_owned(), |text, (word, labels)| {
+            .fold(METRICS.to_owned(), |text, (word, labels)| {
                 text.replace(word, labels)
             });
-        View {
-            said: vec![Said {
-                node: "one".to_owned(),
-                incarnation: "1".to_owned(),
-                at,
-                scrape: Scrape::read(&text, |_| true),
-                pods: vec![],
-            }],
-            missing: vec![],
-        }
+        let change = Change::grown(&text, 10.0);
+        Report::new(&View::default(), &change, &ScopeArgs::everything())
     }
 
     #[test]
     fn a_route_is_a_tree_of_its_backends() {
-        let start = Instant::now();
-        let (before, now) = (
-            view("", start),
-            view(METRICS, start + Duration::from_secs(10)),
-        );
-        let change = Change::between(&before, &now);
-        let report = Report::new(&now, &change, &ScopeArgs::everything());
+        let report = report();
         let mut text = vec![];
         report.write(&mut text, false).expect("a vector");
         assert_eq!(

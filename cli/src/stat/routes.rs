@@ -12,7 +12,7 @@ use super::traffic::{self, Backend, Numbers, Port, Route, Routed, WANTED, branch
 use crate::controller::{self, Reach, ReachError};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
-use crate::view::{Change, Missing, View, Window};
+use crate::view::{Change, Seen, View, Window};
 
 /// What `weft routes` is asked.
 #[derive(Args, Debug)]
@@ -40,11 +40,9 @@ pub struct Routes {
 /// The answer.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// How long it was looked at.
-    window_seconds: f64,
+    #[serde(flatten)]
+    seen: Seen,
     rows: Vec<Row>,
-    /// Agents that do not answer: their part is missing.
-    missing: Vec<Missing>,
 }
 
 /// A route of a parent.
@@ -104,14 +102,17 @@ struct Condition {
 /// Nobody can be asked, and why.
 pub async fn run(routes: &Routes) -> Result<Outcome, crate::Error> {
     let report = report(routes).await?;
-    output::show(routes.output, &report, &report.missing, |out, colours| {
-        report.write(out, colours)
-    })?;
+    output::show(
+        routes.output,
+        &report,
+        &report.seen.notes(),
+        |out, colours| report.write(out, colours),
+    )?;
     Ok(Outcome::Good)
 }
 
 async fn report(routes: &Routes) -> Result<Report, ReachError> {
-    let (view, change) = View::watch(&routes.reach, &WANTED, &routes.window).await?;
+    let (view, change) = View::watch(&routes.reach, &[], &WANTED, &routes.window).await?;
     let mut told = List::default();
     // All controllers know the same.
     if let Some(place) = routes.reach.places().await?.first() {
@@ -168,9 +169,8 @@ impl Report {
                 problems,
             });
         Self {
-            window_seconds: change.seconds,
+            seen: Seen::of(view, change),
             rows: rows.collect(),
-            missing: view.missing.clone(),
         }
     }
 
@@ -305,11 +305,7 @@ fn service(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
-    use crate::metrics::Scrape;
-    use crate::view::Said;
 
     const ROUTES: &str = r#"{"routes": [
 {"route": "HTTPRoute.gateway.networking.k8s.io shop/split", "parents": [
@@ -329,33 +325,15 @@ outbound_http_route_backend_response_statuses_total{namespace="bank",pod="b",PAR
 "#;
     const PARENT: &str = r#"parent_kind="Service",parent_namespace="shop",parent_name="web",parent_port="80",route_group="gateway.networking.k8s.io",route_kind="HTTPRoute",route_namespace="shop",route_name="split""#;
 
-    fn view(metrics: &str, at: Instant) -> View {
-        View {
-            said: vec![Said {
-                node: "one".to_owned(),
-                incarnation: "1".to_owned(),
-                at,
-                scrape: Scrape::read(&metrics.replace("PARENT", PARENT), |_| true),
-                pods: vec![],
-            }],
-            missing: vec![],
-        }
-    }
-
     fn table(service: Option<&str>) -> String {
-        let start = Instant::now();
-        let (before, now) = (
-            view("", start),
-            view(METRICS, start + Duration::from_secs(10)),
-        );
-        let change = Change::between(&before, &now);
+        let change = Change::grown(&METRICS.replace("PARENT", PARENT), 10.0);
         let told = serde_json::from_str(ROUTES).expect("routes");
         let asked = Asked {
             namespace: Some("shop".to_owned()),
             service: service.map(str::to_owned),
         };
         let mut text = vec![];
-        let report = Report::new(&now, &change, told, &asked);
+        let report = Report::new(&View::default(), &change, told, &asked);
         report.write(&mut text, false).expect("a vector");
         String::from_utf8(text).expect("text")
     }

@@ -1,32 +1,37 @@
-//! What all agents say at one moment, and what happened between two.
+//! What all agents say at one moment, and what happened in a time up to it.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::controller::{Agent, Reach, ReachError, each};
 use crate::metrics::{Scrape, Series};
 
 mod believed;
-mod remembered;
+mod change;
+mod prometheus;
+mod seen;
+mod window;
 mod workload;
 
 pub use believed::Known;
-pub use remembered::{PrometheusError, PrometheusUrl, Window};
+pub use change::{Change, Grown, Partial, Recent};
+pub use prometheus::{PrometheusError, PrometheusUrl};
+pub use seen::{Missing, Seen};
+pub use window::{TooLong, Window};
 pub use workload::{Scope, ScopeArgs, ScopeError, Workload};
+
+use window::Source;
 
 /// What an agent says at one moment.
 #[derive(Clone, Debug)]
 pub struct Said {
     /// Its node.
     pub node: String,
-    /// Tells its processes apart.
-    pub incarnation: String,
-    /// When.
-    pub at: Instant,
-    /// Its metrics.
+    /// Its metrics as they are.
     pub scrape: Scrape,
+    /// By how much others grew.
+    pub recent: Recent,
     /// The pods of its node.
     pub pods: Vec<Pod>,
 }
@@ -67,39 +72,49 @@ pub struct View {
     pub missing: Vec<Missing>,
 }
 
-/// An agent that does not answer.
-#[derive(Clone, Debug, Serialize)]
-pub struct Missing {
-    /// Its node.
-    pub node: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// What happened between two moments.
-#[derive(Clone, Debug, Default)]
-pub struct Change {
-    /// How much each series of a counter grew, in all agents.
-    pub counters: Vec<Grown>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
-/// A series that may have grown.
-#[derive(Clone, Debug)]
-pub struct Grown {
-    /// The series.
-    pub series: Series,
-    /// By how much.
-    pub by: f64,
+/// What is asked of agents.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'a> {
+    /// As they are now.
+    now: &'a [&'a str],
+    /// By how much these grew in the last seconds.
+    grown: Option<(&'a [&'a str], u64)>,
 }
 
 impl View {
-    /// Asks all agents for these metrics, and for their pods.
+    /// Asks all agents for these metrics as they are now, and for their pods.
     ///
     /// # Errors
     /// A controller cannot be asked, or no agent answers.
-    pub async fn take(reach: &Reach, wanted: &[&str]) -> Result<Self, ReachError> {
+    pub async fn take(reach: &Reach, now: &[&str]) -> Result<Self, ReachError> {
+        Self::ask(reach, Wanted { now, grown: None }).await
+    }
+
+    /// The same, and what happened to counters in a time up to now: as agents remember it, or a Prometheus.
+    ///
+    /// # Errors
+    /// As of [`View::take`], or nobody remembers that.
+    pub async fn watch(
+        reach: &Reach,
+        now: &[&str],
+        counters: &[&str],
+        window: &Window,
+    ) -> Result<(Self, Change), ReachError> {
+        match window.source()? {
+            Source::Prometheus(url) => {
+                let change = prometheus::change(url, counters, window.window).await?;
+                Ok((Self::take(reach, now).await?, change))
+            }
+            Source::Agents(seconds) => {
+                let grown = Some((counters, seconds));
+                let view = Self::ask(reach, Wanted { now, grown }).await?;
+                let change = Change::recent(&view, seconds as f64);
+                Ok((view, change))
+            }
+        }
+    }
+
+    async fn ask(reach: &Reach, wanted: Wanted<'_>) -> Result<Self, ReachError> {
         let agents = reach.agents().await?;
         let asked = each(&agents, |agent| async move {
             let said = said(&agent, wanted).await;
@@ -119,29 +134,6 @@ impl View {
             (true, Some(first)) => Err(ReachError::NoAnswers(first.reason.clone())),
             _ => Ok(view),
         }
-    }
-
-    /// Asks twice, and returns what happened meanwhile; or once, where a Prometheus knows what happened before.
-    ///
-    /// # Errors
-    /// As of [`View::take`].
-    pub async fn watch(
-        reach: &Reach,
-        wanted: &[&str],
-        window: &Window,
-    ) -> Result<(Self, Change), ReachError> {
-        if let Some(url) = &window.prometheus_url {
-            let change = remembered::change(url, wanted, window.window).await?;
-            return Ok((Self::take(reach, wanted).await?, change));
-        }
-        let before = Self::take(reach, wanted).await?;
-        tokio::time::sleep(window.window).await;
-        let mut now = Self::take(reach, wanted).await?;
-        let change = Change::between(&before, &now);
-        now.missing.extend(before.missing);
-        now.missing.sort_by(|one, other| one.node.cmp(&other.node));
-        now.missing.dedup_by(|one, other| one.node == other.node);
-        Ok((now, change))
     }
 
     /// The pods of all nodes, each once: during an upgrade two agents have the same.
@@ -164,63 +156,27 @@ impl View {
     }
 }
 
-async fn said(agent: &Agent, wanted: &[&str]) -> Result<Said, ReachError> {
-    let metrics = agent.page("metrics").await?;
-    let at = Instant::now();
-    let text = String::from_utf8_lossy(&metrics);
-    let scrape = Scrape::read(&text, |name| wanted.contains(&name));
+async fn said(agent: &Agent, wanted: Wanted<'_>) -> Result<Said, ReachError> {
+    let mut scrape = Scrape::default();
+    if !wanted.now.is_empty() {
+        let metrics = agent.page("metrics").await?;
+        let text = String::from_utf8_lossy(&metrics);
+        scrape = Scrape::read(&text, |name| wanted.now.contains(&name));
+    }
+    let grown = match wanted.grown {
+        Some((_, seconds)) => agent.page(&format!("recent?seconds={seconds}")).await?,
+        None => Default::default(),
+    };
     let pods = agent.json("pods").await?;
     let known = Known::of(agent).await?;
+    let recent = wanted.grown.map(|(names, _)| {
+        let text = String::from_utf8_lossy(&grown);
+        Recent::read(&text, names, &known)
+    });
     Ok(Said {
         node: agent.status.node.clone(),
-        incarnation: agent.status.incarnation.clone(),
-        at,
         scrape: known.scrape(scrape),
+        recent: recent.unwrap_or_default(),
         pods: known.pods(pods),
     })
-}
-
-impl Change {
-    /// What happened between two views. Of an agent that was not there before nothing is known: it may have begun long
-    /// ago, elsewhere.
-    pub fn between(before: &View, now: &View) -> Self {
-        let mut change = Self::default();
-        let mut times = vec![];
-        for said in &now.said {
-            let mut others = before.said.iter();
-            let is_same = |it: &&Said| it.node == said.node && it.incarnation == said.incarnation;
-            let Some(old) = others.find(is_same) else {
-                continue;
-            };
-            times.push(said.at.duration_since(old.at).as_secs_f64());
-            for (series, value) in &said.scrape.values {
-                let old = old.scrape.values.get(series).copied();
-                change.counters.push(Grown {
-                    series: series.clone(),
-                    // A series that was forgotten and began anew began at nothing.
-                    by: match old {
-                        Some(old) if old <= *value => value - old,
-                        _ => *value,
-                    },
-                });
-            }
-        }
-        change.seconds = times.iter().sum::<f64>() / times.len().max(1) as f64;
-        change
-    }
-
-    /// How much something grew in a second.
-    pub fn per_second(&self, grown: f64) -> f64 {
-        match self.seconds > 0.0 {
-            true => grown / self.seconds,
-            false => 0.0,
-        }
-    }
-
-    /// Series of a name.
-    pub fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Grown> {
-        self.counters
-            .iter()
-            .filter(move |it| it.series.name == name)
-    }
 }

@@ -89,7 +89,7 @@ impl Admin {
                 (None, None, None) => {
                     let text = "/live, /ready, /metrics, /problems, /routes, /status, /agents, \
                         /workloads/NAMESPACE/NAME, /nodes/NODE/pods, \
-                        /agents/NODE/INCARNATION/metrics (or ready, pods, config_dump, explain?...)\n";
+                        /agents/NODE/INCARNATION/metrics (or recent?seconds=60, ready, pods, config_dump, explain?...)\n";
                     respond(StatusCode::NOT_FOUND, TEXT, text)
                 }
             },
@@ -129,7 +129,7 @@ impl Admin {
 
     async fn page(&self, node: &Name, incarnation: u64, asked: (Page, &str)) -> Reply {
         let kind = match asked.0 {
-            Page::Metrics => OPEN_METRICS,
+            Page::Metrics | Page::Recent => OPEN_METRICS,
             _ => JSON,
         };
         match self.inspections.ask(node, incarnation, asked).await {
@@ -184,6 +184,7 @@ fn asked(path: &str) -> Option<(Name, u64, Page)> {
         "config_dump" => Page::State,
         "pods" => Page::Pods,
         "explain" => Page::Explain,
+        "recent" => Page::Recent,
         _ => return None,
     };
     parts.next().is_none().then_some((node, incarnation, page))

@@ -1,4 +1,4 @@
-//! Windows that a Prometheus remembers. Agents keep no history: without one, a window is waited for.
+//! Windows that a Prometheus remembers: those that are longer than what agents do.
 //!
 //! What is asked for are the agents' own counters, not what rules record of them: so every command has its numbers from the
 //! same series, whichever way they come.
@@ -7,7 +7,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use http::{Request, StatusCode, Uri};
@@ -20,17 +19,6 @@ use tokio::time::timeout;
 use super::{Change, Grown};
 use crate::controller::send;
 use crate::metrics::Series;
-
-/// How far back is looked, and who remembers.
-#[derive(Args, Clone, Debug)]
-pub struct Window {
-    /// How long it is looked at; with --prometheus-url, how far back.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::command::duration)]
-    pub window: Duration,
-    /// A Prometheus that scrapes the agents, as http://127.0.0.1:9090: it knows what happened, and nothing is waited for.
-    #[arg(long, value_name = "URL", env = "WEFT_PROMETHEUS_URL")]
-    pub prometheus_url: Option<PrometheusUrl>,
-}
 
 /// Where a Prometheus is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +105,8 @@ pub(super) async fn change(
     let is_counter = |it: &&&str| it.ends_with("_total") || it.ends_with("_bucket");
     let counters: Vec<&str> = wanted.iter().filter(is_counter).copied().collect();
     let mut change = Change {
-        counters: vec![],
         seconds: window.as_secs_f64(),
+        ..Change::default()
     };
     for name in &counters {
         let bytes = ask(url, &format!("increase({name}[{ms}ms])")).await?;
