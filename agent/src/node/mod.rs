@@ -19,6 +19,7 @@ mod loopback;
 mod opt_in;
 mod pods;
 mod priority;
+mod shortage;
 mod socket_diag;
 mod tenure;
 mod threads;

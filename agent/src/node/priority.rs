@@ -22,7 +22,8 @@ pub(super) enum Rank {
     Watch,
     /// Whoever has none: it uses little, though it may use a burst.
     First,
-    /// The rest of the agent, and others by its weight: it may have much to do at once.
+    /// Others by its weight: the rest of the agent, which may have much to do at once; and whoever uses little, while
+    /// CPUs are not short.
     Own,
     /// Nobody.
     Plain,
@@ -81,6 +82,11 @@ impl Ranks {
             }
         };
         Self { right, base }
+    }
+
+    /// Whether any thread comes first by more than its nice value.
+    pub(super) fn come_first(self) -> bool {
+        self.right == Right::RealTime
     }
 
     pub(super) fn scheduling(self, rank: Rank) -> Scheduling {

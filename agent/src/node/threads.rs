@@ -6,8 +6,8 @@
 //!
 //! *Soon* is not soon enough where CPUs are short: a thread that has just been sent something may wait for 3 ms for each
 //! of the two agents, twice. A thread of a higher [`priority`](super::priority) does not wait (measured beside two busy threads for
-//! each CPU: 0.1 ms instead of 3 ms in the 99th percentile). So the threads of pods that use little have one, and those of pods
-//! that use much do not, or a flood would take the CPUs from all other processes. Who uses much is decided by [`Level`]; and if those
+//! each CPU: 0.1 ms instead of 3 ms in the 99th percentile). So, while CPUs are [short](super::shortage), the threads of pods that use
+//! little have one, and those of pods that use much do not, or a flood would take the CPUs from all other processes. Who uses much is decided by [`Level`]; and if those
 //! that use little use much together, none of them comes first either. Who decides this comes before all of them.
 //!
 //! Threads that have nothing to do sleep, and cost some memory. A thread's own use is asked of the kernel
@@ -25,6 +25,7 @@ use nix::unistd::{Pid, gettid};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::priority::{Rank, Ranks};
+use super::shortage::Shortage;
 
 /// The threads of one pod. When this is dropped, what runs on them ends.
 #[derive(Debug)]
@@ -36,12 +37,16 @@ pub struct PodThreads {
 /// What they use.
 #[derive(Debug, Default)]
 struct Meter {
-    threads: Mutex<Vec<Pid>>,
+    threads: Mutex<Threads>,
     /// One of them has woken since that was looked at last.
     has_woken: AtomicBool,
     used_ns: AtomicU64,
-    /// They have no priority.
-    is_plain: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Threads {
+    ids: Vec<Pid>,
+    rank: Rank,
 }
 
 /// Whether somebody uses much: a leaky bucket of CPU time. What is used flows in, what can be spared for it flows out. A burst
@@ -72,6 +77,8 @@ struct Pods {
     looked: Instant,
     /// Of pods that have left, which may have something to send yet, and since when.
     ending: Vec<(Instant, Runtime)>,
+    /// None where threads that come first do not differ from the rest of the agent.
+    shortage: Option<Shortage>,
 }
 
 /// What is new to who looks.
@@ -158,13 +165,13 @@ impl Meter {
         let thread = gettid();
         // Under the lock: or it may be given what has just been taken from all others, and keep it.
         let mut threads = self.threads();
-        threads.push(thread);
-        WATCH.give(thread, !self.is_plain.load(Ordering::Relaxed));
+        threads.ids.push(thread);
+        WATCH.ranks.give(thread, threads.rank);
     }
 
     fn leave(&self) {
         let thread = gettid();
-        self.threads().retain(|it| *it != thread);
+        self.threads().ids.retain(|it| *it != thread);
     }
 
     /// One of them has something to do.
@@ -179,27 +186,36 @@ impl Meter {
     /// runtime.
     fn measure(&self) -> Option<Duration> {
         let threads = tried(&self.threads)?;
-        let used: Duration = threads.iter().filter_map(|it| cpu_time(*it)).sum();
+        let used: Duration = threads.ids.iter().filter_map(|it| cpu_time(*it)).sum();
         let ns = u64::try_from(used.as_nanos()).unwrap_or(u64::MAX);
         let before = self.used_ns.fetch_max(ns, Ordering::Relaxed);
         Some(Duration::from_nanos(ns.saturating_sub(before)))
     }
 
     /// Changes the priority of all of them; or not yet, for the same reason.
-    fn set_plain(&self, is_plain: bool) {
-        if self.is_plain.load(Ordering::Relaxed) != is_plain
-            && let Some(threads) = tried(&self.threads)
+    fn set_rank(&self, rank: Rank) {
+        if let Some(mut threads) = tried(&self.threads)
+            && threads.rank != rank
         {
-            self.is_plain.store(is_plain, Ordering::Relaxed);
-            for thread in &*threads {
-                WATCH.give(*thread, !is_plain);
+            threads.rank = rank;
+            for thread in &threads.ids {
+                WATCH.ranks.give(*thread, rank);
             }
         }
     }
 
-    fn threads(&self) -> MutexGuard<'_, Vec<Pid>> {
+    fn threads(&self) -> MutexGuard<'_, Threads> {
         // Every change under the lock is complete in itself.
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self {
+            ids: Vec::new(),
+            rank: Rank::Own,
+        }
     }
 }
 
@@ -208,12 +224,16 @@ impl Watch {
     fn begin(&'static self) -> io::Result<()> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
+            let shortage = match self.ranks.come_first() {
+                true => Some(Shortage::watch(|| self.ranks.give(gettid(), Rank::Own))?),
+                false => None,
+            };
             let started = std::thread::Builder::new()
                 .name("weft-priority".into())
                 .stack_size(64 * 1024)
-                .spawn(|| {
+                .spawn(move || {
                     self.ranks.give(gettid(), Rank::Watch);
-                    self.run();
+                    self.run(shortage);
                 })?;
             *thread = Some(started.thread().clone());
         }
@@ -239,12 +259,13 @@ impl Watch {
         }
     }
 
-    fn run(&self) {
+    fn run(&self, shortage: Option<Shortage>) {
         let mut pods = Pods {
             pods: Vec::new(),
             level: Level::of(self.cpus, MUCH_OF_ALL),
             looked: Instant::now(),
             ending: Vec::new(),
+            shortage,
         };
         loop {
             if !self.look(&mut pods) {
@@ -285,9 +306,10 @@ impl Watch {
         pods.looked = now;
         pods.level.look(used_by_little, elapsed);
         let all_plain = pods.level.uses_much;
+        let is_short = pods.shortage.as_mut().is_some_and(Shortage::look);
         for pod in &pods.pods {
             if let Some(meter) = pod.meter.upgrade() {
-                meter.set_plain(all_plain || pod.level.uses_much);
+                meter.set_rank(rank(all_plain || pod.level.uses_much, is_short));
             }
         }
         let over = |it: &mut (Instant, Runtime)| now.saturating_duration_since(it.0) >= ENDING;
@@ -296,11 +318,6 @@ impl Watch {
         }
         let is_awake = pods.pods.iter().any(|it| !it.is_asleep);
         is_behind || all_plain || !pods.ending.is_empty() || is_awake
-    }
-
-    /// Has a thread of a pod come first, or not.
-    fn give(&self, thread: Pid, is_first: bool) {
-        self.ranks.give(thread, rank(is_first));
     }
 
     fn news(&self) -> MutexGuard<'_, News> {
@@ -384,10 +401,11 @@ pub(super) fn come_as_any() {
 }
 
 /// Of threads of pods.
-fn rank(is_first: bool) -> Rank {
-    match is_first {
-        true => Rank::First,
-        false => Rank::Plain,
+fn rank(uses_much: bool, is_short: bool) -> Rank {
+    match (uses_much, is_short) {
+        (true, _) => Rank::Plain,
+        (false, true) => Rank::First,
+        (false, false) => Rank::Own,
     }
 }
 
@@ -444,7 +462,7 @@ mod tests {
 
     /// As the kernel says it: the policy, and the priority or nice value (proc_pid_stat(5)).
     fn ranks_of(threads: &PodThreads) -> Vec<Scheduling> {
-        let pids = threads.meter.threads().clone();
+        let pids = threads.meter.threads().ids.clone();
         let scheduling = |it: Pid| {
             let stat = std::fs::read_to_string(format!("/proc/self/task/{it}/stat"));
             let stat = stat.expect("it runs");
@@ -464,6 +482,13 @@ mod tests {
         pids.into_iter().map(scheduling).collect()
     }
 
+    /// Whether all its threads are there, and have this rank.
+    fn all(threads: &PodThreads, rank: Rank) -> bool {
+        let expected = WATCH.ranks.scheduling(rank);
+        let ranks = ranks_of(threads);
+        ranks.len() == threads_of(WATCH.cpus) && ranks.iter().all(|it| *it == expected)
+    }
+
     fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !is_so() {
@@ -472,18 +497,40 @@ mod tests {
         }
     }
 
+    /// CPUs are short for a moment because threads that come before the probe take all of them. Where this process can have
+    /// no such threads, those of pods have the same rank in any case.
+    #[test]
+    fn threads_that_use_little_come_first_while_cpus_are_short() {
+        let threads = PodThreads::start().expect("starts");
+        threads.handle().spawn(async {
+            loop {
+                tokio::time::sleep(LOOKS_EVERY / 2).await;
+            }
+        });
+        let is_seen = Arc::new(AtomicBool::new(false));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let takers: Vec<_> = (0..WATCH.cpus)
+            .map(|_| {
+                let is_seen = Arc::clone(&is_seen);
+                std::thread::spawn(move || {
+                    WATCH.ranks.give(gettid(), Rank::First);
+                    while !is_seen.load(Ordering::Relaxed) && Instant::now() < deadline {}
+                })
+            })
+            .collect();
+        WATCH.ranks.give(gettid(), Rank::Watch);
+        wait_for("they come first", || all(&threads, Rank::First));
+        is_seen.store(true, Ordering::Relaxed);
+        takers.into_iter().for_each(|it| it.join().expect("ends"));
+    }
+
     /// The kernel's own figures, of threads that compute and of others that do not.
     #[test]
     fn threads_of_a_busy_pod_do_not_come_first() {
         let [busy, idle] = [(); 2].map(|()| PodThreads::start().expect("starts"));
-        let all = |threads: &PodThreads, uses_much: bool| {
-            let expected = WATCH.ranks.scheduling(rank(!uses_much));
-            let ranks = ranks_of(threads);
-            ranks.len() == threads_of(WATCH.cpus) && ranks.iter().all(|it| *it == expected)
-        };
-        wait_for("both begin light", || {
-            all(&busy, false) && all(&idle, false)
-        });
+        // Whether CPUs are short is not in the hands of a test.
+        let is_light = |threads| all(threads, Rank::Own) || all(threads, Rank::First);
+        wait_for("both begin light", || is_light(&busy) && is_light(&idle));
         let is_over = Arc::new(AtomicBool::new(false));
         for _ in 0..threads_of(WATCH.cpus) {
             let is_over = Arc::clone(&is_over);
@@ -493,12 +540,12 @@ mod tests {
                 }
             });
         }
-        wait_for("it uses much", || all(&busy, true));
+        wait_for("it uses much", || all(&busy, Rank::Plain));
         // Before that, what it used may have been too much for all of them together.
-        wait_for("the other comes first", || all(&idle, false));
+        wait_for("the other is light", || is_light(&idle));
         wait_for("it has used more", || busy.used() > idle.used());
         is_over.store(true, Ordering::Relaxed);
-        wait_for("it uses little again", || all(&busy, false));
+        wait_for("it uses little again", || is_light(&busy));
         // From a thread of its own, as the last flow of a pod does.
         let (done, is_done) = std::sync::mpsc::channel();
         let handle = busy.handle().clone();
