@@ -449,6 +449,10 @@ mod tests {
         }
     }
 
+    const PIECE: Duration = Duration::from_millis(4);
+    /// Of tests that use CPUs: one at a time, or one would see what another does.
+    static ALONE: Mutex<()> = Mutex::new(());
+
     #[test]
     fn who_stops_uses_little_again_but_not_at_once() {
         let mut level = Level::of(2, MUCH);
@@ -501,6 +505,7 @@ mod tests {
     /// no such threads, those of pods have the same rank in any case.
     #[test]
     fn threads_that_use_little_come_first_while_cpus_are_short() {
+        let _alone = ALONE.lock();
         let threads = PodThreads::start().expect("starts");
         threads.handle().spawn(async {
             loop {
@@ -524,9 +529,38 @@ mod tests {
         takers.into_iter().for_each(|it| it.join().expect("ends"));
     }
 
+    /// Has a pod use so many CPUs at most, in pieces, until it is dropped.
+    fn keep_using(threads: &PodThreads, cpus: f64) {
+        threads.handle().spawn(async move {
+            loop {
+                let begun = Instant::now();
+                let used = || cpu_time(gettid()).expect("it runs");
+                let before = used();
+                while used().saturating_sub(before) < PIECE {}
+                let at_least = PIECE.div_f64(cpus);
+                tokio::time::sleep_until((begun + at_least).into()).await;
+            }
+        });
+    }
+
+    #[test]
+    fn nobody_comes_first_while_those_that_use_little_use_much_together() {
+        let _alone = ALONE.lock();
+        let cpus = WATCH.cpus as f64;
+        let little = MUCH * 0.8 * threads_of(WATCH.cpus) as f64;
+        let twice_as_many = (2.0 * MUCH_OF_ALL * cpus / little).ceil() as usize;
+        let start = || PodThreads::start().expect("starts");
+        let pods: Vec<_> = std::iter::repeat_with(start).take(twice_as_many).collect();
+        pods.iter().for_each(|it| keep_using(it, little));
+        wait_for("together they use much", || {
+            pods.iter().all(|it| all(it, Rank::Plain))
+        });
+    }
+
     /// The kernel's own figures, of threads that compute and of others that do not.
     #[test]
     fn threads_of_a_busy_pod_do_not_come_first() {
+        let _alone = ALONE.lock();
         let [busy, idle] = [(); 2].map(|()| PodThreads::start().expect("starts"));
         // Whether CPUs are short is not in the hands of a test.
         let is_light = |threads| all(threads, Rank::Own) || all(threads, Rank::First);
