@@ -85,7 +85,7 @@ impl From<String> for Cell {
 
 impl Table {
     /// A table with headings.
-    pub fn new<const N: usize>(headings: [&str; N]) -> Self {
+    pub fn new<'a>(headings: impl IntoIterator<Item = &'a str>) -> Self {
         let heading = |it: &str| Cell::new(it).tone(Tone::Head);
         Self {
             rows: vec![headings.into_iter().map(heading).collect()],

@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use super::buckets::Buckets;
 use super::traffic::branch;
-use super::{Latencies, latency_cell, rate_cell, success_cell};
+use super::{Latencies, latency_cell, rate_cell, success_cell, unwanted_cell};
 use crate::controller::{Reach, ReachError};
 use crate::metrics::Series;
 use crate::outcome::Outcome;
-use crate::output::{self, Cell, Format, Table, Tone, shown};
+use crate::output::{self, Cell, Format, Table, shown};
 use crate::view::{Change, ScopeArgs, Seen, View, Window, Workload};
 
 /// What `weft stat-inbound` is asked.
@@ -156,8 +156,8 @@ impl Report {
                 latency_cell(row.latency_ms.p50),
                 latency_cell(row.latency_ms.p95),
                 latency_cell(row.latency_ms.p99),
-                refused(row.denied_per_second),
-                refused(row.limited_per_second),
+                unwanted_cell(row.denied_per_second),
+                unwanted_cell(row.limited_per_second),
             ]);
             for (index, it) in row.routes.iter().enumerate() {
                 let route = shown(it.route.as_deref().unwrap_or("(no route)"));
@@ -171,19 +171,12 @@ impl Report {
                     nothing(),
                     nothing(),
                     nothing(),
-                    refused(it.denied_per_second),
+                    unwanted_cell(it.denied_per_second),
                     nothing(),
                 ]);
             }
         }
         table.write(to, colours)
-    }
-}
-
-fn refused(per_second: f64) -> Cell {
-    match per_second > 0.0 {
-        true => rate_cell(per_second).tone(Tone::Warn),
-        false => rate_cell(per_second),
     }
 }
 

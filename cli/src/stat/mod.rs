@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use self::buckets::Buckets;
+use self::traffic::Routed;
 use crate::controller::{Reach, ReachError};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Format, Table, Tone, shown};
@@ -76,6 +77,9 @@ struct Row {
     success_rate: Option<f64>,
     requests_per_second: f64,
     latency_ms: Latencies,
+    /// Of what it asks of others by routes; of what is asked of it none is known: it is its clients that send again and give up.
+    timeouts_per_second: Option<f64>,
+    retries_per_second: Option<f64>,
     tcp_connections: f64,
     tcp_read_bytes_per_second: f64,
     tcp_write_bytes_per_second: f64,
@@ -97,6 +101,7 @@ struct Counted {
     responses: f64,
     successes: f64,
     buckets: Buckets,
+    routed: Option<Routed>,
     connections: f64,
     read_bytes: f64,
     written_bytes: f64,
@@ -124,7 +129,10 @@ pub async fn run(stat: &Stat) -> Result<Outcome, crate::Error> {
 }
 
 async fn report(stat: &Stat) -> Result<Report, ReachError> {
-    let counters = [RESPONSES, LATENCIES, READ, WRITTEN];
+    let mut counters = vec![RESPONSES, LATENCIES, READ, WRITTEN];
+    if stat.direction == Direction::Outbound {
+        counters.extend(traffic::WHOLE);
+    }
     let watched = View::watch(&stat.reach, &[CONNECTIONS], &counters, &stat.window);
     let (view, change) = watched.await?;
     let scope = stat.scope.settled(&stat.reach).await;
@@ -142,6 +150,12 @@ impl Report {
             }
         }
         count(&mut all, view, change, scope, direction);
+        if direction == Direction::Outbound {
+            let mut routed = traffic::count(change, |series, _, _| scope.of_series(series));
+            for (workload, counted) in &mut all {
+                counted.routed = Some(routed.remove(workload).unwrap_or_default());
+            }
+        }
         let rows = all
             .into_iter()
             .map(|(workload, counted)| counted.row(workload, change));
@@ -159,7 +173,11 @@ impl Report {
                 "no meshed pod is there: -A shows those of all namespaces"
             );
         }
-        let mut table = Table::new([
+        let routed = match self.direction {
+            Direction::Inbound => &[][..],
+            Direction::Outbound => &["TIMEOUTS/S", "RETRIES/S"],
+        };
+        let before = [
             "NAMESPACE",
             "NAME",
             "MESHED",
@@ -168,10 +186,9 @@ impl Report {
             "P50",
             "P95",
             "P99",
-            "TCP",
-            "READ/S",
-            "WRITTEN/S",
-        ]);
+        ];
+        let after = ["TCP", "READ/S", "WRITTEN/S"];
+        let mut table = Table::new([&before, routed, &after].concat());
         for row in &self.rows {
             table.row(row.cells());
         }
@@ -226,6 +243,7 @@ fn count(
 
 impl Counted {
     fn row(self, workload: Workload, change: &Change) -> Row {
+        let routed = self.routed.as_ref();
         Row {
             namespace: workload.namespace,
             kind: workload.kind,
@@ -235,6 +253,8 @@ impl Counted {
             success_rate: (self.responses > 0.0).then(|| self.successes / self.responses),
             requests_per_second: change.per_second(self.responses),
             latency_ms: self.buckets.latencies(1.0),
+            timeouts_per_second: routed.map(|it| it.whole.numbers(change).timeouts_per_second),
+            retries_per_second: routed.map(|it| change.per_second(it.retries)),
             tcp_connections: self.connections,
             tcp_read_bytes_per_second: change.per_second(self.read_bytes),
             tcp_write_bytes_per_second: change.per_second(self.written_bytes),
@@ -250,7 +270,7 @@ impl Row {
             true => Tone::Plain,
             false => Tone::Warn,
         });
-        vec![
+        let mut cells = vec![
             shown(&self.namespace).into(),
             shown(&format!("{}/{}", self.kind, self.name)).into(),
             meshed,
@@ -259,10 +279,15 @@ impl Row {
             latency_cell(self.latency_ms.p50),
             latency_cell(self.latency_ms.p95),
             latency_cell(self.latency_ms.p99),
+        ];
+        cells.extend(self.timeouts_per_second.map(unwanted_cell));
+        cells.extend(self.retries_per_second.map(rate_cell));
+        cells.extend([
             number(format!("{:.0}", self.tcp_connections)),
             number(output::bytes(self.tcp_read_bytes_per_second)),
             number(output::bytes(self.tcp_write_bytes_per_second)),
-        ]
+        ]);
+        cells
     }
 }
 
@@ -280,6 +305,14 @@ fn success_cell(rate: Option<f64>) -> Cell {
 
 fn latency_cell(ms: Option<f64>) -> Cell {
     Cell::new(ms.map_or("-".to_owned(), |it| format!("{it:.1}ms"))).right()
+}
+
+/// How often something was that there should be none of.
+fn unwanted_cell(per_second: f64) -> Cell {
+    match per_second > 0.0 {
+        true => rate_cell(per_second).tone(Tone::Warn),
+        false => rate_cell(per_second),
+    }
 }
 
 fn rate_cell(per_second: f64) -> Cell {

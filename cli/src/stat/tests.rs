@@ -15,7 +15,12 @@ response_latency_ms_bucket{direction="inbound",namespace="shop",deployment="web"
 response_latency_ms_bucket{direction="inbound",namespace="shop",deployment="web",pod="web-1",le="+Inf"} 100
 tcp_read_bytes_total{direction="inbound",peer="src",namespace="shop",deployment="web",pod="web-1"} 20480
 tcp_read_bytes_total{direction="inbound",peer="dst",namespace="shop",deployment="web",pod="web-1"} 777777
+outbound_http_route_request_statuses_total{namespace="shop",deployment="web",pod="web-1",PARENT,http_status="200",error=""} 40
+outbound_http_route_request_statuses_total{namespace="shop",deployment="web",pod="web-1",PARENT,error="REQUEST_TIMEOUT"} 5
+outbound_grpc_route_retry_requests_total{namespace="shop",deployment="web",pod="web-1",PARENT} 20
 "#;
+const PARENT: &str =
+    r#"parent_kind="Service",parent_namespace="shop",parent_name="db",parent_port="80""#;
 const PODS: &str = r#"[
 {"namespace": "shop", "name": "web-1", "state": "enrolled", "identity": "spiffe://td/ns/shop/sa/web", "owner": {"kind": "deployment", "name": "web"}},
 {"namespace": "shop", "name": "web-2", "state": "waiting", "identity": null, "owner": {"kind": "deployment", "name": "web"}},
@@ -41,7 +46,8 @@ fn report(direction: Direction) -> Report {
         namespace: Some("shop".to_owned()),
         all_namespaces: false,
     };
-    Report::new(&view(), &Change::grown(GROWN, 10.0), &scope, direction)
+    let change = Change::grown(&GROWN.replace("PARENT", PARENT), 10.0);
+    Report::new(&view(), &change, &scope, direction)
 }
 
 #[test]
@@ -60,4 +66,25 @@ fn what_grew_is_shown_by_workload() {
     assert_eq!(json["window_seconds"], 10.0);
     assert_eq!(json["rows"][0]["success_rate"], 0.95);
     assert_eq!(json["rows"][1]["success_rate"], serde_json::Value::Null);
+    assert_eq!(
+        json["rows"][0]["retries_per_second"],
+        serde_json::Value::Null
+    );
+}
+
+#[test]
+fn what_workloads_ask_of_others_has_retries_and_timeouts() {
+    let report = report(Direction::Outbound);
+    let mut text = vec![];
+    report.write(&mut text, false).expect("a vector");
+    let text = String::from_utf8(text).expect("text");
+    assert_eq!(
+        text,
+        "NAMESPACE   NAME             MESHED   SUCCESS   RPS   P50   P95   P99   TIMEOUTS/S   RETRIES/S   TCP   READ/S   WRITTEN/S\n\
+         shop        deployment/web      1/2     0.00%   5.0     -     -     -          0.5         2.0     0      0 B         0 B\n\
+         shop        pod/idle            1/1         -   0.0     -     -     -          0.0         0.0     0      0 B         0 B\n"
+    );
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!(json["rows"][0]["retries_per_second"], 2.0);
+    assert_eq!(json["rows"][0]["timeouts_per_second"], 0.5);
 }

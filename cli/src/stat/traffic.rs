@@ -6,9 +6,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::buckets::Buckets;
-use super::{Latencies, latency_cell, rate_cell, success_cell};
+use super::{Latencies, latency_cell, rate_cell, success_cell, unwanted_cell};
 use crate::metrics::Series;
-use crate::output::{Cell, Tone};
+use crate::output::Cell;
 use crate::view::Change;
 
 /// A port of what requests are sent to: of a Service, or of an EgressNetwork.
@@ -81,6 +81,13 @@ pub struct Backend {
     pub numbers: Numbers,
 }
 
+/// Those of these that are not about backends.
+pub const WHOLE: [&str; 4] = [
+    "outbound_http_route_request_statuses_total",
+    "outbound_grpc_route_request_statuses_total",
+    "outbound_http_route_retry_requests_total",
+    "outbound_grpc_route_retry_requests_total",
+];
 /// All metrics that this looks at.
 pub const WANTED: [&str; 10] = [
     "outbound_http_route_request_statuses_total",
@@ -260,17 +267,13 @@ impl Routed {
 impl Numbers {
     /// Success rate, requests, latencies, timeouts.
     pub fn cells(&self) -> [Cell; 6] {
-        let timeouts = rate_cell(self.timeouts_per_second);
         [
             success_cell(self.success_rate),
             rate_cell(self.requests_per_second),
             latency_cell(self.latency_ms.p50),
             latency_cell(self.latency_ms.p95),
             latency_cell(self.latency_ms.p99),
-            match self.timeouts_per_second > 0.0 {
-                true => timeouts.tone(Tone::Warn),
-                false => timeouts,
-            },
+            unwanted_cell(self.timeouts_per_second),
         ]
     }
 }

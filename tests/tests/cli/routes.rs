@@ -66,6 +66,10 @@ pub(super) fn outbound(scene: &Scene) -> Result<()> {
         ensure!(row["retries_per_second"].as_f64() > Some(0.0), "{row}");
         Ok(())
     })?;
+    let stat = ["stat", "pod/order", "--direction", "outbound"];
+    let of_order = rows(scene, &stat)?;
+    let retries = of_order[0]["retries_per_second"].as_f64();
+    ensure!(retries > Some(0.0), "{of_order:?}");
     let table = scene
         .weft(&["stat-outbound", "--window", "2s"])?
         .success()?;
