@@ -36,6 +36,7 @@ pub mod pod;
 pub mod run;
 pub mod scenario;
 mod sys;
+pub mod terminal;
 pub mod testapp;
 pub mod usage;
 pub mod wait;

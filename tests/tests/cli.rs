@@ -104,6 +104,10 @@ fn cli() {
         tap::protocols(&scene)
     });
     checks.check("top adds up what tap shows", || tap::top(&scene));
+    checks.check(
+        "top listens to keys, and leaves the terminal as it was",
+        || tap::keys(&scene),
+    );
     checks.check("tap shows pods and agents that come later", || {
         tap::what_comes_later(&scene)
     });

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::controller::{Reach, ReachError};
@@ -20,6 +20,7 @@ use crate::view::{Scope, ScopeArgs};
 mod event;
 mod follow;
 mod har;
+mod keys;
 mod show;
 pub mod top;
 
@@ -29,8 +30,9 @@ mod tests;
 use event::{Event, Line};
 use follow::{Follow, Heard};
 use har::Har;
+use keys::{Key, Keys};
 use show::Shown;
-use top::Live;
+use top::{Live, Pressed};
 
 /// What `weft tap` is asked.
 #[derive(Args, Debug)]
@@ -136,19 +138,29 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Nobody can be asked, or nobody lets watch, and why.
 pub async fn run(tap: &Tap) -> Result<Outcome, crate::Error> {
     let writer = Writer::begin(tap.output, &mut io::stdout().lock())?;
-    until_ended(&tap.watch, writer).await
+    until_ended(&tap.watch, writer, None).await
 }
 
-async fn until_ended(asked: &Watch, mut writer: Writer) -> Result<Outcome, crate::Error> {
+async fn until_ended(
+    asked: &Watch,
+    mut writer: Writer,
+    mut keys: Option<Keys>,
+) -> Result<Outcome, crate::Error> {
     let scope = asked.scope.settled(&asked.reach).await;
     let target = Target::of(&scope)?;
-    let ended = watch(asked, &target, &mut writer).await;
+    let ended = watch(asked, &target, &mut writer, &mut keys).await;
+    drop(keys);
     // What was heard until then is whole, whatever has ended it.
     writer.end(&mut io::stdout().lock())?;
     ended.map(|()| Outcome::Good)
 }
 
-async fn watch(tap: &Watch, target: &Target, writer: &mut Writer) -> Result<(), crate::Error> {
+async fn watch(
+    tap: &Watch,
+    target: &Target,
+    writer: &mut Writer,
+    keys: &mut Option<Keys>,
+) -> Result<(), crate::Error> {
     let query = tap.query(target);
     let mut follow = Follow::new(&tap.reach, &query, (&target.namespace, &tap.tapper));
     let mut scopes = Scopes::default();
@@ -176,6 +188,10 @@ async fn watch(tap: &Watch, target: &Target, writer: &mut Writer) -> Result<(), 
                 continue;
             }
             heard = follow.next() => heard,
+            key = next(keys) => match writer.key(&mut io::stdout().lock(), key)? {
+                Pressed::Quit => break Ok(()),
+                Pressed::Stay => continue,
+            },
             () = until(alone) => {
                 let nobody = "no controller has been there for a while".to_owned();
                 break Err(ReachError::Refused(nobody));
@@ -250,14 +266,29 @@ async fn until(moment: Option<Instant>) {
     }
 }
 
-/// Waits for ^C, or for the time to be up.
+/// Waits for ^C or whatever else ends programs, or for the time to be up.
 async fn ended(after: Option<Duration>) {
     let moment = after.map(|it| Instant::now() + it);
     tokio::select! {
-        interrupted = ctrl_c() => if interrupted.is_err() {
-            std::future::pending::<()>().await;
-        },
+        () = sent(SignalKind::interrupt()) => {}
+        () = sent(SignalKind::terminate()) => {}
+        () = sent(SignalKind::hangup()) => {}
         () = until(moment) => {}
+    }
+}
+
+async fn sent(kind: SignalKind) {
+    match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        // It ends the process then, as it does unless somebody listens.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn next(keys: &mut Option<Keys>) -> Key {
+    match keys {
+        Some(keys) => keys.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -424,6 +455,13 @@ impl Writer {
             Self::Top(live) => live.event(to, event)?,
         }
         to.flush()
+    }
+
+    fn key(&mut self, to: &mut impl Write, key: Key) -> io::Result<Pressed> {
+        match self {
+            Self::Shown(_) | Self::Json | Self::Har(_) => Ok(Pressed::Stay),
+            Self::Top(live) => live.key(to, key),
+        }
     }
 
     fn end(&mut self, to: &mut impl Write) -> io::Result<()> {

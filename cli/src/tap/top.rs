@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::event::{Begin, End, Event, Head, Running, What, Who};
+use super::keys::{Key as Pressable, Keys};
 use super::{Watch, Writer};
 use crate::outcome::Outcome;
 use crate::output::{self, Cell, Table, Tone, colours, shown};
@@ -18,7 +19,7 @@ use crate::stat::traffic::is_grpc_failure;
 /// What `weft top` is asked.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "It goes on until it is ended by ^C. Exit codes: 0 it was ended, 2 nobody can be asked."
+    after_help = "It goes on until it is ended by ^C, or by q in a terminal, where keys say what comes first. Exit codes: 0 it was ended, 2 nobody can be asked."
 )]
 pub struct Top {
     /// What is watched.
@@ -43,12 +44,23 @@ pub enum Sort {
     Count,
     /// What failed most often.
     Failures,
+    /// Of what the fastest took longest.
+    Best,
     /// What has taken longest.
     Worst,
     /// What took longest last.
     Last,
+    /// The part that succeeds, the smallest first.
+    Success,
     /// By client, server, method and path.
     Name,
+}
+
+/// What is done when a key was pressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pressed {
+    Stay,
+    Quit,
 }
 
 /// Requests that are counted together.
@@ -91,21 +103,39 @@ pub(super) struct Live {
     sort: Sort,
     most: usize,
     format: output::Format,
+    /// Whether the other end comes first.
+    is_reversed: bool,
     /// Whether it is drawn anew, over what was drawn before.
     is_drawn: bool,
+    has_keys: bool,
     drawn: Option<Instant>,
+    screen: Option<Screen>,
     rows: BTreeMap<Key, Counted>,
     running: Running<(Key, Option<u16>)>,
 }
+
+/// A screen of its own, as editors have it; dropped, what was there before is back.
+struct Screen;
 
 /// What there are more of is counted together: paths are what clients write.
 const MOST_ROWS: usize = 2000;
 const OTHERS: &str = "(others)";
 const EACH: Duration = Duration::from_secs(1);
-/// A screen of its own, as editors have it, and back.
+/// To a screen of its own without a cursor, and back.
 const SCREEN: &str = "\x1b[?1049h\x1b[?25l";
 const BACK: &str = "\x1b[?25h\x1b[?1049l";
 const CLEAR: &str = "\x1b[H\x1b[J";
+/// The keys.
+const SORTS: [(char, Sort); 7] = [
+    ('c', Sort::Count),
+    ('f', Sort::Failures),
+    ('b', Sort::Best),
+    ('w', Sort::Worst),
+    ('l', Sort::Last),
+    ('s', Sort::Success),
+    ('n', Sort::Name),
+];
+const HELP: &str = "first by: c count, f failures, b best, w worst, l last, s success, n name; ↑↓ the other way; q quit";
 
 /// Watches, and shows, until it is ended.
 ///
@@ -113,11 +143,13 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 /// Nobody can be asked, or nobody lets watch, and why.
 pub async fn run(top: &Top) -> Result<Outcome, crate::Error> {
     let is_drawn = top.output == output::Format::Table && io::stdout().is_terminal();
+    let keys = is_drawn.then(Keys::listen).flatten();
     let live = Live {
         is_drawn,
+        has_keys: keys.is_some(),
         ..Live::new(top.sort, top.rows, top.output)
     };
-    super::until_ended(&top.watch, Writer::Top(Box::new(live))).await
+    super::until_ended(&top.watch, Writer::Top(Box::new(live)), keys).await
 }
 
 impl Live {
@@ -126,8 +158,11 @@ impl Live {
             sort,
             most,
             format,
+            is_reversed: false,
             is_drawn: false,
+            has_keys: false,
             drawn: None,
+            screen: None,
             rows: BTreeMap::new(),
             running: Running::default(),
         }
@@ -138,20 +173,43 @@ impl Live {
         if !self.is_drawn || self.drawn.is_some_and(|it| it.elapsed() < EACH) {
             return Ok(());
         }
-        let begin = match self.drawn {
-            None => SCREEN,
-            Some(_) => "",
-        };
-        write!(to, "{begin}{CLEAR}")?;
+        self.draw(to)
+    }
+
+    /// Does what a key says.
+    pub(super) fn key(&mut self, to: &mut impl Write, key: Pressable) -> io::Result<Pressed> {
+        match key {
+            Pressable::Letter('q') => return Ok(Pressed::Quit),
+            Pressable::Letter(letter) => {
+                let Some((_, sort)) = SORTS.iter().find(|(key, _)| *key == letter) else {
+                    return Ok(Pressed::Stay);
+                };
+                self.sort = *sort;
+                self.is_reversed = false;
+            }
+            Pressable::Arrow => self.is_reversed = !self.is_reversed,
+        }
+        self.draw(to)?;
+        Ok(Pressed::Stay)
+    }
+
+    fn draw(&mut self, to: &mut impl Write) -> io::Result<()> {
+        if self.screen.is_none() {
+            to.write_all(SCREEN.as_bytes())?;
+            self.screen = Some(Screen);
+        }
+        to.write_all(CLEAR.as_bytes())?;
         self.drawn = Some(Instant::now());
-        self.table().write(to, colours())
+        self.table().write(to, colours())?;
+        if self.has_keys {
+            writeln!(to, "\n{HELP}")?;
+        }
+        to.flush()
     }
 
     /// What is left behind is the whole table.
     pub(super) fn end(&mut self, to: &mut impl Write) -> io::Result<()> {
-        if self.drawn.is_some() {
-            to.write_all(BACK.as_bytes())?;
-        }
+        drop(self.screen.take());
         match self.format {
             output::Format::Table => self.table().write(to, colours()),
             output::Format::Json => {
@@ -207,13 +265,23 @@ impl Live {
     fn sorted(&self) -> Vec<(&Key, &Counted)> {
         let mut rows: Vec<_> = self.rows.iter().collect();
         let failures = |it: &Counted| it.ended - it.successes;
+        let success = |it: &Counted| match it.ended {
+            // It says nothing of that: it comes last.
+            0 => f64::INFINITY,
+            ended => it.successes as f64 / ended as f64,
+        };
         rows.sort_by(|(_, one), (_, other)| match self.sort {
             Sort::Count => other.count.cmp(&one.count),
             Sort::Failures => failures(other).cmp(&failures(one)),
+            Sort::Best => other.best_us.cmp(&one.best_us),
             Sort::Worst => other.worst_us.cmp(&one.worst_us),
             Sort::Last => other.last_us.cmp(&one.last_us),
+            Sort::Success => success(one).total_cmp(&success(other)),
             Sort::Name => std::cmp::Ordering::Equal,
         });
+        if self.is_reversed {
+            rows.reverse();
+        }
         rows
     }
 
@@ -256,6 +324,13 @@ impl Live {
             ]);
         }
         table
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that is gone needs nothing any more.
+        let _ = io::stdout().write_all(BACK.as_bytes());
     }
 }
 
@@ -380,6 +455,51 @@ shop/deployment/order   shop/pod/web-1   GET      /b\u{fffd}[2J       1   9.0ms 
         assert_eq!(all["rows"][0]["path"], "/a");
         assert_eq!(all["rows"][0]["ended"], 2);
         assert_eq!(all["rows"][2]["best_us"], Value::Null);
+    }
+
+    #[test]
+    fn keys_change_what_comes_first() {
+        let mut live = Live {
+            has_keys: true,
+            ..Live::new(Sort::Count, 20, output::Format::Table)
+        };
+        let mut nowhere = vec![];
+        for event in events() {
+            let event = serde_json::from_value(event).expect("an event");
+            live.event(&mut nowhere, &event).expect("a vector");
+        }
+        let first = |live: &mut Live, key| {
+            let mut text = vec![];
+            let pressed = live.key(&mut text, key).expect("a vector");
+            assert_eq!(pressed, Pressed::Stay);
+            // What is on the screen is not the test's.
+            if let Some(screen) = live.screen.take() {
+                std::mem::forget(screen);
+            }
+            let text = String::from_utf8(text).expect("text");
+            assert!(text.ends_with(&format!("\n{HELP}\n")), "{text}");
+            let row = text.lines().nth(1).expect("a row").to_owned();
+            row.split_whitespace().nth(3).map(str::to_owned)
+        };
+        let b = "/b\u{fffd}[2J";
+        for (key, expected) in [
+            (Pressable::Letter('f'), "/a"),
+            (Pressable::Letter('c'), "/a"),
+            (Pressable::Letter('b'), b),
+            (Pressable::Letter('w'), b),
+            (Pressable::Letter('l'), b),
+            (Pressable::Letter('s'), b),
+            (Pressable::Letter('n'), "/a"),
+            (Pressable::Arrow, "/c"),
+            (Pressable::Arrow, "/a"),
+        ] {
+            assert_eq!(first(&mut live, key).as_deref(), Some(expected), "{key:?}");
+        }
+        let quit = live.key(&mut nowhere, Pressable::Letter('q'));
+        assert_eq!(quit.expect("a vector"), Pressed::Quit);
+        let unknown = live.key(&mut nowhere, Pressable::Letter('x'));
+        assert_eq!(unknown.expect("a vector"), Pressed::Stay);
+        assert!(nowhere.is_empty());
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! What `weft tap` shows, beside what really goes on.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use weft_tests::apps::curl_shop;
 use weft_tests::cluster::binary;
 use weft_tests::command::{Process, Program};
 use weft_tests::scenario::{eventually, expect_echo};
+use weft_tests::terminal::InTerminal;
 use weft_tests::testapp::Server;
 use weft_tests::wait::DEADLINE;
 use weft_tests::webapp::{GrpcServer, HttpLoad, grpc_call};
@@ -282,5 +285,66 @@ pub(super) fn top(scene: &Scene) -> Result<()> {
         !table.contains('\u{1b}'),
         "it is drawn where nobody looks: {table:?}"
     );
+    Ok(())
+}
+
+/// What is asked often and what is asked seldom, in a terminal in which keys are pressed.
+pub(super) fn keys(scene: &Scene) -> Result<()> {
+    let target = scene.web.sockets(PORT)[0];
+    let load = |path: &str, pause: &str| {
+        let arguments = ["--pause-ms", pause, "--path", path];
+        HttpLoad::start(&scene.order, target, &arguments)
+    };
+    let (seldom, often) = (load("/keys-a", "200")?, load("/keys-b", "20")?);
+    let start = || {
+        let socket = scene.cluster.controller()?.admin_socket();
+        let mut command = Command::new(binary("weft")?);
+        command.args(["top", "pod/web", "--path", "/keys"]);
+        command.env("WEFT_CONTROLLER_SOCKET", socket);
+        InTerminal::start(&mut command)
+    };
+    // What is on the screen: the frame that was drawn last, whole.
+    let is_first = |top: &InTerminal, first: &str, other: &str| {
+        let shown = top.shown();
+        let frame = shown
+            .rsplit("\x1b[H\x1b[J")
+            .find(|it| it.contains("q quit"));
+        let frame = frame.with_context(|| format!("nothing is drawn: {shown:?}"))?;
+        let places = (frame.find(first), frame.find(other));
+        ensure!(
+            matches!(places, (Some(one), Some(two)) if one < two),
+            "{frame}"
+        );
+        Ok(())
+    };
+    let mut top = start()?;
+    eventually("what is asked often, first", || {
+        is_first(&top, "/keys-b", "/keys-a")
+    })?;
+    ensure!(!top.is_as_before()?, "keys are handed over by lines");
+    top.press("n")?;
+    eventually("the order of names", || {
+        is_first(&top, "/keys-a", "/keys-b")
+    })?;
+    top.press("\x1b[B")?;
+    eventually("the other way", || is_first(&top, "/keys-b", "/keys-a"))?;
+    top.press("q")?;
+    ensure!(top.ended()?.success(), "{}", top.shown());
+    ensure!(top.is_as_before()?, "the terminal was not put back");
+    let shown = top.shown();
+    let left = shown.rsplit("\x1b[?1049l").next().unwrap_or_default();
+    ensure!(
+        left.contains("/keys-a"),
+        "nothing is left behind: {shown:?}"
+    );
+
+    let mut top = start()?;
+    eventually("the table", || is_first(&top, "/keys-b", "/keys-a"))?;
+    kill(Pid::from_raw(top.pid().try_into()?), Signal::SIGTERM)?;
+    ensure!(top.ended()?.success(), "{}", top.shown());
+    ensure!(top.is_as_before()?, "the terminal was not put back");
+    ensure!(top.shown().contains("\x1b[?1049l"), "{:?}", top.shown());
+    seldom.stop()?;
+    often.stop()?;
     Ok(())
 }
